@@ -1,0 +1,162 @@
+"""Weight sparsification by magnitude, approached gradually in training (Zhu & Gupta 2017, "To prune, or not to prune").
+
+Notation: layer l has n_l weights, of which the plan wants the share s_l to be zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray.errors import UnsupportedModel
+from pfray.learner import Learner
+from pfray.measure import count_params, example_input, layer_macs
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task
+from pfray.train import Hook
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When the sparsity grows and how far it may go.
+
+    begin, end: the shares of the training at which it starts to grow and is reached (t_b and t_e of the paper).
+    exponent: a of the schedule; 3 in the paper. interval: optimizer steps between two updates of the masks.
+    max_sparsity: the most that one layer may lose. skip: layers left dense, by name.
+    depthwise: whether depthwise convolutions are pruned too; they hold few weights and lose much.
+    """
+
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    end: Annotated[float, Field(gt=0, le=1)] = 0.6
+    exponent: Annotated[float, Field(gt=0)] = 3.0
+    interval: Annotated[int, Field(ge=1)] = 8
+    max_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    skip: tuple[str, ...] = ()
+    depthwise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.begin >= self.end:
+            raise ValueError(f"begin is {self.begin} and end is {self.end}; begin must be below end")
+
+
+class WeightSparse(Learner):
+    Settings = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, the sparsity, for the weight of every convolution and linear layer that is not skipped.
+
+        Costs: ``sparsity`` over the weights of all such layers, the skipped ones counted in; ``params``, not zero.
+        """
+        layers = weight_layers(model)
+        unknown = [name for name in settings.skip if name not in layers]
+        if unknown:
+            raise UnsupportedModel(
+                f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. Allowed: {', '.join(layers)}"
+            )
+        chosen = {name: m for name, m in layers.items() if name not in settings.skip}
+        if not settings.depthwise:
+            chosen = {name: m for name, m in chosen.items() if not is_depthwise(m)}
+        if not chosen:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no convolution or linear layer to sparsify. Remedy: another learner, "
+                "or fewer layers in learner.skip"
+            )
+        macs = layer_macs(model, example_input(task))
+        knobs = tuple(
+            Knob(
+                name,
+                compressed=settings.max_sparsity,
+                full=0.0,
+                scale="log_density",
+                facts={"params": m.weight.numel(), "macs": macs[name]},
+            )
+            for name, m in chosen.items()
+        )
+        costs = partial(
+            _costs,
+            sizes=np.array([m.weight.numel() for m in chosen.values()]),
+            all_weights=sum(m.weight.numel() for m in layers.values()),
+            params=count_params(model)[0],
+        )
+        return CompressionSpace(knobs, costs)
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, Tensor]:
+        """Each layer's weight indices ``(n_l,)`` by rising magnitude: the mask of any sparsity is a head of it."""
+        return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in weight_layers(model).items()}
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: dict[str, Tensor], steps: int) -> Hook:
+        """Without training the smallest magnitudes go at once; with it the returned hook removes them by the schedule."""
+        weights = {name: model.get_submodule(name).weight for name in plan}
+        if steps == 0:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.masked_fill_(_at(cache[name][: zeros(plan[name], weight.numel())], weight), 0.0)
+        return partial(_advance, weights=weights, pruned={}, plan=plan, settings=settings, steps=steps)
+
+
+def gradual_sparsity(final: float, progress: float, settings: Settings) -> float:
+    """s_t = s_f (1 - (1 - (t - t_b)/(t_e - t_b))^a): Zhu & Gupta 2017, equation 1, from an initial sparsity of 0.
+
+    progress: t as a share of the training.
+    """
+    ramp = min(1.0, max(0.0, (progress - settings.begin) / (settings.end - settings.begin)))
+    return final * (1 - (1 - ramp) ** settings.exponent)
+
+
+def zeros(sparsity: float, size: int) -> int:
+    """How many of ``size`` weights a sparsity means."""
+    return int(np.rint(sparsity * size))
+
+
+def smallest(weight: Tensor, sparsity: float) -> Tensor:
+    """A boolean mask of the weight's shape: True at its ``zeros(sparsity)`` smallest magnitudes, ties by position."""
+    return _at(weight.abs().flatten().argsort(stable=True)[: zeros(sparsity, weight.numel())], weight)
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All convolutions and linear layers, by name."""
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel of a convolution sees one input channel only."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
+
+
+def _at(indices: Tensor, weight: Tensor) -> Tensor:
+    """A boolean mask of the weight's shape, True at the flat ``indices``, whatever the weight's memory format."""
+    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask[indices] = True
+    return mask.view(weight.shape)
+
+
+@torch.no_grad()
+def _advance(
+    step: int, *, weights: dict[str, Tensor], pruned: dict[str, Tensor], plan: Plan, settings: Settings, steps: int
+) -> None:
+    """Before the training and after each of its steps: put pruned weights back to 0.0, prune more where it is due."""
+    last = math.ceil(settings.end * steps)
+    due = step == last or (step < last and step % settings.interval == 0)
+    for name, weight in weights.items():
+        # The first call comes before any step: what is zero then was pruned earlier, in a training that is continued.
+        # Filled, not multiplied by a mask, because that would leave -0.0s, which cost bytes in the packed file.
+        weight.masked_fill_(pruned.setdefault(name, weight == 0), 0.0)
+        if due:
+            pruned[name] = smallest(weight, gradual_sparsity(plan[name], step / max(1, steps), settings))
+            weight.masked_fill_(pruned[name], 0.0)
+
+
+def _costs(values: np.ndarray, sizes: np.ndarray, all_weights: int, params: int) -> dict[str, float]:
+    pruned = float(np.rint(values * sizes).sum())
+    return {"sparsity": pruned / all_weights, "params": params - pruned}

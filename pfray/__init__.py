@@ -1,0 +1,1 @@
+"""Automated compression of trained PyTorch networks, searched on Ray."""

@@ -1,0 +1,73 @@
+"""The folder in which dear intermediate results are kept between runs, and the tensors in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pfray.errors import StorageError
+from pfray.files import write_atomically
+
+
+def cache_dir() -> Path:
+    """The cache folder: ``$PFRAY_CACHE``, else ``$XDG_CACHE_HOME/pfray``, else ``~/.cache/pfray``.
+
+    It is made where it is missing. Raises StorageError where that fails, or where it cannot be written to.
+    """
+    if own := os.environ.get("PFRAY_CACHE"):
+        folder = Path(own).expanduser().absolute()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "pfray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise StorageError(f"{folder}: the cache folder cannot be used ({reason}). Remedy: set PFRAY_CACHE to a folder "
+                           "that you may write to")
+    return folder
+
+
+def content_key(*parts: object) -> str:
+    """16 hexadecimal digits that depend on the ``repr`` of every part, so parts should be plain values."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def file_stamp(path: Path) -> tuple[str, int, int]:
+    """(name, bytes, modification time in ns): what a cached result depends on where reading the file is dear."""
+    stat = path.stat()
+    return path.name, stat.st_size, stat.st_mtime_ns
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Any tensors, a state dict's for one, as one safetensors file with a checksum of each. Raises StorageError."""
+    # Copied, because safetensors refuses tensors that share memory or lie in another order, such as channels_last.
+    plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    sums = {name: str(_checksum(tensor)) for name, tensor in plain.items()}
+    write_atomically(path, safetensors.torch.save(plain, sums))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """What ``save_tensors`` wrote; None where the file is missing or damaged and has to be made again."""
+    try:
+        with safe_open(path, "pt") as file:
+            sums = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError):
+        return None
+    if not tensors or any(sums.get(name) != str(_checksum(tensor)) for name, tensor in tensors.items()):
+        return None
+    return tensors
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,149 @@
+"""Find a component by the name an experiment file gives: a short name of pfray's own, or an import path of the user's.
+
+A short name is a module of the folder for its kind (``learner: weight_sparse`` is ``learners/weight_sparse.py``), so a
+new component is one new file and no list has to be kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pfray.errors import ConfigError
+
+# Where the short names of each kind live. Kept as strings: the framework imports no particular learner.
+PACKAGES = {"data": "pfray.data", "learner": "learners", "search": "pfray.search", "model": "pfray.models"}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the closest known name, or nothing where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def load_object(kind: str, name: str) -> Any:
+    """The object behind an import path ``package.module:attribute``. Raises ConfigError naming the part that fails."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"{kind}: cannot import '{module_name}' ({type(error).__name__}: {error}). Remedy: run where the module "
+            "can be imported, or install it"
+        ) from error
+    if not hasattr(module, attribute):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise ConfigError(f"{kind}: module '{module_name}' has no '{attribute}'.{nearest(attribute, public)}")
+    return getattr(module, attribute)
+
+
+def find_function(kind: str, name: str) -> Callable[..., Any]:
+    """The factory of a model or data set.
+
+    ``data``: the function ``build`` of the module with that name. ``model``: the function of that name in any module of
+    pfray/models. Either may be an import path.
+    """
+    if ":" in name:
+        found = load_object(kind, name)
+        if not callable(found):
+            raise ConfigError(f"{kind}: '{name}' is not callable. Remedy: name a function or class that builds the {kind}")
+        return found
+    known = _functions(kind)
+    if name not in known:
+        raise _unknown(kind, name, known)
+    return known[name]
+
+
+def find_class(kind: str, name: str, base: type) -> type:
+    """The learner or searcher class of that name: the only subclass of ``base`` that its module defines."""
+    if ":" in name:
+        found = load_object(kind, name)
+    else:
+        package = importlib.import_module(PACKAGES[kind])
+        known = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+        if name not in known:
+            raise _unknown(kind, name, known)
+        module = importlib.import_module(f"{PACKAGES[kind]}.{name}")
+        found = next(
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+        )
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ConfigError(f"{kind}: '{name}' is not a subclass of {base.__module__}.{base.__name__}")
+    return found
+
+
+def check_arguments(path: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> list[str]:
+    """The mistakes in ``settings`` as keyword arguments of ``function``, found without calling it."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return []
+    mistakes = [
+        f"{path}.{key}: unknown setting. Allowed: {', '.join(parameters) or 'none'}.{nearest(key, parameters)}"
+        for key in settings
+        if key not in parameters
+    ]
+    return mistakes
+
+
+def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any]) -> Any:
+    """A learner's or searcher's ``Settings`` dataclass from plain data, validated.
+
+    Raises ConfigError with one line for every mistake.
+    """
+    try:
+        return TypeAdapter(settings_type).validate_python(dict(settings))
+    except ValidationError as error:
+        fields = list(settings_type.__dataclass_fields__)  # type: ignore[attr-defined]
+        raise ConfigError("\n".join(describe_errors(error, path, lambda _: fields))) from None
+
+
+def describe_errors(error: ValidationError, prefix: str, allowed: Callable[[tuple[Any, ...]], list[str]]) -> list[str]:
+    """One line for each mistake pydantic found: the key's path, the value, what is allowed, the nearest name.
+
+    ``allowed(location)`` gives the keys allowed at the place of an unknown one.
+    """
+    lines = []
+    for item in error.errors():
+        location = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+        key = ".".join(str(part) for part in (*filter(None, (prefix,)), *location))
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            names = allowed(location)
+            lines.append(f"{key}: unknown key. Allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}")
+        elif item["type"] in ("missing", "missing_argument"):
+            lines.append(f"{key}: missing. Remedy: give it a value")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "value_error" or isinstance(item["input"], dict):
+                lines.append(f"{key}: {message}")
+            else:
+                lines.append(f"{key}: {item['input']!r} is not allowed: {message[:1].lower()}{message[1:]}")
+    return lines
+
+
+def _functions(kind: str) -> dict[str, Callable[..., Any]]:
+    package = importlib.import_module(PACKAGES[kind])
+    modules = [importlib.import_module(f"{PACKAGES[kind]}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    if kind == "data":
+        return {m.__name__.rpartition(".")[2]: m.build for m in modules if hasattr(m, "build")}
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    names = sorted(known)
+    return ConfigError(
+        f"{kind}: unknown name '{name}'. Allowed: {', '.join(names)}, or an import path 'package.module:attribute'."
+        f"{nearest(name, names)}"
+    )

@@ -1,0 +1,278 @@
+"""The experiment file: YAML, fragments and ``key=value`` overrides to one frozen, validated ``Experiment``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pfray.components import describe_errors
+from pfray.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Component(Section):
+    """A thing chosen by name, with its own settings: ``digits``, or ``{name: cifar10, path: data/cifar10}``.
+
+    ``factory`` may stand for ``name`` where an import path is given.
+    """
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{value!r} is not allowed: give a name, or a mapping with 'name' and settings")
+        given = dict(value)
+        if "factory" in given:
+            given.setdefault("name", given.pop("factory"))
+        own = {key: given.pop(key) for key in cls.model_fields if key in given}
+        return {**own, "settings": {**own.get("settings", {}), **given}}
+
+
+class Model(Component):
+    """``weights``: a state-dict file; without it the teacher is trained as ``teacher`` says."""
+
+    weights: str | None = None
+
+
+def _fraction(value: Any) -> Any:
+    """``0.75`` or ``75%``."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
+def _amount(value: Any) -> Any:
+    """``0.4x`` stays a text; ``800k`` and ``5M`` become numbers."""
+    if isinstance(value, str):
+        if match := re.fullmatch(r"\s*([0-9.]+)\s*([kMG])\s*", value):
+            return float(match[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
+        if not re.fullmatch(r"\s*[0-9.]+\s*x\s*", value):
+            raise ValueError(f"{value!r} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
+        return value.strip()
+    return value
+
+
+def _check_amount(value: float | str) -> float | str:
+    number = float(value[:-1]) if isinstance(value, str) else value
+    if number <= 0:
+        raise ValueError(f"{value!r} is not allowed: an amount is above 0")
+    return value
+
+
+Fraction = Annotated[float, BeforeValidator(_fraction), Field(gt=0, lt=1)]
+Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_amount)]
+
+
+class Target(Section):
+    """The goal in named units. A cost (``sparsity`` or ``params``) is a hard limit that every plan keeps.
+
+    sparsity: share of the weights of all convolutions and linear layers that is zero.
+    params: parameters that are not zero, as a count (``800k``) or relative to the teacher's (``0.4x``).
+    max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
+    """
+
+    sparsity: Fraction | None = None
+    params: Amount | None = None
+    max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_cost(self) -> Target:
+        if not self.costs():
+            raise ValueError("no cost is named. Remedy: give sparsity or params, for example {sparsity: 0.75}")
+        return self
+
+    def costs(self) -> dict[str, float | str]:
+        """The named costs that are set, by unit."""
+        return {unit: value for unit in ("sparsity", "params") if (value := getattr(self, unit)) is not None}
+
+
+class Training(Section):
+    """SGD with Nesterov momentum, linear warm-up, then a cosine to zero."""
+
+    epochs: int = Field(20, ge=0)
+    lr: float = Field(0.05, gt=0)
+    batch_size: int = Field(64, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+
+
+class Search(Component):
+    """``name`` chooses the searcher; keys not listed here are its own settings.
+
+    trials: plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before it is measured.
+    bn_images: training images on which batch-norm statistics are re-estimated before a measurement (0: left alone).
+    validation_images: how many validation images a trial is measured on (null: all of them).
+    scheduler: ``asha`` stops the worse trials after each of their rounds.
+    """
+
+    name: str = "tpe"
+    trials: int = Field(30, ge=1)
+    rounds: int = Field(1, ge=1)
+    finetune_steps: int = Field(0, ge=0)
+    bn_images: int = Field(1000, ge=0)
+    validation_images: int | None = Field(None, ge=1)
+    scheduler: Literal["none", "asha"] = "none"
+
+    @model_validator(mode="after")
+    def _rounds_need_steps(self) -> Search:
+        if self.rounds > 1 and not self.finetune_steps:
+            raise ValueError(f"rounds is {self.rounds} but finetune_steps is 0, so nothing changes between rounds. "
+                             "Remedy: set search.finetune_steps, or search.rounds=1")
+        if self.scheduler == "asha" and self.rounds < 2:
+            raise ValueError("scheduler asha needs rounds to choose between. Remedy: set search.rounds to 2 or more")
+        return self
+
+
+class Distill(Section):
+    """Hinton et al. 2015: loss = (1 - weight) * task loss + weight * T^2 KL(teacher || student), softened by T."""
+
+    weight: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0)
+
+
+class Export(Section):
+    """Which files are made, and how many test images and timing rounds the .tflite is checked with (null: all)."""
+
+    tflite: bool = True
+    images: int | None = Field(1000, ge=1)
+    rounds: int = Field(50, ge=1)
+
+
+class Share(Section):
+    """Processors and (fractions of) graphics processors of one trial."""
+
+    cpu: int = Field(1, ge=1)
+    gpu: float = Field(0.0, ge=0)
+
+
+class Resources(Section):
+    """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining."""
+
+    trial: Share = Share()
+    parallel: int | None = Field(None, ge=1)
+    workers: int = Field(1, ge=1)
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    address: str | None = None
+
+
+class Experiment(Section):
+    """One whole experiment. Raises ConfigError through ``load`` with every mistake at once."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: Model
+    data: Component
+    learner: Component
+    target: Target
+    search: Search = Search()
+    teacher: Training = Training()
+    finetune: Training = Training(epochs=10, lr=0.02)
+    distill: Distill = Distill()
+    export: Export = Export()
+    resources: Resources = Resources()
+    seed: int = Field(0, ge=0, lt=2**31)
+    storage: str = "runs"
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read, merge and validate. ``overrides`` are texts such as ``search.trials=60``, later ones winning.
+
+    Raises ConfigError whose message has one line for every mistake.
+    """
+    raw = read_with_includes(path)
+    mistakes: list[str] = []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            mistakes.append(f"override '{override}': not of the form key=value. Example: search.trials=60")
+            continue
+        try:
+            _set(raw, key.split("."), yaml.safe_load(text))
+        except (yaml.YAMLError, ValueError) as error:
+            mistakes.append(f"override '{override}': {str(error).splitlines()[0]}. Example: search.trials=60")
+    raw.setdefault("name", path.stem)
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        mistakes += describe_errors(error, "", _allowed_at)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return experiment
+
+
+def read_with_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping over those of its ``include:`` list, whose paths are relative to the file."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: includes itself. Remedy: remove it from one of the include lists")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where}. Remedy: correct the syntax there") from None
+    if raw is None:
+        raise ConfigError(f"{path}: the file is empty. Remedy: give at least model, data, learner and target")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds a {type(raw).__name__}, not a mapping. Remedy: write lines of 'key: value'")
+    includes = raw.pop("include", [])
+    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
+        raise ConfigError(f"{path}: include is {includes!r}, not a list of file names")
+    merged: dict[str, Any] = {}
+    for item in includes:
+        merged = merge(merged, read_with_includes(path.parent / item, (*seen, path.resolve())))
+    return merge(merged, raw)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML; ``load`` of it gives the same experiment."""
+    plain = experiment.model_dump(mode="json")
+    for key, value in plain.items():
+        if isinstance(getattr(experiment, key), Component):
+            settings = value.pop("settings")
+            plain[key] = {**value, **settings}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _set(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        # 'learner: weight_sparse' is short for a mapping, which an override may add to.
+        if isinstance(raw.get(key), str):
+            raw[key] = {"name": raw[key]}
+        inner = raw.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{'.'.join(keys[: depth + 1])} is {inner!r}, not a mapping")
+        raw = inner
+    raw[keys[-1]] = value
+
+
+def _allowed_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys of the section that holds ``location``."""
+    section: type[BaseModel] = Experiment
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        section = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type))
+    return [name for name in section.model_fields if name != "settings"] + (["include"] if section is Experiment else [])

@@ -1,0 +1,113 @@
+"""CIFAR-10 (Krizhevsky 2009) from a local folder or the Hugging Face hub, decoded once and cached."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pfray import cache
+from pfray.data import parquet, pickles
+from pfray.data.arrays import check_count, hold_out, random_crop_flip, shuffled
+from pfray.errors import DataError
+from pfray.task import Split, Task
+
+CLASSES = 10
+SIZE = (32, 32)
+# Part of the cache's key: changed whenever the same files would be decoded to something else.
+FORMAT = 1
+FORMS = "data_batch_1 ... data_batch_5 and test_batch, or train*.parquet and test*.parquet"
+
+
+def build(
+    path: str | None = None,
+    hub: str = "uoft-cs/cifar10",
+    validation_size: int = 5000,
+    split_seed: int = 0,
+    limit_train: int | None = None,
+) -> Task:
+    """CIFAR-10 as 3x32x32 uint8 images.
+
+    path: folder with the python pickles or with parquet files (train*.parquet, test*.parquet, columns image or img, and
+    label); without it the data set ``hub`` is downloaded. Either is decoded once into the cache folder.
+    validation_size: images held out of the training files, stratified; the rest is cut to its first ``limit_train``.
+    All splits are shuffled by ``split_seed``. Training batches are padded by 4, cropped and mirrored at random.
+    Raises DataError for files that are missing, damaged or of another form; ConfigError for impossible sizes.
+    """
+    check_count("validation_size", validation_size, 1)
+    check_count("split_seed", split_seed, 0)
+    if limit_train is not None:
+        check_count("limit_train", limit_train, 1)
+    everything, test = _load(None if path is None else Path(path).expanduser().absolute(), hub)
+    train, validation = hold_out(everything, validation_size, split_seed, "validation_size")
+    return Task(
+        name="cifar10",
+        train=train.head(limit_train),
+        validation=validation,
+        test=shuffled(test, split_seed),
+        num_outputs=CLASSES,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        augment=partial(random_crop_flip, pad=4),
+    )
+
+
+def _load(folder: Path | None, hub: str) -> tuple[Split, Split]:
+    """(training files, test files), from the cache where it holds them."""
+    files = None if folder is None else _find(folder)
+    source = hub if files is None else [cache.file_stamp(file) for part in files for file in part]
+    cached = cache.cache_dir() / f"cifar10-{cache.content_key(FORMAT, str(folder), source)}.safetensors"
+    tensors = cache.load_tensors(cached)
+    if tensors is None:
+        tensors = {}
+        for index, part in enumerate(("train", "test")):
+            read = [_read_hub(hub, part)] if files is None else [_read_file(file) for file in files[index]]
+            tensors[f"{part}.inputs"] = torch.from_numpy(np.concatenate([images for images, _ in read]))
+            tensors[f"{part}.targets"] = torch.from_numpy(np.concatenate([labels for _, labels in read]))
+        cache.save_tensors(cached, tensors)
+    return (
+        Split(tensors["train.inputs"], tensors["train.targets"]),
+        Split(tensors["test.inputs"], tensors["test.targets"]),
+    )
+
+
+def _find(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The (training, test) files of a folder, or of a folder in it, as archives and hub snapshots are unpacked."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Remedy: give data.path a folder with {FORMS}")
+    for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
+        if any(place.glob("data_batch_*")) or (place / "test_batch").is_file():
+            train, test = [place / f"data_batch_{n}" for n in range(1, 6)], [place / "test_batch"]
+            missing = [file for file in (*train, *test) if not file.is_file()]
+            if missing:
+                raise DataError(f"{missing[0]}: the file is missing. {pickles.REMEDY}")
+            return train, test
+        train, test = sorted(place.glob("train*.parquet")), sorted(place.glob("test*.parquet"))
+        if train or test:
+            if not (train and test):
+                raise DataError(f"{place}: {'train' if test else 'test'}*.parquet is missing beside "
+                                f"{(train or test)[0].name}. Remedy: add it")
+            return train, test
+    raise DataError(f"{folder}: no CIFAR-10 files. Remedy: give data.path a folder with {FORMS}")
+
+
+def _read_file(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = parquet.read_file(file, SIZE) if file.suffix == ".parquet" else pickles.read_batch(file)
+    return images, _checked(labels, str(file))
+
+
+def _read_hub(hub: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = parquet.read_hub(hub, part, SIZE)
+    return images, _checked(labels, f"{hub} ({part})")
+
+
+def _checked(labels: np.ndarray, where: str) -> np.ndarray:
+    if not len(labels):
+        raise DataError(f"{where}: holds no images. Remedy: copy the file again, or give data.path another folder")
+    if labels.min() < 0 or labels.max() >= CLASSES:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise DataError(f"{where}: label {wrong} is out of range; allowed are 0 to {CLASSES - 1}. "
+                        "Remedy: give data.path a folder with CIFAR-10")
+    return labels

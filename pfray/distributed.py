@@ -1,0 +1,191 @@
+"""Full-data training through Ray Train: the teacher's, and the retraining of a chosen plan.
+
+The loop is ``train.fit``, unchanged; here are only the workers around it, a checkpoint after every epoch, and resuming.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
+
+from pfray.errors import PfrayError, TrainingFailed
+from pfray.learner import Job, Learner
+from pfray.measure import first_line
+from pfray.space import Plan
+from pfray.train import Shard, choose_precision, fit, steps_per_epoch
+
+STATE = "state.pt"
+CURVE = "curve.jsonl"
+
+# Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
+RETRIES = 2
+
+
+def retrain(
+    learner: type[Learner],
+    job: ray.ObjectRef,
+    plan: Plan,
+    folder: Path,
+    *,
+    workers: int = 1,
+    cpus_per_worker: int = 1,
+    gpus_per_worker: float = 0,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
+
+    folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints there
+    continues from the last one. on_epoch(epochs done, loss) is called in this process, from the calling thread. Raises TrainingFailed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"learner": learner, "job": job, "plan": plan, "folder": str(folder)},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus_per_worker > 0,
+            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})},
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    seen = 0
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(trainer.fit)
+        while not future.done():
+            wait([future], timeout=0.5)
+            seen = _report_new(folder, seen, on_epoch)
+        try:
+            result = future.result()
+        except train.TrainingFailedError as error:
+            raise _as_pfray_error(error) from error
+    if errors := _read_lines(folder, "error"):
+        raise TrainingFailed(errors[-1]["error"])
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as directory:
+        return torch.load(Path(directory) / STATE, weights_only=True, map_location="cpu")["model"]
+
+
+def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
+    """Run the actions in threads, ``at_once`` at a time, and raise the first error once all have ended.
+
+    Never in the main thread, where Ray Train takes over Ctrl-C and then ends the process by itself.
+    """
+    pool = ThreadPoolExecutor(at_once)
+    futures = [pool.submit(action) for action in actions]
+    try:
+        while wait(futures, timeout=0.5).not_done:
+            pass
+    except KeyboardInterrupt:
+        # The threads wait for Ray; ending it ends them.
+        pool.shutdown(wait=False, cancel_futures=True)
+        ray.shutdown()
+        raise
+    for future in futures:
+        future.result()
+
+
+def build_compressed(learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int) -> tuple[nn.Module, Any]:
+    """(the teacher's copy on ``device`` compressed by ``plan``, the hook of its training)."""
+    model = copy.deepcopy(job.teacher).to(device, memory_format=torch.channels_last)
+    cache = learner.prepare(model, job.task, job.settings)
+    return model, learner.compress(model, plan, job.settings, cache, steps)
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """What each worker of the training runs."""
+    job: Job = ray.get(config["job"])
+    context = train.get_context()
+    shard = Shard(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    device = get_device()
+    torch.manual_seed(job.seed)
+    steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
+    model, hook = build_compressed(config["learner"], job, config["plan"], device, steps)
+    start_epoch, optimizer_state = 0, None
+    if (checkpoint := train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as directory:
+            state = torch.load(Path(directory) / STATE, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        start_epoch, optimizer_state = state["epoch"], state["optimizer"]
+
+    def write(**entry: float | str) -> None:
+        with (Path(config["folder"]) / CURVE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def save(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = None
+            if shard.rank == 0:
+                state = {"model": model.state_dict(), "epoch": epoch, "optimizer": optimizer.state_dict()}
+                torch.save(state, Path(directory) / STATE)
+                checkpoint = Checkpoint.from_directory(directory)
+                write(epoch=epoch, loss=loss)
+            train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
+
+    try:
+        fit(
+            prepare_model(model) if shard.world > 1 else model,
+            job.task,
+            job.training,
+            seed=job.seed,
+            precision=choose_precision(model, device, job.precision),
+            teacher=job.teacher.to(device, memory_format=torch.channels_last) if job.distill.weight else None,
+            distill=job.distill,
+            hook=hook,
+            start_epoch=start_epoch,
+            optimizer_state=optimizer_state,
+            on_epoch=save,
+            shard=shard,
+        )
+    except TrainingFailed as error:
+        # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
+        if shard.rank == 0:
+            write(error=str(error))
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """(epoch, loss) of the training in ``folder`` so far; of an epoch run again after a fault, the last time."""
+    return sorted({e["epoch"]: e for e in _read_lines(folder, "epoch")}.values(), key=lambda entry: entry["epoch"])
+
+
+def _read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
+    """The whole lines of the curve's file that have ``key``; the last one may still be in writing."""
+    path = folder / CURVE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [entry for line in lines if line.endswith("}") and key in (entry := json.loads(line))]
+
+
+def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:
+    curve = read_curve(folder)
+    if on_epoch is not None and curve and curve[-1]["epoch"] != seen:
+        on_epoch(int(curve[-1]["epoch"]), curve[-1]["loss"])
+    return int(curve[-1]["epoch"]) if curve else seen
+
+
+def _as_pfray_error(error: Exception) -> PfrayError:
+    """The cause in a worker, without the traceback that Ray wraps around it."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    cause = causes[0]
+    while getattr(cause, "cause", None) is not None or getattr(cause, "__cause__", None) is not None:
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(cause, PfrayError):
+        return cause
+    return TrainingFailed(f"training failed: {first_line(cause)}. Remedy: see the traceback in Ray's worker log")

@@ -1,0 +1,63 @@
+"""The errors a user meets. Each message is one line and names the value, what is allowed and the remedy."""
+
+from __future__ import annotations
+
+
+class PfrayError(Exception):
+    """Base of all errors shown without a traceback. ``exit_code``: 2 for a wrong request, 1 for a failed run."""
+
+    exit_code = 2
+
+
+class ConfigError(PfrayError):
+    """The experiment file or its overrides are wrong. One line per mistake."""
+
+
+class DataError(PfrayError):
+    """A data set is missing, damaged, or not of the promised form."""
+
+
+class WeightsError(PfrayError):
+    """A state-dict file is missing, damaged, or belongs to another architecture."""
+
+
+class UnsupportedModel(PfrayError):
+    """The model cannot run on the data, or the learner finds nothing in it to compress."""
+
+
+class InfeasibleTarget(PfrayError):
+    """No plan reaches the target."""
+
+
+class RunExists(PfrayError):
+    """The run folder holds a run that this command would overwrite or that does not match it."""
+
+
+class StorageError(PfrayError):
+    """A folder or file cannot be written or read."""
+
+    exit_code = 1
+
+
+class TrainingFailed(PfrayError):
+    """Training diverged (NaN or infinite loss), or its workers failed too often."""
+
+    exit_code = 1
+
+
+class SearchFailed(PfrayError):
+    """No trial of the search gave a usable score."""
+
+    exit_code = 1
+
+
+class ExportError(PfrayError):
+    """The model cannot be exported, or the exported file does not reproduce it."""
+
+    exit_code = 1
+
+
+class GoalMissed(PfrayError):
+    """The run is complete and its files are written, but the result loses more than ``target.max_drop``."""
+
+    exit_code = 1

@@ -1,0 +1,28 @@
+"""The shipped files: ``.pt2`` programs, ``.packed`` weights and ``.tflite`` models. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pfray.errors import ConfigError
+
+
+def load(path: str | Path) -> Any:
+    """A ``.pt2`` file as an ``nn.Module``, a ``.packed`` file as a state dict.
+
+    Raises ConfigError for any other suffix, ExportError or WeightsError for a missing or damaged file.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".pt2":
+        from pfray.export import program
+
+        return program.load(path)
+    if suffix == ".packed":
+        from pfray.export import packed
+
+        return packed.load(path)
+    raise ConfigError(
+        f"{path}: the suffix {suffix!r} cannot be loaded; allowed are '.pt2' (a model) and '.packed' (a state dict). "
+        "Remedy: a .tflite file is run by `python -m pfray.bench` or an interpreter"
+    )

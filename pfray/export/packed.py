@@ -1,0 +1,154 @@
+"""Packed weights: a state dict whose bytes on disk shrink with its zeros, restored bit for bit.
+
+Notation: a tensor has n elements of k bytes, m of them not zero. Each becomes one zstandard frame over these streams:
+
+    dense     the values, n * k bytes
+    sparse    n bits, 1 where an element is not zero; the values that are not, m * k bytes
+    signed    as sparse, with n - m bits between the two, 1 where a zero is -0.0
+
+Values are stored by byte plane (all first bytes, then all second bytes, ...), because the exponents of trained weights
+resemble each other and their mantissas do not. The frames lie back to back in the one uint8 tensor of a safetensors
+file (no pickle); its metadata lists name, dtype, shape, encoding and bytes of each. A pruned weight is often -0.0
+(a mask times a negative number), so its sign is kept apart instead of counting it as a value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import zstandard
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from pfray.errors import ExportError, WeightsError
+from pfray.files import replacing
+
+FORMAT = "pfray-packed-1"
+# What reading a damaged file raises, by where the damage is.
+DAMAGED = (
+    SafetensorError,
+    zstandard.ZstdError,
+    AttributeError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) -> int:
+    """Write ``state_dict`` and return the file's bytes. ``level``: zstandard's, 1 (fast) to 22 (small).
+
+    Raises ExportError for an entry that is no plain dense tensor, StorageError where the file cannot be written.
+    """
+    frames, entries = [], {}
+    for name, tensor in state_dict.items():
+        encoding, frame = _smallest(_element_bytes(name, tensor), tensor.is_floating_point(), level)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        entries[name] = [dtype, list(tensor.shape), encoding, len(frame)]
+        frames.append(frame)
+    data = np.frombuffer(b"".join(frames), np.uint8)
+    metadata = {"format": FORMAT, "entries": json.dumps(entries, separators=(",", ":"))}
+    with replacing(path) as temporary:
+        try:
+            save_file({"frames": data}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    return Path(path).stat().st_size
+
+
+def load(path: str | Path) -> dict[str, Tensor]:
+    """The state dict that was saved, on the CPU, every bit and the order of names the same.
+
+    Raises WeightsError where the file is missing, damaged or of another format.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such file. Remedy: give the path of a .packed file")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise WeightsError(f"{path} is not of the format {FORMAT}. Remedy: write it with pfray.export.packed")
+            data = file.get_tensor("frames").tobytes()
+        return _decode(data, json.loads(metadata["entries"]))
+    except DAMAGED as error:
+        raise WeightsError(f"{path} is damaged ({error}). Remedy: copy it again or repeat the export") from error
+
+
+def _element_bytes(name: str, tensor: Tensor) -> np.ndarray:
+    """``(n, k)`` uint8: the bytes of each element, little end first."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ExportError(f"{name}: only plain dense tensors can be packed. Remedy: leave this entry out")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().reshape(flat.numel(), tensor.element_size())
+
+
+def _smallest(elements: np.ndarray, signed: bool, level: int) -> tuple[str, bytes]:
+    """(encoding, frame) of ``(n, k)`` element bytes in the smallest of the encodings."""
+    streams = {"dense": _planes(elements)}
+    minus = _minus_zeros(elements) if signed else np.zeros(len(elements), bool)
+    nonzero = elements.any(axis=1) & ~minus
+    if not nonzero.all():
+        mask, values = np.packbits(nonzero).tobytes(), _planes(elements[nonzero])
+        signs = np.packbits(minus[~nonzero]).tobytes() if minus.any() else b""
+        streams["signed" if signs else "sparse"] = mask + signs + values
+    # The quick level ranks them as the slow one does; the slow one then runs once.
+    quick = zstandard.ZstdCompressor(level=min(level, 3)).compress
+    encoding = min(streams, key=lambda name: len(quick(streams[name])))
+    return encoding, zstandard.ZstdCompressor(level=level, write_checksum=True).compress(streams[encoding])
+
+
+def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) -> dict[str, Tensor]:
+    state_dict, start = {}, 0
+    for name, (dtype, shape, encoding, size) in entries.items():
+        raw = zstandard.ZstdDecompressor().decompress(data[start : start + size])
+        start += size
+        torch_dtype = getattr(torch, dtype)
+        count, width = math.prod(shape), torch_dtype.itemsize
+        elements = _elements(np.frombuffer(raw, np.uint8), encoding, count, width)
+        state_dict[name] = torch.from_numpy(elements.reshape(-1)).view(torch_dtype).reshape(shape)
+    return state_dict
+
+
+def _elements(raw: np.ndarray, encoding: str, count: int, width: int) -> np.ndarray:
+    """The inverse of ``_smallest``: ``(count, width)`` uint8."""
+    if encoding == "dense":
+        return _from_planes(raw, count, width)
+    nonzero, raw = _take_bits(raw, count)
+    zeros = np.zeros((count, width), np.uint8)
+    if encoding == "signed":
+        minus, raw = _take_bits(raw, count - int(nonzero.sum()))
+        zeros[~nonzero, -1] = np.where(minus, 0x80, 0)
+    elif encoding != "sparse":
+        raise ValueError(f"unknown encoding {encoding!r}")
+    zeros[nonzero] = _from_planes(raw, int(nonzero.sum()), width)
+    return zeros
+
+
+def _take_bits(raw: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first ``count`` bits as bool, and the bytes after them."""
+    size = (count + 7) // 8
+    if len(raw) < size:
+        raise ValueError("a frame is too short")
+    return np.unpackbits(raw[:size], count=count).astype(bool), raw[size:]
+
+
+def _minus_zeros(elements: np.ndarray) -> np.ndarray:
+    """``(n,)`` bool: elements that are the floating-point -0.0, a sign bit and nothing else."""
+    return (elements[:, -1] == 0x80) & ~elements[:, :-1].any(axis=1)
+
+
+def _planes(elements: np.ndarray) -> bytes:
+    return elements.T.tobytes()
+
+
+def _from_planes(raw: np.ndarray, count: int, width: int) -> np.ndarray:
+    # Always a copy: the frame's own bytes are read-only, and a tensor must not be.
+    return np.array(raw.reshape(width, count).T, order="C")

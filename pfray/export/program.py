@@ -1,0 +1,64 @@
+"""A model as a ``.pt2`` program: graph and weights in one file, loaded without the model's source code."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from pfray.errors import ExportError, StorageError
+from pfray.files import replacing
+from pfray.measure import first_line
+
+
+def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
+    """Write ``model`` in evaluation mode, on the CPU, for any batch size, and return the file's bytes.
+
+    example: ``(N, C, H, W)``, only its shape past N matters. Raises ExportError where torch.export cannot trace the
+    model or the model fixes its batch size, StorageError where the file cannot be written.
+    """
+    # Two samples, because torch.export would take a batch of one for a constant.
+    batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
+    try:
+        program = torch.export.export(
+            copy.deepcopy(model).cpu().eval(), (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
+        with replacing(path) as temporary:
+            torch.export.save(program, temporary)
+    except StorageError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported to {path}: {first_line(error)}. Remedy: keep branches on "
+            "tensor values and fixed batch sizes out of forward()"
+        ) from error
+    return Path(path).stat().st_size
+
+
+def load(path: str | Path) -> nn.Module:
+    """The program as a module for inputs ``(N, C, H, W)``, in evaluation mode for good.
+
+    Raises ExportError where the file is missing, damaged or of another torch version.
+    """
+    if not Path(path).is_file():
+        raise ExportError(f"{path}: no such file. Remedy: give the path of a .pt2 file")
+    try:
+        module = torch.export.load(path).module()
+    except Exception as error:
+        raise ExportError(
+            f"{path} is damaged or was written by another version of torch ({first_line(error)}). "
+            "Remedy: copy it again or repeat the export"
+        ) from error
+    # torch makes these raise; they are harmless here, and whatever measures a model calls eval() first.
+    for name in ("train", "eval"):
+        setattr(module, name, MethodType(_keep_mode, module))
+    for child in module.modules():
+        child.training = False
+    return module
+
+
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module

@@ -1,0 +1,81 @@
+"""A model as a float32 ``.tflite`` file, through litert-torch, and the check that the file does what the model does."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pfray import bench
+from pfray.errors import ExportError, StorageError
+from pfray.files import replacing
+from pfray.measure import evaluating, first_line
+
+
+def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
+    """Write ``model`` in evaluation mode for a batch of one and return the file's bytes. The model stays as it is.
+
+    example: ``(N, C, H, W)``, only its shape past N matters. Raises ExportError where the model cannot be converted,
+    StorageError where the file cannot be written.
+    """
+    sample = example[:1].cpu().contiguous()
+    try:
+        clone = copy.deepcopy(model).cpu().eval()
+        clone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        with _quiet(), replacing(path) as temporary:
+            import litert_torch
+
+            litert_torch.convert(clone, (sample,)).export(str(temporary))
+    except StorageError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} cannot be converted to {path}: {first_line(error)}. Remedy: keep branches on "
+            "tensor values and operators that TensorFlow Lite lacks out of forward()"
+        ) from error
+    return Path(path).stat().st_size
+
+
+def compare(path: str | Path, model: nn.Module, inputs: Tensor, batch_size: int = 250) -> tuple[Tensor, float]:
+    """Run the file and the model on ``(N, C, H, W)`` inputs: the file's ``(N, K)`` outputs, and the largest absolute
+    difference between the two (nan where either gives a nan).
+
+    Raises BenchError where the file is missing, damaged or of another input shape.
+    """
+    outputs = torch.from_numpy(bench.predict(path, inputs.float().cpu().numpy()))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model):
+        expected = torch.cat([model(part.to(device)).float().cpu() for part in inputs.split(batch_size)])
+    if expected.shape != outputs.shape:
+        raise ExportError(
+            f"{path} gives outputs of shape {tuple(outputs.shape)}, the model {tuple(expected.shape)}. "
+            "Remedy: repeat the export"
+        )
+    return outputs, float((outputs - expected).abs().max())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what the converter and its C++ libraries print; a failure still arrives as an exception.
+
+    The process's stderr itself is redirected, because the C++ side knows nothing of Python's.
+    """
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as sink, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            os.dup2(sink.fileno(), 2)
+            yield
+            sys.stderr.flush()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

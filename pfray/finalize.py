@@ -1,0 +1,150 @@
+"""The end of a run: retrain the chosen and the uniform plan, read the test split, export, check and time the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from pfray import bench
+from pfray.config import Export, Resources
+from pfray.distributed import build_compressed, retrain, run_together
+from pfray.errors import ExportError, StorageError
+from pfray.export import packed, program, sparse_tflite, tflite
+from pfray.cache import load_tensors, save_tensors
+from pfray.learner import Job, Learner
+from pfray.measure import Measurement, example_input, measure
+from pfray.progress import Progress
+from pfray.space import Plan
+from pfray.task import Task
+
+EpochCallback = Callable[[str, int, float], None]
+
+# A .tflite whose outputs differ by more than this share of the largest output does not do what the model does.
+MAX_RELATIVE_DIFFERENCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and with what trainings run: Ray resources, the run folder, what to call after each epoch."""
+
+    resources: Resources
+    folder: Path
+    progress: Progress
+    on_epoch: EpochCallback
+
+    def train(self, learner: type[Learner], job: Job, plans: dict[str, Plan]) -> dict[str, nn.Module]:
+        """The model that each named plan gives after the job's training, on the CPU; a finished training is not repeated.
+
+        The trainings run side by side where the cluster has room, because two on half the cores each are faster than
+        one after the other on all of them.
+        """
+        missing = [name for name in plans if job.training.epochs and not self._done(name).exists()]
+        if missing:
+            total = len(missing) * job.training.epochs
+            at_once = len(missing) if self._processors() >= len(missing) * self.resources.workers else 1
+            if self.resources.trial.gpu:
+                at_once = min(at_once, max(1, int(ray.cluster_resources().get("GPU", 0)) // self.resources.workers))
+            reference = ray.put(job)
+            with self.progress.stage(f"train {' and '.join(missing)}", total=total) as stage:
+                epochs = dict.fromkeys(missing, 0)
+
+                def train_one(name: str) -> None:
+                    def show(epoch: int, loss: float) -> None:
+                        epochs[name] = epoch
+                        stage.update(sum(epochs.values()), f"{name}: loss {loss:.4f}")
+                        self.on_epoch(name, epoch, loss)
+
+                    state = retrain(
+                        learner,
+                        reference,
+                        plans[name],
+                        self.folder / "training" / name,
+                        workers=self.resources.workers,
+                        cpus_per_worker=max(1, self._processors() // (at_once * self.resources.workers)),
+                        gpus_per_worker=1 if self.resources.trial.gpu else 0,
+                        on_epoch=show,
+                    )
+                    save_tensors(self._done(name), state)
+
+                run_together([partial(train_one, name) for name in missing], at_once)
+        return {name: self._rebuild(name, learner, job, plan) for name, plan in plans.items()}
+
+    def _rebuild(self, name: str, learner: type[Learner], job: Job, plan: Plan) -> nn.Module:
+        # Without training to come the learner meets the plan at once; the state of a trained one is loaded over it.
+        model, _ = build_compressed(learner, job, plan, torch.device("cpu"), steps=0)
+        if job.training.epochs:
+            state = load_tensors(self._done(name))
+            if state is None:
+                raise StorageError(f"{self._done(name)} is damaged. Remedy: remove it and continue with --resume")
+            model.load_state_dict(state)
+        return model
+
+    def _done(self, name: str) -> Path:
+        return self.folder / "training" / f"{name}.safetensors"
+
+    def _processors(self) -> int:
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
+    """The measurement on the test split, in float32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device, memory_format=torch.channels_last)
+    measurement = measure(model, task, task.test)
+    model.to("cpu")
+    return replace(measurement, size_bytes=size_bytes)
+
+
+def export_model(
+    model: nn.Module, teacher: nn.Module, task: Task, export: Export, folder: Path, progress: Progress
+) -> dict[str, Any] | None:
+    """Write model.pt2, model.tflite and teacher.tflite into the run folder; run, compare and time what is shipped.
+
+    Returns the summary's ``exported`` entry; None where the experiment wants no .tflite. Raises ExportError where the
+    file does not reproduce the model.
+    """
+    model, teacher = (m.to("cpu", memory_format=torch.contiguous_format).eval() for m in (model, teacher))
+    example = example_input(task)
+    path = folder / "model.tflite"
+    with progress.stage("export", total=4) as stage:
+        program.save(model, example, folder / "model.pt2")
+        stage.update(1, "model.pt2")
+        if not export.tflite:
+            return None
+        tflite.export(model, example, path)
+        sparse_tflite.sparsify(path, path)
+        stage.update(2, "model.tflite")
+        tflite.export(teacher, example, folder / "teacher.tflite")
+        stage.update(3, "teacher.tflite")
+        test = task.test.head(export.images)
+        inputs = task.normalize(test.inputs)
+        outputs, difference = tflite.compare(path, model, inputs)
+        if not difference <= MAX_RELATIVE_DIFFERENCE * max(1.0, outputs.abs().max().item()):
+            raise ExportError(
+                f"{path} differs from the model by up to {difference:g} on {len(inputs)} test images. "
+                "Remedy: export.tflite=false to do without it, and report the model"
+            )
+        latency, teacher_latency = bench.latency_ms([path, folder / "teacher.tflite"], rounds=export.rounds)
+        stage.update(4, "checked and timed")
+    return {
+        "path": str(path),
+        "size_bytes": path.stat().st_size,
+        "teacher_size_bytes": (folder / "teacher.tflite").stat().st_size,
+        "accuracy": task.score(outputs, test.targets).mean().item(),
+        "images": len(test),
+        "latency_ms": latency,
+        "teacher_latency_ms": teacher_latency,
+        "max_abs_diff": difference,
+    }
+
+
+def pack(model: nn.Module, path: Path) -> int:
+    """Write the packed weights and return the file's bytes."""
+    return packed.save(path, model.state_dict())

@@ -1,0 +1,72 @@
+"""The run folder: one run's files, made, checked and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pfray import config
+from pfray.config import Experiment
+from pfray.errors import RunExists, StorageError
+from pfray.files import write_atomically
+
+# A run is finished when this file is there; it is the last thing written but for the report.
+SUMMARY = "summary.json"
+
+
+def open_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
+    """The run's folder, ready to work in. Raises RunExists where that would lose or mix runs, StorageError on I/O."""
+    folder = Path(experiment.storage).expanduser().resolve() / experiment.name
+    saved = folder / "experiment.yaml"
+    try:
+        if force and folder.exists():
+            shutil.rmtree(folder)
+        if saved.exists():
+            if not resume:
+                state = "finished" if (folder / SUMMARY).exists() else "unfinished"
+                raise RunExists(
+                    f"{folder} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
+                )
+            _check_same(saved, experiment)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(saved, config.dump(experiment))
+        (folder / "search").mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the run folder {folder} cannot be written ({error.strerror or error}). Remedy: choose another with storage=..."
+        ) from error
+    return folder
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / SUMMARY).exists()
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Seconds each stage took in earlier sessions of this run."""
+    path = folder / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_seconds(folder: Path, seconds: dict[str, float]) -> None:
+    write_atomically(folder / "seconds.json", json.dumps(seconds))
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """The run's result; writing it is what finishes the run."""
+    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2))
+
+
+def _check_same(saved: Path, experiment: Experiment) -> None:
+    """What may differ when a run is continued is where it runs, not what it does."""
+    old, new = yaml.safe_load(saved.read_text()), yaml.safe_load(config.dump(experiment))
+    changed = [key for key in new if key not in ("resources", "storage") and old.get(key) != new[key]]
+    if changed:
+        raise RunExists(
+            f"{saved.parent} holds a run of another experiment; these differ: {', '.join(changed)}. "
+            "Remedy: resume with the same file and overrides, use --force to replace it, or name=..."
+        )

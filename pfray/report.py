@@ -1,0 +1,251 @@
+"""The report of a finished run: ``summary.json`` and ``search/trials.jsonl`` to one page that needs no network."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from pfray import figures
+from pfray.errors import StorageError
+from pfray.figures import Record, number
+from pfray.files import write_atomically
+from pfray.report_style import PAGE
+
+Summary = Mapping[str, Any]
+REMEDY = "Remedy: name the folder of a finished run"
+# (key of a measurement, column title) of the final table.
+COLUMNS = {
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "params": "params",
+    "nonzero_params": "nonzero params",
+    "macs": "MACs",
+    "size_bytes": "size",
+    "latency_ms": "latency",
+}
+
+
+def write(run_dir: Path) -> Path:
+    """Write ``report.html`` into the folder of a run and return its path.
+
+    Raises StorageError where the run's own files are missing or damaged, or the report cannot be written.
+    """
+    summary = _read_summary(run_dir / "summary.json")
+    trials, unreadable = _read_trials(run_dir / "search" / "trials.jsonl")
+    notes = remarks(summary)
+    if unreadable:
+        total = len(trials) + unreadable
+        notes.append(f"{unreadable} of {total} lines of trials.jsonl cannot be read and are left out")
+    path = run_dir / "report.html"
+    write_atomically(path, _page(summary, trials, notes))
+    return path
+
+
+def headline(summary: Summary) -> str:
+    """What came out, in one sentence of plain words. What was not measured is left out."""
+    teacher, compressed = summary.get("teacher"), summary.get("compressed")
+    parts = [_goal(unit, value) for unit, value in (summary.get("target") or {}).items() if unit != "max_drop"]
+    before, after = number(teacher, "accuracy"), number(compressed, "accuracy")
+    if before is not None and after is not None:
+        parts.append(f"accuracy {score_text(before)} -> {score_text(after)}")
+    before, after = number(teacher, "size_bytes"), number(compressed, "size_bytes")
+    if before and after is not None:
+        parts.append(f"packed file {size_text(before)} -> {size_text(after)} ({after / before:.2f}x)")
+    return f"{summary.get('experiment', 'run')}: {', '.join(parts)}"
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a reader must know before quoting the headline; empty where there is nothing to hold back."""
+    teacher, compressed, uniform = (summary.get(key) for key in ("teacher", "compressed", "uniform"))
+    exported = summary.get("exported")
+    notes = []
+    now, before = number(exported, "latency_ms"), number(exported, "teacher_latency_ms")
+    if now is None or before is None:
+        now, before = number(compressed, "latency_ms"), number(teacher, "latency_ms")
+    if now is not None and before is not None and now >= before:
+        sizes = number(compressed, "size_bytes"), number(teacher, "size_bytes")
+        smaller = None if sizes[0] is None or sizes[1] is None else sizes[0] < sizes[1]
+        what = {True: "smaller but not faster", False: "neither smaller nor faster", None: "not faster"}[smaller]
+        notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
+    found, baseline = number(compressed, "accuracy"), number(uniform, "accuracy")
+    if found is not None and baseline is not None and found <= baseline:
+        notes.append(f"the searched plan did not beat the uniform plan: {score_text(found, 2)} against "
+                     f"{score_text(baseline, 2)} on the test split")
+    start, allowed = number(teacher, "accuracy"), number(summary.get("target"), "max_drop")
+    if found is not None and start is not None and allowed is not None and start - found > allowed:
+        notes.append(f"the goal is missed: {100 * (start - found):.2f} points lost, {100 * allowed:.2f} allowed "
+                     "(target.max_drop)")
+    failed = number(summary.get("trials"), "failed")
+    if failed:
+        finished = number(summary.get("trials"), "finished") or 0
+        notes.append(f"{failed:.0f} of {failed + finished:.0f} trials failed; they are listed at the end")
+    return notes
+
+
+def score_text(value: float, digits: int = 1) -> str:
+    """Fractions as per cent; scores of another range as they are."""
+    return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value:.4g}"
+
+
+def size_text(size: float) -> str:
+    """Bytes in MB (10^6) or kB (10^3)."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def latency_text(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{milliseconds:.3f} ms"
+
+
+def _goal(unit: str, value: Any) -> str:
+    if unit == "sparsity" and isinstance(value, int | float):
+        return f"{100 * value:.4g} % sparsity"
+    amount = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+    return f"at most {amount} {unit}"
+
+
+def _read_summary(path: Path) -> Summary:
+    try:
+        summary = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise StorageError(f"{path}: {reason}. {REMEDY}") from error
+    if not isinstance(summary, dict):
+        raise StorageError(f"{path}: not a run's summary. {REMEDY}")
+    return summary
+
+
+def _read_trials(path: Path) -> tuple[list[Record], int]:
+    """(trials, lines that cannot be read): a run that was killed may have left half a line."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.split("\n") if line.strip()]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}). {REMEDY}") from error
+    trials = []
+    for line in lines:
+        try:
+            trial = _parse(line)
+        except ValueError:
+            continue
+        if isinstance(trial, dict) and isinstance(trial.get("trial"), int):
+            trials.append(trial)
+    return sorted(trials, key=lambda trial: trial["trial"]), len(lines) - len(trials)
+
+
+def _parse(text: str) -> Any:
+    # JSON has no NaN, Python's writes one all the same; it means the number is not known.
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:
+    target = summary.get("target") or {}
+    cost = next((unit for unit in figures.COSTS if unit in target), "nonzero_params")
+    final = {name: summary.get(name) for name in figures.FINAL}
+    plan, uniform = summary.get("plan") or {}, summary.get("uniform_plan") or {}
+    counts = summary.get("trials") or {}
+    facts = {
+        "learner": summary.get("learner"),
+        "searcher": summary.get("searcher"),
+        "seed": summary.get("seed"),
+        "trials": f"{counts.get('finished', 0)} finished, {counts.get('failed', 0)} failed",
+        "best trial": counts.get("best"),
+    }
+    known = ((key, html.escape(str(value))) for key, value in facts.items() if value is not None)
+    failed = [trial for trial in trials if number(trial, "score") is None]
+    sections = [
+        ("Result", "Measured on the test split, which the search never saw. Small print: relative to the teacher.",
+         _table(summary)),
+        ("Score by trial", "", _draw(figures.scores(trials), "scores")),
+        ("Accuracy against cost", "Trials are measured before the final retraining, and on the validation split.",
+         _draw(figures.accuracy_by_cost(trials, final, cost), "cost")),
+        ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
+         _draw(figures.plan_bars(plan, uniform), "plan")),
+        ("Time", "", _draw(figures.stage_bars(summary.get("seconds") or {}), "seconds")),
+    ]  # fmt: skip
+    if failed:
+        sections.append(("Failed trials", "", "".join(_failure(trial) for trial in failed)))
+    body = "".join(
+        f"<section><h2>{title}</h2>{f'<p class=note>{note}</p>' if note else ''}{content}</section>"
+        for title, note, content in sections
+    )
+    parts = {
+        "title": html.escape(f"{summary.get('experiment', 'run')} - pfray"),
+        "plotly": get_plotlyjs(),
+        "headline": html.escape(headline(summary)),
+        "remarks": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        "facts": "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in known),
+        "body": body,
+    }
+    return PAGE.substitute(parts)
+
+
+def _draw(figure: Any, name: str) -> str:
+    config = {"displayModeBar": False, "responsive": True}
+    return plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=name)
+
+
+def _table(summary: Summary) -> str:
+    """Teacher, uniform, compressed and exported, each number with its ratio to the teacher's."""
+    teacher, exported = summary.get("teacher") or {}, summary.get("exported")
+    rows = []
+    for name in ("teacher", "uniform", "compressed", "exported"):
+        record = summary.get(name)
+        if record is None:
+            continue
+        cells = []
+        for key in COLUMNS:
+            value, reference = number(record, key), number(teacher, key)
+            if name == "exported" and f"teacher_{key}" in record:
+                # A file is compared with the teacher's file, made and timed the same way.
+                reference = number(record, f"teacher_{key}")
+            relative = "" if name == "teacher" else _relative(key, value, reference)
+            if name == "exported" and key == "accuracy" and (images := number(record, "images")):
+                # Fewer images than the teacher's row has: a difference would be mostly that of the samples.
+                relative = f"first {images:,.0f} images"
+            cells.append(f"<td>{_cell(key, value)}<small>{relative}</small></td>")
+        rows.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
+    head = "".join(f"<th scope=col>{title}</th>" for title in COLUMNS.values())
+    body = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f"<div class=scroll><table>{body}</table></div>{_export_note(exported)}"
+
+
+def _export_note(exported: Record | None) -> str:
+    if exported is None:
+        return "<p class=note>Nothing was exported.</p>"
+    words = [f"Exported file: {html.escape(str(exported.get('path')))}"]
+    if (difference := number(exported, "max_abs_diff")) is not None:
+        words.append(f"its outputs differ from PyTorch's by at most {difference:.2g}")
+    if (latency := number(exported, "teacher_latency_ms")) is not None:
+        size = number(exported, "teacher_size_bytes")
+        has = f" has {size_text(size)} and" if size else ""
+        words.append(f"the teacher's file{has} takes {latency_text(latency)}, timed in turns with it")
+    return f"<p class=note>{'; '.join(words)}.</p>"
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "&ndash;"
+    texts = {"accuracy": lambda v: score_text(v, 2), "loss": "{:.4f}".format, "size_bytes": size_text,
+             "latency_ms": latency_text}  # fmt: skip
+    return texts.get(key, "{:,.0f}".format)(value)
+
+
+def _relative(key: str, value: float | None, reference: float | None) -> str:
+    if value is None or reference is None:
+        return ""
+    if key == "accuracy":
+        return f"{100 * (value - reference):+.2f} points" if 0 <= value <= 1 else f"{value - reference:+.4g}"
+    return f"{value / reference:.2f}x" if reference else ""
+
+
+def _failure(trial: Record) -> str:
+    plan = html.escape(json.dumps(trial.get("plan"), indent=1))
+    error = html.escape(str(trial.get("error") or "no score and no error text"))
+    return (f"<details open><summary>trial {trial['trial']} ({html.escape(str(trial.get('origin')))})</summary>"
+            f"<pre>{error}</pre><details><summary>its plan</summary><pre>{plan}</pre></details></details>")

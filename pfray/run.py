@@ -1,0 +1,199 @@
+"""The command line: one experiment file in, a smaller and checked model out. Reads like the design's "one run"."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pfray import config
+from pfray.errors import GoalMissed, PfrayError, StorageError
+from pfray.progress import Progress
+
+
+def run(experiment: config.Experiment, *, resume: bool = False, force: bool = False, console: Console | None = None) -> Path:
+    """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
+    # Imported here, so that a wrong experiment file is reported at once.
+    from pfray import finalize, folder, prepare, report
+    from pfray.cache import save_tensors
+    from pfray.events import Events
+    from pfray.learner import Job
+    from pfray.teacher import make_teacher
+    from pfray.trials import run_trials
+
+    progress = Progress(console)
+    with progress.stage("load"):
+        parts = prepare.resolve(experiment)
+        task = prepare.build_task(experiment, parts)
+        model = prepare.build_model(experiment, parts, task)
+        space = parts.learner.space(model, task, parts.learner_settings)
+        limits = prepare.resolve_limits(experiment.target, space, model, experiment.learner.name)
+        first_plans = prepare.first_plans(space, limits, parts.searcher)
+        run_folder = folder.open_folder(experiment, resume=resume, force=force)
+    if folder.is_finished(run_folder):
+        progress.say(f"{run_folder} is finished already; nothing to resume")
+        return run_folder
+    earlier = folder.read_seconds(run_folder)
+    events = Events(run_folder / "events")
+    with _keep_seconds(run_folder, progress, earlier), ray_session(experiment.resources, progress):
+        trainer = finalize.Trainer(experiment.resources, run_folder, progress, events.epoch)
+        teacher = make_teacher(experiment, model, task, trainer)
+        save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
+
+        job = Job(
+            task, teacher, parts.learner_settings, experiment.finetune, experiment.distill, experiment.search,
+            experiment.seed, experiment.resources.precision,
+        )  # fmt: skip
+        searcher = parts.searcher(
+            space, limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
+            first_plans=first_plans, folder=run_folder / "search",
+        )  # fmt: skip
+        searcher.resume()
+        if not searcher.finished():
+            run_trials(parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events)
+        best = searcher.best()
+        assert best is not None, "run_trials raises when no trial succeeded"
+
+        plans = {"uniform": first_plans[0][1], "compressed": best["plan"]}
+        if plans["compressed"] == plans["uniform"]:
+            uniform = trainer.train(parts.learner, job, {"uniform": plans["uniform"]})["uniform"]
+            models = {"uniform": uniform, "compressed": uniform}
+        else:
+            models = trainer.train(parts.learner, job, plans)
+
+    with _keep_seconds(run_folder, progress, earlier):
+        with progress.stage("measure"):
+            sizes = {"teacher": (run_folder / "teacher.safetensors").stat().st_size}
+            sizes["uniform"] = finalize.pack(models["uniform"], run_folder / "uniform.packed")
+            sizes["compressed"] = finalize.pack(models["compressed"], run_folder / "model.packed")
+            measured = {n: finalize.measure_test(m, task, sizes[n]) for n, m in {"teacher": teacher, **models}.items()}
+            for name, measurement in measured.items():
+                events.final(name, measurement)
+            events.close()
+        exported = finalize.export_model(models["compressed"], teacher, task, experiment.export, run_folder, progress)
+    summary = {
+        "experiment": experiment.name,
+        "learner": experiment.learner.name,
+        "searcher": experiment.search.name,
+        "seed": experiment.seed,
+        "target": experiment.target.model_dump(exclude_none=True),
+        **{name: measurement.to_dict() for name, measurement in measured.items()},
+        "exported": exported,
+        "plan": plans["compressed"],
+        "uniform_plan": plans["uniform"],
+        "trials": searcher.count(),
+        "seconds": folder.read_seconds(run_folder),
+    }
+    folder.write_summary(run_folder, summary)
+    report.write(run_folder)
+    _tell_result(summary, run_folder, progress)
+    drop = measured["teacher"].accuracy - measured["compressed"].accuracy
+    if experiment.target.max_drop is not None and drop > experiment.target.max_drop:
+        raise GoalMissed(
+            f"the result loses {100 * drop:.2f} points of accuracy; target.max_drop allows "
+            f"{100 * experiment.target.max_drop:.2f}. The files are complete. Remedy: a milder target, more "
+            "finetune.epochs, more search.trials or distill.weight=0.5"
+        )
+    return run_folder
+
+
+@contextlib.contextmanager
+def ray_session(resources: config.Resources, progress: Progress) -> Iterator[None]:
+    """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray's own lines about what pfray reports itself.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with progress.stage("start ray"):
+        ray.init(
+            address=resources.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            configure_logging=True,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _keep_seconds(run_folder: Path, progress: Progress, earlier: dict[str, float]) -> Iterator[None]:
+    """Whatever ends the block, the folder then knows how long each stage took, earlier sessions of the run included."""
+    from pfray import folder
+
+    try:
+        yield
+    finally:
+        names = {**earlier, **progress.seconds}
+        folder.write_seconds(run_folder, {n: earlier.get(n, 0.0) + progress.seconds.get(n, 0.0) for n in names})
+
+
+def _tell_result(summary: dict[str, Any], run_folder: Path, progress: Progress) -> None:
+    from pfray import report
+
+    progress.say("")
+    progress.say(report.headline(summary))
+    for remark in report.remarks(summary):
+        progress.say(f"note: {remark}")
+    progress.say(f"files: {run_folder}")
+    progress.say(f"report: {run_folder / 'report.html'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request, 130 after Ctrl-C."""
+    options = _parser().parse_intermixed_args(arguments)
+    command = f"python -m pfray.run {' '.join([str(options.experiment), *options.overrides])}"
+    try:
+        experiment = config.load(options.experiment, options.overrides)
+        if options.show:
+            print(config.dump(experiment), end="")
+            return 0
+        run(experiment, resume=options.resume, force=options.force)
+        return 0
+    except KeyboardInterrupt:
+        print(f"interrupted. Continue with: {command} --resume", file=sys.stderr)
+        return 130
+    except PfrayError as error:
+        return _fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        return _fail(
+            StorageError(f"{error.filename or 'a file'} cannot be written ({error.strerror}). Remedy: free space or "
+                         f"permission there, then continue with: {command} --resume")
+        )  # fmt: skip
+
+
+def _fail(error: PfrayError) -> int:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pfray.run",
+        description="Compress a trained network: search a plan for the target, retrain the best one, export and check it.",
+        epilog="example: python -m pfray.run experiments/mobilenet_sparse.yaml target.sparsity=0.9 search.trials=60",
+    )
+    parser.add_argument("experiment", type=Path, help="the experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted or killed")
+    parser.add_argument("--force", action="store_true", help="replace the run that the run folder holds")
+    parser.add_argument("--show", action="store_true", help="print the experiment as resolved, and do nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""PlanSearcher: Ray Tune's searcher contract, met once for all optimizers.
+
+A subclass writes ``ask() -> plan`` and ``tell(plan, score)``. Everything else is here: the first plans of every search,
+the hard target, failed and NaN trials, the record of every finished trial, and continuing a search that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from ray.tune.search import Searcher
+
+from pfray.files import write_atomically
+from pfray.space import CompressionSpace, Limits, Plan
+
+# A searcher that keeps returning plans it has already tried is believed after so many of them.
+RETRIES = 20
+
+
+class PlanSearcher(Searcher):
+    """Base of all searchers. ``Settings`` is the frozen dataclass of a searcher's own settings.
+
+    space, limits: where to search; every plan that leaves here meets the limits.
+    first_plans: (origin, plan) of the plans tried before the first ``ask``. trials: how many plans in all.
+    folder: where ``trials.jsonl`` (one line a finished trial) and the state are kept; None keeps nothing.
+    """
+
+    Settings: ClassVar[type]
+    # What the report calls the plan of the last ``ask``: ``random`` where nothing learned went into it.
+    origin: str = "searched"
+    # Whether ``ask`` goes on as long as there is budget.
+    open_ended: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        space: CompressionSpace,
+        limits: Limits,
+        settings: Any,
+        *,
+        seed: int = 0,
+        trials: int = 30,
+        first_plans: tuple[tuple[str, Plan], ...] = (),
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self.space, self.limits, self.settings = space, dict(limits), settings
+        self.trials, self.folder = trials, folder
+        self.rng = np.random.default_rng(seed)
+        self.center = space.encode(space.uniform(limits))
+        self.records: list[dict[str, Any]] = []
+        # Suggested and not finished, by trial number; and those a killed run left behind, to be suggested again.
+        self.pending: dict[int, dict[str, Any]] = {}
+        self.queue = [{"trial": i, "origin": origin, "plan": plan} for i, (origin, plan) in enumerate(first_plans)]
+        self.queue = self.queue[:trials]
+        self.asked = len(self.queue)
+        self.running: dict[str, int] = {}
+
+    def ask(self) -> Plan | None:
+        """The next plan, whether or not it meets the limits; None when there is nothing left to try."""
+        raise NotImplementedError
+
+    def tell(self, plan: Plan, score: float | None) -> None:
+        """Learn from a finished trial. ``score`` is None for one that failed or gave NaN."""
+
+    # -- Ray Tune's side
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if self.queue:
+            entry = self.queue.pop(0)
+        elif self.asked < self.trials and (plan := self._new_plan()) is not None:
+            entry = {"trial": self.asked, "origin": self.origin, "plan": plan}
+            self.asked += 1
+        else:
+            return Searcher.FINISHED
+        self.pending[entry["trial"]] = entry
+        self.running[trial_id] = entry["trial"]
+        return dict(entry)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.running.pop(trial_id, None)
+        if number is None:
+            return
+        entry, result = self.pending.pop(number), result or {}
+        score = result.get("score")
+        failure = result.get("error")
+        if failure is None and (score is None or not math.isfinite(score)):
+            failure = "the score is not a number" if score is not None else "its worker died and retrying did not help"
+        record = {
+            **entry,
+            "score": None if failure else score,
+            "cost": self.space.costs(entry["plan"]),
+            "measurement": result.get("measurement"),
+            "seconds": result.get("seconds"),
+            "finished_at": result.get("finished_at"),
+            "rounds": result.get("training_iteration"),
+            "error": failure,
+        }
+        self._learn(record)
+        if self.folder is not None:
+            with (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.save(str(self.folder / "searcher.pkl"))
+
+    def save(self, checkpoint_path: str) -> None:
+        """The whole state: records, random generator, model of the optimizer, plans that are out."""
+        hidden = ("folder", "running", "space", "settings")
+        state = {key: value for key, value in self.__dict__.items() if key not in hidden}
+        write_atomically(Path(checkpoint_path), pickle.dumps(state))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Continue from ``save``; the plans that were out are suggested again, first."""
+        # The file is this run's own, in its own folder: no foreign pickle is read.
+        self.__dict__.update(pickle.loads(Path(checkpoint_path).read_bytes()))
+        self.queue = sorted([*self.pending.values(), *self.queue], key=lambda entry: entry["trial"])
+        self.pending = {}
+
+    def resume(self) -> None:
+        """Continue the search of ``folder``: the saved state, then what the trial file knows beyond it."""
+        assert self.folder is not None
+        state = self.folder / "searcher.pkl"
+        if state.exists():
+            self.restore(str(state))
+        known = {record["trial"] for record in self.records}
+        for record in read_trials(self.folder / "trials.jsonl"):
+            if record["trial"] not in known:
+                self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
+                self.asked = max(self.asked, record["trial"] + 1)
+                self._learn(record)
+
+    def finished(self) -> bool:
+        """Whether no plan is left to try: the budget is used up, or ``ask`` has no more to offer."""
+        if self.queue or self.pending:
+            return False
+        return self.asked >= self.trials or not self.open_ended
+
+    def count(self) -> dict[str, int | None]:
+        """The numbers of finished and failed trials, and the best one's."""
+        failed = sum(record["error"] is not None for record in self.records)
+        best = self.best()
+        return {"finished": len(self.records) - failed, "failed": failed, "best": best and best["trial"]}
+
+    def best(self) -> dict[str, Any] | None:
+        """The record of the best trial; the earlier one of equals."""
+        scored = [record for record in self.records if record["score"] is not None]
+        return max(scored, key=lambda record: (record["score"], -record["trial"]), default=None)
+
+    def _learn(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.tell(record["plan"], record["score"])
+
+    def _new_plan(self) -> Plan | None:
+        """A plan of ``ask`` on the target, and one not tried before where the searcher can find one."""
+        tried = [entry["plan"] for entry in (*self.records, *self.pending.values())]
+        plan = None
+        for _ in range(RETRIES):
+            asked = self.ask()
+            if asked is None:
+                return None
+            plan = self.space.fit_to_target(asked, self.limits)
+            if plan not in tried:
+                break
+        return plan
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``trials.jsonl``. A last line that a killed run left half-written is dropped from the file."""
+    if not path.exists():
+        return []
+    whole, separator, rest = path.read_text(encoding="utf-8").rpartition("\n")
+    if rest:
+        write_atomically(path, (whole + separator).encode())
+    return [json.loads(line) for line in whole.splitlines()]

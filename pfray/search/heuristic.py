@@ -1,0 +1,34 @@
+"""Larger layers are compressed more (the ``heuristic`` protocol of PocketFlow, Wu et al. 2018, weight sparsification)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfray.search.base import PlanSearcher
+from pfray.space import CompressionSpace, Limits, Plan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """None are needed."""
+
+
+def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
+    """The compression of a knob grows with the logarithm of its parameters, as far as the target asks.
+
+    Positions are 1 - log(n_l) / log(n_max), the largest layer at its most compressed end, then moved onto the target.
+    """
+    sizes = np.array([max(2.0, knob.facts["params"]) for knob in space.knobs])
+    return space.fit_to_target(space.decode(1 - np.log(sizes) / np.log(sizes.max())), limits)
+
+
+class Heuristic(PlanSearcher):
+    """Its one plan is among the first plans of every search, so there is nothing left to ask."""
+
+    Settings = Settings
+    open_ended = False
+
+    def ask(self) -> Plan | None:
+        return None

@@ -1,0 +1,161 @@
+"""What can be decided about a model under one learner, and what every decision costs, without touching weights.
+
+Notation: a plan gives each of L knobs a value. ``position`` is a knob's place on its range, from 0 at the most compressed
+end to 1 at the uncompressed end; all of a plan's positions form the ``(L,)`` vector that searchers work in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from pfray.errors import InfeasibleTarget
+
+Plan = dict[str, float]
+Limits = Mapping[str, float]
+
+# Of these a plan wants at least the limit; of every other cost at most the limit.
+AT_LEAST = frozenset({"sparsity"})
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One decision of the search.
+
+    compressed, full: the values at the most and the least compressed end.
+    scale: ``linear``, or ``log_density`` for a sparsity s, whose position is linear in log(1 - s): from 0.90 to 0.95 is
+        then as far as from 0.0 to 0.5, for both halve what is left.
+    facts: static numbers of the layer or group (params, macs, ...), for heuristics and observations.
+    """
+
+    name: str
+    compressed: float
+    full: float
+    scale: Literal["linear", "log_density"] = "linear"
+    integer: bool = False
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.compressed == self.full:
+            raise ValueError(f"knob {self.name}: both ends are {self.full}")
+        if self.scale == "log_density" and not 0 <= self.full < self.compressed < 1:
+            raise ValueError(
+                f"knob {self.name}: a sparsity range needs 0 <= full < compressed < 1, not {self.full} and {self.compressed}"
+            )
+
+
+@dataclass(frozen=True)
+class CompressionSpace:
+    """The ordered knobs of one model under one learner.
+
+    costs_of(values): the exact cost of the ``(L,)`` values in knob order, by unit. It must be monotone: compressing one
+        knob further never raises a cost.
+    """
+
+    knobs: tuple[Knob, ...]
+    costs_of: Callable[[np.ndarray], dict[str, float]]
+
+    def __len__(self) -> int:
+        return len(self.knobs)
+
+    @property
+    def names(self) -> list[str]:
+        return [knob.name for knob in self.knobs]
+
+    def costs(self, plan: Plan) -> dict[str, float]:
+        """The exact cost of a plan, by unit."""
+        return self.costs_of(self._values(plan))
+
+    def encode(self, plan: Plan) -> np.ndarray:
+        """Positions ``(L,)`` in 0..1 of a plan's values."""
+        start, stop = self._ends()
+        return np.clip((self._warp(self._values(plan)) - start) / (stop - start), 0.0, 1.0)
+
+    def decode(self, positions: np.ndarray) -> Plan:
+        """The plan at ``positions`` ``(L,)``; what lies outside 0..1 is clipped."""
+        return dict(zip(self.names, self._at(positions).tolist(), strict=True))
+
+    def reachable(self, unit: str) -> tuple[float, float]:
+        """The lowest and the highest cost that any plan has, in ``unit``."""
+        ends = [self.costs_of(self._at(np.full(len(self), p)))[unit] for p in (0.0, 1.0)]
+        return min(ends), max(ends)
+
+    def meets(self, plan: Plan, limits: Limits) -> bool:
+        """Whether a plan keeps every limit."""
+        return _within(self.costs(plan), limits)
+
+    def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
+        """The plan nearest to ``plan`` that meets the limits and wastes nothing of them.
+
+        All positions are moved by one common step, each stopping at the ends of its range: of all moves that reach the
+        target this one has the smallest largest change. Raises InfeasibleTarget where no plan meets the limits.
+        """
+        start = self.encode(plan)
+        return self._least_compressed(lambda step: self._at(start + step), -1.0, 1.0, limits)
+
+    def uniform(self, limits: Limits) -> Plan:
+        """The plan that meets the limits with one value for all knobs (each knob's range permitting)."""
+        values = [v for k in self.knobs for v in (k.compressed, k.full)]
+        sign = 1.0 if self.knobs[0].full > self.knobs[0].compressed else -1.0
+        low, high = min(values), max(values)
+        ends = (low, high) if sign > 0 else (high, low)
+        return self._least_compressed(self._clip, *ends, limits)
+
+    def _least_compressed(
+        self, values_at: Callable[[float], np.ndarray], compressed: float, full: float, limits: Limits
+    ) -> Plan:
+        """Bisect between a compressed and a full end for the last point that still meets the limits."""
+        if not _within(self.costs_of(values_at(compressed)), limits):
+            self._refuse(limits)
+        if _within(self.costs_of(values_at(full)), limits):
+            compressed = full
+        for _ in range(60):
+            if compressed == full:
+                break
+            middle = (compressed + full) / 2
+            if _within(self.costs_of(values_at(middle)), limits):
+                compressed = middle
+            else:
+                full = middle
+        return dict(zip(self.names, values_at(compressed).tolist(), strict=True))
+
+    def _refuse(self, limits: Limits) -> None:
+        for unit, limit in limits.items():
+            low, high = self.reachable(unit)
+            if not _within({unit: high if unit in AT_LEAST else low}, {unit: limit}):
+                raise InfeasibleTarget(
+                    f"target.{unit}: {limit:g} is out of reach; this model and learner reach {low:g} to {high:g}. "
+                    f"Remedy: choose a value in that range, or widen what the learner may change"
+                )
+
+    def _values(self, plan: Plan) -> np.ndarray:
+        return np.array([plan[name] for name in self.names], dtype=float)
+
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            self._warp(np.array([k.compressed for k in self.knobs], dtype=float)),
+            self._warp(np.array([k.full for k in self.knobs], dtype=float)),
+        )
+
+    def _log(self) -> np.ndarray:
+        return np.array([k.scale == "log_density" for k in self.knobs])
+
+    def _warp(self, values: np.ndarray) -> np.ndarray:
+        return np.where(self._log(), np.log1p(-np.where(self._log(), values, 0.0)), values)
+
+    def _at(self, positions: np.ndarray) -> np.ndarray:
+        start, stop = self._ends()
+        warped = start + np.clip(positions, 0.0, 1.0) * (stop - start)
+        values = np.where(self._log(), -np.expm1(np.where(self._log(), warped, 0.0)), warped)
+        return self._clip(np.where([k.integer for k in self.knobs], np.rint(values), values))
+
+    def _clip(self, values: np.ndarray | float) -> np.ndarray:
+        ends = np.array([(k.compressed, k.full) for k in self.knobs], dtype=float)
+        return np.clip(np.broadcast_to(values, len(self)), ends.min(1), ends.max(1))
+
+
+def _within(costs: Mapping[str, float], limits: Limits) -> bool:
+    return all(costs[u] >= limit if u in AT_LEAST else costs[u] <= limit for u, limit in limits.items())

@@ -1,0 +1,115 @@
+"""A task: what a model is for. Data splits, loss and score; nothing else in pfray knows what a target value means.
+
+Notation: M samples in a split, N in a batch, C x H x W one input, K outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, held in memory and shuffled once when it was made, so that its head is a fair sample.
+
+    inputs: ``(M, C, H, W)`` uint8 for images, float32 for anything else.
+    targets: ``(M, ...)``; int64 class numbers for classification.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled as numpy arrays, because Ray's object store maps those into every worker without a copy.
+        return _split_from_arrays, (self.inputs.numpy(), self.targets.numpy())
+
+    def head(self, count: int | None) -> Split:
+        """The first ``count`` samples; all of them for None."""
+        return self if count is None else Split(self.inputs[:count], self.targets[:count])
+
+
+def _split_from_arrays(inputs: np.ndarray, targets: np.ndarray) -> Split:
+    with warnings.catch_warnings():
+        # The store's arrays are read-only and torch warns of it; nothing writes into a split.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return Split(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+def top1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """``(N, K)`` logits and ``(N,)`` class numbers to ``(N,)``: 1.0 where the largest logit is the right class."""
+    return (outputs.argmax(1) == targets).float()
+
+
+def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al. 2015, section 2).
+
+    The factor T^2 keeps the gradient's size the same when the temperature changes.
+    """
+    student = F.log_softmax(outputs / temperature, 1)
+    teacher = F.log_softmax(teacher_outputs / temperature, 1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a learner needs to know about what the model is for.
+
+    loss(outputs, targets): scalar mean over the batch.
+    score(outputs, targets): ``(N,)``, higher is better; its mean over a split is reported as ``accuracy``.
+    soft_loss(outputs, teacher_outputs, temperature): scalar, the distillation term.
+    augment(inputs, generator): inputs of a training batch, changed at random, of the same type and shape.
+    mean, std: one number a channel (or one for all), applied to inputs scaled to 0..1.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_outputs: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    score: Callable[[Tensor, Tensor], Tensor] = top1
+    soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_cross_entropy
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)`` of one input."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """uint8 inputs are scaled to 0..1, then mean and std are applied; float32 comes out."""
+        x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
+
+    def batches(self, split: Split, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The split in order, normalized, without augmentation: for evaluation."""
+        for start in range(0, len(split), size):
+            part = slice(start, start + size)
+            yield self.normalize(split.inputs[part].to(device)), split.targets[part].to(device)
+
+    def fingerprint(self) -> str:
+        """A content hash of the splits and the normalization: what a cached teacher depends on."""
+        digest = hashlib.sha256(repr((self.num_outputs, self.mean, self.std)).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(np.ascontiguousarray(split.inputs.numpy()).data)
+            digest.update(np.ascontiguousarray(split.targets.numpy()).data)
+        return digest.hexdigest()[:16]

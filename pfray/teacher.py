@@ -1,0 +1,41 @@
+"""The teacher: given weights, or trained once by ``learners/full_precision.py`` and cached by content."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pfray.cache import cache_dir, content_key, load_tensors, save_tensors
+from pfray.components import find_class
+from pfray.config import Distill, Experiment
+from pfray.finalize import Trainer
+from pfray.learner import Job, Learner
+from pfray.task import Task
+
+
+def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
+    """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the cache.
+
+    The cache's key is the initial weights, the architecture's printed form, the data and the training settings, so a
+    change of any of them trains a new teacher.
+    """
+    if experiment.model.weights is not None:
+        return model
+    initial = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+    key = content_key(
+        repr(model), initial, task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed,
+        experiment.resources.precision,
+    )  # fmt: skip
+    path = cache_dir() / "teachers" / f"{key}.safetensors"
+    if (state := load_tensors(path)) is not None:
+        trainer.progress.say("[teacher] from the cache")
+        model.load_state_dict(state)
+        return model
+    learner = find_class("learner", "full_precision", Learner)
+    job = Job(
+        task, model, learner.Settings(), experiment.teacher, Distill(), experiment.search, experiment.seed,
+        experiment.resources.precision,
+    )  # fmt: skip
+    teacher = trainer.train(learner, job, {"teacher": {}})["teacher"]
+    path.parent.mkdir(exist_ok=True)
+    save_tensors(path, teacher.state_dict())
+    return teacher

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pfray import export
+from pfray.errors import ExportError
+from pfray.export import program
+from pfray.measure import evaluating
+from pfray.models.lenet import lenet
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else x + 1
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, -1)
+
+
+def with_dropout() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2))
+
+
+@pytest.mark.parametrize("build", [lambda: lenet(10, 1), with_dropout], ids=["lenet", "dropout"])
+def test_the_program_gives_the_models_outputs_for_any_batch_size(build: type[nn.Module], tmp_path: Path) -> None:
+    model, side = build(), 32 if build is not with_dropout else 8
+    size = program.save(model, torch.zeros(1, 1, side, side), tmp_path / "model.pt2")
+    assert size == (tmp_path / "model.pt2").stat().st_size
+    assert model.training, "the model itself must stay as it is"
+    loaded = export.load(tmp_path / "model.pt2")
+    for count in (1, 2, 5):
+        inputs = torch.randn(count, 1, side, side)
+        with evaluating(model), evaluating(loaded):
+            torch.testing.assert_close(loaded(inputs), model(inputs), rtol=0, atol=1e-6)
+
+
+def test_the_program_stays_in_evaluation_mode(tmp_path: Path) -> None:
+    program.save(with_dropout(), torch.zeros(1, 1, 8, 8), tmp_path / "model.pt2")
+    loaded = program.load(tmp_path / "model.pt2")
+    inputs = torch.randn(4, 1, 8, 8)
+    expected = loaded(inputs)
+    assert loaded.train() is loaded
+    assert loaded.eval() is loaded
+    assert not loaded.training
+    assert torch.equal(loaded(inputs), expected)
+
+
+@pytest.mark.parametrize("model", [Branching(), FixedBatch()], ids=["branch", "batch"])
+def test_a_model_that_cannot_be_traced_is_named_and_leaves_no_file(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=rf"{type(model).__name__} cannot be exported.*Remedy"):
+        program.save(model, torch.zeros(1, 1, 4, 4), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"hello", "cut"], ids=["missing", "empty", "text", "cut"])
+def test_a_damaged_file_is_named_with_a_remedy(content: bytes | str | None, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    if content == "cut":
+        program.save(lenet(10, 1), torch.zeros(1, 1, 32, 32), path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"model\.pt2.*Remedy"):
+        program.load(path)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pfray.data import parquet
+from pfray.measure import count_params, evaluate, layer_macs, total_macs
+from pfray.models.lenet import lenet
+from pfray.models.mobilenet import mobilenet_v1
+from pfray.models.resnet import OptionAShortcut, resnet20, resnet32, resnet44, resnet56, resnet110
+from pfray.task import Split, Task
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+MODELS = [lenet, mobilenet_v1, resnet20, resnet32, resnet44, resnet56, resnet110]
+
+
+@pytest.mark.parametrize("factory", MODELS)
+def test_images_come_out_as_logits(factory: Callable[..., nn.Module]) -> None:
+    model = factory(num_outputs=7, in_channels=1).eval()
+    logits = model(torch.randn(2, 1, 32, 32))
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("factory", "size", "outputs", "macs", "params"),
+    [
+        # By hand: 28*28*6*75 + 10*10*16*150 + 400*120 + 120*84 + 84*10.
+        (lenet, 32, 10, 651_720, 62_006),
+        (mobilenet_v1, 224, 1000, 568_740_352, 4_231_976),
+        (resnet20, 32, 10, 40_551_040, 269_722),
+        (resnet56, 32, 10, 125_485_696, 853_018),
+    ],
+)
+def test_costs_are_the_published_ones(
+    factory: Callable[..., nn.Module], size: int, outputs: int, macs: int, params: int
+) -> None:
+    model = factory(num_outputs=outputs)
+    example = torch.zeros(1, 3, size, size)
+    assert total_macs(model, example) == macs
+    assert sum(count for name, count in layer_macs(model, example).items() if _is_leaf(model, name)) == macs
+    assert count_params(model)[0] == params
+
+
+def _is_leaf(model: nn.Module, name: str) -> bool:
+    return not any(model.get_submodule(name).children())
+
+
+def test_depth_is_six_blocks_of_layers_and_two() -> None:
+    depths = [sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model().modules()) for model in MODELS[2:]]
+    assert depths == [20, 32, 44, 56, 110]
+
+
+def test_option_a_shortcut_takes_every_second_pixel_and_pads_both_sides() -> None:
+    x = torch.arange(2 * 4 * 4.0).view(1, 2, 4, 4)
+    out = OptionAShortcut(2)(x)
+    assert out.shape == (1, 4, 2, 2)
+    assert torch.equal(out[:, 1:3], x[:, :, ::2, ::2])
+    assert not out[:, [0, 3]].any()
+
+
+def _channels(model: nn.Module) -> list[int]:
+    return [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def test_half_the_width_is_half_the_channels_everywhere() -> None:
+    full, half = _channels(mobilenet_v1()), _channels(mobilenet_v1(width=0.5))
+    assert half == [count // 2 for count in full]
+    assert full[0] == 32
+    assert full[-1] == 1024
+
+
+def test_any_width_gives_whole_multiples_of_eight_channels() -> None:
+    model = mobilenet_v1(width=0.3).eval()
+    assert all(count % 8 == 0 and count >= 8 for count in _channels(model))
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("width", [0, -1, 4.1, float("nan")])
+def test_a_width_out_of_range_is_refused(width: float) -> None:
+    with pytest.raises(ValueError, match="allowed are numbers above 0 and up to 4"):
+        mobilenet_v1(width=width)
+
+
+@pytest.fixture(scope="module")
+def images() -> Split:
+    file = SHARED / "cifar10-jpeg/test.parquet"
+    if not (file.is_file() and (SHARED / "weights").is_dir()):
+        pytest.skip(f"the test images and public weights are not in {SHARED}")
+    pixels, labels = parquet.read_file(file, (32, 32))
+    return Split(torch.from_numpy(pixels), torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize(
+    ("factory", "count", "documented", "tolerance"),
+    [
+        # The documented numbers are of all 8,000 images; the tolerance is three standard errors of the sample's mean.
+        (resnet20, 1000, 0.8873, 0.028),
+        (resnet56, 1000, 0.9031, 0.026),
+    ],
+)
+def test_public_weights_load_strictly_and_reach_their_documented_accuracy(
+    images: Split, factory: Callable[[], nn.Module], count: int, documented: float, tolerance: float
+) -> None:
+    model = factory()
+    weights: dict[str, Tensor] = torch.load(SHARED / "weights" / f"{factory.__name__}.pt", weights_only=True)
+    model.load_state_dict(weights, strict=True)
+    sample = images.head(count)
+    task = Task("cifar10", sample, sample, sample, 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert evaluate(model, task, sample)[0] == pytest.approx(documented, abs=tolerance)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfray import bench
+from pfray.errors import PfrayError
+from pfray.export import tflite
+from pfray.models.lenet import lenet
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return lenet(10, 1).eval()
+
+
+@pytest.fixture(scope="module")
+def file(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "lenet.tflite"
+    tflite.export(model, torch.zeros(1, 1, 32, 32), path)
+    return path
+
+
+def test_predict_gives_the_models_outputs_for_every_sample(model: torch.nn.Module, file: Path) -> None:
+    inputs = torch.randn(3, 1, 32, 32)
+    outputs = bench.predict(file, inputs.numpy())
+    with torch.inference_mode():
+        expected = model(inputs).numpy()
+    assert outputs.shape == (3, 10)
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
+def test_predict_names_both_shapes_when_they_differ(file: Path) -> None:
+    with pytest.raises(bench.BenchError, match=r"\(1, 1, 32, 32\), not \(1, 3, 32, 32\).*Remedy"):
+        bench.predict(file, np.zeros((2, 3, 32, 32), np.float32))
+
+
+def test_integer_inputs_and_outputs_go_through_scale_and_zero_point() -> None:
+    detail = {"dtype": np.int8, "quantization": (0.5, 10)}
+    stored = bench._to_stored(np.array([-1.0, 0.0, 0.3, 1000.0], np.float32), detail)
+    assert stored.tolist() == [8, 10, 11, 127]
+    assert bench._to_real(stored, detail).tolist() == [-1.0, 0.0, 0.5, 58.5]
+
+
+def test_latency_gives_one_positive_median_a_file(file: Path) -> None:
+    first, second = bench.latency_ms([file, file], rounds=3)
+    assert 0 < first < 1000
+    assert 0 < second < 1000
+
+
+def test_files_take_turns_and_times_are_of_one_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def seconds(interpreter: str, count: int) -> float:
+        calls.append(interpreter)
+        return {"a": 0.001, "b": 0.004}[interpreter] * count
+
+    monkeypatch.setattr(bench, "open_interpreter", lambda path, threads: path)
+    monkeypatch.setattr(bench, "_repeats", lambda interpreter, round_seconds: 7)
+    monkeypatch.setattr(bench, "_seconds", seconds)
+    times = bench.round_times_ms(["a", "b"], rounds=3)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    np.testing.assert_allclose(times, [[1.0] * 3, [4.0] * 3])
+
+
+def test_comparison_quotes_bytes_quartiles_and_ratio(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    times = np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 4.0, 6.0, 8.0, 10.0]])
+    monkeypatch.setattr(bench, "round_times_ms", lambda paths, rounds, threads: times)
+    first, second = bench.compare([file, file], rounds=5)["files"]
+    assert (first["q1_ms"], first["median_ms"], first["q3_ms"], first["ratio"]) == (2.0, 3.0, 4.0, 1.0)
+    assert (second["median_ms"], second["ratio"]) == (6.0, 2.0)
+    assert first["size_bytes"] == file.stat().st_size
+
+
+def test_command_prints_a_line_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([str(file), str(file), "--rounds", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("ai_edge_litert ")
+    assert "1 thread, 2 rounds" in lines[0]
+    assert f"{file.stat().st_size:,}" in lines[2]
+    assert "1.00x" in lines[2]
+
+
+def test_command_prints_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([str(file), "--rounds", "2", "--threads", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["threads"], result["rounds"], len(result["files"])) == (2, 2, 1)
+    assert result["files"][0]["q1_ms"] <= result["files"][0]["median_ms"] <= result["files"][0]["q3_ms"]
+
+
+@pytest.mark.parametrize("kept", [0, 100, 1000, 0.5, 0.99])
+def test_a_file_cut_short_is_one_line_and_exit_code_2(
+    kept: float, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = file.read_bytes()
+    cut = tmp_path / "cut.tflite"
+    cut.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
+    assert bench.main([str(cut)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cut.tflite is damaged" in error
+    assert "Remedy" in error
+
+
+def test_a_missing_and_a_foreign_file_are_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "notes.tflite"
+    foreign.write_text("not a model")
+    for path, reason in ((foreign, "no TensorFlow Lite model"), (tmp_path / "none.tflite", "no such file")):
+        assert bench.main([str(path)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert reason in captured.err
+
+
+def test_without_a_runtime_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "RUNTIMES", ("no_such_runtime",))
+    assert bench.main([str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install ai-edge-litert" in error
+
+
+def test_tflite_runtime_beside_numpy_2_is_refused_before_it_crashes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tflite_runtime").mkdir()
+    (tmp_path / "tflite_runtime" / "__init__.py").write_text("raise SystemError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(bench, "RUNTIMES", ("tflite_runtime",))
+    with pytest.raises(bench.BenchError, match=r'needs numpy below 2, here is 2.*pip install "numpy<2"'):
+        bench.runtime()
+
+
+@pytest.mark.parametrize("arguments", [["x.tflite", "--rounds", "0"], ["x.tflite", "--threads", "two"], []])
+def test_wrong_arguments_exit_with_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        bench.main(arguments)
+    assert exit_info.value.code == 2
+
+
+def test_errors_are_pfrays() -> None:
+    assert issubclass(bench.BenchError, PfrayError)
+
+
+def test_the_module_imports_neither_torch_nor_a_runtime() -> None:
+    code = "import sys, pfray.bench; print({'torch', 'ray', 'ai_edge_litert', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

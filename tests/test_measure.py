@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfray.errors import UnsupportedModel
+from pfray.measure import (
+    count_params,
+    evaluate,
+    evaluating,
+    example_input,
+    first_line,
+    layer_macs,
+    measure,
+    total_macs,
+)
+from pfray.task import Split, Task
+
+
+class Net(nn.Module):
+    """An ordinary, a depthwise, a grouped and a pointwise convolution, then a linear layer with bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False),
+            nn.Conv2d(8, 16, 1, groups=2, bias=False),
+            nn.Conv2d(16, 4, 1, bias=False),
+        )
+        self.head = nn.Linear(4 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+BY_HAND = {
+    "body.0": 64 * 8 * 3 * 9,
+    "body.2": 16 * 8 * 9,
+    "body.3": 16 * 16 * 4,
+    "body.4": 16 * 4 * 16,
+    "head": 64 * 5,
+}
+
+
+def task(count: int = 30) -> Task:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    split = Split(inputs, torch.arange(count) % 5)
+    return Task("toy", split, split, split, 5)
+
+
+def test_layer_macs_equal_the_ones_counted_by_hand() -> None:
+    counts = layer_macs(Net(), EXAMPLE)
+    assert {name: counts[name] for name in BY_HAND} == BY_HAND
+    assert counts["body.1"] == 0
+    assert counts["body"] == sum(BY_HAND.values()) - BY_HAND["head"]
+    assert total_macs(Net(), EXAMPLE) == sum(BY_HAND.values())
+
+
+def test_every_module_has_its_macs_under_its_own_name() -> None:
+    assert set(layer_macs(Net(), EXAMPLE)) == {name for name, _ in Net().named_modules() if name}
+
+
+def test_counting_leaves_the_model_as_it_was() -> None:
+    model = Net().train()
+    before = copy.deepcopy(model.state_dict())
+    layer_macs(model, EXAMPLE)
+    total_macs(model, EXAMPLE)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_that_fails_on_the_input_is_unsupported_and_the_shape_is_named() -> None:
+    with pytest.raises(UnsupportedModel, match=r"Net fails on an input of shape \(1, 3, 16, 16\): .*Remedy") as caught:
+        layer_macs(Net(), torch.zeros(1, 3, 16, 16))
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluating_restores_every_modules_own_mode_even_after_an_error() -> None:
+    model = Net().train()
+    model.body[1].eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert torch.is_inference_mode_enabled()
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(RuntimeError, match="stop"), evaluating(model):
+        raise RuntimeError("stop")
+    assert [module.training for module in model.modules()] == before
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_count_params_tells_zeros_apart() -> None:
+    model = nn.Linear(4, 3)
+    nn.init.ones_(model.weight)
+    nn.init.zeros_(model.bias)
+    model.weight.data[0] = 0
+    assert count_params(model) == (15, 8)
+
+
+def test_evaluate_is_the_mean_over_all_samples_whatever_the_batch_size() -> None:
+    toy, model = task(), Net().eval()
+    with torch.no_grad():
+        outputs = model(toy.normalize(toy.test.inputs))
+    accuracy = (outputs.argmax(1) == toy.test.targets).float().mean().item()
+    loss = F.cross_entropy(outputs, toy.test.targets).item()
+    for batch_size in (30, 7, 1):
+        assert evaluate(model, toy, toy.test, batch_size) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-4))
+
+
+def test_bf16_changes_the_loss_only_slightly() -> None:
+    toy, model = task(), Net()
+    exact, rough = (evaluate(model, toy, toy.test, precision=p)[1] for p in ("float32", "bf16"))
+    assert exact != rough
+    assert rough == pytest.approx(exact, rel=0.02)
+
+
+def test_measure_gathers_accuracy_params_and_macs() -> None:
+    toy, model = task(), Net()
+    model.head.weight.data.zero_()
+    result = measure(model, toy, toy.test)
+    params, nonzero = count_params(model)
+    assert (result.params, result.nonzero_params, result.macs) == (params, nonzero, sum(BY_HAND.values()))
+    assert params - nonzero >= 320
+    assert result.accuracy == pytest.approx(0.2)
+    assert measure(model, toy, toy.test, macs=7).macs == 7
+    assert result.to_dict()["latency_ms"] is None
+
+
+def test_example_input_is_one_normalized_training_input() -> None:
+    toy = task()
+    assert torch.equal(example_input(toy), toy.normalize(toy.train.inputs[:1]))
+
+
+def test_first_line_of_an_error_is_its_text_or_its_type() -> None:
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
