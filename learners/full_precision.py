@@ -24,7 +24,7 @@ def _no_costs(values: np.ndarray) -> dict[str, float]:
 
 
 class FullPrecision(Learner):
-    Settings = Settings
+    settings_type = Settings
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:

@@ -1,1 +1,8 @@
-"""Automated compression of trained PyTorch networks, searched on Ray."""
+"""Automated compression of trained PyTorch networks, searched on Ray.
+
+Kept light, because ``pfray.bench`` runs on devices that have numpy and an interpreter only.
+"""
+
+from pfray.export import load
+
+__all__ = ["load"]

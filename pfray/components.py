@@ -6,6 +6,7 @@ new component is one new file and no list has to be kept.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -93,16 +94,28 @@ def check_arguments(path: str, function: Callable[..., Any], settings: Mapping[s
     return mistakes
 
 
-def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any]) -> Any:
+def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], beside: Iterable[str] = ()) -> Any:
     """A learner's or searcher's ``Settings`` dataclass from plain data, validated.
 
-    Raises ConfigError with one line for every mistake.
+    beside: keys that are allowed in the same section but are not the component's. Raises ConfigError with one line for
+    every mistake.
     """
+    fields = [field.name for field in dataclasses.fields(settings_type)]
+    allowed = [*beside, *fields]
+    mistakes = [
+        f"{path}.{key}: unknown key. Allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
+        for key in settings
+        if key not in fields
+    ]
     try:
-        return TypeAdapter(settings_type).validate_python(dict(settings))
+        parsed = TypeAdapter(settings_type).validate_python(
+            {key: value for key, value in settings.items() if key in fields}
+        )
     except ValidationError as error:
-        fields = list(settings_type.__dataclass_fields__)  # type: ignore[attr-defined]
-        raise ConfigError("\n".join(describe_errors(error, path, lambda _: fields))) from None
+        mistakes += describe_errors(error, path, lambda _: fields)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return parsed
 
 
 def describe_errors(error: ValidationError, prefix: str, allowed: Callable[[tuple[Any, ...]], list[str]]) -> list[str]:

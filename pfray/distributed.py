@@ -23,7 +23,7 @@ from torch import nn
 
 from pfray.errors import PfrayError, TrainingFailed
 from pfray.learner import Job, Learner
-from pfray.measure import first_line
+from pfray.measure import first_line, place
 from pfray.space import Plan
 from pfray.train import Shard, choose_precision, fit, steps_per_epoch
 
@@ -102,9 +102,11 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
         future.result()
 
 
-def build_compressed(learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int) -> tuple[nn.Module, Any]:
+def build_compressed(
+    learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
+) -> tuple[nn.Module, Any]:
     """(the teacher's copy on ``device`` compressed by ``plan``, the hook of its training)."""
-    model = copy.deepcopy(job.teacher).to(device, memory_format=torch.channels_last)
+    model = place(copy.deepcopy(job.teacher), device)
     cache = learner.prepare(model, job.task, job.settings)
     return model, learner.compress(model, plan, job.settings, cache, steps)
 
@@ -137,8 +139,9 @@ def _train_worker(config: dict[str, Any]) -> None:
                 state = {"model": model.state_dict(), "epoch": epoch, "optimizer": optimizer.state_dict()}
                 torch.save(state, Path(directory) / STATE)
                 checkpoint = Checkpoint.from_directory(directory)
-                write(epoch=epoch, loss=loss)
             train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
+        if shard.rank == 0:
+            write(epoch=epoch, loss=loss)
 
     try:
         fit(
@@ -147,7 +150,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             job.training,
             seed=job.seed,
             precision=choose_precision(model, device, job.precision),
-            teacher=job.teacher.to(device, memory_format=torch.channels_last) if job.distill.weight else None,
+            teacher=place(job.teacher, device) if job.distill.weight else None,
             distill=job.distill,
             hook=hook,
             start_epoch=start_epoch,

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from pfray import bench
+from pfray.cache import load_tensors, save_tensors
 from pfray.config import Export, Resources
 from pfray.distributed import build_compressed, retrain, run_together
 from pfray.errors import ExportError, StorageError
 from pfray.export import packed, program, sparse_tflite, tflite
-from pfray.cache import load_tensors, save_tensors
 from pfray.learner import Job, Learner
-from pfray.measure import Measurement, example_input, measure
+from pfray.measure import Measurement, example_input, measure, place
 from pfray.progress import Progress
 from pfray.space import Plan
 from pfray.task import Task
@@ -96,8 +96,7 @@ class Trainer:
 def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
     """The measurement on the test split, in float32."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device, memory_format=torch.channels_last)
-    measurement = measure(model, task, task.test)
+    measurement = measure(place(model, device), task, task.test)
     model.to("cpu")
     return replace(measurement, size_bytes=size_bytes)
 
@@ -110,7 +109,6 @@ def export_model(
     Returns the summary's ``exported`` entry; None where the experiment wants no .tflite. Raises ExportError where the
     file does not reproduce the model.
     """
-    model, teacher = (m.to("cpu", memory_format=torch.contiguous_format).eval() for m in (model, teacher))
     example = example_input(task)
     path = folder / "model.tflite"
     with progress.stage("export", total=4) as stage:

@@ -8,6 +8,7 @@ functions in the workers of a retraining.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +19,8 @@ from torch import nn
 
 from pfray import objective
 from pfray.config import Distill, Search, Training
-from pfray.measure import Measurement, example_input, first_line, measure, total_macs
+from pfray.errors import TrainingFailed
+from pfray.measure import Measurement, example_input, first_line, measure, place, total_macs
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import Hook, choose_precision, fit, reestimate_batch_norm
@@ -42,9 +44,9 @@ class Job:
 
 
 class Learner(tune.Trainable):
-    """The base of all learners. ``Settings`` is the frozen dataclass of a learner's own settings."""
+    """The base of all learners. ``settings_type`` is the frozen dataclass of a learner's own settings."""
 
-    Settings: ClassVar[type]
+    settings_type: ClassVar[type]
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Any) -> CompressionSpace:
@@ -70,7 +72,7 @@ class Learner(tune.Trainable):
         self.job = job
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         self.device = torch.device("cuda" if self._has_gpu() else "cpu")
-        self.teacher = job.teacher.to(self.device, memory_format=torch.channels_last)
+        self.teacher = place(job.teacher, self.device)
         self.validation = job.task.validation.head(job.search.validation_images)
         self.cache = self.prepare(self.teacher, job.task, job.settings)
         self.precision = choose_precision(self.teacher, self.device, job.precision)
@@ -86,6 +88,9 @@ class Learner(tune.Trainable):
         self.round += 1
         try:
             measurement = self._round()
+            # A model of NaNs still has an accuracy, that of always guessing the first class.
+            if not math.isfinite(measurement.loss):
+                raise TrainingFailed(f"the loss on the validation images is {measurement.loss}")
             result = {"score": objective.accuracy(measurement), "measurement": measurement.to_dict()}
         except Exception as error:
             result = {"score": float("nan"), "error": f"{type(error).__name__}: {first_line(error)}"}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pfray.components import check_arguments, find_class, find_function, nearest, parse_settings
+from pfray.components import check_arguments, find_class, find_function, parse_settings
 from pfray.config import Experiment, Search, Target
 from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError
 from pfray.learner import Learner
@@ -52,9 +52,12 @@ def resolve(experiment: Experiment) -> Parts:
     if data:
         mistakes += check_arguments("data", data, experiment.data.settings)
     learner_settings = learner and attempt(
-        lambda: parse_settings("learner", learner.Settings, experiment.learner.settings)
+        lambda: parse_settings("learner", learner.settings_type, experiment.learner.settings)
     )
-    search_settings = searcher and attempt(lambda: _search_settings(experiment.search, searcher))
+    beside = [name for name in Search.model_fields if name != "settings"]
+    search_settings = searcher and attempt(
+        lambda: parse_settings("search", searcher.settings_type, experiment.search.settings, beside)
+    )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Parts(model, data, learner, learner_settings, searcher, search_settings)
@@ -136,17 +139,6 @@ def first_plans(space: CompressionSpace, limits: Limits, searcher: type[PlanSear
 
     uniform = ("uniform", space.uniform(limits))
     return (uniform,) if searcher is Uniform else (uniform, ("heuristic", heuristic_plan(space, limits)))
-
-
-def _search_settings(search: Search, searcher: type[PlanSearcher]) -> Any:
-    own = [name for name in Search.model_fields if name != "settings"]
-    allowed = own + [field.name for field in fields(searcher.Settings)]
-    unknown = [key for key in search.settings if key not in allowed]
-    if unknown:
-        raise ConfigError(
-            "\n".join(f"search.{k}: unknown key. Allowed: {', '.join(allowed)}.{nearest(k, allowed)}" for k in unknown)
-        )
-    return parse_settings("search", searcher.Settings, search.settings)
 
 
 def _call(kind: str, function: Callable[..., Any], settings: dict[str, Any]) -> Any:

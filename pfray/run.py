@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from pfray import config
-from pfray.errors import GoalMissed, PfrayError, StorageError
+from pfray.errors import ConfigError, GoalMissed, PfrayError, StorageError
 from pfray.progress import Progress
 
 
@@ -40,7 +39,8 @@ def run(experiment: config.Experiment, *, resume: bool = False, force: bool = Fa
         first_plans = prepare.first_plans(space, limits, parts.searcher)
         run_folder = folder.open_folder(experiment, resume=resume, force=force)
     if folder.is_finished(run_folder):
-        progress.say(f"{run_folder} is finished already; nothing to resume")
+        # Made again because a run may have been killed between its last two files.
+        progress.say(f"{run_folder} is finished already; its report is {report.write(run_folder)}")
         return run_folder
     earlier = folder.read_seconds(run_folder)
     events = Events(run_folder / "events")
@@ -111,16 +111,22 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
     """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
     import ray
 
+    from pfray.measure import first_line
+
     if ray.is_initialized():
         yield
         return
-    # Ray's own lines about what pfray reports itself.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
     with progress.stage("start ray"):
-        ray.init(
-            address=resources.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            configure_logging=True,
-        )  # fmt: skip
+        try:
+            ray.init(
+                address=resources.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"resources.address: no Ray cluster answers at {resources.address!r} ({first_line(error)}). Remedy: start "
+                "one with 'ray start --head', or leave the address out"
+            ) from error
     try:
         yield
     finally:

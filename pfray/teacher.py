@@ -30,9 +30,9 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
         trainer.progress.say("[teacher] from the cache")
         model.load_state_dict(state)
         return model
-    learner = find_class("learner", "full_precision", Learner)
+    learner: type[Learner] = find_class("learner", "full_precision", Learner)
     job = Job(
-        task, model, learner.Settings(), experiment.teacher, Distill(), experiment.search, experiment.seed,
+        task, model, learner.settings_type(), experiment.teacher, Distill(), experiment.search, experiment.seed,
         experiment.resources.precision,
     )  # fmt: skip
     teacher = trainer.train(learner, job, {"teacher": {}})["teacher"]

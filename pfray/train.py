@@ -124,7 +124,7 @@ def fit(
         mean = loss_sum.item() / batches / shard.world
         if not math.isfinite(mean):
             raise TrainingFailed(
-                f"the loss became {mean} in epoch {epoch + 1}. Remedy: a learning rate below {training.lr:g}"
+                f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, or a longer warmup_epochs"
             )
         if on_epoch is not None:
             on_epoch(epoch + 1, mean, optimizer)

@@ -97,7 +97,7 @@ class _ShowProgress(Callback):
         failed = sum(record["error"] is not None for record in self.searcher.records)
         note = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
         if self.searcher.records:
-            self.events.trial(self.searcher.records[-1], best and best["score"])
+            self.events.trial(self.searcher.records[-1], best["score"] if best else None)
         self.stage.update(len(self.searcher.records), note + (f", {failed} failed" if failed else ""))
 
     on_trial_error = on_trial_complete

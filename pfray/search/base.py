@@ -24,14 +24,14 @@ RETRIES = 20
 
 
 class PlanSearcher(Searcher):
-    """Base of all searchers. ``Settings`` is the frozen dataclass of a searcher's own settings.
+    """Base of all searchers. ``settings_type`` is the frozen dataclass of a searcher's own settings.
 
     space, limits: where to search; every plan that leaves here meets the limits.
     first_plans: (origin, plan) of the plans tried before the first ``ask``. trials: how many plans in all.
     folder: where ``trials.jsonl`` (one line a finished trial) and the state are kept; None keeps nothing.
     """
 
-    Settings: ClassVar[type]
+    settings_type: ClassVar[type]
     # What the report calls the plan of the last ``ask``: ``random`` where nothing learned went into it.
     origin: str = "searched"
     # Whether ``ask`` goes on as long as there is budget.

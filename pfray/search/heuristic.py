@@ -27,7 +27,7 @@ def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
 class Heuristic(PlanSearcher):
     """Its one plan is among the first plans of every search, so there is nothing left to ask."""
 
-    Settings = Settings
+    settings_type = Settings
     open_ended = False
 
     def ask(self) -> Plan | None:

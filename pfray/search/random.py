@@ -19,7 +19,7 @@ class Settings:
 
 
 class Random(PlanSearcher):
-    Settings = Settings
+    settings_type = Settings
     origin = "random"
 
     def ask(self) -> Plan:

@@ -31,7 +31,7 @@ class Settings:
 
 
 class TPE(PlanSearcher):
-    Settings = Settings
+    settings_type = Settings
 
     def ask(self) -> Plan:
         trials = self._history()

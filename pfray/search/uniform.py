@@ -16,7 +16,7 @@ class Settings:
 class Uniform(PlanSearcher):
     """Its one plan is the first plan of every search, so there is nothing left to ask."""
 
-    Settings = Settings
+    settings_type = Settings
     open_ended = False
 
     def ask(self) -> Plan | None:

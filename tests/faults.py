@@ -1,0 +1,73 @@
+"""A learner that breaks where a test tells it to, once: how the tests reach the faults of a real run without waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from learners import weight_sparse
+from pfray.space import Plan
+from pfray.train import Hook
+
+
+@dataclass(frozen=True)
+class Settings(weight_sparse.Settings):
+    """fault: what happens. stage: ``search`` or ``training``. at: in which call of compress (search), or after which
+    step (training). counter: a file that counts, so that a fault comes once."""
+
+    fault: str = ""
+    stage: str = "search"
+    at: int = 1
+    counter: str = ""
+
+
+class Faulty(weight_sparse.WeightSparse):
+    settings_type = Settings
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Any, steps: int) -> Hook:
+        hook = weight_sparse.WeightSparse.compress(model, plan, settings, cache, steps)
+        if settings.stage == "search":
+            if steps == 0 and _count(settings) == settings.at:
+                _strike(settings.fault, model)
+            return hook
+        if steps == 0:
+            return hook
+
+        def strike_after(step: int) -> None:
+            hook(step)
+            if step == settings.at and not Path(settings.counter).exists():
+                _count(settings)
+                _strike(settings.fault, model)
+
+        return strike_after
+
+
+class AlwaysBroken(weight_sparse.WeightSparse):
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Any, cache: Any, steps: int) -> Hook:
+        raise ValueError("always broken")
+
+
+def _count(settings: Settings) -> int:
+    with open(settings.counter, "ab") as file:
+        file.write(b".")
+    return os.path.getsize(settings.counter)
+
+
+def _strike(fault: str, model: nn.Module) -> None:
+    if fault == "raise":
+        raise RuntimeError("a layer <of this plan> broke")
+    if fault == "nan":
+        next(model.parameters()).data.fill_(float("nan"))
+    if fault == "worker":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "driver":
+        os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGKILL)
+    if fault == "interrupt":
+        os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGINT)

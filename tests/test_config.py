@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pfray import prepare
+from pfray.config import dump, load, merge, read_with_includes
+from pfray.errors import ConfigError
+from pfray.run import main
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = {"model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(raw: object, name: str = "exp.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+        return path
+
+    return write
+
+
+def mistakes(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        prepare.resolve(load(path, overrides))
+    return str(caught.value).splitlines()
+
+
+def test_five_lines_are_enough_and_the_rest_has_defaults(file):
+    experiment = load(file(BASE))
+    assert (experiment.name, experiment.search.name, experiment.seed) == ("exp", "tpe", 0)
+    assert experiment.target.costs() == {"sparsity": 0.5}
+
+
+def test_plain_units_are_read(file):
+    assert load(file({**BASE, "target": {"sparsity": "75%", "max_drop": "1%"}})).target.model_dump() == {
+        "sparsity": 0.75, "params": None, "max_drop": 0.01,
+    }  # fmt: skip
+    assert load(file({**BASE, "target": {"params": "800k"}})).target.params == 800_000
+    assert load(file({**BASE, "target": {"params": "0.4x"}})).target.params == "0.4x"
+
+
+def test_overrides_reach_into_sections_and_short_names(file):
+    experiment = load(file(BASE), ["search.trials=60", "learner.interval=5", "seed=3", "target.sparsity=90%"])
+    assert experiment.search.trials == 60
+    assert (experiment.learner.name, experiment.learner.settings) == ("weight_sparse", {"interval": 5})
+    assert (experiment.seed, experiment.target.sparsity) == (3, 0.9)
+
+
+def test_the_resolved_experiment_reads_back_as_itself(file, tmp_path):
+    experiment = load(file({**BASE, "search": {"name": "tpe", "startup": 4, "validation_images": 50}}))
+    saved = tmp_path / "again.yaml"
+    saved.write_text(dump(experiment))
+    assert load(saved) == experiment
+
+
+def test_the_experiment_is_frozen(file):
+    experiment = load(file(BASE))
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.seed = 1  # type: ignore[misc]
+
+
+def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest_name(file):
+    found = mistakes(file({
+        "modle": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 1.5},
+        "search": {"trials": -3}, "seed": "x",
+    }))  # fmt: skip
+    assert len(found) == 5
+    text = "\n".join(found)
+    assert "model: missing" in text
+    assert "modle: unknown key. Allowed: name, model, data" in text
+    assert "Did you mean 'model'?" in text
+    assert "target.sparsity: 1.5 is not allowed: input should be less than 1" in text
+    assert "search.trials: -3 is not allowed" in text
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: lenet, mobilenet_v1, resnet110, resnet20"),
+    ({"model": "resnet_20"}, "Did you mean 'resnet20'?"),
+    ({"model": {"name": "mobilenet_v1", "widht": 0.5}}, "model.widht: unknown setting"),
+    ({"model": "no_such_pkg.models:build"}, "model: cannot import 'no_such_pkg.models'"),
+    ({"model": "pfray.models.lenet:lenett"}, "has no 'lenett'. Did you mean 'lenet'?"),
+    ({"data": "digit"}, "data: unknown name 'digit'. Allowed: cifar10, digits"),
+    ({"data": {"factory": "pfray.models:nothing"}}, "data: module 'pfray.models' has no 'nothing'"),
+    ({"learner": "weight_spars"}, "Did you mean 'weight_sparse'?"),
+    ({"learner": "pfray.config:Section"}, "is not a subclass of pfray.learner.Learner"),
+    ({"learner": {"name": "weight_sparse", "intervall": 5}}, "learner.intervall: unknown key"),
+    ({"learner": {"name": "weight_sparse", "interval": 0}}, "learner.interval: 0 is not allowed"),
+    ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),
+    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: heuristic, random, tpe, uniform"),
+    ({"search": {"name": "tpe", "trails": 9}}, "search.trails: unknown key"),
+    ({"search": {"name": "random", "spread": 2}}, "search.spread: 2 is not allowed"),
+    ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),
+    ({"search": {"rounds": 3}}, "set search.finetune_steps"),
+    ({"search": {"trials": -1}}, "search.trials: -1 is not allowed: input should be greater than or equal to 1"),
+    ({"finetune": {"epochs": -1}}, "finetune.epochs: -1 is not allowed"),
+    ({"target": {}}, "target: no cost is named"),
+    ({"target": {"params": "lots"}}, "target.params"),
+    ({"target": {"params": "0x"}}, "above 0"),
+    ({"resources": {"trial": {"cpus": 1}}}, "resources.trial.cpus: unknown key. Allowed: cpu, gpu."),
+    ({"name": "a/b"}, "name: 'a/b' is not allowed"),
+])  # fmt: skip
+def test_a_wrong_value_is_one_line_that_names_it(file, change, words):
+    found = mistakes(file({**BASE, **change}))
+    assert len(found) == 1
+    assert words in found[0]
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("", "the file is empty"),
+    ("- a\n- b\n", "holds a list, not a mapping"),
+    ("just words", "holds a str, not a mapping"),
+    ("model: [lenet\n", "not valid YAML at line 2"),
+])  # fmt: skip
+def test_a_file_that_is_no_experiment_ends_with_exit_code_2_and_one_line(file, capsys, content, words):
+    assert main([str(file(content))]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert len(errors.splitlines()) == 1
+    assert "Remedy" in errors
+
+
+def test_a_missing_file_ends_with_exit_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: cannot be read" in capsys.readouterr().err
+
+
+def test_a_malformed_override_shows_the_form(file):
+    assert "not of the form key=value" in mistakes(file(BASE), "trials")[0]
+    assert "seed is 0, not a mapping" in mistakes(file({**BASE, "seed": 0}), "seed.x=1")[0]
+
+
+def test_fragments_are_merged_in_order_with_the_file_on_top(file):
+    file({"search": {"name": "random", "trials": 5}, "seed": 1}, "a.yaml")
+    file({"search": {"trials": 7}}, "b.yaml")
+    raw = read_with_includes(file({**BASE, "include": ["a.yaml", "b.yaml"], "seed": 2}))
+    assert raw["search"] == {"name": "random", "trials": 7}
+    assert raw["seed"] == 2
+
+
+def test_a_circle_of_includes_is_refused(file):
+    file({"include": ["exp.yaml"]}, "a.yaml")
+    with pytest.raises(ConfigError, match="includes itself"):
+        load(file({**BASE, "include": ["a.yaml"]}))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_is_valid(path):
+    assert prepare.resolve(load(path)).learner is not None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_fragment_is_valid_on_top_of_a_whole_experiment(path, file):
+    raw = merge(BASE, read_with_includes(path))
+    assert prepare.resolve(load(file(raw))).model is not None

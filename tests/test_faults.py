@@ -1,0 +1,139 @@
+"""Runs that are killed, interrupted or broken in the middle, as separate processes, each with a Ray of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import ANY
+
+import pytest
+import yaml
+
+from pfray.config import load
+from pfray.run import main, run
+from pfray.search.base import read_trials
+
+DRIVER = """
+import os, sys
+os.environ["PFRAY_TEST_DRIVER"] = str(os.getpid())
+from pfray.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(experiment: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, str(experiment), *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def write(tmp_path: Path, raw: dict, **fault: object) -> tuple[Path, Path]:
+    """(experiment file, run folder) with the faulty learner in place."""
+    learner = {"name": "tests.faults:Faulty", "counter": str(tmp_path / "counter"), **fault}
+    path = tmp_path / "faulty.yaml"
+    path.write_text(yaml.safe_dump({**raw, "learner": learner}))
+    return path, Path(raw["storage"]) / "faulty"
+
+
+def check_complete(folder: Path, trials: int = 6) -> None:
+    records = read_trials(folder / "search" / "trials.jsonl")
+    assert sorted(record["trial"] for record in records) == list(range(trials))
+    assert len({json.dumps(record["plan"]) for record in records}) == trials
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["trials"]["finished"] == trials
+    assert summary["compressed"]["size_bytes"] == (folder / "model.packed").stat().st_size
+    assert (folder / "report.html").exists()
+
+
+@pytest.fixture
+def raw(quick: dict) -> dict:
+    return {**quick, "export": {"tflite": False}}
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_path, raw, ray_cluster):
+    raw = {**raw, "resources": {"parallel": 1}, "finetune": {"epochs": 0}}
+    killed, folder = write(tmp_path, raw, fault="driver", at=4)
+    assert start(killed).returncode == -9
+    before = (folder / "search" / "trials.jsonl").read_text()
+    assert len(before.splitlines()) == 3
+    assert not (folder / "summary.json").exists()
+
+    refused = start(killed)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    assert start(killed, "--resume").returncode == 0
+    after = (folder / "search" / "trials.jsonl").read_text()
+    assert after.startswith(before)
+    check_complete(folder)
+
+    alone = run(load(killed, ["name=alone", "learner.at=99"]))
+    plans = [[record["plan"] for record in read_trials(f / "search" / "trials.jsonl")] for f in (folder, alone)]
+    assert plans[0] == plans[1]
+
+
+def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw):
+    raw = {**raw, "search": {"name": "uniform", "trials": 1}, "finetune": {**raw["finetune"], "epochs": 6}}
+    killed, folder = write(tmp_path, raw, fault="driver", stage="training", at=80)
+    assert start(killed).returncode == -9
+    trials = (folder / "search" / "trials.jsonl").read_text()
+
+    resumed = start(killed, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / "search" / "trials.jsonl").read_text() == trials
+    check_complete(folder, trials=1)
+    epochs = [json.loads(line)["epoch"] for line in (folder / "training/uniform/curve.jsonl").read_text().splitlines()]
+    assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
+    # Step 80 is in the sixth epoch: the first ones were saved, and are not trained again.
+    assert epochs.count(1) == epochs.count(2) == 1
+
+
+@pytest.mark.parametrize("fault", [{"at": 3}, {"stage": "training", "at": 20}])
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, raw, fault):
+    stopped, folder = write(tmp_path, raw, fault="interrupt", **fault)
+    first = start(stopped)
+    assert first.returncode == 130, first.stderr
+    assert "--resume" in first.stderr
+    assert "Traceback" not in first.stderr
+    assert start(stopped, "--resume").returncode == 0
+    check_complete(folder)
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_trial_whose_worker_dies_is_run_again(tmp_path, raw, ray_cluster):
+    path, _ = write(tmp_path, {**raw, "finetune": {"epochs": 0}}, fault="worker", at=3)
+    check_complete(run(load(path)))
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize(("fault", "words"), [("raise", "a layer <of this plan> broke"), ("nan", "the loss on the validation images is nan")])
+def test_a_trial_that_fails_is_reported_with_its_plan_and_the_search_goes_on(tmp_path, raw, ray_cluster, fault, words):
+    path, _ = write(tmp_path, {**raw, "finetune": {"epochs": 0}}, fault=fault, at=3)
+    folder = run(load(path))
+    assert json.loads((folder / "summary.json").read_text())["trials"] == {"finished": 5, "failed": 1, "best": ANY}
+    failed = [r for r in read_trials(folder / "search" / "trials.jsonl") if r["error"]]
+    assert words in failed[0]["error"]
+    assert failed[0]["plan"]
+    assert "<of this plan>" not in (folder / "report.html").read_text()
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_retraining_that_diverges_fails_with_one_line(tmp_path, raw, ray_cluster, capsys):
+    path, folder = write(tmp_path, raw, fault="nan", stage="training", at=20)
+    assert main([str(path)]) == 1
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1
+    assert "an lr below 0.02" in errors
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_search_without_one_usable_trial_fails_with_the_cause(tmp_path, raw, ray_cluster, capsys):
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump({**raw, "learner": "tests.faults:AlwaysBroken", "search": {"trials": 3}}))
+    assert main([str(path)]) == 1
+    assert "all 3 trials failed; the first error: ValueError: always broken" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""The framework knows no particular learner or environment, and lower layers know no higher ones."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Each may import from itself and those before it only.
+LAYERS = [
+    {"errors", "bench"},
+    {"files", "space", "task"},
+    {"cache", "components", "measure", "config", "progress"},
+    {"data", "models", "export", "objective", "train", "events", "folder", "search"},
+    {"learner", "report", "figures", "report_style"},
+    {"distributed", "trials", "prepare"},
+    {"finalize"},
+    {"teacher"},
+    {"run"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(name: str) -> str | None:
+    pieces = name.split(".")
+    return pieces[1] if pieces[0] == "pfray" and len(pieces) > 1 else None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pfray").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_framework_imports_downwards_only(path):
+    own = path.relative_to(ROOT / "pfray").parts[0].removesuffix(".py")
+    found = imports(path)
+    assert not {name for name in found if name.split(".")[0] in ("envs", "learners")}
+    if own == "__init__":
+        return
+    level = next(i for i, layer in enumerate(LAYERS) if own in layer)
+    allowed = set().union(*LAYERS[: level + 1])
+    assert {p for name in found if (p := part(name))} <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.py")), ids=lambda p: p.name)
+def test_environments_know_the_space_only(path):
+    assert {p for name in imports(path) if (p := part(name))} <= {"space", "errors"}
+
+
+def test_the_device_side_imports_numpy_and_an_interpreter_only():
+    found = {name.split(".")[0] for path in ("bench.py", "errors.py", "__init__.py") for name in imports(ROOT / "pfray" / path)}
+    assert not found & {"torch", "ray", "pydantic", "yaml", "rich", "safetensors"}
