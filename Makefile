@@ -4,8 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVICE := .venv-device
+DEVICE_READY := $(DEVICE)/.ready
+DEMO := runs/mobilenet_sparse
+DEMO_FILES := $(DEMO)/teacher.tflite $(DEMO)/model.tflite
 
-.PHONY: demo test lint bench device-check clean
+.PHONY: help demo test lint bench device-check clean
+
+help:
+	@echo "make demo          compress a MobileNet on the embedded data, from nothing to a checked .tflite"
+	@echo "make test          run the tests"
+	@echo "make lint          ruff and mypy"
+	@echo "make bench         run the benchmarks, and print what they measure against their goals"
+	@echo "make device-check  run the demo's .tflite files on tflite-runtime, in an environment of its own"
+	@echo "make clean         remove the environments and caches; runs/ stays"
 
 demo: $(READY)
 	$(BIN)/python -m pfray.run experiments/mobilenet_sparse.yaml --force
@@ -20,10 +31,40 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+device-check: $(READY) $(DEVICE_READY) $(DEMO)/summary.json
+	PYTHONPATH=. $(DEVICE)/bin/python -m pfray.bench $(DEMO_FILES)
+	$(BIN)/python -m benchmarks.device_check make $(DEMO)/device_check.npz $(DEMO_FILES)
+	PYTHONPATH=. $(DEVICE)/bin/python -m benchmarks.device_check compare $(DEMO)/device_check.npz $(DEMO_FILES)
+
+clean:
+	rm -rf $(VENV) $(DEVICE) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The file that finishes a run. Resumed and not forced: a run that is unfinished, or still going on, is never deleted.
+$(DEMO)/summary.json: | $(READY)
+	$(BIN)/python -m pfray.run experiments/mobilenet_sparse.yaml --resume
+
 # torch first and by itself, so that pip takes a CPU build where the index offers one.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(call make-environment,$(VENV),(3, 11) <= sys.version_info,3.11 or newer,python3 python3.12 python3.13)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+# tflite-runtime's last release has no wheels for a newer Python.
+$(DEVICE_READY):
+	$(call make-environment,$(DEVICE),(3, 10) <= sys.version_info < (3, 12),3.10 or 3.11,python3.11 python3.10 python3)
+	$(DEVICE)/bin/python -m pip install --quiet "numpy<2" "tflite-runtime==2.14.*"
+	touch $@
+
+# $(1): the folder, $(2): the condition on Python, $(3): the same in words, $(4): what to try beside $(PYTHON).
+# A folder without pip is no environment: Python without ensurepip, or an interrupted call, leaves one.
+define make-environment
+@test -x $(1)/bin/pip || for python in $(PYTHON) $(4); do \
+	if $$python -c 'import sys; sys.exit(not ($(2)))' 2>/dev/null; then \
+		$$python -m venv $(1) && exit 0; rm -rf $(1); \
+	fi; \
+done; \
+test -x $(1)/bin/pip || { echo "no Python $(3) that can make a venv. Remedy: make PYTHON=/path/to/python $@" >&2; exit 1; }
+endef

@@ -22,6 +22,8 @@ from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
 from pfray.train import Hook
 
+WeightLayer = nn.modules.conv._ConvNd | nn.Linear
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -91,12 +93,14 @@ class WeightSparse(Learner):
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, Tensor]:
         """Each layer's weight indices ``(n_l,)`` by rising magnitude: the mask of any sparsity is a head of it."""
-        return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in weight_layers(model).items()}
+        layers = weight_layers(model)
+        return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: dict[str, Tensor], steps: int) -> Hook:
-        """Without training the smallest magnitudes go at once; with it the returned hook removes them by the schedule."""
-        weights = {name: model.get_submodule(name).weight for name in plan}
+        """Without training the smallest magnitudes go at once; with it the hook removes them by the schedule."""
+        layers = weight_layers(model)
+        weights = {name: layers[name].weight for name in plan}
         if steps == 0:
             with torch.no_grad():
                 for name, weight in weights.items():
@@ -123,10 +127,9 @@ def smallest(weight: Tensor, sparsity: float) -> Tensor:
     return _at(weight.abs().flatten().argsort(stable=True)[: zeros(sparsity, weight.numel())], weight)
 
 
-def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
     """All convolutions and linear layers, by name."""
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
 
 
 def is_depthwise(module: nn.Module) -> bool:

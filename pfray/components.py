@@ -53,7 +53,9 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
     if ":" in name:
         found = load_object(kind, name)
         if not callable(found):
-            raise ConfigError(f"{kind}: '{name}' is not callable. Remedy: name a function or class that builds the {kind}")
+            raise ConfigError(
+                f"{kind}: '{name}' is not callable. Remedy: name a function or class that builds the {kind}"
+            )
         return found
     known = _functions(kind)
     if name not in known:
@@ -107,6 +109,7 @@ def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], 
         for key in settings
         if key not in fields
     ]
+    parsed: Any = None
     try:
         parsed = TypeAdapter(settings_type).validate_python(
             {key: value for key, value in settings.items() if key in fields}

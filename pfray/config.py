@@ -275,4 +275,5 @@ def _allowed_at(location: tuple[Any, ...]) -> list[str]:
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type))
-    return [name for name in section.model_fields if name != "settings"] + (["include"] if section is Experiment else [])
+    names = [name for name in section.model_fields if name != "settings"]
+    return [*names, "include"] if section is Experiment else names

@@ -47,8 +47,9 @@ def retrain(
 ) -> dict[str, torch.Tensor]:
     """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
 
-    folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints there
-    continues from the last one. on_epoch(epochs done, loss) is called in this process, from the calling thread. Raises TrainingFailed.
+    folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints
+    there continues from the last one. on_epoch(epochs done, loss) is called in this process, from the calling thread.
+    Raises TrainingFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(

@@ -40,7 +40,7 @@ class Trainer:
     on_epoch: EpochCallback
 
     def train(self, learner: type[Learner], job: Job, plans: dict[str, Plan]) -> dict[str, nn.Module]:
-        """The model that each named plan gives after the job's training, on the CPU; a finished training is not repeated.
+        """The model that each named plan gives after the job's training, on the CPU; finished ones are not repeated.
 
         The trainings run side by side where the cluster has room, because two on half the cores each are faster than
         one after the other on all of them.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from pfray import config
 from pfray.config import Experiment
@@ -19,27 +22,57 @@ SUMMARY = "summary.json"
 
 
 def open_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
-    """The run's folder, ready to work in. Raises RunExists where that would lose or mix runs, StorageError on I/O."""
+    """The run's folder, ready to work in. Raises RunExists where that would lose or mix files, StorageError."""
     folder = Path(experiment.storage).expanduser().resolve() / experiment.name
     saved = folder / "experiment.yaml"
     try:
-        if force and folder.exists():
+        if force and saved.exists():
             shutil.rmtree(folder)
         if saved.exists():
             if not resume:
                 state = "finished" if (folder / SUMMARY).exists() else "unfinished"
                 raise RunExists(
-                    f"{folder} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
+                    f"{folder} holds a run, {state}. "
+                    "Remedy: --resume to continue it, --force to replace it, or name=..."
                 )
             _check_same(saved, experiment)
+        elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            # Such files would be taken for an earlier session's, or be lost to a later --force.
+            raise RunExists(f"{folder} holds files but no run. Remedy: move them away, or name=... for another folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(saved, config.dump(experiment))
         (folder / "search").mkdir(exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the run folder {folder} cannot be written ({error.strerror or error}). Remedy: choose another with storage=..."
+            f"the run folder {folder} cannot be written ({error.strerror or error}). "
+            "Remedy: choose another with storage=..."
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def alone(experiment: Experiment) -> Iterator[None]:
+    """Nobody else works in the run's folder during the block; the system lets go of it however this process ends.
+
+    Raises RunExists where another process is at work there, StorageError where the storage folder cannot be written.
+    """
+    storage = Path(experiment.storage).expanduser().resolve()
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        # Beside the folder and not in it, because --force removes the folder.
+        lock = FileLock(storage / f".{experiment.name}.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise RunExists(
+            f"{storage / experiment.name} is in use by another process. Remedy: wait for it or stop it, or name=..."
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"the folder {storage} cannot be written ({error.strerror or error}). "
+            "Remedy: choose another with storage=..."
+        ) from error
+    with lock:
+        yield
 
 
 def is_finished(folder: Path) -> bool:

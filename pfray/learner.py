@@ -62,15 +62,15 @@ class Learner(tune.Trainable):
     def compress(model: nn.Module, plan: Plan, settings: Any, cache: Any, steps: int) -> Hook | None:
         """Compress ``model`` in place.
 
-        steps: optimizer steps of the training that follows; 0 for none, and then the plan is met at once. With training,
-        the returned hook may approach the plan step by step, and must have reached it at the end.
+        steps: optimizer steps of the training that follows; 0 for none, and then the plan is met at once. With
+        training, the returned hook may approach the plan step by step, and must have reached it at the end.
         """
         raise NotImplementedError
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
         assert job is not None, "a Learner is started with tune.with_parameters(cls, job=...)"
         self.job = job
-        torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+        torch.set_num_threads(max(1, int(self._resources().get("CPU", 1))))
         self.device = torch.device("cuda" if self._has_gpu() else "cpu")
         self.teacher = place(job.teacher, self.device)
         self.validation = job.task.validation.head(job.search.validation_images)
@@ -127,5 +127,8 @@ class Learner(tune.Trainable):
         return measure(self.model, self.job.task, self.validation, self.precision, self.macs)
 
     def _has_gpu(self) -> bool:
-        wanted = self.trial_resources.required_resources.get("GPU", 0)
-        return wanted > 0 and torch.cuda.is_available()
+        return self._resources().get("GPU", 0) > 0 and torch.cuda.is_available()
+
+    def _resources(self) -> dict[str, float]:
+        assert self.trial_resources is not None, "Tune sets it before setup"
+        return self.trial_resources.required_resources

@@ -32,6 +32,28 @@ class Parts:
     search_settings: Any
 
 
+@dataclass(frozen=True)
+class Start:
+    """All that a run starts from. ``model`` has the experiment's weights, or none worth keeping yet."""
+
+    parts: Parts
+    task: Task
+    model: nn.Module
+    space: CompressionSpace
+    limits: Limits
+    first_plans: tuple[tuple[str, Plan], ...]
+
+
+def load(experiment: Experiment) -> Start:
+    """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
+    parts = resolve(experiment)
+    task = build_task(experiment, parts)
+    model = build_model(experiment, parts, task)
+    space = parts.learner.space(model, task, parts.learner_settings)
+    limits = resolve_limits(experiment.target, space, model, experiment.learner.name)
+    return Start(parts, task, model, space, limits, first_plans(space, limits, parts.searcher))
+
+
 def resolve(experiment: Experiment) -> Parts:
     """Find everything the experiment names. Raises ConfigError with one line for every mistake."""
     mistakes: list[str] = []
@@ -76,8 +98,8 @@ def build_task(experiment: Experiment, parts: Parts) -> Task:
 def build_model(experiment: Experiment, parts: Parts, task: Task) -> nn.Module:
     """The teacher's architecture, with its weights where the experiment gives a file, on the CPU.
 
-    The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment does
-    not set them. Raises UnsupportedModel where the model cannot run on the data, WeightsError for unfit weights.
+    The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment
+    does not set them. Raises UnsupportedModel where the model cannot run on the data, WeightsError for unfit weights.
     """
     known = {"num_outputs": task.num_outputs, "in_channels": task.input_shape[0]}
     taken = {k: v for k, v in known.items() if not check_arguments("model", parts.model, {k: v})}
@@ -100,20 +122,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise WeightsError(f"model.weights: no file {path}. Remedy: check the path") from None
     except Exception as error:
         raise WeightsError(
-            f"model.weights: {path} is not a readable state-dict file ({first_line(error)}). Remedy: save it again with "
-            "torch.save(model.state_dict(), path)"
+            f"model.weights: {path} is not a readable state-dict file ({first_line(error)}). "
+            "Remedy: save it again with torch.save(model.state_dict(), path)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"model.weights: {path} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
     ]
     if missing or extra or reshaped:
         parts = [("missing", missing), ("unknown", extra), ("of another shape", reshaped)]
         what = "; ".join(f"{kind}: {_few(keys)}" for kind, keys in parts if keys)
-        raise WeightsError(f"model.weights: {path} is of another architecture ({what}). Remedy: choose the model it is for")
+        raise WeightsError(
+            f"model.weights: {path} is of another architecture ({what}). Remedy: choose the model it is for"
+        )
     model.load_state_dict(state)
 
 
@@ -124,13 +150,13 @@ def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, le
     limits = {}
     for unit, value in target.costs().items():
         if unit not in offered:
-            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered)}")
+            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
         limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
     return limits
 
 
 def first_plans(space: CompressionSpace, limits: Limits, searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
-    """The plans that every search tries before its own: uniform, then heuristic (which the uniform searcher leaves out).
+    """The plans that every search tries before its own: uniform, then heuristic (left out by the uniform searcher).
 
     Raises InfeasibleTarget where no plan meets the limits.
     """
@@ -158,6 +184,9 @@ def _check_output(model: nn.Module, task: Task) -> None:
     try:
         scores = task.score(outputs, task.train.targets[:2])
         task.loss(outputs, task.train.targets[:2])
+        # The loss alone would let too few outputs pass where the first targets happen to be small.
+        if outputs.dim() > 1 and outputs.shape[1] < task.num_outputs:
+            raise ValueError(f"{outputs.shape[1]} outputs are too few")
     except Exception as error:
         raise UnsupportedModel(
             f"the model's output of shape {tuple(getattr(outputs, 'shape', ()))} does not fit the task {task.name}: "

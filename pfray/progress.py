@@ -25,8 +25,8 @@ class Stage:
         self.bar: Bar | None = None
         if console.is_terminal:
             columns = (
-                TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = Bar(*columns, console=console)
             self.task = self.bar.add_task(name, total=total, note="")

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,35 +18,45 @@ from pfray import config
 from pfray.errors import ConfigError, GoalMissed, PfrayError, StorageError
 from pfray.progress import Progress
 
+if TYPE_CHECKING:
+    from pfray.prepare import Start
 
-def run(experiment: config.Experiment, *, resume: bool = False, force: bool = False, console: Console | None = None) -> Path:
+
+def run(
+    experiment: config.Experiment, *, resume: bool = False, force: bool = False, console: Console | None = None
+) -> Path:
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
-    from pfray import finalize, folder, prepare, report
+    from pfray import folder, prepare, report
+
+    progress = Progress(console)
+    with progress.stage("load"):
+        start = prepare.load(experiment)
+    with folder.alone(experiment):
+        run_folder = folder.open_folder(experiment, resume=resume, force=force)
+        if folder.is_finished(run_folder):
+            # Made again because a run may have been killed between its last two files.
+            progress.say(f"{run_folder} is finished already; its report is {report.write(run_folder)}")
+        else:
+            _compress(experiment, start, run_folder, progress)
+    return run_folder
+
+
+def _compress(experiment: config.Experiment, start: Start, run_folder: Path, progress: Progress) -> None:
+    """Teacher, search, retraining, export, report. Raises GoalMissed after that where too much accuracy is lost."""
+    from pfray import finalize, folder, report
     from pfray.cache import save_tensors
     from pfray.events import Events
     from pfray.learner import Job
     from pfray.teacher import make_teacher
-    from pfray.trials import run_trials
+    from pfray.trials import best_trial, run_trials
 
-    progress = Progress(console)
-    with progress.stage("load"):
-        parts = prepare.resolve(experiment)
-        task = prepare.build_task(experiment, parts)
-        model = prepare.build_model(experiment, parts, task)
-        space = parts.learner.space(model, task, parts.learner_settings)
-        limits = prepare.resolve_limits(experiment.target, space, model, experiment.learner.name)
-        first_plans = prepare.first_plans(space, limits, parts.searcher)
-        run_folder = folder.open_folder(experiment, resume=resume, force=force)
-    if folder.is_finished(run_folder):
-        # Made again because a run may have been killed between its last two files.
-        progress.say(f"{run_folder} is finished already; its report is {report.write(run_folder)}")
-        return run_folder
     earlier = folder.read_seconds(run_folder)
     events = Events(run_folder / "events")
+    parts, task = start.parts, start.task
     with _keep_seconds(run_folder, progress, earlier), ray_session(experiment.resources, progress):
         trainer = finalize.Trainer(experiment.resources, run_folder, progress, events.epoch)
-        teacher = make_teacher(experiment, model, task, trainer)
+        teacher = make_teacher(experiment, start.model, task, trainer)
         save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
 
         job = Job(
@@ -54,16 +64,16 @@ def run(experiment: config.Experiment, *, resume: bool = False, force: bool = Fa
             experiment.seed, experiment.resources.precision,
         )  # fmt: skip
         searcher = parts.searcher(
-            space, limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
-            first_plans=first_plans, folder=run_folder / "search",
+            start.space, start.limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
+            first_plans=start.first_plans, folder=run_folder / "search",
         )  # fmt: skip
         searcher.resume()
         if not searcher.finished():
-            run_trials(parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events)
-        best = searcher.best()
-        assert best is not None, "run_trials raises when no trial succeeded"
+            run_trials(
+                parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events
+            )
 
-        plans = {"uniform": first_plans[0][1], "compressed": best["plan"]}
+        plans = {"uniform": start.first_plans[0][1], "compressed": best_trial(searcher)["plan"]}
         if plans["compressed"] == plans["uniform"]:
             uniform = trainer.train(parts.learner, job, {"uniform": plans["uniform"]})["uniform"]
             models = {"uniform": uniform, "compressed": uniform}
@@ -103,7 +113,6 @@ def run(experiment: config.Experiment, *, resume: bool = False, force: bool = Fa
             f"{100 * experiment.target.max_drop:.2f}. The files are complete. Remedy: a milder target, more "
             "finetune.epochs, more search.trials or distill.weight=0.5"
         )
-    return run_folder
 
 
 @contextlib.contextmanager
@@ -124,8 +133,8 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
             )
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
-                f"resources.address: no Ray cluster answers at {resources.address!r} ({first_line(error)}). Remedy: start "
-                "one with 'ray start --head', or leave the address out"
+                f"resources.address: no Ray cluster answers at {resources.address!r} ({first_line(error)}). "
+                "Remedy: start one with 'ray start --head', or leave the address out"
             ) from error
     try:
         yield
@@ -190,7 +199,7 @@ def _fail(error: PfrayError) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pfray.run",
-        description="Compress a trained network: search a plan for the target, retrain the best one, export and check it.",
+        description="Compress a trained network: search a plan for the target, retrain the best, export and check it.",
         epilog="example: python -m pfray.run experiments/mobilenet_sparse.yaml target.sparsity=0.9 search.trials=60",
     )
     parser.add_argument("experiment", type=Path, help="the experiment file (YAML)")

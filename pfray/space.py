@@ -1,7 +1,7 @@
 """What can be decided about a model under one learner, and what every decision costs, without touching weights.
 
-Notation: a plan gives each of L knobs a value. ``position`` is a knob's place on its range, from 0 at the most compressed
-end to 1 at the uncompressed end; all of a plan's positions form the ``(L,)`` vector that searchers work in.
+Notation: a plan gives each of L knobs a value. ``position`` is a knob's place on its range, from 0 at the most
+compressed end to 1 at the uncompressed end; all of a plan's positions form the ``(L,)`` vector that searchers work in.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Knob:
             raise ValueError(f"knob {self.name}: both ends are {self.full}")
         if self.scale == "log_density" and not 0 <= self.full < self.compressed < 1:
             raise ValueError(
-                f"knob {self.name}: a sparsity range needs 0 <= full < compressed < 1, not {self.full} and {self.compressed}"
+                f"knob {self.name}: a sparsity range needs 0 <= full < compressed < 1, "
+                f"not {self.full} and {self.compressed}"
             )
 
 
@@ -153,7 +154,7 @@ class CompressionSpace:
         return self._clip(np.where([k.integer for k in self.knobs], np.rint(values), values))
 
     def _clip(self, values: np.ndarray | float) -> np.ndarray:
-        ends = np.array([(k.compressed, k.full) for k in self.knobs], dtype=float)
+        ends = np.array([(k.compressed, k.full) for k in self.knobs], dtype=float).reshape(-1, 2)
         return np.clip(np.broadcast_to(values, len(self)), ends.min(1), ends.max(1))
 
 

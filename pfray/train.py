@@ -106,7 +106,8 @@ def fit(
                 outputs = model(inputs)
             loss = task.loss(outputs.float(), targets)
             if soften:
-                assert distill is not None and teacher is not None
+                assert distill is not None
+                assert teacher is not None
                 with evaluating(teacher), autocast(device, precision):
                     soft_labels = teacher(inputs)
                 soft = task.soft_loss(outputs.float(), soft_labels.float().clone(), distill.temperature)
@@ -124,7 +125,8 @@ def fit(
         mean = loss_sum.item() / batches / shard.world
         if not math.isfinite(mean):
             raise TrainingFailed(
-                f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, or a longer warmup_epochs"
+                f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, "
+                "or a longer warmup_epochs"
             )
         if on_epoch is not None:
             on_epoch(epoch + 1, mean, optimizer)
@@ -155,7 +157,11 @@ def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: 
         norm.momentum = None  # None makes the running statistics a plain average over batches
         norm.train()
     device = next(model.parameters()).device
-    for inputs, _ in task.batches(task.train.head(images), batch_size, device):
+    split = task.train.head(images)
+    # Batches of nearly one size, because they all count the same, and because of a last one of one image on a 1x1
+    # feature map there is no variance.
+    size = math.ceil(len(split) / math.ceil(len(split) / batch_size))
+    for inputs, _ in task.batches(split, size, device):
         with autocast(device, precision):
             model(inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
     for norm, momentum in zip(norms, momenta, strict=True):

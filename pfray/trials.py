@@ -34,8 +34,8 @@ def run_trials(
     progress: Progress,
     events: Events,
 ) -> None:
-    """Run the plans that ``searcher`` still wants, and tell it every result. Raises SearchFailed when none is usable."""
-    # Per-trial loggers would cost more than most trials, and Tune's own Ctrl-C handling ends a search without saying so.
+    """Run the plans that ``searcher`` still wants, and tell it each result."""
+    # Per-trial loggers would cost more than most trials, and Tune's own Ctrl-C handling ends a search silently.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -71,12 +71,18 @@ def run_trials(
                 callbacks=[_ShowProgress(searcher, stage, events)],
             ),
         ).fit()
-    if searcher.best() is None:
-        errors = sorted({record["error"] for record in searcher.records})
+
+
+def best_trial(searcher: PlanSearcher) -> dict[str, Any]:
+    """The record of the best trial. Raises SearchFailed when none gave a usable score."""
+    best = searcher.best()
+    if best is None:
+        errors = [record["error"] for record in searcher.records]
         raise SearchFailed(
-            f"all {len(searcher.records)} trials failed; the first error: {errors[0] if errors else 'none'}. "
+            f"all {len(errors)} trials failed; the first error: {errors[0] if errors else 'none'}. "
             "Remedy: see search/trials.jsonl in the run folder, mend the cause, and run again with --force"
         )
+    return best
 
 
 def parallel_trials(resources: Resources) -> int:

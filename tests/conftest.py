@@ -33,6 +33,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PFRAY_CACHE"] = str(shared / "pfray-cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tests' models are so small that threads wait for one another longer than they work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def quick(tmp_path: Path) -> dict:
     """The raw experiment of a run that takes seconds: LeNet on the digits."""

@@ -1,4 +1,4 @@
-"""A learner that breaks where a test tells it to, once: how the tests reach the faults of a real run without waiting."""
+"""A learner that breaks where a test tells it to, once: so tests reach the faults of a real run without waiting."""
 
 from __future__ import annotations
 

@@ -110,7 +110,10 @@ def test_a_trial_whose_worker_dies_is_run_again(tmp_path, raw, ray_cluster):
 
 
 @pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize(("fault", "words"), [("raise", "a layer <of this plan> broke"), ("nan", "the loss on the validation images is nan")])
+@pytest.mark.parametrize(("fault", "words"), [
+    ("raise", "a layer <of this plan> broke"),
+    ("nan", "the loss on the validation images is nan"),
+])  # fmt: skip
 def test_a_trial_that_fails_is_reported_with_its_plan_and_the_search_goes_on(tmp_path, raw, ray_cluster, fault, words):
     path, _ = write(tmp_path, {**raw, "finetune": {"epochs": 0}}, fault=fault, at=3)
     folder = run(load(path))

@@ -55,5 +55,6 @@ def test_environments_know_the_space_only(path):
 
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():
-    found = {name.split(".")[0] for path in ("bench.py", "errors.py", "__init__.py") for name in imports(ROOT / "pfray" / path)}
+    paths = [ROOT / "pfray" / name for name in ("bench.py", "errors.py", "__init__.py")]
+    found = {name.split(".")[0] for path in paths for name in imports(path)}
     assert not found & {"torch", "ray", "pydantic", "yaml", "rich", "safetensors"}

@@ -56,8 +56,9 @@ class PlanSearcher(Searcher):
         self.records: list[dict[str, Any]] = []
         # Suggested and not finished, by trial number; and those a killed run left behind, to be suggested again.
         self.pending: dict[int, dict[str, Any]] = {}
-        self.queue = [{"trial": i, "origin": origin, "plan": plan} for i, (origin, plan) in enumerate(first_plans)]
-        self.queue = self.queue[:trials]
+        self.queue: list[dict[str, Any]] = [
+            {"trial": i, "origin": origin, "plan": plan} for i, (origin, plan) in enumerate(first_plans[:trials])
+        ]
         self.asked = len(self.queue)
         self.running: dict[str, int] = {}
 
@@ -70,14 +71,14 @@ class PlanSearcher(Searcher):
 
     # -- Ray Tune's side
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self.queue:
             entry = self.queue.pop(0)
         elif self.asked < self.trials and (plan := self._new_plan()) is not None:
             entry = {"trial": self.asked, "origin": self.origin, "plan": plan}
             self.asked += 1
         else:
-            return Searcher.FINISHED
+            return Searcher.FINISHED  # type: ignore[return-value]
         self.pending[entry["trial"]] = entry
         self.running[trial_id] = entry["trial"]
         return dict(entry)
@@ -95,7 +96,8 @@ class PlanSearcher(Searcher):
             **entry,
             "score": None if failure else score,
             "cost": self.space.costs(entry["plan"]),
-            "measurement": result.get("measurement"),
+            # Tune hands nested results over flat, as ``measurement/accuracy``.
+            "measurement": {k.partition("/")[2]: v for k, v in result.items() if k.startswith("measurement/")} or None,
             "seconds": result.get("seconds"),
             "finished_at": result.get("finished_at"),
             "rounds": result.get("training_iteration"),
@@ -145,7 +147,7 @@ class PlanSearcher(Searcher):
         """The numbers of finished and failed trials, and the best one's."""
         failed = sum(record["error"] is not None for record in self.records)
         best = self.best()
-        return {"finished": len(self.records) - failed, "failed": failed, "best": best and best["trial"]}
+        return {"finished": len(self.records) - failed, "failed": failed, "best": best["trial"] if best else None}
 
     def best(self) -> dict[str, Any] | None:
         """The record of the best trial; the earlier one of equals."""

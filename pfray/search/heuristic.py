@@ -1,4 +1,4 @@
-"""Larger layers are compressed more (the ``heuristic`` protocol of PocketFlow, Wu et al. 2018, weight sparsification)."""
+"""Larger layers are compressed more (``heuristic`` of PocketFlow's weight sparsification, Wu et al. 2018)."""
 
 from __future__ import annotations
 

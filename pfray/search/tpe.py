@@ -21,13 +21,15 @@ from pfray.space import Plan
 class Settings:
     """spread: standard deviation of the prior, as a share of a knob's range. startup: plans drawn from the prior first.
 
-    gamma: the share of the trials that counts as good. candidates: draws among which the expected improvement chooses.
+    gamma: of n trials, ceil(gamma * sqrt(n)) count as good. candidates: draws among which the expected improvement
+    chooses; few, because where neither the good nor the bad trials are dense it is largest, and so many draws lead far
+    away from all that was tried.
     """
 
     spread: Annotated[float, Field(gt=0, le=1)] = 0.15
     startup: Annotated[int, Field(ge=1)] = 10
-    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    candidates: Annotated[int, Field(ge=1)] = 24
+    gamma: Annotated[float, Field(gt=0)] = 0.5
+    candidates: Annotated[int, Field(ge=1)] = 5
 
 
 class TPE(PlanSearcher):

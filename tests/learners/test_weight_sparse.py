@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from learners.weight_sparse import Settings, WeightSparse, gradual_sparsity, smallest, weight_layers, zeros
+from pfray.config import Training
+from pfray.data import digits
+from pfray.errors import UnsupportedModel
+from pfray.measure import place
+from pfray.models.lenet import lenet
+from pfray.models.mobilenet import mobilenet_v1
+from pfray.task import Task
+from pfray.train import fit
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits.build()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return place(lenet(in_channels=1), "cpu")
+
+
+def compress(model: nn.Module, plan: dict, settings: Settings, steps: int = 0):
+    cache = WeightSparse.prepare(model, None, settings)  # type: ignore[arg-type]
+    return WeightSparse.compress(model, plan, settings, cache, steps)
+
+
+def sparsity(weight: Tensor) -> float:
+    return (weight == 0).float().mean().item()
+
+
+def negative_zeros(model: nn.Module) -> int:
+    return sum(int(((p == 0) & p.signbit()).sum()) for p in model.parameters())
+
+
+def test_the_sparsity_over_time_equals_values_worked_by_hand():
+    cubic = partial(gradual_sparsity, 0.8, settings=Settings(begin=0.2, end=0.6, exponent=3))
+    # Half way from 0.2 to 0.6: 0.8 (1 - 0.5^3) = 0.7. A quarter: 0.8 (1 - 0.75^3) = 0.4625.
+    assert [cubic(t) for t in (0.0, 0.2, 0.3, 0.4, 0.6, 0.9, 1.0)] == pytest.approx(
+        [0, 0, 0.4625, 0.7, 0.8, 0.8, 0.8]
+    )
+    linear = Settings(begin=0.0, end=1.0, exponent=1)
+    assert [gradual_sparsity(0.6, t, linear) for t in (0.25, 0.5, 1.0)] == pytest.approx([0.15, 0.3, 0.6])
+
+
+def test_the_smallest_magnitudes_go_and_ties_go_by_position():
+    weight = torch.tensor([[3.0, -1.0, 1.0], [-0.5, 1.0, 2.0]])
+    assert smallest(weight, 0.5).tolist() == [[False, True, True], [True, False, False]]
+    assert not smallest(weight, 0.0).any()
+    assert smallest(weight, 1.0).all()
+    # 0.4 of 6 is 2.4, so 2; 0.42 of 6 is 2.52, so 3.
+    assert (zeros(0.4, 6), zeros(0.42, 6)) == (2, 3)
+
+
+def test_the_memory_format_does_not_change_what_is_pruned():
+    generator = torch.Generator().manual_seed(0)
+    # Few distinct values, so that there are ties.
+    weight = torch.randint(-3, 4, (5, 4, 3, 3), generator=generator).float()
+    last = weight.contiguous(memory_format=torch.channels_last)
+    assert last.stride() != weight.stride()
+    for share in (0.1, 0.33, 0.8):
+        assert torch.equal(smallest(last, share), smallest(weight, share))
+        models = []
+        for format in (torch.contiguous_format, torch.channels_last):
+            model = nn.Sequential(nn.Conv2d(4, 5, 3))
+            model[0].weight = nn.Parameter(weight.contiguous(memory_format=format))
+            compress(model, {"0": share}, Settings())
+            models.append(model)
+        assert torch.equal(models[0][0].weight, models[1][0].weight)
+        assert torch.equal(models[0][0].weight, weight.masked_fill(smallest(weight, share), 0.0))
+
+
+def test_compressing_at_once_leaves_what_is_kept_untouched(model):
+    before = copy.deepcopy(model.state_dict())
+    plan = {"conv2": 0.6, "fc1": 0.95}
+    compress(model, plan, Settings())
+    for name, share in plan.items():
+        old, new = before[f"{name}.weight"], model.get_submodule(name).weight
+        kept = new != 0
+        assert int((~kept).sum()) == zeros(share, new.numel())
+        assert torch.equal(new[kept], old[kept])
+        assert old[~kept].abs().max() <= old[kept].abs().min()
+    assert torch.equal(model.fc2.weight, before["fc2.weight"])
+    assert negative_zeros(model) == 0
+
+
+def test_masks_follow_begin_interval_and_end(model):
+    settings = Settings(begin=0.25, end=0.75, interval=4, exponent=3)
+    hook = compress(model, {"fc1": 0.8}, settings, steps=40)
+    seen = []
+    generator = torch.Generator().manual_seed(0)
+    for step in range(41):
+        hook(step)
+        seen.append(sparsity(model.fc1.weight))
+        # Stands for an optimizer step, which moves every weight.
+        with torch.no_grad():
+            model.fc1.weight += 1e-3 * torch.randn(model.fc1.weight.shape, generator=generator)
+    expected = [gradual_sparsity(0.8, step / 40, settings) for step in range(41)]
+    assert seen[:11] == [0.0] * 11
+    for step in range(41):
+        update = 30 if step >= 30 else step // 4 * 4
+        assert seen[step] == pytest.approx(expected[update], abs=1 / 48_000)
+    assert seen[28] < seen[30] == pytest.approx(0.8, abs=1 / 48_000)
+    assert seen == sorted(seen)
+
+
+def test_the_plan_is_reached_whatever_the_number_of_steps_and_the_interval(model):
+    start = copy.deepcopy(model.state_dict())
+    for steps in (1, 2, 7, 10):
+        for interval in (1, 3, 100):
+            for end in (0.05, 0.6, 1.0):
+                model.load_state_dict(start)
+                hook = compress(model, {"fc2": 0.7}, Settings(end=end, interval=interval), steps)
+                for step in range(steps + 1):
+                    hook(step)
+                assert int((model.fc2.weight == 0).sum()) == zeros(0.7, 120 * 84)
+
+
+def test_pruned_weights_never_come_back_in_a_training_and_end_as_positive_zeros(model, task):
+    space = WeightSparse.space(model, task, Settings())
+    plan = space.uniform({"sparsity": 0.8})
+    hook = compress(model, plan, Settings(interval=4), steps=36)
+    gone: dict[str, Tensor] = {name: torch.zeros_like(model.get_submodule(name).weight) > 0 for name in plan}
+
+    def watch(step: int) -> None:
+        hook(step)
+        for name, pruned in gone.items():
+            now = model.get_submodule(name).weight == 0
+            assert (now | ~pruned).all(), f"{name} at step {step}"
+            gone[name] = now.clone()
+
+    fit(model, task, Training(epochs=3, lr=0.05, batch_size=96), seed=0, hook=watch, steps=36)
+    assert {name: int(pruned.sum()) for name, pruned in gone.items()} == {
+        name: zeros(plan[name], pruned.numel()) for name, pruned in gone.items()
+    }
+    assert negative_zeros(model) == 0
+
+
+def test_which_weights_go_is_decided_by_the_training_not_by_the_start(model, task):
+    before = smallest(model.fc1.weight, 0.5)
+    hook = compress(model, {"fc1": 0.5}, Settings(begin=0.4, end=0.8), steps=30)
+    fit(model, task, Training(lr=0.1, batch_size=64), seed=0, hook=hook, steps=30)
+    assert not torch.equal(model.fc1.weight == 0, before)
+
+
+def test_a_continued_training_keeps_the_zeros_it_starts_with(model, task):
+    compress(model, {"fc1": 0.6}, Settings())
+    pruned = model.fc1.weight == 0
+    hook = compress(model, {"fc1": 0.6}, Settings(end=0.5), steps=20)
+    # As after a stop at step 16, past the end of the ramp: no update is due any more.
+    calls = []
+
+    def late(step: int) -> None:
+        calls.append(step + 16)
+        hook(step + 16)
+
+    fit(model, task, Training(lr=0.05, batch_size=64), seed=0, hook=late, steps=4)
+    assert calls == [16, 17, 18, 19, 20]
+    assert torch.equal(model.fc1.weight == 0, pruned)
+    assert negative_zeros(model) == 0
+
+
+def test_depthwise_convolutions_are_left_alone_but_counted(task):
+    model = mobilenet_v1(in_channels=1, width=0.25)
+    layers = weight_layers(model)
+    depthwise = {n for n, m in layers.items() if isinstance(m, nn.Conv2d) and m.groups > 1}
+    assert len(depthwise) == 13
+    space = WeightSparse.space(model, task, Settings())
+    assert set(space.names) == set(layers) - depthwise
+    weights = {n: m.weight.numel() for n, m in layers.items()}
+    prunable = sum(size for n, size in weights.items() if n not in depthwise)
+    all_half = dict.fromkeys(space.names, 0.5)
+    assert space.costs(all_half)["sparsity"] == pytest.approx(0.5 * prunable / sum(weights.values()), abs=1e-4)
+    assert set(WeightSparse.space(model, task, Settings(depthwise=True)).names) == set(layers)
+
+
+def test_three_quarters_of_a_mobilenets_weights_are_removed_to_one_weight_per_layer(task):
+    torch.manual_seed(0)
+    model = mobilenet_v1(in_channels=1, width=0.25)
+    space = WeightSparse.space(model, task, Settings())
+    plan = space.uniform({"sparsity": 0.75})
+    compress(model, plan, Settings())
+    weights = [m.weight for m in weight_layers(model).values()]
+    pruned, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    assert 0.75 * total <= pruned <= 0.75 * total + len(plan)
+    assert space.costs(plan)["sparsity"] == pytest.approx(pruned / total, abs=1e-12)
+
+
+def test_knobs_know_their_layers_params_and_macs(model, task):
+    facts = {knob.name: knob.facts for knob in WeightSparse.space(model, task, Settings()).knobs}
+    assert facts == {
+        "conv1": {"params": 6 * 25, "macs": 28 * 28 * 6 * 25},
+        "conv2": {"params": 16 * 6 * 25, "macs": 10 * 10 * 16 * 6 * 25},
+        "fc1": {"params": 400 * 120, "macs": 400 * 120},
+        "fc2": {"params": 120 * 84, "macs": 120 * 84},
+        "fc3": {"params": 84 * 10, "macs": 84 * 10},
+    }
+
+
+def test_a_skipped_layer_has_no_knob_and_an_unknown_one_is_refused(model, task):
+    space = WeightSparse.space(model, task, Settings(skip=("conv1", "fc3")))
+    assert space.names == ["conv2", "fc1", "fc2"]
+    # 2,400 + 48,000 + 10,080 of all 61,470 weights.
+    assert space.costs(dict.fromkeys(space.names, 0.5))["sparsity"] == pytest.approx(30_240 / 61_470)
+    with pytest.raises(UnsupportedModel, match=r"no layer 'conv9' in LeNet. Allowed: conv1, conv2, fc1, fc2, fc3"):
+        WeightSparse.space(model, task, Settings(skip=("conv1", "conv9")))
+
+
+@pytest.mark.parametrize(("make", "settings"), [
+    (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1024)), Settings()),
+    (lambda: nn.Sequential(nn.Conv2d(2, 2, 3, groups=2)), Settings()),
+    (lambda: nn.Sequential(nn.Linear(4, 4)), Settings(skip=("0",))),
+])  # fmt: skip
+def test_a_model_with_nothing_to_sparsify_is_refused(task, make, settings):
+    with pytest.raises(UnsupportedModel, match="Sequential has no convolution or linear layer to sparsify"):
+        WeightSparse.space(make(), task, settings)
+
+
+def test_settings_whose_ramp_has_no_length_are_refused():
+    with pytest.raises(ValueError, match=r"begin is 0.6 and end is 0.6; begin must be below end"):
+        Settings(begin=0.6)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as every
+from benchmarks import device_check, result, search_overhead, sparse_accuracy
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "result"))
+
+
+def trial(finished_at: float, seconds: float | None) -> dict[str, Any]:
+    return {"finished_at": finished_at if seconds is not None else None, "seconds": seconds}
+
+
+def write_run(folder: Path, seed: int, uniform: float, compressed: float, best: int) -> Path:
+    """The part of a run folder that the table is made from."""
+    (folder / "search").mkdir(parents=True)
+    accuracies = {"teacher": 0.9, "uniform": uniform, "compressed": compressed}
+    summary = {"seed": seed, "trials": {"finished": 3, "failed": 0, "best": best}}
+    summary |= {name: {"accuracy": accuracy, "loss": 1.0} for name, accuracy in accuracies.items()}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    # In the order in which they finished, which is not that of their numbers.
+    lines = [{"trial": number, "origin": origin} for number, origin in ((1, "heuristic"), (0, "uniform"), (2, "tpe"))]
+    (folder / "search" / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def closing(output: str) -> dict[str, Any]:
+    return json.loads(output.splitlines()[-1])
+
+
+def test_workers_that_never_wait_have_no_overhead():
+    trials = [trial(12.0, 2.0), trial(12.0, 2.0), trial(14.0, 2.0), trial(14.0, 2.0)]
+    assert search_overhead.overhead(trials, parallel=2) == pytest.approx(1.0)
+
+
+def test_waiting_between_trials_and_a_worker_that_starts_late_are_overhead():
+    # Worker 1: 10..12 and 13..15, one second apart. Worker 2: 11..13 and 14..16. 6 s for 8 s of computing on two.
+    trials = [trial(12.0, 2.0), trial(15.0, 2.0), trial(13.0, 2.0), trial(16.0, 2.0)]
+    assert search_overhead.first_start(trials) == 10.0
+    assert search_overhead.overhead(trials, parallel=2) == pytest.approx(1.5)
+    assert search_overhead.overhead(trials, parallel=1) == pytest.approx(0.75)
+
+
+def test_a_trial_without_a_result_is_left_out_of_the_computing():
+    trials = [trial(12.0, 2.0), trial(0.0, None), trial(16.0, 2.0)]
+    assert search_overhead.overhead(trials, parallel=1) == pytest.approx(6 / 4)
+
+
+def test_the_start_is_cut_into_parts_that_add_up():
+    seen = {"load": 103.0, "start ray": 105.0, "search": 109.0}
+    parts = search_overhead.start_breakdown(100.0, seen, 116.0)
+    assert [seconds for _, seconds in parts] == [3.0, 2.0, 4.0, 7.0]
+
+
+def test_the_table_gives_mean_and_spread_over_seeds(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", 0, 0.80, 0.82, best=2), write_run(tmp_path / "b", 1, 0.81, 0.82, best=1)]
+    assert sparse_accuracy.main([str(run) for run in runs]) == 0
+    output = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line[0] == "|"]
+    assert rows[2] == ["0", "90.00", "80.00", "82.00", "+2.00", "3", "tpe"]
+    assert rows[3] == ["1", "90.00", "81.00", "82.00", "+1.00", "3", "heuristic"]
+    assert rows[4][:5] == ["mean", "90.00", "80.50", "82.00", "+1.50"]
+    assert rows[5][:5] == ["min .. max", "90.00 .. 90.00", "80.00 .. 81.00", "82.00 .. 82.00", "+1.00 .. +2.00"]
+    assert {len(row) for row in rows} == {7}
+    line = closing(output)
+    assert line["value"] == pytest.approx(1.5)
+    assert line["ok"] is True
+
+
+def test_a_searched_plan_that_is_no_better_misses_the_goal(tmp_path, capsys):
+    assert sparse_accuracy.main([str(write_run(tmp_path / "a", 0, 0.8, 0.8, best=0))]) == 0
+    assert closing(capsys.readouterr().out)["ok"] is False
+
+
+def test_run_leaves_finished_runs_alone_and_resumes_the_others(tmp_path, monkeypatch):
+    write_run(tmp_path / "resnet20_sparse_seed0", 0, 0.80, 0.82, best=2)
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **settings: commands.append(command))
+    folders = sparse_accuracy.run_seeds(sparse_accuracy.EXPERIMENT, [0, 5], tmp_path, ["search.trials=3"])
+    assert [folder.name for folder in folders] == ["resnet20_sparse_seed0", "resnet20_sparse_seed5"]
+    assert len(commands) == 1
+    assert {"seed=5", "name=resnet20_sparse_seed5", "search.trials=3", "--resume"} <= set(commands[0])
+
+
+@pytest.mark.parametrize("benchmark", [sparse_accuracy, search_overhead], ids=lambda module: module.NAME)
+def test_missing_data_is_one_line_and_no_failure(benchmark, tmp_path, capsys):
+    nowhere = str(tmp_path / "nowhere")
+    arguments = [nowhere] if benchmark is sparse_accuracy else ["--data", nowhere]
+    assert benchmark.main(arguments) == result.SKIPPED
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert nowhere in output
+    assert "Remedy" in output
+
+
+def test_the_closing_line_compares_with_the_goal(capsys):
+    cases = ((1.2, "<= 1.25", True), (1.3, "<= 1.25", False), (0.0, "> 0", False), (0.9, ">= 0.95", False))
+    for value, goal, ok in cases:
+        result.close("x", value, "unit", goal)
+        assert closing(capsys.readouterr().out) == {"name": "x", "value": value, "unit": "unit", "goal": goal, "ok": ok}
+
+
+def test_all_closing_lines_are_printed_together_and_a_benchmark_that_breaks_is_an_error(tmp_path, monkeypatch, capsys):
+    finished = str(write_run(tmp_path / "a", 0, 0.8, 0.7, best=2))
+    good, absent, broken = ("sparse_accuracy", finished), ("sparse_accuracy", "nowhere"), ("sparse_accuracy", "--wrong")
+    assert every.main([], [good, absent]) == 0
+    output = capsys.readouterr().out
+    closings = [line for line in output.split("== results")[1].splitlines() if every.is_closing(line)]
+    assert [json.loads(line)["ok"] for line in closings] == [False]
+    assert "skipped: sparse_accuracy nowhere" in output
+    assert every.main([], [good, broken]) == 1
+    assert "failed: sparse_accuracy --wrong (exit code 2)" in capsys.readouterr().out
+
+
+def test_device_check_finds_outputs_that_differ(tmp_path, monkeypatch, capsys):
+    class Interpreter:
+        def get_input_details(self) -> list[dict[str, Any]]:
+            return [{"shape": np.array([1, 3, 2, 2])}]
+
+    monkeypatch.setattr(device_check.bench, "open_interpreter", lambda path: Interpreter())
+    monkeypatch.setattr(device_check.bench, "predict", lambda path, inputs: inputs.sum((2, 3)))
+    expected = str(tmp_path / "expected.npz")
+    assert device_check.main(["make", expected, "model.tflite"]) == 0
+    assert device_check.main(["compare", expected, "model.tflite"]) == 0
+    assert closing(capsys.readouterr().out)["value"] == 0.0
+    monkeypatch.setattr(device_check.bench, "predict", lambda path, inputs: inputs.sum((2, 3)) + 0.001)
+    assert device_check.main(["compare", expected, "model.tflite"]) == 1
+    line = closing(capsys.readouterr().out)
+    assert line["ok"] is False
+    assert line["value"] == pytest.approx(0.001, rel=0.01)
+    assert device_check.main(["compare", str(tmp_path / "other.npz"), "model.tflite"]) == 2
+    monkeypatch.setattr(device_check.bench, "predict", lambda path, inputs: np.ones((len(inputs), 3), np.float32))
+    assert device_check.main(["make", expected, "model.tflite"]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_works_from_anywhere_as_module_and_as_script(script, tmp_path):
+    module = "benchmarks" if script.stem == "__main__" else f"benchmarks.{script.stem}"
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    for command, folder in (([str(script)], tmp_path), (["-m", module], ROOT)):
+        command = [sys.executable, *command, "--help"]
+        done = subprocess.run(command, cwd=folder, env=plain, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"usage: python -m {module}" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_asking_for_help_loads_nothing_heavy(script):
+    code = f"import runpy, sys; runpy.run_path({str(script)!r}); sys.exit(bool({{'torch', 'ray'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

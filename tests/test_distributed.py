@@ -1,0 +1,84 @@
+"""Training through Ray Train: one worker or two, and faults on the way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import ray
+import torch
+
+from learners import weight_sparse
+from pfray.config import Distill, Search, Training
+from pfray.data import digits
+from pfray.distributed import build_compressed, retrain
+from pfray.learner import Job
+from pfray.measure import evaluate
+from pfray.models.lenet import lenet
+from pfray.train import fit
+from tests.faults import Faulty, Settings
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    task = digits.build()
+    torch.manual_seed(0)
+    teacher = lenet(in_channels=1)
+    fit(teacher, task, Training(epochs=6, lr=0.05, batch_size=64), seed=0)
+    training = Training(epochs=4, lr=0.02, batch_size=64)
+    return Job(task, teacher, weight_sparse.Settings(), training, Distill(), Search(), 0, "float32")
+
+
+@pytest.fixture
+def plan(job):
+    space = weight_sparse.WeightSparse.space(job.teacher, job.task, job.settings)
+    return space.uniform({"sparsity": 0.8})
+
+
+def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(ray_cluster, job, plan, tmp_path):
+    accuracies, counts = {}, {}
+    for workers in (1, 2):
+        seen = []
+        state = retrain(
+            weight_sparse.WeightSparse, ray.put(job), plan, tmp_path / f"w{workers}", workers=workers,
+            on_epoch=lambda epoch, loss, seen=seen: seen.append(epoch),
+        )  # fmt: skip
+        model, _ = build_compressed(weight_sparse.WeightSparse, job, plan, torch.device("cpu"), steps=0)
+        model.load_state_dict(state)
+        accuracies[workers] = evaluate(model, job.task, job.task.test)[0]
+        counts[workers] = {name: int((state[f"{name}.weight"] == 0).sum()) for name in plan}
+        assert seen[-1] == 4
+    assert min(accuracies.values()) > 0.9
+    # 359 test images: two points are about two standard errors of the difference.
+    assert abs(accuracies[1] - accuracies[2]) <= 0.02
+    sizes = {name: job.teacher.get_submodule(name).weight.numel() for name in plan}
+    assert counts[1] == counts[2] == {name: weight_sparse.zeros(plan[name], sizes[name]) for name in plan}
+
+
+def test_one_worker_does_exactly_what_the_plain_loop_does(ray_cluster, job, plan, tmp_path):
+    state = retrain(weight_sparse.WeightSparse, ray.put(job), plan, tmp_path / "one", cpus_per_worker=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = 4 * (len(job.task.train) // 64)
+        model, hook = build_compressed(weight_sparse.WeightSparse, job, plan, torch.device("cpu"), steps)
+        fit(model, job.task, job.training, seed=job.seed, hook=hook)
+    finally:
+        torch.set_num_threads(threads)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, state[name], atol=1e-4), name
+
+
+def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_cluster, job, plan, tmp_path):
+    settings = Settings(fault="worker", stage="training", at=40, counter=str(tmp_path / "counter"))
+    faulty = Job(**{**vars(job), "settings": settings})
+    state = retrain(Faulty, ray.put(faulty), plan, tmp_path / "dies")
+    assert (tmp_path / "counter").exists()
+    assert state["fc1.weight"].eq(0).float().mean() == pytest.approx(plan["fc1"], abs=1e-4)
+    lines = (tmp_path / "dies" / "curve.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    assert sorted(set(epochs)) == [1, 2, 3, 4]
+    # Step 40 lies in the third epoch.
+    assert epochs.count(1) == 1

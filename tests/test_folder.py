@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pfray import folder as module
+from pfray.config import Experiment, load
+from pfray.errors import RunExists, StorageError
+from pfray.folder import is_finished, open_folder, read_seconds, write_seconds, write_summary
+
+
+def experiment(tmp_path, **changes: object) -> Experiment:
+    return Experiment.model_validate({
+        "name": "exp", "model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5},
+        "storage": str(tmp_path), **changes,
+    })  # fmt: skip
+
+
+def opened(tmp_path, *, resume: bool = False, force: bool = False, **changes: object):
+    return open_folder(experiment(tmp_path, **changes), resume=resume, force=force)
+
+
+def test_a_new_folder_holds_the_resolved_experiment(tmp_path):
+    folder = opened(tmp_path)
+    assert folder == tmp_path / "exp"
+    assert load(folder / "experiment.yaml") == experiment(tmp_path)
+    assert (folder / "search").is_dir()
+
+
+def test_an_existing_run_is_refused_with_its_state_and_left_alone(tmp_path):
+    folder = opened(tmp_path)
+    (folder / "search" / "trials.jsonl").write_text("x")
+    with pytest.raises(RunExists, match=r"exp holds a run, unfinished. Remedy: --resume .* --force"):
+        opened(tmp_path)
+    write_summary(folder, {"a": 1})
+    with pytest.raises(RunExists, match="holds a run, finished"):
+        opened(tmp_path)
+    assert (folder / "search" / "trials.jsonl").read_text() == "x"
+
+
+def test_force_replaces_a_run_with_all_its_files(tmp_path):
+    folder = opened(tmp_path)
+    (folder / "search" / "trials.jsonl").write_text("x")
+    write_summary(folder, {})
+    assert opened(tmp_path, force=True, seed=5) == folder
+    assert not is_finished(folder)
+    assert list((folder / "search").iterdir()) == []
+    assert yaml.safe_load((folder / "experiment.yaml").read_text())["seed"] == 5
+
+
+@pytest.mark.parametrize("option", [{}, {"resume": True}, {"force": True}])
+def test_a_folder_of_other_files_is_never_taken_nor_removed(tmp_path, option):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunExists, match="holds files but no run"):
+        opened(tmp_path, **option)
+    assert (tmp_path / "exp" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_whose_run_was_killed_before_its_first_file_is_used(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / ".experiment.0123abcd.part.yaml").write_text("half")
+    assert (opened(tmp_path) / "experiment.yaml").exists()
+
+
+def test_resume_keeps_the_files_and_needs_no_earlier_run(tmp_path):
+    folder = opened(tmp_path, resume=True)
+    (folder / "search" / "trials.jsonl").write_text("x")
+    opened(tmp_path, resume=True)
+    assert (folder / "search" / "trials.jsonl").read_text() == "x"
+
+
+def test_resume_with_another_experiment_names_the_sections_that_differ(tmp_path):
+    opened(tmp_path)
+    with pytest.raises(RunExists, match=r"these differ: learner, target, seed\. Remedy"):
+        opened(tmp_path, resume=True, seed=1, target={"sparsity": 0.6},
+               learner={"name": "weight_sparse", "interval": 4})  # fmt: skip
+
+
+def test_a_run_may_continue_with_other_resources(tmp_path):
+    folder = opened(tmp_path)
+    opened(tmp_path, resume=True, resources={"workers": 2, "trial": {"cpu": 4}})
+    assert load(folder / "experiment.yaml").resources.workers == 2
+
+
+def test_a_storage_that_is_a_file_is_a_storage_error(tmp_path):
+    (tmp_path / "runs").write_text("")
+    for option in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(StorageError, match=r"cannot be written .*Remedy"):
+            opened(tmp_path / "runs", **option)
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module.Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match=r"\(Permission denied\). Remedy: choose another with storage="):
+        opened(tmp_path)
+
+
+def test_seconds_come_back_and_are_none_at_first(tmp_path):
+    folder = opened(tmp_path)
+    assert read_seconds(folder) == {}
+    write_seconds(folder, {"load": 1.5})
+    assert read_seconds(folder) == {"load": 1.5}

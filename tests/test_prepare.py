@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from learners.full_precision import FullPrecision
+from learners.weight_sparse import Settings, WeightSparse
+from pfray.config import Experiment, Target
+from pfray.errors import ConfigError, DataError, InfeasibleTarget, UnsupportedModel, WeightsError
+from pfray.models.lenet import lenet
+from pfray.models.resnet import resnet20
+from pfray.prepare import build_model, build_task, first_plans, load_weights, resolve, resolve_limits
+from pfray.search.random import Random
+from pfray.search.uniform import Uniform
+
+USERS = """
+import torch
+from torch import nn
+from pfray.task import Split, Task
+from pfray.errors import DataError
+
+given = {}
+
+def data(count=20, classes=4, channels=2, size=6):
+    torch.manual_seed(0)
+    split = Split(torch.rand(count, channels, size, size), torch.arange(count) % min(classes, 4))
+    return Task("mine", split, split, split, classes)
+
+def missing_data():
+    raise DataError("data: nothing there. Remedy: put it there")
+
+def no_task():
+    return [1, 2]
+
+def picky_data(count):
+    raise ValueError("count is odd\\nsecond line")
+
+def net(**settings):
+    given.clear()
+    given.update(settings)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, settings["num_outputs"]))
+
+def plain(hidden=8):
+    given.clear()
+    given.update(hidden=hidden)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 4))
+
+def outputs_only(num_outputs):
+    given.clear()
+    given.update(num_outputs=num_outputs)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, num_outputs))
+
+def too_few():
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
+
+def four_channels():
+    return nn.Sequential(nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(48, 4))
+
+def no_module():
+    return "a model"
+
+def noisy(num_outputs):
+    return nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(72, num_outputs))
+
+def feature_map():
+    return nn.Conv2d(2, 4, 3)
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A user's module ``mine`` with models and data; what its models were last given is in ``given``."""
+    (tmp_path / "mine.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import mine  # type: ignore[import-not-found]
+
+    yield mine
+    sys.modules.pop("mine", None)
+
+
+def experiment(**changes: object) -> Experiment:
+    return Experiment.model_validate({
+        "name": "exp", "model": "mine:net", "data": "mine:data", "learner": "weight_sparse",
+        "target": {"sparsity": 0.5}, **changes,
+    })  # fmt: skip
+
+
+def build(**changes: object) -> nn.Module:
+    wanted = experiment(**changes)
+    parts = resolve(wanted)
+    return build_model(wanted, parts, build_task(wanted, parts))
+
+
+def test_a_users_model_and_data_come_by_import_path_with_their_settings(users):
+    wanted = experiment(data={"factory": "mine:data", "count": 12}, model={"name": "mine:plain", "hidden": 5})
+    parts = resolve(wanted)
+    task = build_task(wanted, parts)
+    assert (task.name, len(task.train), task.input_shape) == ("mine", 12, (2, 6, 6))
+    build_model(wanted, parts, task)
+    assert users.given == {"hidden": 5}
+
+
+def test_a_model_is_given_the_tasks_outputs_and_channels_as_far_as_it_takes_them(users):
+    build(model="mine:net")
+    assert users.given == {"num_outputs": 4, "in_channels": 2}
+    build(model="mine:outputs_only")
+    assert users.given == {"num_outputs": 4}
+    build(model="mine:plain")
+    assert users.given == {"hidden": 8}
+
+
+def test_what_the_experiment_sets_wins_over_what_the_task_knows(users):
+    build(model={"name": "mine:net", "num_outputs": 7, "in_channels": 9})
+    assert users.given == {"num_outputs": 7, "in_channels": 9}
+
+
+def test_the_initial_weights_depend_on_the_seed_alone(users):
+    torch.manual_seed(123)
+    first = build(seed=5)
+    torch.manual_seed(321)
+    again, other = build(seed=5), build(seed=6)
+    assert torch.equal(first[1].weight, again[1].weight)
+    assert not torch.equal(first[1].weight, other[1].weight)
+
+
+@pytest.mark.parametrize(("changes", "error", "words"), [
+    ({"data": "mine:no_task"}, ConfigError, "data: 'mine:no_task' returned a list. Remedy: return a pfray.task.Task"),
+    ({"data": "mine:missing_data"}, DataError, "data: nothing there. Remedy: put it there"),
+    ({"data": {"name": "mine:picky_data", "count": 3}}, ConfigError, "data: count is odd. Remedy: correct"),
+    ({"data": "mine:picky_data"}, ConfigError, "missing 1 required positional argument: 'count'"),
+    ({"model": "mine:no_module"}, ConfigError, "model: 'mine:no_module' returned a str, not a torch.nn.Module"),
+    ({"model": {"name": "mobilenet_v1", "width": 9}}, ConfigError, "model: width is 9; allowed are numbers above 0"),
+    ({"model": "lenet"}, UnsupportedModel, "the model LeNet fails on an input of shape (1, 2, 6, 6)"),
+    ({"model": "mine:four_channels"}, UnsupportedModel, "Sequential fails on an input of shape (1, 2, 6, 6)"),
+    ({"model": "mine:too_few"}, UnsupportedModel, "output of shape (2, 3) does not fit the task mine"),
+    ({"model": "mine:feature_map"}, UnsupportedModel, "output of shape (2, 4, 4, 4) does not fit the task mine"),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_one_line_with_a_remedy(users, changes, error, words):
+    with pytest.raises(error) as caught:
+        build(**changes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Remedy" in str(caught.value) or "not a torch.nn.Module" in str(caught.value)
+
+
+def test_too_few_outputs_are_found_even_where_the_first_targets_are_small(users):
+    # The first two targets are 0 and 1, which a model of 4 outputs could answer.
+    with pytest.raises(UnsupportedModel, match=r"4 outputs are too few. Remedy: a model with 9 outputs"):
+        build(model="mine:plain", data={"name": "mine:data", "classes": 9})
+
+
+def test_weights_of_the_experiment_are_loaded(users, tmp_path):
+    made = nn.Sequential(nn.Flatten(), nn.Linear(72, 4))
+    torch.save(made.state_dict(), tmp_path / "w.pt")
+    loaded = build(model={"name": "mine:net", "weights": str(tmp_path / "w.pt")})
+    assert torch.equal(loaded[1].weight, made[1].weight)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.save(lenet().state_dict(), tmp_path / "lenet.pt")
+    return tmp_path / "lenet.pt"
+
+
+def failure(model: nn.Module, path: Path) -> str:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_weights(model, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len(str(caught.value).splitlines()) == 1
+    assert "Remedy" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_weights_file_is_named(tmp_path):
+    assert f"model.weights: no file {tmp_path / 'none.pt'}" in failure(lenet(), tmp_path / "none.pt")
+
+
+def test_a_file_that_is_truncated_or_no_checkpoint_is_named(weights, tmp_path):
+    whole = weights.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint at all"):
+        weights.write_bytes(content)
+        assert f"{weights} is not a readable state-dict file (" in failure(lenet(), weights)
+    assert "is not a readable state-dict file" in failure(lenet(), tmp_path)
+
+
+def test_a_pickled_object_is_refused_without_being_run(tmp_path):
+    marker = tmp_path / "run"
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return marker.write_text, ("x",)
+
+    torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pt")
+    assert "is not a readable state-dict file" in failure(lenet(), tmp_path / "evil.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"model": {"a": torch.zeros(1)}, "epoch": 3}, torch.zeros(2)])
+def test_a_file_that_holds_something_else_than_a_state_dict_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    text = failure(lenet(), tmp_path / "other.pt")
+    assert "holds no state dict. Remedy: torch.save(model.state_dict(), path)" in text
+
+
+def test_weights_of_another_architecture_are_refused_with_the_keys_that_do_not_fit(weights, tmp_path):
+    torch.save({}, tmp_path / "empty.pt")
+    text = failure(lenet(), tmp_path / "empty.pt")
+    assert "missing: conv1.bias, conv1.weight, conv2.bias, conv2.weight and 6 more" in text
+    assert "unknown" not in text
+
+    extended = {**torch.load(weights), "head.weight": torch.zeros(2)}
+    torch.save(extended, tmp_path / "more.pt")
+    assert "(unknown: head.weight)" in failure(lenet(), tmp_path / "more.pt")
+
+    text = failure(lenet(num_outputs=7), weights)
+    assert "(of another shape: fc3.weight (10, 84) instead of (7, 84), fc3.bias (10,) instead of (7,))" in text
+
+    text = failure(resnet20(), weights)
+    assert "missing: bn1.bias" in text
+    assert "unknown: conv1.bias, conv2.bias" in text
+    assert "of another shape: conv1.weight (6, 3, 5, 5) instead of (16, 3, 3, 3)" in text
+
+
+def limits(learner: type = WeightSparse, **target: object) -> dict[str, float]:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 50), nn.Linear(50, 4))
+    task = sys.modules["mine"].data()
+    space = learner.space(model, task, learner.settings_type())
+    return resolve_limits(Target.model_validate(target), space, model, "the_learner")
+
+
+def test_limits_are_absolute_numbers_in_the_units_of_the_space(users):
+    # 72 * 50 + 50 + 50 * 4 + 4 parameters.
+    assert limits(params="0.5x") == {"params": 0.5 * 3_854}
+    assert limits(params="1.5k", sparsity="75%") == {"params": 1_500.0, "sparsity": 0.75}
+    assert limits(params=1234) == {"params": 1234.0}
+
+
+def test_a_unit_that_the_learner_cannot_change_is_refused(users):
+    with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
+        limits(FullPrecision, sparsity=0.5)
+
+
+def test_every_search_starts_with_uniform_then_heuristic(users):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 50), nn.Linear(50, 4))
+    space = WeightSparse.space(model, users.data(), Settings())
+    found = first_plans(space, {"sparsity": 0.7}, Random)
+    assert [origin for origin, _ in found] == ["uniform", "heuristic"]
+    assert found[0][1] == space.uniform({"sparsity": 0.7})
+    assert found[1][1]["1"] > found[1][1]["2"]
+    assert [origin for origin, _ in first_plans(space, {"sparsity": 0.7}, Uniform)] == ["uniform"]
+    with pytest.raises(InfeasibleTarget, match=r"target.sparsity: 0.99 is out of reach"):
+        first_plans(space, {"sparsity": 0.99}, Random)

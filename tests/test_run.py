@@ -1,0 +1,242 @@
+"""The whole job, from an experiment file to the files that are shipped, and the requests that are refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import pfray
+from learners.weight_sparse import weight_layers, zeros
+from pfray import bench, finalize
+from pfray.config import load
+from pfray.data import digits
+from pfray.models.lenet import lenet
+from pfray.run import main, run
+from pfray.search.base import read_trials
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+KEYS = {
+    "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "compressed", "exported", "plan",
+    "uniform_plan", "trials", "seconds",
+}  # fmt: skip
+MEASURED = {"accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes"}
+
+
+def write(folder: Path, raw: dict, name: str = "exp.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tmp_path_factory) -> Path:
+    """One whole run, looked at by many tests."""
+    folder = tmp_path_factory.mktemp("whole")
+    raw = {
+        "model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": "75%"},
+        "teacher": {"epochs": 12, "batch_size": 64}, "finetune": {"epochs": 5, "lr": 0.02, "batch_size": 64},
+        "distill": {"weight": 0.5}, "search": {"name": "tpe", "trials": 8, "startup": 4},
+        "export": {"images": 100, "rounds": 5}, "storage": str(folder / "runs"),
+    }  # fmt: skip
+    return run(load(write(folder, raw)))
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_summary_has_its_keys_and_the_target_is_met_exactly(finished):
+    summary = summary_of(finished)
+    assert set(summary) == KEYS
+    for name in ("teacher", "uniform", "compressed"):
+        assert set(summary[name]) >= MEASURED
+    assert summary["trials"] == {"finished": 8, "failed": 0, "best": summary["trials"]["best"]}
+    assert summary["teacher"]["accuracy"] > 0.93
+    assert summary["compressed"]["accuracy"] >= summary["teacher"]["accuracy"] - 0.02
+    state = pfray.load(finished / "model.packed")
+    layers = weight_layers(lenet(in_channels=1))
+    pruned = {name: int((state[f"{name}.weight"] == 0).sum()) for name in layers}
+    for name, value in summary["plan"].items():
+        assert abs(pruned[name] - zeros(value, layers[name].weight.numel())) <= 1, name
+    assert abs(sum(pruned.values()) - 0.75 * sum(m.weight.numel() for m in layers.values())) <= len(layers)
+    assert len(set(summary["uniform_plan"].values())) == 1
+
+
+def test_the_packed_file_is_smaller_and_holds_the_shipped_weights(finished):
+    summary = summary_of(finished)
+    assert summary["compressed"]["size_bytes"] == (finished / "model.packed").stat().st_size
+    assert summary["compressed"]["size_bytes"] <= 0.35 * summary["teacher"]["size_bytes"]
+    trained = load_file(finished / "training" / "compressed.safetensors")
+    packed = pfray.load(finished / "model.packed")
+    assert all(torch.equal(packed[name], trained[name]) for name in trained)
+
+
+def test_the_program_the_packed_weights_and_the_tflite_agree(finished):
+    summary, task = summary_of(finished), digits.build()
+    inputs = task.normalize(task.test.inputs[:100])
+    model = lenet(in_channels=1)
+    model.load_state_dict(pfray.load(finished / "model.packed"))
+    expected = model.eval()(inputs).detach()
+    assert torch.allclose(pfray.load(finished / "model.pt2")(inputs), expected, atol=1e-4)
+    outputs = bench.predict(summary["exported"]["path"], inputs.numpy())
+    assert np.abs(outputs - expected.numpy()).max() == pytest.approx(summary["exported"]["max_abs_diff"], abs=1e-4)
+    accuracy = (outputs.argmax(1) == task.test.targets[:100].numpy()).mean()
+    assert summary["exported"]["accuracy"] == pytest.approx(accuracy)
+    assert summary["exported"]["size_bytes"] == (finished / "model.tflite").stat().st_size
+    assert summary["exported"]["size_bytes"] < 0.5 * (finished / "teacher.tflite").stat().st_size
+    assert summary["exported"]["latency_ms"] > 0
+
+
+def test_every_trial_meets_the_target_and_the_baselines_come_first(finished):
+    records = sorted(read_trials(finished / "search" / "trials.jsonl"), key=lambda r: r["trial"])
+    assert [record["origin"] for record in records[:2]] == ["uniform", "heuristic"]
+    assert {"random", "searched"} <= {record["origin"] for record in records}
+    assert all(0.75 <= record["cost"]["sparsity"] < 0.7502 for record in records)
+    assert all(record["measurement"]["accuracy"] == record["score"] for record in records)
+
+
+def test_the_folder_holds_events_a_report_and_the_resolved_experiment(finished):
+    assert list((finished / "events").glob("events.*"))
+    assert "tpe" in (finished / "experiment.yaml").read_text()
+    assert "exp: 75 % sparsity" in (finished / "report.html").read_text()
+    assert not list(finished.rglob("*.part*"))
+
+
+def test_a_finished_run_is_neither_overwritten_nor_done_twice(finished, capsys):
+    again = str(finished / "experiment.yaml")
+    before = (finished / "summary.json").read_bytes()
+    assert main([again]) == 2
+    assert "holds a run, finished. Remedy: --resume to continue it, --force to replace it" in capsys.readouterr().err
+    assert main([again, "--resume"]) == 0
+    assert main([again, "--resume", "seed=5"]) == 2
+    assert "these differ: seed" in capsys.readouterr().err
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_asha_stops_bad_plans_early_and_the_search_completes(ray_cluster, tmp_path, quick):
+    raw = {
+        **quick, "finetune": {"epochs": 0, "lr": 0.02, "batch_size": 64}, "export": {"tflite": False},
+        "search": {"name": "random", "trials": 9, "rounds": 3, "finetune_steps": 4, "scheduler": "asha", "spread": 0.4},
+        "resources": {"parallel": 1},
+    }  # fmt: skip
+    folder = run(load(write(tmp_path, raw)))
+    rounds = [record["rounds"] for record in read_trials(folder / "search" / "trials.jsonl")]
+    assert len(rounds) == 9
+    assert rounds[0] == max(rounds) == 3
+    assert min(rounds) < 3
+    assert summary_of(folder)["exported"] is None
+
+
+def test_a_model_and_data_of_the_users_own_that_are_no_classification(ray_cluster, tmp_path, quick):
+    raw = {
+        **quick, "model": {"factory": "tests.userland:Regressor", "hidden": 16}, "data": {"factory": "tests.userland:brightness"},
+        "target": {"params": "0.5x"}, "search": {"name": "random", "trials": 3}, "teacher": {"epochs": 20, "lr": 0.05, "batch_size": 16},
+    }  # fmt: skip
+    summary = summary_of(run(load(write(tmp_path, raw))))
+    assert summary["compressed"]["nonzero_params"] <= 0.5 * summary["teacher"]["params"]
+    assert summary["compressed"]["params"] == 16 * 9 + 16 + 16 + 1
+    assert summary["teacher"]["accuracy"] > 0.5
+
+
+def test_the_same_seed_gives_the_same_run(ray_cluster, tmp_path, quick):
+    raw = {**quick, "export": {"tflite": False}, "resources": {"parallel": 1}, "search": {"name": "tpe", "trials": 5, "startup": 3}}
+    folders = [run(load(write(tmp_path, raw), [f"name=run{i}", "finetune.epochs=0"])) for i in (1, 2)]
+    first, second = ([(r["plan"], r["score"]) for r in read_trials(f / "search" / "trials.jsonl")] for f in folders)
+    assert first == second
+
+
+def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_cluster, tmp_path, quick, capsys):
+    raw = {
+        **quick, "target": {"sparsity": 0.97, "max_drop": "1%"}, "search": {"name": "uniform"}, "export": {"tflite": False},
+        "finetune": {"epochs": 0},
+    }  # fmt: skip
+    path = write(tmp_path, raw)
+    assert main([str(path)]) == 1
+    assert "target.max_drop allows 1.00" in capsys.readouterr().err
+    assert (Path(raw["storage"]) / "exp" / "report.html").exists()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"target": {"sparsity": 0.995}}, "target.sparsity: 0.995 is out of reach; this model and learner reach 0 to 0.97"),
+    ({"target": {"params": 10}}, "target.params: 10 is out of reach"),
+    ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
+    ({"data": {"factory": "tests.userland:broken"}}, "returned a str. Remedy: return a pfray.task.Task"),
+    ({"data": "cifar10_missing"}, "Did you mean 'cifar10'?"),
+    ({"model": {"name": "lenet", "in_channels": 3}}, "fails on an input of shape (1, 1, 32, 32)"),
+    ({"model": {"name": "lenet", "num_outputs": 5}}, "a model with 10 outputs"),
+    ({"model": {"name": "lenet", "weights": "no/such.pt"}}, "model.weights: no file no/such.pt"),
+    ({"model": {"name": "mobilenet_v1", "width": -1}}, "width is -1"),
+    ({"learner": {"name": "weight_sparse", "skip": ["conv9"]}}, "no layer 'conv9'"),
+])  # fmt: skip
+def test_a_wrong_request_is_one_line_with_exit_code_2_before_anything_is_written(tmp_path, quick, capsys, change, words):
+    assert main([str(write(tmp_path, {**quick, **change}))]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert len(errors.splitlines()) == 1
+    assert not Path(quick["storage"]).exists()
+
+
+def test_weights_of_another_architecture_name_the_keys(tmp_path, quick, capsys):
+    torch.save(lenet(in_channels=3).state_dict() | {"extra": torch.zeros(1)}, tmp_path / "w.pt")
+    assert main([str(write(tmp_path, {**quick, "model": {"name": "lenet", "weights": str(tmp_path / "w.pt")}}))]) == 2
+    errors = capsys.readouterr().err
+    assert "unknown: extra; of another shape: conv1.weight (6, 3, 5, 5) instead of (6, 1, 5, 5)" in errors
+
+
+def test_truncated_weights_are_refused(tmp_path, quick, capsys):
+    torch.save(lenet(in_channels=1).state_dict(), tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
+    assert main([str(write(tmp_path, {**quick, "model": {"name": "lenet", "weights": str(tmp_path / "w.pt")}}))]) == 2
+    assert "is not a readable state-dict file" in capsys.readouterr().err
+
+
+def test_a_model_that_gives_nan_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
+    assert main([str(write(tmp_path, {**quick, "model": {"factory": "tests.userland:Diverging"}}))]) == 1
+    assert "the loss became nan" in capsys.readouterr().err
+
+
+def test_a_storage_folder_that_cannot_be_made_is_a_clear_error(tmp_path, quick, capsys):
+    (tmp_path / "runs").write_text("a file, not a folder")
+    assert main([str(write(tmp_path, quick))]) == 1
+    errors = capsys.readouterr().err
+    assert "cannot be written" in errors
+    assert "storage=" in errors
+
+
+def test_a_full_disk_while_packing_is_a_clear_error_and_the_run_resumes(ray_cluster, tmp_path, quick, capsys, monkeypatch):
+    raw = {**quick, "search": {"name": "uniform"}, "finetune": {"epochs": 0}, "export": {"tflite": False}}
+    path = write(tmp_path, raw)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.packed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finalize, "pack", full)
+        assert main([str(path)]) == 1
+    errors = capsys.readouterr().err
+    assert "model.packed cannot be written (No space left on device)" in errors
+    assert "--resume" in errors
+    assert main([str(path), "--resume"]) == 0
+
+
+def test_an_address_without_a_cluster_is_a_wrong_request(tmp_path, quick, capsys, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("nothing listens there")))
+    assert main([str(write(tmp_path, quick)), "resources.address=127.0.0.1:1"]) == 2
+    assert "no Ray cluster answers at '127.0.0.1:1'" in capsys.readouterr().err
+
+
+def test_the_resolved_experiment_can_be_shown_without_a_run(tmp_path, quick, capsys):
+    assert main([str(write(tmp_path, quick)), "--show", "search.trials=9"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["search"]["trials"] == 9
