@@ -269,6 +269,21 @@ def test_resuming_takes_over_a_trial_that_was_written_but_not_yet_in_the_state(o
     assert len({json.dumps(record["plan"]) for record in records}) == 16
 
 
+def test_resuming_a_search_of_many_at_once_repeats_no_trial_number(open_ended, tmp_path):
+    folder = tmp_path / "search"
+    killed = make(open_ended, folder)
+    out = [killed.suggest(str(number)) for number in range(6)]
+    killed.on_trial_complete("5", result(out[5]["plan"]))
+    state = (folder / "searcher.pkl").read_bytes()
+    killed.on_trial_complete("2", result(out[2]["plan"]))
+    (folder / "searcher.pkl").write_bytes(state)
+    resumed = make(open_ended, folder)
+    resumed.resume()
+    entries = drive(resumed)
+    assert [entry["trial"] for entry in entries] == [0, 1, 3, 4, *range(6, 16)]
+    assert plans(entries[:4]) == [out[number]["plan"] for number in (0, 1, 3, 4)]
+
+
 def test_a_search_without_a_state_is_rebuilt_from_the_trial_file_alone(open_ended, tmp_path):
     drive(make(open_ended, tmp_path / "search"), 5)
     (tmp_path / "search" / "searcher.pkl").unlink()
