@@ -128,8 +128,10 @@ def smallest(weight: Tensor, sparsity: float) -> Tensor:
 
 
 def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
-    """All convolutions and linear layers, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
+    """All convolutions and linear layers, by name; of layers that share one weight, the first."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
+    shared = {id(module.weight): name for name, module in reversed(layers.items())}
+    return {name: module for name, module in layers.items() if shared[id(module.weight)] == name}
 
 
 def is_depthwise(module: nn.Module) -> bool:

@@ -73,13 +73,13 @@ def find_class(kind: str, name: str, base: type) -> type:
         if name not in known:
             raise _unknown(kind, name, known)
         module = importlib.import_module(f"{PACKAGES[kind]}.{name}")
-        found = next(
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+        own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
+        found = next((value for value in own if inspect.isclass(value) and issubclass(value, base)), None)
+    if not (inspect.isclass(found) and issubclass(found, base) and hasattr(found, "settings_type")):
+        raise ConfigError(
+            f"{kind}: '{name}' is not a subclass of {base.__module__}.{base.__name__} with a settings_type. "
+            "Remedy: name one that is"
         )
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ConfigError(f"{kind}: '{name}' is not a subclass of {base.__module__}.{base.__name__}")
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -36,9 +37,16 @@ class Component(Section):
             raise ValueError(f"{value!r} is not allowed: give a name, or a mapping with 'name' and settings")
         given = dict(value)
         if "factory" in given:
-            given.setdefault("name", given.pop("factory"))
+            if "name" in given:
+                raise ValueError("both name and factory are given. Remedy: keep one of them")
+            given["name"] = given.pop("factory")
+        if not isinstance(given.get("settings", {}), Mapping):
+            raise ValueError(f"settings is {given['settings']!r}, not a mapping. Remedy: write them beside the name")
         own = {key: given.pop(key) for key in cls.model_fields if key in given}
         return {**own, "settings": {**own.get("settings", {}), **given}}
+
+
+ComponentCheck = Callable[[Mapping[str, Component]], list[str]]
 
 
 class Model(Component):
@@ -186,9 +194,20 @@ class Experiment(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     storage: str = "runs"
 
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> Experiment:
+        workers = self.resources.workers
+        for section, size in (("teacher", self.teacher.batch_size), ("finetune", self.finetune.batch_size)):
+            if workers > 1 and (size % workers or size < 2 * workers):
+                raise ValueError(f"{section}.batch_size is {size}, which {workers} workers cannot share. Remedy: a "
+                                 f"multiple of resources.workers, {2 * workers} or more")
+        return self
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+
+def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None = None) -> Experiment:
     """Read, merge and validate. ``overrides`` are texts such as ``search.trials=60``, later ones winning.
+
+    check(components by section): further mistakes, asked for of every section that is well formed.
 
     Raises ConfigError whose message has one line for every mistake.
     """
@@ -208,9 +227,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         mistakes += describe_errors(error, "", _allowed_at)
+    if check is not None:
+        mistakes += check(_well_formed(raw))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return experiment
+
+
+def _well_formed(raw: Mapping[str, Any]) -> dict[str, Component]:
+    components: dict[str, Component] = {}
+    for key, section in (("model", Model), ("data", Component), ("learner", Component), ("search", Search)):
+        with suppress(ValidationError):
+            if key in raw or key == "search":
+                components[key] = section.model_validate(raw.get(key, {}))
+    return components
 
 
 def read_with_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -241,6 +271,7 @@ def read_with_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
     merged = dict(base)
+    _make_way(merged, over)
     for key, value in over.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
@@ -266,7 +297,15 @@ def _set(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         if not isinstance(inner, dict):
             raise ValueError(f"{'.'.join(keys[: depth + 1])} is {inner!r}, not a mapping")
         raw = inner
+    _make_way(raw, keys[-1:])
     raw[keys[-1]] = value
+
+
+def _make_way(base: dict[str, Any], over: Collection[str]) -> None:
+    """A ``factory`` on top replaces a ``name`` below it, and the other way round: they name the same thing."""
+    for key, other in (("factory", "name"), ("name", "factory")):
+        if key in over and other not in over:
+            base.pop(other, None)
 
 
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:

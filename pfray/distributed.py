@@ -21,9 +21,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
-from pfray.errors import PfrayError, TrainingFailed
+from pfray.errors import PfrayError, TrainingFailed, first_line
+from pfray.files import write_atomically
 from pfray.learner import Job, Learner
-from pfray.measure import first_line, place
+from pfray.measure import place
 from pfray.space import Plan
 from pfray.train import Shard, choose_precision, fit, steps_per_epoch
 
@@ -51,7 +52,15 @@ def retrain(
     there continues from the last one. on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
     """
+    # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    if len(ray.nodes()) == 1:
+        # One machine is not taken away from under a run, and the watcher is one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     folder.mkdir(parents=True, exist_ok=True)
+    # Only what an earlier session trained stays; why it failed is no longer true.
+    epochs = "".join(json.dumps(entry) + "\n" for entry in _read_lines(folder, "epoch"))
+    write_atomically(folder / CURVE, epochs)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"learner": learner, "job": job, "plan": plan, "folder": str(folder)},
@@ -73,6 +82,7 @@ def retrain(
         while not future.done():
             wait([future], timeout=0.5)
             seen = _report_new(folder, seen, on_epoch)
+        _report_new(folder, seen, on_epoch)
         try:
             result = future.result()
         except train.TrainingFailedError as error:
@@ -178,9 +188,11 @@ def _read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
 
 
 def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:
+    """Call ``on_epoch`` for every epoch past ``seen``; returns the last one."""
     curve = read_curve(folder)
-    if on_epoch is not None and curve and curve[-1]["epoch"] != seen:
-        on_epoch(int(curve[-1]["epoch"]), curve[-1]["loss"])
+    for entry in curve:
+        if on_epoch is not None and entry["epoch"] > seen:
+            on_epoch(int(entry["epoch"]), entry["loss"])
     return int(curve[-1]["epoch"]) if curve else seen
 
 

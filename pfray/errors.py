@@ -61,3 +61,9 @@ class GoalMissed(PfrayError):
     """The run is complete and its files are written, but the result loses more than ``target.max_drop``."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where the text is empty."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -12,14 +12,14 @@ import ray
 import torch
 from torch import nn
 
-from pfray import bench
+from pfray import bench, cluster
 from pfray.cache import load_tensors, save_tensors
 from pfray.config import Export, Resources
 from pfray.distributed import build_compressed, retrain, run_together
 from pfray.errors import ExportError, StorageError
 from pfray.export import packed, program, sparse_tflite, tflite
 from pfray.learner import Job, Learner
-from pfray.measure import Measurement, example_input, measure, place
+from pfray.measure import Measurement, evaluate, example_input, measure, place
 from pfray.progress import Progress
 from pfray.space import Plan
 from pfray.task import Task
@@ -28,6 +28,8 @@ EpochCallback = Callable[[str, int, float], None]
 
 # A .tflite whose outputs differ by more than this share of the largest output does not do what the model does.
 MAX_RELATIVE_DIFFERENCE = 1e-2
+# Nor does one whose accuracy on the same images is further from the model's than this.
+MAX_ACCURACY_DIFFERENCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Trainer:
         missing = [name for name in plans if job.training.epochs and not self._done(name).exists()]
         if missing:
             total = len(missing) * job.training.epochs
-            at_once = len(missing) if self._processors() >= len(missing) * self.resources.workers else 1
+            at_once = len(missing) if cluster.total("CPU") >= len(missing) * self.resources.workers else 1
             if self.resources.trial.gpu:
-                at_once = min(at_once, max(1, int(ray.cluster_resources().get("GPU", 0)) // self.resources.workers))
+                at_once = min(at_once, max(1, cluster.total("GPU") // self.resources.workers))
             reference = ray.put(job)
             with self.progress.stage(f"train {' and '.join(missing)}", total=total) as stage:
                 epochs = dict.fromkeys(missing, 0)
@@ -67,7 +69,7 @@ class Trainer:
                         plans[name],
                         self.folder / "training" / name,
                         workers=self.resources.workers,
-                        cpus_per_worker=max(1, self._processors() // (at_once * self.resources.workers)),
+                        cpus_per_worker=cluster.processors_per_worker(at_once * self.resources.workers),
                         gpus_per_worker=1 if self.resources.trial.gpu else 0,
                         on_epoch=show,
                     )
@@ -88,9 +90,6 @@ class Trainer:
 
     def _done(self, name: str) -> Path:
         return self.folder / "training" / f"{name}.safetensors"
-
-    def _processors(self) -> int:
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
@@ -129,13 +128,20 @@ def export_model(
                 f"{path} differs from the model by up to {difference:g} on {len(inputs)} test images. "
                 "Remedy: export.tflite=false to do without it, and report the model"
             )
+        accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test)[0]
+        if abs(accuracy - torch_accuracy) > MAX_ACCURACY_DIFFERENCE:
+            raise ExportError(
+                f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
+                "test images. Remedy: export.tflite=false to do without it, and report the model"
+            )
         latency, teacher_latency = bench.latency_ms([path, folder / "teacher.tflite"], rounds=export.rounds)
         stage.update(4, "checked and timed")
     return {
         "path": str(path),
         "size_bytes": path.stat().st_size,
         "teacher_size_bytes": (folder / "teacher.tflite").stat().st_size,
-        "accuracy": task.score(outputs, test.targets).mean().item(),
+        "accuracy": accuracy,
+        "torch_accuracy": torch_accuracy,
         "images": len(test),
         "latency_ms": latency,
         "teacher_latency_ms": teacher_latency,

@@ -21,24 +21,31 @@ from pfray.files import write_atomically
 SUMMARY = "summary.json"
 
 
-def open_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
-    """The run's folder, ready to work in. Raises RunExists where that would lose or mix files, StorageError."""
+def check_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
+    """The run's folder, looked at and not touched. Raises RunExists where a run there would mix files or be lost."""
     folder = Path(experiment.storage).expanduser().resolve() / experiment.name
+    saved = folder / "experiment.yaml"
+    if saved.exists():
+        if resume:
+            _check_same(saved, experiment)
+        elif not force:
+            state = "finished" if is_finished(folder) else "unfinished"
+            raise RunExists(
+                f"{folder} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
+            )
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        # Such files would be taken for an earlier session's, or be lost to a later --force.
+        raise RunExists(f"{folder} holds files but no run. Remedy: move them away, or name=... for another folder")
+    return folder
+
+
+def open_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
+    """The run's folder, ready to work in; with ``force`` an earlier run is gone. Raises RunExists, StorageError."""
+    folder = check_folder(experiment, resume=resume, force=force)
     saved = folder / "experiment.yaml"
     try:
         if force and saved.exists():
             shutil.rmtree(folder)
-        if saved.exists():
-            if not resume:
-                state = "finished" if (folder / SUMMARY).exists() else "unfinished"
-                raise RunExists(
-                    f"{folder} holds a run, {state}. "
-                    "Remedy: --resume to continue it, --force to replace it, or name=..."
-                )
-            _check_same(saved, experiment)
-        elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            # Such files would be taken for an earlier session's, or be lost to a later --force.
-            raise RunExists(f"{folder} holds files but no run. Remedy: move them away, or name=... for another folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(saved, config.dump(experiment))
         (folder / "search").mkdir(exist_ok=True)
@@ -95,9 +102,11 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def _check_same(saved: Path, experiment: Experiment) -> None:
-    """What may differ when a run is continued is where it runs, not what it does."""
+    """What may differ when a run is continued is where it runs and on how much, not what it computes."""
     old, new = yaml.safe_load(saved.read_text()), yaml.safe_load(config.dump(experiment))
-    changed = [key for key in new if key not in ("resources", "storage") and old.get(key) != new[key]]
+    for raw in (old, new):
+        raw["resources.precision"] = raw.pop("resources")["precision"]
+    changed = [key for key in new if key != "storage" and old.get(key) != new[key]]
     if changed:
         raise RunExists(
             f"{saved.parent} holds a run of another experiment; these differ: {', '.join(changed)}. "

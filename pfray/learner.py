@@ -19,8 +19,8 @@ from torch import nn
 
 from pfray import objective
 from pfray.config import Distill, Search, Training
-from pfray.errors import TrainingFailed
-from pfray.measure import Measurement, example_input, first_line, measure, place, total_macs
+from pfray.errors import TrainingFailed, first_line
+from pfray.measure import Measurement, example_input, measure, place, total_macs
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import Hook, choose_precision, fit, reestimate_batch_norm
@@ -74,7 +74,7 @@ class Learner(tune.Trainable):
         self.device = torch.device("cuda" if self._has_gpu() else "cpu")
         self.teacher = place(job.teacher, self.device)
         self.validation = job.task.validation.head(job.search.validation_images)
-        self.cache = self.prepare(self.teacher, job.task, job.settings)
+        self.prepared = False
         self.precision = choose_precision(self.teacher, self.device, job.precision)
         self._begin(config)
 
@@ -104,6 +104,11 @@ class Learner(tune.Trainable):
         self.compute_seconds = 0.0
 
     def _round(self) -> Measurement:
+        if not self.prepared:
+            # Here and not in setup, so that a learner that fails at it gives a result with the reason.
+            self.cache = self.prepare(self.teacher, self.job.task, self.job.settings)
+            self.prepared = True
+        torch.manual_seed(self.job.seed)  # for models with random layers of their own
         search, steps = self.job.search, self.job.search.finetune_steps
         if self.round == 1:
             self.model = copy.deepcopy(self.teacher)

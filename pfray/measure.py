@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfray.errors import UnsupportedModel
+from pfray.errors import UnsupportedModel, first_line
 from pfray.task import Split, Task
 
 
@@ -114,12 +114,6 @@ def count_params(model: nn.Module) -> tuple[int, int]:
     """(all parameters, those that are not zero)."""
     params = list(model.parameters())
     return sum(p.numel() for p in params), sum(int(torch.count_nonzero(p)) for p in params)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where the text is empty."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def measure(

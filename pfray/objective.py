@@ -1,4 +1,4 @@
-"""Score functions: from a trial's measurement, the teacher's and the target to one number, higher is better."""
+"""Score functions: from a trial's measurement to one number, higher is better."""
 
 from __future__ import annotations
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pfray.cache import cache_dir
 from pfray.components import check_arguments, find_class, find_function, parse_settings
-from pfray.config import Experiment, Search, Target
-from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError
+from pfray.config import Component, Experiment, Search, Target
+from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError, first_line
 from pfray.learner import Learner
-from pfray.measure import count_params, example_input, first_line, layer_macs
+from pfray.measure import count_params, evaluating, example_input, layer_macs
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task
@@ -47,6 +49,7 @@ class Start:
 def load(experiment: Experiment) -> Start:
     """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
     parts = resolve(experiment)
+    cache_dir()  # one that cannot be used is found before anything is written
     task = build_task(experiment, parts)
     model = build_model(experiment, parts, task)
     space = parts.learner.space(model, task, parts.learner_settings)
@@ -56,33 +59,47 @@ def load(experiment: Experiment) -> Start:
 
 def resolve(experiment: Experiment) -> Parts:
     """Find everything the experiment names. Raises ConfigError with one line for every mistake."""
+    sections = {"model": experiment.model, "data": experiment.data, "learner": experiment.learner}
+    found, mistakes = _find({**sections, "search": experiment.search})
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return Parts(**found)
+
+
+def component_mistakes(components: Mapping[str, Component]) -> list[str]:
+    """One line for every unknown name or wrong setting in the given sections."""
+    return _find(components)[1]
+
+
+def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
+    """(the fields of Parts, the mistakes)."""
+    found: dict[str, Any] = {}
     mistakes: list[str] = []
 
     def attempt(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except ConfigError as error:
-            mistakes.append(str(error))
+            mistakes.extend(str(error).splitlines())
             return None
 
-    model = attempt(lambda: find_function("model", experiment.model.name))
-    data = attempt(lambda: find_function("data", experiment.data.name))
-    learner = attempt(lambda: find_class("learner", experiment.learner.name, Learner))
-    searcher = attempt(lambda: find_class("search", experiment.search.name, PlanSearcher))
-    if model:
-        mistakes += check_arguments("model", model, experiment.model.settings)
-    if data:
-        mistakes += check_arguments("data", data, experiment.data.settings)
-    learner_settings = learner and attempt(
-        lambda: parse_settings("learner", learner.settings_type, experiment.learner.settings)
+    for kind in ("model", "data"):
+        if kind in components:
+            name, settings = components[kind].name, components[kind].settings
+            found[kind] = attempt(partial(find_function, kind, name))
+            mistakes += check_arguments(kind, found[kind], settings) if found[kind] else []
+    kinds: tuple[tuple[str, str, type, list[str]], ...] = (
+        ("learner", "learner", Learner, []),
+        ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
     )
-    beside = [name for name in Search.model_fields if name != "settings"]
-    search_settings = searcher and attempt(
-        lambda: parse_settings("search", searcher.settings_type, experiment.search.settings, beside)
-    )
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return Parts(model, data, learner, learner_settings, searcher, search_settings)
+    for kind, field, base, beside in kinds:
+        if kind in components:
+            cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
+            settings = components[kind].settings
+            found[f"{kind}_settings"] = cls and attempt(
+                partial(parse_settings, kind, cls.settings_type, settings, beside)
+            )
+    return found, mistakes
 
 
 def build_task(experiment: Experiment, parts: Parts) -> Task:
@@ -152,6 +169,14 @@ def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, le
         if unit not in offered:
             raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
         limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
+    full = {knob.name: knob.full for knob in space.knobs}
+    if space.meets(full, limits):
+        (unit, limit), *_ = limits.items()
+        low, high = space.reachable(unit)
+        raise ConfigError(
+            f"target.{unit}: {limit:g} is met by the model as it is. Allowed: {low:g} to {high:g}. "
+            "Remedy: choose a value that asks for compression"
+        )
     return limits
 
 
@@ -164,7 +189,10 @@ def first_plans(space: CompressionSpace, limits: Limits, searcher: type[PlanSear
     from pfray.search.uniform import Uniform
 
     uniform = ("uniform", space.uniform(limits))
-    return (uniform,) if searcher is Uniform else (uniform, ("heuristic", heuristic_plan(space, limits)))
+    sizes_known = all("params" in knob.facts for knob in space.knobs)
+    if searcher is Uniform or not sizes_known:
+        return (uniform,)
+    return uniform, ("heuristic", heuristic_plan(space, limits))
 
 
 def _call(kind: str, function: Callable[..., Any], settings: dict[str, Any]) -> Any:
@@ -172,27 +200,34 @@ def _call(kind: str, function: Callable[..., Any], settings: dict[str, Any]) -> 
         return function(**settings)
     except PfrayError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{kind}: {first_line(error)}. Remedy: correct the settings of '{kind}'") from error
+    except Exception as error:
+        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
+        kind_of_error = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(
+            f"{kind}: {kind_of_error}{first_line(error)}. Remedy: correct the settings of '{kind}'"
+        ) from error
 
 
 def _check_output(model: nn.Module, task: Task) -> None:
-    inputs = task.normalize(task.train.inputs[:2])
-    model.eval()
-    with torch.inference_mode():
-        outputs = model(inputs)
+    """Two samples through model, loss and score, so that what does not fit is found now and not in a trial."""
+    inputs, targets = task.normalize(task.train.inputs[:2]), task.train.targets[:2]
+    outputs = None
     try:
-        scores = task.score(outputs, task.train.targets[:2])
-        task.loss(outputs, task.train.targets[:2])
+        with evaluating(model):
+            outputs = model(inputs)
+        task.loss(outputs, targets)
+        scores = task.score(outputs, targets)
+        if scores.shape != (len(inputs),):
+            raise ValueError(f"score gives a shape of {tuple(scores.shape)}, not one number a sample")
         # The loss alone would let too few outputs pass where the first targets happen to be small.
         if outputs.dim() > 1 and outputs.shape[1] < task.num_outputs:
             raise ValueError(f"{outputs.shape[1]} outputs are too few")
     except Exception as error:
         raise UnsupportedModel(
             f"the model's output of shape {tuple(getattr(outputs, 'shape', ()))} does not fit the task {task.name}: "
-            f"{first_line(error)}. Remedy: a model with {task.num_outputs} outputs"
+            f"{first_line(error)}. Remedy: a model with {task.num_outputs} outputs that takes any batch size, and a "
+            "loss and score for them"
         ) from error
-    assert scores.shape[0] == 2
 
 
 def _few(keys: list[str], most: int = 4) -> str:

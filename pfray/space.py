@@ -59,6 +59,10 @@ class CompressionSpace:
     knobs: tuple[Knob, ...]
     costs_of: Callable[[np.ndarray], dict[str, float]]
 
+    def __post_init__(self) -> None:
+        if len({knob.full > knob.compressed for knob in self.knobs}) > 1:
+            raise ValueError("in one space either larger values compress more, for all knobs, or smaller ones do")
+
     def __len__(self) -> int:
         return len(self.knobs)
 
@@ -131,6 +135,10 @@ class CompressionSpace:
                     f"target.{unit}: {limit:g} is out of reach; this model and learner reach {low:g} to {high:g}. "
                     f"Remedy: choose a value in that range, or widen what the learner may change"
                 )
+        raise InfeasibleTarget(
+            f"no plan meets {', '.join(f'target.{unit}: {limit:g}' for unit, limit in limits.items())} together. "
+            "Remedy: give one of them up"
+        )
 
     def _values(self, plan: Plan) -> np.ndarray:
         return np.array([plan[name] for name in self.names], dtype=float)

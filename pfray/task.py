@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pfray.errors import DataError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -88,6 +90,17 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     score: Callable[[Tensor, Tensor], Tensor] = top1
     soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_cross_entropy
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            if not len(getattr(self, name)):
+                raise DataError(f"task {self.name}: the {name} split is empty. Remedy: put samples into every split")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.input_shape[0]):
+                raise DataError(
+                    f"task {self.name}: {name} has {len(getattr(self, name))} numbers for inputs of "
+                    f"{self.input_shape[0]} channels. Remedy: one for each channel, or one for all"
+                )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -15,15 +15,16 @@ from pfray.task import Task
 def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
     """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the cache.
 
-    The cache's key is the initial weights, the architecture's printed form, the data and the training settings, so a
-    change of any of them trains a new teacher.
+    The cache's key is the settings of model, data and training, the architecture's printed form, the initial weights
+    and the data itself, so a change of any of them trains a new teacher. A change inside the user's own loss or
+    augmentation cannot be seen; it takes a new seed, or an empty cache.
     """
     if experiment.model.weights is not None:
         return model
     initial = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
     key = content_key(
-        repr(model), initial, task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed,
-        experiment.resources.precision,
+        experiment.model.model_dump_json(), experiment.data.model_dump_json(), repr(model), initial, task.fingerprint(),
+        experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
     )  # fmt: skip
     path = cache_dir() / "teachers" / f"{key}.safetensors"
     if (state := load_tensors(path)) is not None:

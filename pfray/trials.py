@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from pfray.cluster import parallel_trials
 from pfray.config import Resources, Search
 from pfray.errors import SearchFailed
 from pfray.events import Events
@@ -48,7 +48,7 @@ def run_trials(
     if search.scheduler == "asha":
         scheduler = AsyncHyperBandScheduler(time_attr="training_iteration", max_t=search.rounds, grace_period=1)
     with progress.stage("search", total=search.trials) as stage:
-        tune.Tuner(
+        tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 metric="score",
@@ -70,7 +70,10 @@ def run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 callbacks=[_ShowProgress(searcher, stage, events)],
             ),
-        ).fit()
+        )
+        tuner.fit()
+    if searcher.failure is not None:
+        raise searcher.failure
 
 
 def best_trial(searcher: PlanSearcher) -> dict[str, Any]:
@@ -83,15 +86,6 @@ def best_trial(searcher: PlanSearcher) -> dict[str, Any]:
             "Remedy: see search/trials.jsonl in the run folder, mend the cause, and run again with --force"
         )
     return best
-
-
-def parallel_trials(resources: Resources) -> int:
-    """How many trials fit on the cluster at once."""
-    total = ray.cluster_resources()
-    fits = [total.get("CPU", 1) / resources.trial.cpu]
-    if resources.trial.gpu:
-        fits.append(total.get("GPU", 0) / resources.trial.gpu)
-    return max(1, int(min(fits)))
 
 
 class _ShowProgress(Callback):

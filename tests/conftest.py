@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
+# Worker processes of several tests share two cores: threads that wait for each other must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Read by worker processes too, which must find the tests' own learners.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 

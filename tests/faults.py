@@ -54,6 +54,12 @@ class AlwaysBroken(weight_sparse.WeightSparse):
         raise ValueError("always broken")
 
 
+class Unprepared(weight_sparse.WeightSparse):
+    @staticmethod
+    def prepare(model: nn.Module, task: Any, settings: Any) -> Any:
+        raise ValueError("no moments")
+
+
 def _count(settings: Settings) -> int:
     with open(settings.counter, "ab") as file:
         file.write(b".")

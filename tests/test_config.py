@@ -26,7 +26,7 @@ def file(tmp_path):
 
 def mistakes(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        prepare.resolve(load(path, overrides))
+        load(path, overrides, prepare.component_mistakes)
     return str(caught.value).splitlines()
 
 
@@ -68,8 +68,9 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     found = mistakes(file({
         "modle": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 1.5},
         "search": {"trials": -3}, "seed": "x",
-    }))  # fmt: skip
-    assert len(found) == 5
+    }), "data=digitz")  # fmt: skip
+    assert len(found) == 6
+    assert "data: unknown name 'digitz'. Allowed: cifar10, digits" in "\n".join(found)
     text = "\n".join(found)
     assert "model: missing" in text
     assert "modle: unknown key. Allowed: name, model, data" in text
@@ -140,6 +141,14 @@ def test_fragments_are_merged_in_order_with_the_file_on_top(file):
     raw = read_with_includes(file({**BASE, "include": ["a.yaml", "b.yaml"], "seed": 2}))
     assert raw["search"] == {"name": "random", "trials": 7}
     assert raw["seed"] == 2
+
+
+def test_a_factory_on_top_replaces_a_name_below_it_and_both_at_once_are_refused(file):
+    experiment = load(file(BASE), ["data.factory=my_pkg:build"])
+    assert experiment.data.name == "my_pkg:build"
+    raw = merge({"model": {"name": "resnet20", "width": 1}}, {"model": {"factory": "my_pkg:net"}})
+    assert raw == {"model": {"factory": "my_pkg:net", "width": 1}}
+    assert "both name and factory" in mistakes(file({**BASE, "data": {"name": "digits", "factory": "a:b"}}))[0]
 
 
 def test_a_circle_of_includes_is_refused(file):

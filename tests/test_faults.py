@@ -1,7 +1,8 @@
-"""Runs that are killed, interrupted or broken in the middle, as separate processes, each with a Ray of its own."""
+"""Runs that are killed, interrupted or broken in the middle. What is killed is a process with a Ray of its own."""
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import yaml
 
 from pfray.config import load
 from pfray.run import main, run
-from pfray.search.base import read_trials
+from pfray.search.base import PlanSearcher, read_trials
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 DRIVER = """
 import os, sys
@@ -52,8 +55,7 @@ def raw(quick: dict) -> dict:
     return {**quick, "export": {"tflite": False}}
 
 
-@pytest.mark.xdist_group("ray")
-def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_path, raw, ray_cluster):
+def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_path, raw, ray_cluster, capsys):
     raw = {**raw, "resources": {"parallel": 1}, "finetune": {"epochs": 0}}
     killed, folder = write(tmp_path, raw, fault="driver", at=4)
     assert start(killed).returncode == -9
@@ -61,12 +63,9 @@ def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_pat
     assert len(before.splitlines()) == 3
     assert not (folder / "summary.json").exists()
 
-    refused = start(killed)
-    assert refused.returncode == 2
-    assert "--resume" in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-    assert start(killed, "--resume").returncode == 0
+    assert main([str(killed)]) == 2
+    assert "--resume to continue it" in capsys.readouterr().err
+    assert main([str(killed), "--resume"]) == 0
     after = (folder / "search" / "trials.jsonl").read_text()
     assert after.startswith(before)
     check_complete(folder)
@@ -76,14 +75,13 @@ def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_pat
     assert plans[0] == plans[1]
 
 
-def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw):
+def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw, ray_cluster):
     raw = {**raw, "search": {"name": "uniform", "trials": 1}, "finetune": {**raw["finetune"], "epochs": 6}}
     killed, folder = write(tmp_path, raw, fault="driver", stage="training", at=80)
     assert start(killed).returncode == -9
     trials = (folder / "search" / "trials.jsonl").read_text()
 
-    resumed = start(killed, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    assert main([str(killed), "--resume"]) == 0
     assert (folder / "search" / "trials.jsonl").read_text() == trials
     check_complete(folder, trials=1)
     epochs = [json.loads(line)["epoch"] for line in (folder / "training/uniform/curve.jsonl").read_text().splitlines()]
@@ -93,23 +91,21 @@ def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, r
 
 
 @pytest.mark.parametrize("fault", [{"at": 3}, {"stage": "training", "at": 20}])
-def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, raw, fault):
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, raw, fault, ray_cluster):
     stopped, folder = write(tmp_path, raw, fault="interrupt", **fault)
     first = start(stopped)
     assert first.returncode == 130, first.stderr
     assert "--resume" in first.stderr
     assert "Traceback" not in first.stderr
-    assert start(stopped, "--resume").returncode == 0
+    assert main([str(stopped), "--resume"]) == 0
     check_complete(folder)
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_trial_whose_worker_dies_is_run_again(tmp_path, raw, ray_cluster):
     path, _ = write(tmp_path, {**raw, "finetune": {"epochs": 0}}, fault="worker", at=3)
     check_complete(run(load(path)))
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(("fault", "words"), [
     ("raise", "a layer <of this plan> broke"),
     ("nan", "the loss on the validation images is nan"),
@@ -124,7 +120,6 @@ def test_a_trial_that_fails_is_reported_with_its_plan_and_the_search_goes_on(tmp
     assert "<of this plan>" not in (folder / "report.html").read_text()
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_retraining_that_diverges_fails_with_one_line(tmp_path, raw, ray_cluster, capsys):
     path, folder = write(tmp_path, raw, fault="nan", stage="training", at=20)
     assert main([str(path)]) == 1
@@ -134,9 +129,27 @@ def test_a_retraining_that_diverges_fails_with_one_line(tmp_path, raw, ray_clust
     assert not (folder / "summary.json").exists()
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_search_without_one_usable_trial_fails_with_the_cause(tmp_path, raw, ray_cluster, capsys):
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump({**raw, "learner": "tests.faults:AlwaysBroken", "search": {"trials": 3}}))
     assert main([str(path)]) == 1
     assert "all 3 trials failed; the first error: ValueError: always broken" in capsys.readouterr().err
+    assert main([str(path), "--force", "learner=tests.faults:Unprepared"]) == 1
+    assert "the first error: ValueError: no moments" in capsys.readouterr().err
+
+
+def test_a_full_disk_in_the_search_is_a_clear_error_and_the_run_resumes(
+    tmp_path, raw, ray_cluster, capsys, monkeypatch
+):
+    path = tmp_path / "full.yaml"
+    path.write_text(yaml.safe_dump({**raw, "finetune": {"epochs": 0}}))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "trials.jsonl")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanSearcher, "_write", full)
+        assert main([str(path)]) == 1
+    assert "trials.jsonl cannot be written (No space left on device)" in capsys.readouterr().err
+    assert main([str(path), "--resume"]) == 0
+    check_complete(Path(raw["storage"]) / "full")

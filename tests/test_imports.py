@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "bench"},
     {"files", "space", "task"},
-    {"cache", "components", "measure", "config", "progress"},
+    {"cache", "components", "measure", "config", "progress", "cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search"},
     {"learner", "report", "figures", "report_style"},
     {"distributed", "trials", "prepare"},

@@ -36,7 +36,7 @@ def write(folder: Path, raw: dict, name: str = "exp.yaml") -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(ray_cluster, tmp_path_factory) -> Path:
     """One whole run, looked at by many tests."""
     folder = tmp_path_factory.mktemp("whole")
@@ -137,8 +137,9 @@ def test_asha_stops_bad_plans_early_and_the_search_completes(ray_cluster, tmp_pa
 
 def test_a_model_and_data_of_the_users_own_that_are_no_classification(ray_cluster, tmp_path, quick):
     raw = {
-        **quick, "model": {"factory": "tests.userland:Regressor", "hidden": 16}, "data": {"factory": "tests.userland:brightness"},
-        "target": {"params": "0.5x"}, "search": {"name": "random", "trials": 3}, "teacher": {"epochs": 20, "lr": 0.05, "batch_size": 16},
+        **quick, "model": {"factory": "tests.userland:Regressor", "hidden": 16},
+        "data": {"factory": "tests.userland:brightness"}, "target": {"params": "0.5x"},
+        "search": {"name": "random", "trials": 3}, "teacher": {"epochs": 20, "lr": 0.05, "batch_size": 16},
     }  # fmt: skip
     summary = summary_of(run(load(write(tmp_path, raw))))
     assert summary["compressed"]["nonzero_params"] <= 0.5 * summary["teacher"]["params"]
@@ -147,7 +148,8 @@ def test_a_model_and_data_of_the_users_own_that_are_no_classification(ray_cluste
 
 
 def test_the_same_seed_gives_the_same_run(ray_cluster, tmp_path, quick):
-    raw = {**quick, "export": {"tflite": False}, "resources": {"parallel": 1}, "search": {"name": "tpe", "trials": 5, "startup": 3}}
+    search = {"name": "tpe", "trials": 5, "startup": 3}
+    raw = {**quick, "export": {"tflite": False}, "resources": {"parallel": 1}, "search": search}
     folders = [run(load(write(tmp_path, raw), [f"name=run{i}", "finetune.epochs=0"])) for i in (1, 2)]
     first, second = ([(r["plan"], r["score"]) for r in read_trials(f / "search" / "trials.jsonl")] for f in folders)
     assert first == second
@@ -155,18 +157,27 @@ def test_the_same_seed_gives_the_same_run(ray_cluster, tmp_path, quick):
 
 def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_cluster, tmp_path, quick, capsys):
     raw = {
-        **quick, "target": {"sparsity": 0.97, "max_drop": "1%"}, "search": {"name": "uniform"}, "export": {"tflite": False},
-        "finetune": {"epochs": 0},
+        **quick, "target": {"sparsity": 0.97, "max_drop": "1%"}, "search": {"name": "uniform"},
+        "export": {"tflite": False}, "finetune": {"epochs": 0},
     }  # fmt: skip
     path = write(tmp_path, raw)
     assert main([str(path)]) == 1
     assert "target.max_drop allows 1.00" in capsys.readouterr().err
     assert (Path(raw["storage"]) / "exp" / "report.html").exists()
+    assert main([str(path), "--resume"]) == 1
 
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"target": {"sparsity": 0.995}}, "target.sparsity: 0.995 is out of reach; this model and learner reach 0 to 0.97"),
     ({"target": {"params": 10}}, "target.params: 10 is out of reach"),
+    ({"target": {"params": "800k"}}, "target.params: 800000 is met by the model as it is"),
+    ({"data": {"factory": "tests.userland:missing_file"}}, "data: FileNotFoundError: "),
+    ({"data": {"factory": "tests.userland:mean_score"}, "model": {"factory": "tests.userland:Regressor"}},
+     "not one number a sample"),
+    ({"data": {"factory": "tests.userland:empty"}}, "the validation split is empty"),
+    ({"model": {"name": "lenet", "num_outputs": -1}}, "model: RuntimeError: "),
+    ({"learner": "pfray.learner:Learner"}, "with a settings_type"),
+    ({"finetune": {"batch_size": 3}, "resources": {"workers": 2}}, "finetune.batch_size is 3, which 2 workers"),
     ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
     ({"data": {"factory": "tests.userland:broken"}}, "returned a str. Remedy: return a pfray.task.Task"),
     ({"data": "cifar10_missing"}, "Did you mean 'cifar10'?"),
@@ -176,7 +187,7 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     ({"model": {"name": "mobilenet_v1", "width": -1}}, "width is -1"),
     ({"learner": {"name": "weight_sparse", "skip": ["conv9"]}}, "no layer 'conv9'"),
 ])  # fmt: skip
-def test_a_wrong_request_is_one_line_with_exit_code_2_before_anything_is_written(tmp_path, quick, capsys, change, words):
+def test_a_wrong_request_is_one_line_and_nothing_is_written(tmp_path, quick, capsys, change, words):
     assert main([str(write(tmp_path, {**quick, **change}))]) == 2
     errors = capsys.readouterr().err
     assert words in errors
@@ -212,7 +223,7 @@ def test_a_storage_folder_that_cannot_be_made_is_a_clear_error(tmp_path, quick, 
     assert "storage=" in errors
 
 
-def test_a_full_disk_while_packing_is_a_clear_error_and_the_run_resumes(ray_cluster, tmp_path, quick, capsys, monkeypatch):
+def test_a_full_disk_is_a_clear_error_and_the_run_resumes(ray_cluster, tmp_path, quick, capsys, monkeypatch):
     raw = {**quick, "search": {"name": "uniform"}, "finetune": {"epochs": 0}, "export": {"tflite": False}}
     path = write(tmp_path, raw)
 
@@ -231,10 +242,27 @@ def test_a_full_disk_while_packing_is_a_clear_error_and_the_run_resumes(ray_clus
 def test_an_address_without_a_cluster_is_a_wrong_request(tmp_path, quick, capsys, monkeypatch):
     import ray
 
+    def refuse(**_: object) -> None:
+        raise ConnectionError("nothing listens there")
+
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("nothing listens there")))
+    monkeypatch.setattr(ray, "init", refuse)
     assert main([str(write(tmp_path, quick)), "resources.address=127.0.0.1:1"]) == 2
     assert "no Ray cluster answers at '127.0.0.1:1'" in capsys.readouterr().err
+    assert not (Path(quick["storage"]) / "exp").exists()
+
+
+@pytest.mark.parametrize(("resources", "words"), [
+    ({"workers": 4}, "resources.workers: 4 is not allowed, the cluster has 2"),
+    ({"trial": {"cpu": 16}}, "resources.trial.cpu: 16 is not allowed"),
+    ({"trial": {"gpu": 64}}, "resources.trial.gpu: 64 is not allowed"),
+])  # fmt: skip
+def test_more_than_the_cluster_has_is_refused_instead_of_waited_for(
+    ray_cluster, tmp_path, quick, capsys, resources, words
+):
+    assert main([str(write(tmp_path, {**quick, "resources": resources}))]) == 2
+    assert words in capsys.readouterr().err
+    assert not (Path(quick["storage"]) / "exp").exists()
 
 
 def test_the_resolved_experiment_can_be_shown_without_a_run(tmp_path, quick, capsys):

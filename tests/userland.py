@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,20 @@ def brightness(count: int = 300) -> Task:
     third = count // 3
     splits = [Split(inputs[i : i + third], targets[i : i + third]) for i in (0, third, 2 * third)]
     return Task("brightness", *splits, num_outputs=1, loss=F.mse_loss, score=within_a_tenth)
+
+
+def missing_file() -> Task:
+    with open("no/such/file"):
+        return brightness()
+
+
+def mean_score() -> Task:
+    return replace(brightness(), score=lambda outputs, targets: (outputs - targets).abs().mean())
+
+
+def empty() -> Task:
+    task = brightness()
+    return replace(task, validation=task.validation.head(0))
 
 
 def broken() -> str:

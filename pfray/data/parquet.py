@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pfray.data.track import track
-from pfray.errors import DataError
-from pfray.measure import first_line
+from pfray.errors import DataError, first_line
 
 IMAGE_COLUMNS = ("image", "img")
 

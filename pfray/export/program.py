@@ -9,9 +9,8 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from pfray.errors import ExportError, StorageError
+from pfray.errors import ExportError, StorageError, first_line
 from pfray.files import replacing
-from pfray.measure import first_line
 
 
 def save(model: nn.Module, example: Tensor, path: str | Path) -> int:

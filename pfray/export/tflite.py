@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pfray import bench
-from pfray.errors import ExportError, StorageError
+from pfray.errors import ExportError, StorageError, first_line
 from pfray.files import replacing
-from pfray.measure import evaluating, first_line
+from pfray.measure import evaluating
 
 
 def export(model: nn.Module, example: Tensor, path: str | Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ray.tune.search import Searcher
 
+from pfray.errors import PfrayError
 from pfray.files import write_atomically
 from pfray.space import CompressionSpace, Limits, Plan
 
@@ -61,6 +62,8 @@ class PlanSearcher(Searcher):
         ]
         self.asked = len(self.queue)
         self.running: dict[str, int] = {}
+        # What kept the last record from being written.
+        self.failure: Exception | None = None
 
     def ask(self) -> Plan | None:
         """The next plan, whether or not it meets the limits; None when there is nothing left to try."""
@@ -72,6 +75,8 @@ class PlanSearcher(Searcher):
     # -- Ray Tune's side
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self.failure is not None:
+            return Searcher.FINISHED
         if self.queue:
             entry = self.queue.pop(0)
         elif self.asked < self.trials and (plan := self._new_plan()) is not None:
@@ -104,6 +109,13 @@ class PlanSearcher(Searcher):
             "error": failure,
         }
         self._learn(record)
+        try:
+            self._write(record)
+        except (OSError, PfrayError) as error:
+            # Tune would log it and go on; so the search ends itself, and ``run_trials`` raises it.
+            self.failure = error
+
+    def _write(self, record: dict[str, Any]) -> None:
         if self.folder is not None:
             with (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -113,7 +125,7 @@ class PlanSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """The whole state: records, random generator, model of the optimizer, plans that are out."""
-        hidden = ("folder", "running", "space", "settings")
+        hidden = ("folder", "running", "space", "settings", "failure")
         state = {key: value for key, value in self.__dict__.items() if key not in hidden}
         write_atomically(Path(checkpoint_path), pickle.dumps(state))
 
