@@ -75,14 +75,8 @@ class PlanSearcher(Searcher):
     # -- Ray Tune's side
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        if self.failure is not None:
-            return Searcher.FINISHED
-        if self.queue:
-            entry = self.queue.pop(0)
-        elif self.asked < self.trials and (plan := self._new_plan()) is not None:
-            entry = {"trial": self.asked, "origin": self.origin, "plan": plan}
-            self.asked += 1
-        else:
+        entry = self._next() if self.failure is None else None
+        if entry is None:
             return Searcher.FINISHED  # type: ignore[return-value]
         self.pending[entry["trial"]] = entry
         self.running[trial_id] = entry["trial"]
@@ -169,6 +163,15 @@ class PlanSearcher(Searcher):
     def _learn(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         self.tell(record["plan"], record["score"])
+
+    def _next(self) -> dict[str, Any] | None:
+        """The next trial: one left over, or a new one as long as there is budget."""
+        if self.queue:
+            return self.queue.pop(0)
+        if self.asked >= self.trials or (plan := self._new_plan()) is None:
+            return None
+        self.asked += 1
+        return {"trial": self.asked - 1, "origin": self.origin, "plan": plan}
 
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask`` on the target, and one not tried before where the searcher can find one."""
