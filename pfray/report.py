@@ -218,7 +218,7 @@ def _table(summary: Summary) -> str:
 def _export_note(exported: Record | None) -> str:
     if exported is None:
         return "<p class=note>Nothing was exported.</p>"
-    words = [f"Exported file: {html.escape(str(exported.get('path')))}"]
+    words = [f"Exported file: {html.escape(Path(str(exported.get('path'))).name)}"]
     if (difference := number(exported, "max_abs_diff")) is not None:
         words.append(f"its outputs differ from PyTorch's by at most {difference:.2g}")
     if (latency := number(exported, "teacher_latency_ms")) is not None:
