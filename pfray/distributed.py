@@ -105,9 +105,8 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
         while wait(futures, timeout=0.5).not_done:
             pass
     except KeyboardInterrupt:
-        # The threads wait for Ray; ending it ends them.
+        # The threads wait for Ray and cannot be stopped; whoever handles this has to end the process.
         pool.shutdown(wait=False, cancel_futures=True)
-        ray.shutdown()
         raise
     for future in futures:
         future.result()

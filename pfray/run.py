@@ -158,8 +158,13 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
     try:
         cluster.check(resources)
         yield
-    finally:
+    except KeyboardInterrupt:
+        # Threads may be waiting in Ray, and a shutdown could then wait for ever. Ray's processes end with this one.
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -186,7 +191,7 @@ def _tell_result(summary: dict[str, Any], run_folder: Path, progress: Progress) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request, 130 after Ctrl-C."""
+    """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130."""
     options = _parser().parse_intermixed_args(arguments)
     command = f"python -m pfray.run {shlex.join([str(options.experiment), *options.overrides])}"
     try:
@@ -202,7 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print(f"interrupted. Continue with: {command} --resume", file=sys.stderr)
-        return 130
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not a return: Python would first wait for the threads of a training, which wait for Ray. All that is worth
+        # keeping is on disk already.
+        os._exit(130)
     except PfrayError as error:
         return _fail(error)
     except OSError as error:
