@@ -182,7 +182,7 @@ def test_an_unusable_cache_folder_is_named(parquet: Path, tmp_path: Path, monkey
         cifar10.build(path=str(parquet), **SMALL)
 
 
-def fails(folder: Path | str | None, *parts: str, error: type[Exception] = DataError, **settings: Any) -> None:
+def assert_fails(folder: Path | str | None, *parts: str, error: type[Exception] = DataError, **settings: Any) -> None:
     with pytest.raises(error) as caught:
         cifar10.build(path=None if folder is None else str(folder), **{**SMALL, **settings})
     message = str(caught.value)
@@ -193,22 +193,22 @@ def fails(folder: Path | str | None, *parts: str, error: type[Exception] = DataE
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
-    fails(tmp_path / "nowhere", "nowhere: no such folder", "data.path")
+    assert_fails(tmp_path / "nowhere", "nowhere: no such folder", "data.path")
     (tmp_path / "empty").mkdir()
-    fails(tmp_path / "empty", "empty: no CIFAR-10 files", "train*.parquet")
+    assert_fails(tmp_path / "empty", "empty: no CIFAR-10 files", "train*.parquet")
 
 
 def test_a_missing_file_is_named(pickles: Path, parquet: Path) -> None:
     (pickles / "data_batch_3").unlink()
-    fails(pickles, "data_batch_3: the file is missing")
+    assert_fails(pickles, "data_batch_3: the file is missing")
     (parquet / "test.parquet").unlink()
-    fails(parquet, "test*.parquet is missing")
+    assert_fails(parquet, "test*.parquet is missing")
 
 
 @pytest.mark.parametrize("name", ["train-1.parquet", "test.parquet"])
 def test_a_truncated_parquet_file_is_named(parquet: Path, name: str, capfd: pytest.CaptureFixture) -> None:
     (parquet / name).write_bytes(cut((parquet / name).read_bytes()))
-    fails(parquet, f"{name}: not a parquet file, or damaged")
+    assert_fails(parquet, f"{name}: not a parquet file, or damaged")
     assert capfd.readouterr().err == ""
 
 
@@ -216,12 +216,12 @@ def test_a_parquet_file_damaged_inside_is_named(parquet: Path) -> None:
     data = bytearray((parquet / "test.parquet").read_bytes())
     data[100:9000] = bytes(8900)
     (parquet / "test.parquet").write_bytes(data)
-    fails(parquet, "test.parquet: ")
+    assert_fails(parquet, "test.parquet: ")
 
 
 def test_a_truncated_pickle_is_named(pickles: Path) -> None:
     (pickles / "data_batch_2").write_bytes(cut((pickles / "data_batch_2").read_bytes()))
-    fails(pickles, "data_batch_2: not a CIFAR-10 pickle, or damaged")
+    assert_fails(pickles, "data_batch_2: not a CIFAR-10 pickle, or damaged")
 
 
 class Evil:
@@ -231,7 +231,7 @@ class Evil:
 
 def test_a_pickle_that_runs_code_is_refused_before_it_runs(pickles: Path, tmp_path: Path) -> None:
     (pickles / "test_batch").write_bytes(pickle.dumps({b"data": Evil()}))
-    fails(pickles, "test_batch", "which no CIFAR-10 file does")
+    assert_fails(pickles, "test_batch", "which no CIFAR-10 file does")
     assert not (tmp_path / "cache-owned").exists()
 
 
@@ -249,12 +249,12 @@ def test_a_pickle_that_runs_code_is_refused_before_it_runs(pickles: Path, tmp_pa
 )
 def test_wrong_contents_of_a_pickle_are_named(pickles: Path, changes: dict, message: str) -> None:
     write_pickle(pickles / "data_batch_4", TRAIN[:20], **changes)
-    fails(pickles, "data_batch_4: ", message)
+    assert_fails(pickles, "data_batch_4: ", message)
 
 
 def test_a_pickle_of_another_thing_is_named(pickles: Path) -> None:
     (pickles / "test_batch").write_bytes(pickle.dumps([1, 2]))
-    fails(pickles, "test_batch: holds a list, not a dict")
+    assert_fails(pickles, "test_batch: holds a list, not a dict")
 
 
 @pytest.mark.parametrize(
@@ -271,32 +271,32 @@ def test_wrong_contents_of_a_parquet_file_are_named(
     parquet: Path, images: np.ndarray, labels: Any, names: dict, message: str
 ) -> None:
     write_parquet(parquet / "test.parquet", [encode(x) for x in images], list(labels), **names)
-    fails(parquet, "test.parquet: ", message)
+    assert_fails(parquet, "test.parquet: ", message)
 
 
 def test_an_image_that_cannot_be_decoded_is_named(parquet: Path) -> None:
     images = [encode(x) for x in TEST]
     images[7]["bytes"] = cut(images[7]["bytes"])
     write_parquet(parquet / "test.parquet", images, [0] * 20)
-    fails(parquet, "test.parquet: image 7 cannot be decoded")
+    assert_fails(parquet, "test.parquet: image 7 cannot be decoded")
 
 
 def test_a_column_without_encoded_images_is_named(parquet: Path) -> None:
     write_parquet(parquet / "test.parquet", ["a.png"] * 20, [0] * 20)
-    fails(parquet, "test.parquet: column image holds no encoded images")
+    assert_fails(parquet, "test.parquet: column image holds no encoded images")
 
 
 def test_an_empty_parquet_file_is_named(parquet: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict({"image": [], "label": []}, features=features).to_parquet(parquet / "test.parquet")
-    fails(parquet, "test.parquet: holds no images")
+    assert_fails(parquet, "test.parquet: holds no images")
 
 
 @pytest.mark.parametrize(
     "settings", [{"validation_size": 5}, {"validation_size": 95}, {"validation_size": 0.5}, {"limit_train": 0}]
 )
 def test_impossible_sizes_are_refused_by_name(parquet: Path, settings: dict) -> None:
-    fails(parquet, f"data.{next(iter(settings))}: ", error=ConfigError, **settings)
+    assert_fails(parquet, f"data.{next(iter(settings))}: ", error=ConfigError, **settings)
 
 
 def test_a_failed_download_says_to_give_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_a_failed_download_says_to_give_a_path(monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("Couldn't reach the Hub\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    fails(None, "'uoft-cs/cifar10' (train) cannot be downloaded", "Couldn't reach the Hub", "data.path")
+    assert_fails(None, "'uoft-cs/cifar10' (train) cannot be downloaded", "Couldn't reach the Hub", "data.path")
 
 
 def test_the_hub_is_read_once_and_then_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
