@@ -22,6 +22,9 @@ from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
 from pfray.train import Hook
 
+# Points of an error curve.
+GRID = 65
+
 WeightLayer = nn.modules.conv._ConvNd | nn.Linear
 
 
@@ -95,6 +98,21 @@ class WeightSparse(Learner):
         """Each layer's weight indices ``(n_l,)`` by rising magnitude: the mask of any sparsity is a head of it."""
         layers = weight_layers(model)
         return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """The share of a layer's squared magnitude that its smallest weights hold, ``GRID`` positions a layer.
+
+        e_l(s) = sum of w^2 over the ``zeros(s)`` smallest magnitudes / sum of w^2 over all.
+        """
+        curves = {}
+        layers = weight_layers(model)
+        for knob in WeightSparse.space(model, task, settings).knobs:
+            squares = layers[knob.name].weight.detach().flatten().double().square().sort().values
+            lost = np.concatenate([[0.0], squares.cumsum(0).numpy()]) / max(squares.sum().item(), 1e-30)
+            sparsities = -np.expm1(np.linspace(1.0, 0.0, GRID) * np.log1p(-knob.compressed))
+            curves[knob.name] = lost[np.rint(sparsities * (len(lost) - 1)).astype(int)]
+        return curves
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: dict[str, Tensor], steps: int) -> Hook:

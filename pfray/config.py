@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pfray import overlay
 from pfray.components import describe_errors
 from pfray.errors import ConfigError
+from pfray.ranges import check_range
 
 
 class Section(BaseModel):
@@ -118,22 +120,46 @@ class Training(Section):
     warmup_epochs: float = Field(1.0, ge=0)
 
 
+class Thresholds(Section):
+    """Of the objective ``ddc`` (Pahwa et al. 2019), relative to the teacher: more than this is not rewarded.
+
+    accuracy: share of the accuracy kept. latency: share of the inference time left. compression: share of the cost
+    saved.
+    """
+
+    accuracy: float = Field(0.9, gt=0, le=1)
+    latency: float = Field(0.3, gt=0, le=1)
+    compression: float = Field(0.6, gt=0, le=1)
+
+
 class Search(Component):
     """``name`` chooses the searcher; keys not listed here are its own settings.
 
     trials: plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before it is measured.
     bn_images: training images on which batch-norm statistics are re-estimated before a measurement (0: left alone).
     validation_images: how many validation images a trial is measured on (null: all of them).
+    rescore: the best plans, so many, are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
+    objective: what a trial's score is (null: ``agreement`` where the task has soft labels, else ``accuracy``).
+    thresholds: of the objective ``ddc``.
+    space: settings that are searched beside the model, such as ``finetune.lr: loguniform(1e-4, 1e-1)``.
+    baselines: plans that are retrained beside the best one.
+    warm_start: the folder of an earlier run, whose trials the searcher learns from first.
     """
 
     name: str = "tpe"
     trials: int = Field(30, ge=1)
     rounds: int = Field(1, ge=1)
     finetune_steps: int = Field(0, ge=0)
-    bn_images: int = Field(1000, ge=0)
-    validation_images: int | None = Field(None, ge=1)
+    bn_images: int = Field(250, ge=0)
+    validation_images: int | None = Field(500, ge=1)
+    rescore: int = Field(5, ge=0)
     scheduler: Literal["none", "asha"] = "none"
+    objective: Literal["accuracy", "agreement", "accuracy_and_cost", "amc", "ddc"] | None = None
+    thresholds: Thresholds = Thresholds()
+    space: dict[str, Annotated[str, AfterValidator(check_range)]] = Field(default_factory=dict)
+    baselines: tuple[Literal["uniform", "allocate"], ...] = ("uniform", "allocate")
+    warm_start: str | None = None
 
     @model_validator(mode="after")
     def _rounds_need_steps(self) -> Search:
@@ -211,7 +237,7 @@ def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None
 
     Raises ConfigError whose message has one line for every mistake.
     """
-    raw = read_with_includes(path)
+    raw = overlay.read_with_includes(path)
     mistakes: list[str] = []
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -219,7 +245,7 @@ def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None
             mistakes.append(f"override '{override}': not of the form key=value. Example: search.trials=60")
             continue
         try:
-            _set(raw, key.split("."), yaml.safe_load(text))
+            overlay.set_key(raw, key.split("."), yaml.safe_load(text))
         except (yaml.YAMLError, ValueError) as error:
             mistakes.append(f"override '{override}': {str(error).splitlines()[0]}. Example: search.trials=60")
     raw.setdefault("name", path.stem)
@@ -243,41 +269,6 @@ def _well_formed(raw: Mapping[str, Any]) -> dict[str, Component]:
     return components
 
 
-def read_with_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's mapping over those of its ``include:`` list, whose paths are relative to the file."""
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: includes itself. Remedy: remove it from one of the include lists")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{where}. Remedy: correct the syntax there") from None
-    if raw is None:
-        raise ConfigError(f"{path}: the file is empty. Remedy: give at least model, data, learner and target")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds a {type(raw).__name__}, not a mapping. Remedy: write lines of 'key: value'")
-    includes = raw.pop("include", [])
-    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
-        raise ConfigError(f"{path}: include is {includes!r}, not a list of file names")
-    merged: dict[str, Any] = {}
-    for item in includes:
-        merged = merge(merged, read_with_includes(path.parent / item, (*seen, path.resolve())))
-    return merge(merged, raw)
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
-    merged = dict(base)
-    _make_way(merged, over)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 def dump(experiment: Experiment) -> str:
     """The resolved experiment as YAML; ``load`` of it gives the same experiment."""
     plain = experiment.model_dump(mode="json")
@@ -286,26 +277,6 @@ def dump(experiment: Experiment) -> str:
             settings = value.pop("settings")
             plain[key] = {**value, **settings}
     return yaml.safe_dump(plain, sort_keys=False)
-
-
-def _set(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for depth, key in enumerate(keys[:-1]):
-        # 'learner: weight_sparse' is short for a mapping, which an override may add to.
-        if isinstance(raw.get(key), str):
-            raw[key] = {"name": raw[key]}
-        inner = raw.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"{'.'.join(keys[: depth + 1])} is {inner!r}, not a mapping")
-        raw = inner
-    _make_way(raw, keys[-1:])
-    raw[keys[-1]] = value
-
-
-def _make_way(base: dict[str, Any], over: Collection[str]) -> None:
-    """A ``factory`` on top replaces a ``name`` below it, and the other way round: they name the same thing."""
-    for key, other in (("factory", "name"), ("name", "factory")):
-        if key in over and other not in over:
-            base.pop(other, None)
 
 
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:

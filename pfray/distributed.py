@@ -23,7 +23,8 @@ from torch import nn
 
 from pfray.errors import PfrayError, TrainingFailed, first_line
 from pfray.files import write_atomically
-from pfray.learner import Job, Learner
+from pfray.job import Job
+from pfray.learner import Learner
 from pfray.measure import place
 from pfray.space import Plan
 from pfray.train import Shard, choose_precision, fit, steps_per_epoch
@@ -116,6 +117,7 @@ def build_compressed(
     learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
 ) -> tuple[nn.Module, Any]:
     """(the teacher's copy on ``device`` compressed by ``plan``, the hook of its training)."""
+    job, plan = job.for_plan(plan)
     model = place(copy.deepcopy(job.teacher), device)
     cache = learner.prepare(model, job.task, job.settings)
     return model, learner.compress(model, plan, job.settings, cache, steps)
@@ -123,14 +125,15 @@ def build_compressed(
 
 def _train_worker(config: dict[str, Any]) -> None:
     """What each worker of the training runs."""
-    job: Job = ray.get(config["job"])
+    whole: Job = ray.get(config["job"])
+    job, _ = whole.for_plan(config["plan"])
     context = train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     device = get_device()
     torch.manual_seed(job.seed)
     steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
-    model, hook = build_compressed(config["learner"], job, config["plan"], device, steps)
+    model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
     start_epoch, optimizer_state = 0, None
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:

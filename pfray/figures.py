@@ -11,6 +11,7 @@ from plotly import graph_objects as go
 
 # Colours that are legible on white and on near-black; every group has its own symbol as well.
 ORIGINS = {
+    "allocate": ("#7c3aed", "hexagon"),
     "uniform": ("#d97706", "square"),
     "heuristic": ("#0d9488", "diamond"),
     "random": ("#8b93a1", "circle"),
@@ -20,6 +21,7 @@ OTHER = ("#a16207", "triangle-up")
 FINAL = {
     "teacher": ("#a855f7", "pentagon"),
     "uniform": ("#d97706", "square"),
+    "allocate": ("#7c3aed", "hexagon"),
     "compressed": ("#e11d48", "star"),
 }
 FAILED = "#e11d48"
@@ -52,7 +54,7 @@ def scores(trials: Sequence[Record]) -> go.Figure:
         x=[trial for trial, _ in done], y=steps, mode="lines", name="best so far",
         line={"shape": "hv", "width": 2, "color": "#64748b"}, hoverinfo="skip",
     )  # fmt: skip
-    for origin in _origins(trials):
+    for origin in origins(trials):
         points = [t for t in trials if t.get("origin") == origin and number(t, "score") is not None]
         colour, symbol = ORIGINS.get(origin, OTHER)
         figure.add_scatter(
@@ -76,7 +78,7 @@ def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None
     cost: the field of a measurement on the horizontal axis, one of ``COSTS``.
     """
     figure = _figure(COSTS[cost], "accuracy", height=440)
-    for origin in _origins(trials):
+    for origin in origins(trials):
         points = [_point(t.get("measurement"), cost) for t in trials if t.get("origin") == origin]
         shown = [(t["trial"], *p) for t, p in zip((t for t in trials if t.get("origin") == origin), points, strict=True)
                  if p is not None]  # fmt: skip
@@ -135,7 +137,7 @@ def _point(measurement: Record | None, cost: str) -> tuple[float, float] | None:
     return None if x is None or y is None else (x, y)
 
 
-def _origins(trials: Sequence[Record]) -> list[str]:
+def origins(trials: Sequence[Record]) -> list[str]:
     """The origins that occur, the known ones first."""
     found = {str(trial.get("origin")) for trial in trials}
     return [*(name for name in ORIGINS if name in found), *sorted(found - set(ORIGINS))]

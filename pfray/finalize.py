@@ -18,7 +18,8 @@ from pfray.config import Export, Resources
 from pfray.distributed import build_compressed, retrain, run_together
 from pfray.errors import ExportError, StorageError
 from pfray.export import packed, program, sparse_tflite, tflite
-from pfray.learner import Job, Learner
+from pfray.job import Job
+from pfray.learner import Learner
 from pfray.measure import Measurement, evaluate, example_input, measure, place
 from pfray.progress import Progress
 from pfray.space import Plan
@@ -47,10 +48,13 @@ class Trainer:
         The trainings run side by side where the cluster has room, because two on half the cores each are faster than
         one after the other on all of them.
         """
-        missing = [name for name in plans if job.training.epochs and not self._done(name).exists()]
+        # Of equal plans the first is trained; a training by an equal plan gives an equal model.
+        same = {name: next(first for first in plans if plans[first] == plans[name]) for name in plans}
+        wanted = dict.fromkeys(same.values()) if job.training.epochs else ()
+        missing = [name for name in wanted if not self._done(name).exists()]
         if missing:
             total = len(missing) * job.training.epochs
-            at_once = len(missing) if cluster.total("CPU") >= len(missing) * self.resources.workers else 1
+            at_once = max(1, min(len(missing), cluster.total("CPU") // self.resources.workers))
             if self.resources.trial.gpu:
                 at_once = min(at_once, max(1, cluster.total("GPU") // self.resources.workers))
             reference = ray.put(job)
@@ -76,7 +80,7 @@ class Trainer:
                     save_tensors(self._done(name), state)
 
                 run_together([partial(train_one, name) for name in missing], at_once)
-        return {name: self._rebuild(name, learner, job, plan) for name, plan in plans.items()}
+        return {name: self._rebuild(same[name], learner, job, plan) for name, plan in plans.items()}
 
     def _rebuild(self, name: str, learner: type[Learner], job: Job, plan: Plan) -> nn.Module:
         # Without training to come the learner meets the plan at once; the state of a trained one is loaded over it.
@@ -128,7 +132,7 @@ def export_model(
                 f"{path} differs from the model by up to {difference:g} on {len(inputs)} test images. "
                 "Remedy: export.tflite=false to do without it, and report the model"
             )
-        accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test)[0]
+        accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
         if abs(accuracy - torch_accuracy) > MAX_ACCURACY_DIFFERENCE:
             raise ExportError(
                 f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,12 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from pfray.errors import UnsupportedModel, first_line
 from pfray.task import Split, Task
 
+# Samples whose mean soft loss is one observation of its standard error.
+GROUP = 10
+
 
 @dataclass(frozen=True)
 class Measurement:
     """What a model is worth and what it costs.
 
     accuracy: mean score of the task, a fraction for classification. loss: mean loss.
+    accuracy_error: the accuracy's standard error, for samples drawn at random.
+    agreement: minus the mean KL divergence from the teacher's soft labels, in nats (the task's ``soft_loss`` at a
+        temperature of 1); None where there was no teacher. agreement_error: its standard error.
     params: all parameters. nonzero_params: those that are not 0.0.
     macs: multiply-adds of one input through the dense model (1 MAC = one multiply and one add).
     size_bytes: bytes of the weights' file on disk; None where no file was written (in a trial).
@@ -33,6 +41,9 @@ class Measurement:
     macs: int
     size_bytes: int | None = None
     latency_ms: float | None = None
+    accuracy_error: float | None = None
+    agreement: float | None = None
+    agreement_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,20 +74,73 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's outputs on a split, judged. The fields are those of Measurement."""
+
+    accuracy: float
+    loss: float
+    accuracy_error: float
+    agreement: float | None = None
+    agreement_error: float | None = None
+
+
+def outputs_of(
+    model: nn.Module, task: Task, split: Split, batch_size: int = 250, precision: str = "float32"
+) -> list[Tensor]:
+    """The model's outputs on ``split``, a float32 tensor ``(N, ...)`` for each batch, on the model's device."""
+    device = next(model.parameters()).device
+    outputs = []
+    with evaluating(model):
+        for inputs, _ in task.batches(split, batch_size, device):
+            with autocast(device, precision):
+                outputs.append(model(channels_last(inputs)).float())
+    return outputs
+
+
+def judge(
+    task: Task, split: Split, outputs: Sequence[Tensor], soft_labels: Sequence[Tensor] | None = None
+) -> Evaluation:
+    """Score, loss and agreement of ``outputs_of`` a model on ``split``; ``soft_labels`` are those of the teacher.
+
+    The soft loss is a batch's mean, so its standard error is that of the means of groups of ``GROUP`` samples.
+    """
+    scores, losses, groups, start = [], [], [], 0
+    with torch.inference_mode():
+        for index, batch in enumerate(outputs):
+            targets = split.targets[start : start + len(batch)].to(batch.device)
+            start += len(batch)
+            scores.append(task.score(batch, targets).float())
+            losses.append(task.loss(batch, targets).float() * len(targets))
+            if soft_labels is not None:
+                pairs = zip(batch.split(GROUP), soft_labels[index].split(GROUP), strict=True)
+                groups += [(len(own), task.soft_loss(own, soft, 1.0)) for own, soft in pairs]
+    score = torch.cat(scores).double().cpu()
+    evaluation = Evaluation(
+        score.mean().item(), torch.stack(losses).double().sum().item() / len(split), _standard_error(score)
+    )
+    if not groups:
+        return evaluation
+    sizes = torch.tensor([size for size, _ in groups]).double()
+    means = torch.stack([mean for _, mean in groups]).double().cpu()
+    agreement = -((sizes * means).sum() / sizes.sum()).item()
+    return replace(evaluation, agreement=agreement, agreement_error=_standard_error(means))
+
+
 def evaluate(
     model: nn.Module, task: Task, split: Split, batch_size: int = 250, precision: str = "float32"
-) -> tuple[float, float]:
-    """(accuracy, loss) of ``model`` on ``split``, on the device that holds the model."""
-    device = next(model.parameters()).device
-    score, loss = 0.0, 0.0
-    with evaluating(model):
-        for inputs, targets in task.batches(split, batch_size, device):
-            with autocast(device, precision):
-                outputs = model(inputs.to(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
-            outputs = outputs.float()
-            score += task.score(outputs, targets).sum().item()
-            loss += task.loss(outputs, targets).item() * len(targets)
-    return score / len(split), loss / len(split)
+) -> Evaluation:
+    """Accuracy and loss of ``model`` on ``split``, on the device that holds the model."""
+    return judge(task, split, outputs_of(model, task, split, batch_size, precision))
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """Images in the memory format that is fastest; anything else as it is."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
+def _standard_error(values: Tensor) -> float:
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0
 
 
 def example_input(task: Task, device: torch.device | str = "cpu") -> Tensor:
@@ -116,12 +180,41 @@ def count_params(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in params), sum(int(torch.count_nonzero(p)) for p in params)
 
 
+def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
+    """Median milliseconds of one forward pass of ``example`` for each model.
+
+    They are timed in turns, so that all are disturbed alike.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    for turn in range(rounds + 3):
+        for model, own in zip(models, times, strict=True):
+            with evaluating(model):
+                start = time.perf_counter()
+                model(example).sum().item()  # waits for the device
+                if turn >= 3:
+                    own.append(1e3 * (time.perf_counter() - start))
+    return [median(own) for own in times]
+
+
 def measure(
-    model: nn.Module, task: Task, split: Split, precision: str = "float32", macs: int | None = None
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    precision: str = "float32",
+    macs: int | None = None,
+    soft_labels: Sequence[Tensor] | None = None,
 ) -> Measurement:
-    """Measure ``model`` on ``split``. ``macs`` may be given where it is already known, to save a pass."""
-    accuracy, loss = evaluate(model, task, split, precision=precision)
+    """Measure ``model`` on ``split``. ``macs`` may be given where it is already known, to save a pass.
+
+    soft_labels: the teacher's ``outputs_of`` the split, to measure the agreement with.
+    """
+    evaluation = judge(task, split, outputs_of(model, task, split, precision=precision), soft_labels)
+    return measurement_of(model, task, evaluation, macs)
+
+
+def measurement_of(model: nn.Module, task: Task, evaluation: Evaluation, macs: int | None = None) -> Measurement:
+    """What was evaluated, together with what the model costs."""
     params, nonzero = count_params(model)
     if macs is None:
         macs = total_macs(model, example_input(task, next(model.parameters()).device))
-    return Measurement(accuracy, loss, params, nonzero, macs)
+    return Measurement(params=params, nonzero_params=nonzero, macs=macs, **asdict(evaluation))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,16 @@ from torch import nn
 
 from pfray.cache import cache_dir
 from pfray.components import check_arguments, find_class, find_function, parse_settings
-from pfray.config import Component, Experiment, Search, Target
+from pfray.config import Component, Experiment, Search
 from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError, first_line
+from pfray.goal import check_searcher, first_plans, resolve_limits, resolve_objective, searched_settings
 from pfray.learner import Learner
-from pfray.measure import count_params, evaluating, example_input, layer_macs
+from pfray.measure import evaluating, example_input, layer_macs
+from pfray.objective import Objective
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task
+from pfray.warm_start import read_earlier
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Start:
-    """All that a run starts from. ``model`` has the experiment's weights, or none worth keeping yet."""
+    """All that a run starts from. ``model`` has the experiment's weights, or none worth keeping yet.
+
+    searched: the knobs that are settings, by (section, key). earlier: the trials of a warm start.
+    """
 
     parts: Parts
     task: Task
     model: nn.Module
     space: CompressionSpace
     limits: Limits
-    first_plans: tuple[tuple[str, Plan], ...]
+    objective: Objective
+    searched: Mapping[str, tuple[str, str]]
+    earlier: Sequence[tuple[Plan, float | None]]
 
 
 def load(experiment: Experiment) -> Start:
@@ -54,7 +62,15 @@ def load(experiment: Experiment) -> Start:
     model = build_model(experiment, parts, task)
     space = parts.learner.space(model, task, parts.learner_settings)
     limits = resolve_limits(experiment.target, space, model, experiment.learner.name)
-    return Start(parts, task, model, space, limits, first_plans(space, limits, parts.searcher))
+    first_plans(space, limits, parts.searcher)  # a target that is out of reach is found before anything is written
+    check_searcher(experiment, parts.searcher, parts.learner)
+    knobs = searched_settings(experiment, parts.learner_settings, partial(parts.learner.space, model, task))
+    space = space.with_free(knobs)
+    return Start(
+        parts, task, model, space, limits, resolve_objective(experiment, task),
+        searched={knob.name: (knob.name.partition(".")[0], knob.name.partition(".")[2]) for knob in knobs},
+        earlier=read_earlier(experiment, space, limits) if experiment.search.warm_start else (),
+    )  # fmt: skip
 
 
 def resolve(experiment: Experiment) -> Parts:
@@ -158,41 +174,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"model.weights: {path} is of another architecture ({what}). Remedy: choose the model it is for"
         )
     model.load_state_dict(state)
-
-
-def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, learner: str) -> dict[str, float]:
-    """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks."""
-    whole = {"params": count_params(model)[0]}
-    offered = space.costs({knob.name: knob.full for knob in space.knobs})
-    limits = {}
-    for unit, value in target.costs().items():
-        if unit not in offered:
-            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
-        limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
-    full = {knob.name: knob.full for knob in space.knobs}
-    if space.meets(full, limits):
-        (unit, limit), *_ = limits.items()
-        low, high = space.reachable(unit)
-        raise ConfigError(
-            f"target.{unit}: {limit:g} is met by the model as it is. Allowed: {low:g} to {high:g}. "
-            "Remedy: choose a value that asks for compression"
-        )
-    return limits
-
-
-def first_plans(space: CompressionSpace, limits: Limits, searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
-    """The plans that every search tries before its own: uniform, then heuristic (left out by the uniform searcher).
-
-    Raises InfeasibleTarget where no plan meets the limits.
-    """
-    from pfray.search.heuristic import heuristic_plan
-    from pfray.search.uniform import Uniform
-
-    uniform = ("uniform", space.uniform(limits))
-    sizes_known = all("params" in knob.facts for knob in space.knobs)
-    if searcher is Uniform or not sizes_known:
-        return (uniform,)
-    return uniform, ("heuristic", heuristic_plan(space, limits))
 
 
 def _call(kind: str, function: Callable[..., Any], settings: dict[str, Any]) -> Any:

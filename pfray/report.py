@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from pfray import figures
 from pfray.errors import StorageError
 from pfray.figures import Record, number
 from pfray.files import write_atomically
+from pfray.remarks import Summary, headline, latency_text, remarks, score_text, size_text
 from pfray.report_style import PAGE
 
-Summary = Mapping[str, Any]
 REMEDY = "Remedy: name the folder of a finished run"
 # (key of a measurement, column title) of the final table.
 COLUMNS = {
@@ -45,68 +45,6 @@ def write(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     write_atomically(path, _page(summary, trials, notes))
     return path
-
-
-def headline(summary: Summary) -> str:
-    """What came out, in one sentence of plain words. What was not measured is left out."""
-    teacher, compressed = summary.get("teacher"), summary.get("compressed")
-    parts = [_goal(unit, value) for unit, value in (summary.get("target") or {}).items() if unit != "max_drop"]
-    before, after = number(teacher, "accuracy"), number(compressed, "accuracy")
-    if before is not None and after is not None:
-        parts.append(f"accuracy {score_text(before)} -> {score_text(after)}")
-    before, after = number(teacher, "size_bytes"), number(compressed, "size_bytes")
-    if before and after is not None:
-        parts.append(f"packed file {size_text(before)} -> {size_text(after)} ({after / before:.2f}x)")
-    return f"{summary.get('experiment', 'run')}: {', '.join(parts)}"
-
-
-def remarks(summary: Summary) -> list[str]:
-    """What a reader must know before quoting the headline; empty where there is nothing to hold back."""
-    teacher, compressed, uniform = (summary.get(key) for key in ("teacher", "compressed", "uniform"))
-    exported = summary.get("exported")
-    notes = []
-    now, before = number(exported, "latency_ms"), number(exported, "teacher_latency_ms")
-    if now is None or before is None:
-        now, before = number(compressed, "latency_ms"), number(teacher, "latency_ms")
-    if now is not None and before is not None and now >= before:
-        sizes = number(compressed, "size_bytes"), number(teacher, "size_bytes")
-        smaller = None if sizes[0] is None or sizes[1] is None else sizes[0] < sizes[1]
-        what = {True: "smaller but not faster", False: "neither smaller nor faster", None: "not faster"}[smaller]
-        notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
-    found, baseline = number(compressed, "accuracy"), number(uniform, "accuracy")
-    if found is not None and baseline is not None and found <= baseline:
-        notes.append(f"the searched plan did not beat the uniform plan: {score_text(found, 2)} against "
-                     f"{score_text(baseline, 2)} on the test split")
-    start, allowed = number(teacher, "accuracy"), number(summary.get("target"), "max_drop")
-    if found is not None and start is not None and allowed is not None and start - found > allowed:
-        notes.append(f"the goal is missed: {100 * (start - found):.2f} points lost, {100 * allowed:.2f} allowed "
-                     "(target.max_drop)")
-    failed = number(summary.get("trials"), "failed")
-    if failed:
-        finished = number(summary.get("trials"), "finished") or 0
-        notes.append(f"{failed:.0f} of {failed + finished:.0f} trials failed; they are listed at the end")
-    return notes
-
-
-def score_text(value: float, digits: int = 1) -> str:
-    """Fractions as per cent; scores of another range as they are."""
-    return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value:.4g}"
-
-
-def size_text(size: float) -> str:
-    """Bytes in MB (10^6) or kB (10^3)."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
-def latency_text(milliseconds: float) -> str:
-    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{milliseconds:.3f} ms"
-
-
-def _goal(unit: str, value: Any) -> str:
-    if unit == "sparsity" and isinstance(value, int | float):
-        return f"{100 * value:.4g} % sparsity"
-    amount = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
-    return f"at most {amount} {unit}"
 
 
 def _read_summary(path: Path) -> Summary:
@@ -148,26 +86,32 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     cost = next((unit for unit in figures.COSTS if unit in target), "nonzero_params")
     final = {name: summary.get(name) for name in figures.FINAL}
     plan, uniform = summary.get("plan") or {}, summary.get("uniform_plan") or {}
-    counts = summary.get("trials") or {}
+    counts, choice = summary.get("trials") or {}, summary.get("choice") or {}
+    error = number(choice, "standard_error")
     facts = {
         "learner": summary.get("learner"),
         "searcher": summary.get("searcher"),
         "seed": summary.get("seed"),
         "trials": f"{counts.get('finished', 0)} finished, {counts.get('failed', 0)} failed",
         "best trial": counts.get("best"),
+        "score": summary.get("objective"),
+        "its standard error": None if error is None else f"{error:.2g}",
     }
     known = ((key, html.escape(str(value))) for key, value in facts.items() if value is not None)
     failed = [trial for trial in trials if number(trial, "score") is None]
     sections = [
         ("Result", "Measured on the test split, which the search never saw. Small print: relative to the teacher.",
          _table(summary)),
-        ("Score by trial", "", _draw(figures.scores(trials), "scores")),
+        ("Score by trial", "", _draw(figures.scores(trials), "scores") + _origins(trials)),
         ("Accuracy against cost", "Trials are measured before the final retraining, and on the validation split.",
          _draw(figures.accuracy_by_cost(trials, final, cost), "cost")),
         ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
          _draw(figures.plan_bars(plan, uniform), "plan")),
         ("Time", "", _draw(figures.stage_bars(summary.get("seconds") or {}), "seconds")),
     ]  # fmt: skip
+    if choice.get("rescored"):
+        note = "The best trials, and the first, measured again on all validation images; the best of them was chosen."
+        sections.insert(2, ("Chosen among the best", note, _rescored(choice["rescored"], trials)))
     if failed:
         sections.append(("Failed trials", "", "".join(_failure(trial) for trial in failed)))
     body = "".join(
@@ -191,10 +135,10 @@ def _draw(figure: Any, name: str) -> str:
 
 
 def _table(summary: Summary) -> str:
-    """Teacher, uniform, compressed and exported, each number with its ratio to the teacher's."""
+    """Teacher, baselines, compressed and exported, each number with its ratio to the teacher's."""
     teacher, exported = summary.get("teacher") or {}, summary.get("exported")
     rows = []
-    for name in ("teacher", "uniform", "compressed", "exported"):
+    for name in (*figures.FINAL, "exported"):
         record = summary.get(name)
         if record is None:
             continue
@@ -213,6 +157,33 @@ def _table(summary: Summary) -> str:
     head = "".join(f"<th scope=col>{title}</th>" for title in COLUMNS.values())
     body = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f"<div class=scroll><table>{body}</table></div>{_export_note(exported)}"
+
+
+def _origins(trials: Sequence[Record]) -> str:
+    """How far each kind of plan came: plans without a search beside random and searched ones."""
+    rows = []
+    for origin in figures.origins(trials):
+        scores = [s for t in trials if str(t.get("origin")) == origin and (s := number(t, "score")) is not None]
+        if scores:
+            rows.append([html.escape(origin), str(len(scores)), f"{max(scores):.4f}"])
+    return _plain_table(["plans", "measured", "best score"], rows)
+
+
+def _rescored(rescored: Sequence[Record], trials: Sequence[Record]) -> str:
+    before = {trial["trial"]: number(trial, "score") for trial in trials}
+    rows = []
+    for record in rescored:
+        score, error, first = number(record, "score"), number(record, "standard_error"), before.get(record["trial"])
+        texts = ["" if value is None else f"{value:.4f}" for value in (score, error, first)]
+        rows.append([f"{record['trial']} ({html.escape(str(record.get('origin')))})", *texts])
+    return _plain_table(["trial", "score on all", "standard error", "score in the search"], rows)
+
+
+def _plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th scope=col>{title}</th>" for title in titles)
+    body = "".join(f"<tr><th scope=row>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>"
+                   for first, *rest in rows)  # fmt: skip
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _export_note(exported: Record | None) -> str:

@@ -23,6 +23,7 @@ from pfray.progress import Progress
 
 if TYPE_CHECKING:
     from pfray.prepare import Start
+    from pfray.space import Plan
 
 
 def run(
@@ -53,9 +54,11 @@ def _compress(
     from pfray import finalize, folder, report
     from pfray.cache import save_tensors
     from pfray.events import Events
-    from pfray.learner import Job
+    from pfray.goal import first_plans
+    from pfray.job import Job
+    from pfray.objective import WEIGH_COST
     from pfray.teacher import make_teacher
-    from pfray.trials import best_trial, run_trials
+    from pfray.trials import choose, run_trials
 
     parts, task = start.parts, start.task
     with ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
@@ -70,30 +73,32 @@ def _compress(
 
         job = Job(
             task, teacher, parts.learner_settings, experiment.finetune, experiment.distill, experiment.search,
-            experiment.seed, experiment.resources.precision,
+            experiment.seed, experiment.resources.precision, start.objective, start.searched,
         )  # fmt: skip
+        curves = parts.learner.error_curves(teacher, task, parts.learner_settings)
+        first = first_plans(start.space, start.limits, parts.searcher, curves)
         searcher = parts.searcher(
             start.space, start.limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
-            first_plans=start.first_plans, folder=run_folder / "search",
+            first_plans=first, use_up=start.objective.name not in WEIGH_COST, folder=run_folder / "search",
         )  # fmt: skip
+        searcher.warm_start(start.earlier)
         searcher.resume()
         if not searcher.finished():
             run_trials(
                 parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events
             )
+        choice = choose(parts.learner, job, searcher, experiment.resources, run_folder, progress)
 
-        plans = {"uniform": start.first_plans[0][1], "compressed": best_trial(searcher)["plan"]}
-        if plans["compressed"] == plans["uniform"]:
-            uniform = trainer.train(parts.learner, job, {"uniform": plans["uniform"]})["uniform"]
-            models = {"uniform": uniform, "compressed": uniform}
-        else:
-            models = trainer.train(parts.learner, job, plans)
+        plans: dict[str, Plan] = {name: plan for name, plan in first if name in experiment.search.baselines}
+        plans["compressed"] = choice.plan
+        models = trainer.train(parts.learner, job, plans)
 
     with _keep_seconds(run_folder, progress, earlier):
         with progress.stage("measure"):
             sizes = {"teacher": (run_folder / "teacher.safetensors").stat().st_size}
-            sizes["uniform"] = finalize.pack(models["uniform"], run_folder / "uniform.packed")
-            sizes["compressed"] = finalize.pack(models["compressed"], run_folder / "model.packed")
+            for name, model in models.items():
+                packed = "model.packed" if name == "compressed" else f"{name}.packed"
+                sizes[name] = finalize.pack(model, run_folder / packed)
             measured = {n: finalize.measure_test(m, task, sizes[n]) for n, m in {"teacher": teacher, **models}.items()}
             for name, measurement in measured.items():
                 events.final(name, measurement)
@@ -110,9 +115,11 @@ def _compress(
         "target": experiment.target.model_dump(exclude_none=True),
         **{name: measurement.to_dict() for name, measurement in measured.items()},
         "exported": exported,
-        "plan": plans["compressed"],
-        "uniform_plan": plans["uniform"],
-        "trials": searcher.count(),
+        "plan": choice.plan,
+        "uniform_plan": start.space.uniform(start.limits),
+        "objective": start.objective.name,
+        "choice": choice.to_dict(),
+        "trials": {**searcher.count(), "best": choice.trial},
         "seconds": folder.read_seconds(run_folder),
     }
     folder.write_summary(run_folder, summary)
@@ -193,13 +200,17 @@ def _tell_result(summary: dict[str, Any], run_folder: Path, progress: Progress) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130."""
     options = _parser().parse_intermixed_args(arguments)
-    command = f"python -m pfray.run {shlex.join([str(options.experiment), *options.overrides])}"
+    warm = ["--warm-start", options.warm_start] if options.warm_start is not None else []
+    command = f"python -m pfray.run {shlex.join([str(options.experiment), *options.overrides, *warm])}"
     try:
         if options.resume and options.force:
             raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
         from pfray.prepare import component_mistakes
 
-        experiment = config.load(options.experiment, options.overrides, component_mistakes)
+        overrides = list(options.overrides)
+        if options.warm_start is not None:
+            overrides.append(f"search.warm_start={json.dumps(options.warm_start)}")
+        experiment = config.load(options.experiment, overrides, component_mistakes)
         if options.show:
             print(config.dump(experiment), end="")
             return 0
@@ -239,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted or killed")
     parser.add_argument("--force", action="store_true", help="replace the run that the run folder holds")
+    parser.add_argument("--warm-start", metavar="RUN", help="learn from the trials of an earlier run's folder first")
     parser.add_argument("--show", action="store_true", help="print the experiment as resolved, and do nothing")
     return parser
 

@@ -7,7 +7,8 @@ compressed end to 1 at the uncompressed end; all of a plan's positions form the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -26,21 +27,29 @@ class Knob:
     """One decision of the search.
 
     compressed, full: the values at the most and the least compressed end.
-    scale: ``linear``, or ``log_density`` for a sparsity s, whose position is linear in log(1 - s): from 0.90 to 0.95 is
-        then as far as from 0.0 to 0.5, for both halve what is left.
+    scale: ``linear``; ``log``; or ``log_density`` for a sparsity s, whose position is linear in log(1 - s): from 0.90
+        to 0.95 is then as far as from 0.0 to 0.5, for both halve what is left.
     facts: static numbers of the layer or group (params, macs, ...), for heuristics and observations.
+    free: a searched setting (a learning rate) and no part of the model: it costs nothing, so no target moves it.
+    default: the value of a free knob where nothing has been learned about it yet.
     """
 
     name: str
     compressed: float
     full: float
-    scale: Literal["linear", "log_density"] = "linear"
+    scale: Literal["linear", "log", "log_density"] = "linear"
     integer: bool = False
     facts: Mapping[str, float] = field(default_factory=dict)
+    free: bool = False
+    default: float | None = None
 
     def __post_init__(self) -> None:
         if self.compressed == self.full:
             raise ValueError(f"knob {self.name}: both ends are {self.full}")
+        if self.scale == "log" and min(self.compressed, self.full) <= 0:
+            raise ValueError(f"knob {self.name}: a log scale needs values above 0, not {self.compressed}, {self.full}")
+        if self.free == (self.default is None):
+            raise ValueError(f"knob {self.name}: a free knob, and no other, has a default")
         if self.scale == "log_density" and not 0 <= self.full < self.compressed < 1:
             raise ValueError(
                 f"knob {self.name}: a sparsity range needs 0 <= full < compressed < 1, "
@@ -52,31 +61,35 @@ class Knob:
 class CompressionSpace:
     """The ordered knobs of one model under one learner.
 
-    costs_of(values): the exact cost of the ``(L,)`` values in knob order, by unit. It must be monotone: compressing one
-        knob further never raises a cost.
+    costs_of(values): the exact cost, by unit, of the values of the knobs that are not free, in their order. It must be
+        monotone: compressing one knob further never raises a cost.
     """
 
     knobs: tuple[Knob, ...]
     costs_of: Callable[[np.ndarray], dict[str, float]]
 
     def __post_init__(self) -> None:
-        if len({knob.full > knob.compressed for knob in self.knobs}) > 1:
+        if len({knob.full > knob.compressed for knob in self.knobs if not knob.free}) > 1:
             raise ValueError("in one space either larger values compress more, for all knobs, or smaller ones do")
 
     def __len__(self) -> int:
         return len(self.knobs)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         return [knob.name for knob in self.knobs]
 
+    def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:
+        """The same space with searched settings beside its own knobs."""
+        return replace(self, knobs=(*self.knobs, *knobs))
+
     def costs(self, plan: Plan) -> dict[str, float]:
         """The exact cost of a plan, by unit."""
-        return self.costs_of(self._values(plan))
+        return self._costs(self._values(plan))
 
     def encode(self, plan: Plan) -> np.ndarray:
         """Positions ``(L,)`` in 0..1 of a plan's values."""
-        start, stop = self._ends()
+        start, stop = self._ends
         return np.clip((self._warp(self._values(plan)) - start) / (stop - start), 0.0, 1.0)
 
     def decode(self, positions: np.ndarray) -> Plan:
@@ -85,7 +98,7 @@ class CompressionSpace:
 
     def reachable(self, unit: str) -> tuple[float, float]:
         """The lowest and the highest cost that any plan has, in ``unit``."""
-        ends = [self.costs_of(self._at(np.full(len(self), p)))[unit] for p in (0.0, 1.0)]
+        ends = [self._costs(self._at(np.full(len(self), p)))[unit] for p in (0.0, 1.0)]
         return min(ends), max(ends)
 
     def meets(self, plan: Plan, limits: Limits) -> bool:
@@ -95,33 +108,35 @@ class CompressionSpace:
     def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
         """The plan nearest to ``plan`` that meets the limits and wastes nothing of them.
 
-        All positions are moved by one common step, each stopping at the ends of its range: of all moves that reach the
-        target this one has the smallest largest change. Raises InfeasibleTarget where no plan meets the limits.
+        All positions but the free ones are moved by one common step, each stopping at the ends of its range: of all
+        moves that reach the target this one has the smallest largest change. Raises InfeasibleTarget where no plan
+        meets the limits.
         """
         start = self.encode(plan)
-        return self._least_compressed(lambda step: self._at(start + step), -1.0, 1.0, limits)
+        return self._least_compressed(lambda step: self._at(start + np.where(self._free, 0.0, step)), -1.0, 1.0, limits)
 
     def uniform(self, limits: Limits) -> Plan:
         """The plan that meets the limits with one value for all knobs (each knob's range permitting)."""
-        values = [v for k in self.knobs for v in (k.compressed, k.full)]
-        sign = 1.0 if self.knobs[0].full > self.knobs[0].compressed else -1.0
+        values = [v for k in self.knobs if not k.free for v in (k.compressed, k.full)]
+        bound = next(knob for knob in self.knobs if not knob.free)
         low, high = min(values), max(values)
-        ends = (low, high) if sign > 0 else (high, low)
-        return self._least_compressed(self._clip, *ends, limits)
+        ends = (low, high) if bound.full > bound.compressed else (high, low)
+        defaults = np.array([knob.default or 0.0 for knob in self.knobs])
+        return self._least_compressed(lambda v: self._clip(np.where(self._free, defaults, v)), *ends, limits)
 
     def _least_compressed(
         self, values_at: Callable[[float], np.ndarray], compressed: float, full: float, limits: Limits
     ) -> Plan:
         """Bisect between a compressed and a full end for the last point that still meets the limits."""
-        if not _within(self.costs_of(values_at(compressed)), limits):
+        if not _within(self._costs(values_at(compressed)), limits):
             self._refuse(limits)
-        if _within(self.costs_of(values_at(full)), limits):
+        if _within(self._costs(values_at(full)), limits):
             compressed = full
         for _ in range(60):
             if compressed == full:
                 break
             middle = (compressed + full) / 2
-            if _within(self.costs_of(values_at(middle)), limits):
+            if _within(self._costs(values_at(middle)), limits):
                 compressed = middle
             else:
                 full = middle
@@ -143,27 +158,50 @@ class CompressionSpace:
     def _values(self, plan: Plan) -> np.ndarray:
         return np.array([plan[name] for name in self.names], dtype=float)
 
+    def _costs(self, values: np.ndarray) -> dict[str, float]:
+        return self.costs_of(values[~self._free])
+
+    # Of the knobs as arrays ``(L,)``, made once: searchers ask for thousands of costs.
+
+    @cached_property
+    def _free(self) -> np.ndarray:
+        return np.array([knob.free for knob in self.knobs], dtype=bool)
+
+    @cached_property
+    def _integer(self) -> np.ndarray:
+        return np.array([knob.integer for knob in self.knobs], dtype=bool)
+
+    @cached_property
+    def _scales(self) -> tuple[np.ndarray, np.ndarray]:
+        scales = np.array([knob.scale for knob in self.knobs], dtype=str)
+        return scales == "log_density", scales == "log"
+
+    @cached_property
+    def _range(self) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.array([(k.compressed, k.full) for k in self.knobs], dtype=float).reshape(-1, 2)
+        return ends.min(1), ends.max(1)
+
+    @cached_property
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         return (
             self._warp(np.array([k.compressed for k in self.knobs], dtype=float)),
             self._warp(np.array([k.full for k in self.knobs], dtype=float)),
         )
 
-    def _log(self) -> np.ndarray:
-        return np.array([k.scale == "log_density" for k in self.knobs])
-
     def _warp(self, values: np.ndarray) -> np.ndarray:
-        return np.where(self._log(), np.log1p(-np.where(self._log(), values, 0.0)), values)
+        density, log = self._scales
+        warped = np.where(density, np.log1p(-np.where(density, values, 0.0)), values)
+        return np.where(log, np.log(np.where(log, values, 1.0)), warped)
 
     def _at(self, positions: np.ndarray) -> np.ndarray:
-        start, stop = self._ends()
+        (start, stop), (density, log) = self._ends, self._scales
         warped = start + np.clip(positions, 0.0, 1.0) * (stop - start)
-        values = np.where(self._log(), -np.expm1(np.where(self._log(), warped, 0.0)), warped)
-        return self._clip(np.where([k.integer for k in self.knobs], np.rint(values), values))
+        values = np.where(density, -np.expm1(np.where(density, warped, 0.0)), warped)
+        values = np.where(log, np.exp(np.where(log, warped, 0.0)), values)
+        return self._clip(np.where(self._integer, np.rint(values), values))
 
-    def _clip(self, values: np.ndarray | float) -> np.ndarray:
-        ends = np.array([(k.compressed, k.full) for k in self.knobs], dtype=float).reshape(-1, 2)
-        return np.clip(np.broadcast_to(values, len(self)), ends.min(1), ends.max(1))
+    def _clip(self, values: np.ndarray) -> np.ndarray:
+        return np.clip(values, *self._range)
 
 
 def _within(costs: Mapping[str, float], limits: Limits) -> bool:

@@ -107,6 +107,11 @@ class Task:
         """``(C, H, W)`` of one input."""
         return tuple(self.train.inputs.shape[1:])
 
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether a distance from a teacher's outputs is defined: by the default loss, or by a ``soft_loss`` given."""
+        return self.loss is F.cross_entropy or self.soft_loss is not soft_cross_entropy
+
     def normalize(self, inputs: Tensor) -> Tensor:
         """uint8 inputs are scaled to 0..1, then mean and std are applied; float32 comes out."""
         x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()

@@ -8,7 +8,8 @@ from pfray.cache import cache_dir, content_key, load_tensors, save_tensors
 from pfray.components import find_class
 from pfray.config import Distill, Experiment
 from pfray.finalize import Trainer
-from pfray.learner import Job, Learner
+from pfray.job import Job
+from pfray.learner import Learner
 from pfray.task import Task
 
 

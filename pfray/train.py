@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pfray.config import Distill, Training
 from pfray.errors import TrainingFailed
-from pfray.measure import autocast, evaluating
+from pfray.measure import autocast, channels_last, evaluating
 from pfray.task import Split, Task
 
 # Called with the number of optimizer steps done, before the first and after each: a learner keeps its constraint so.
@@ -163,7 +163,7 @@ def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: 
     size = math.ceil(len(split) / math.ceil(len(split) / batch_size))
     for inputs, _ in task.batches(split, size, device):
         with autocast(device, precision):
-            model(inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
+            model(channels_last(inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, mode in modes.items():
@@ -174,10 +174,7 @@ def _load(task: Task, batch: Tensor, noise: torch.Generator, device: torch.devic
     inputs = task.train.inputs[batch]
     if task.augment is not None:
         inputs = task.augment(inputs, noise)
-    inputs = task.normalize(inputs.to(device))
-    if inputs.dim() == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs, task.train.targets[batch].to(device)
+    return channels_last(task.normalize(inputs.to(device))), task.train.targets[batch].to(device)
 
 
 def _mix(*parts: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from pfray.cluster import parallel_trials
 from pfray.config import Resources, Search
 from pfray.errors import SearchFailed
 from pfray.events import Events
-from pfray.learner import Job, Learner
+from pfray.job import Job
+from pfray.learner import Learner
 from pfray.progress import Progress, Stage
 from pfray.search.base import PlanSearcher
+from pfray.space import Plan
 
 # A trial whose worker dies is run again this many times; one that raises is a result, and is not.
 WORKER_RETRIES = 2
@@ -32,9 +35,10 @@ def run_trials(
     resources: Resources,
     folder: Path,
     progress: Progress,
-    events: Events,
+    events: Events | None,
+    name: str = "search",
 ) -> None:
-    """Run the plans that ``searcher`` still wants, and tell it each result."""
+    """Run the plans that ``searcher`` still wants, and tell it each result. name: of the stage."""
     # Per-trial loggers would cost more than most trials, and Tune's own Ctrl-C handling ends a search silently.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -47,7 +51,7 @@ def run_trials(
     scheduler = None
     if search.scheduler == "asha":
         scheduler = AsyncHyperBandScheduler(time_attr="training_iteration", max_t=search.rounds, grace_period=1)
-    with progress.stage("search", total=search.trials) as stage:
+    with progress.stage(name, total=searcher.trials) as stage:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -55,14 +59,14 @@ def run_trials(
                 mode="max",
                 search_alg=searcher,
                 scheduler=scheduler,
-                num_samples=search.trials - len(searcher.records),
+                num_samples=searcher.trials - len(searcher.records),
                 max_concurrent_trials=resources.parallel or parallel_trials(resources),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=f"tune/{name}",
                 storage_path=str(folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
@@ -76,27 +80,86 @@ def run_trials(
         raise searcher.failure
 
 
-def best_trial(searcher: PlanSearcher) -> dict[str, Any]:
-    """The record of the best trial. Raises SearchFailed when none gave a usable score."""
-    best = searcher.best()
-    if best is None:
+@dataclass(frozen=True)
+class Choice:
+    """The trial that was chosen. rescored: it and its rivals on all validation images, the best first.
+
+    within_error: how many of the plans scored the same way are no further below the best than its standard error.
+    """
+
+    trial: int
+    origin: str
+    plan: Plan
+    score: float
+    standard_error: float | None
+    within_error: int
+    rescored: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "plan"}
+
+
+def choose(
+    learner: type[Learner], job: Job, searcher: PlanSearcher, resources: Resources, folder: Path, progress: Progress
+) -> Choice:
+    """The best trial, once the ``rescore`` best ones and the first were measured again on all validation images.
+
+    Where trials were measured on all of them already, nothing is measured again. Raises SearchFailed when no trial
+    gave a usable score.
+    """
+    ranking = searcher.ranking()
+    if not ranking:
         errors = [record["error"] for record in searcher.records]
         raise SearchFailed(
             f"all {len(errors)} trials failed; the first error: {errors[0] if errors else 'none'}. "
             "Remedy: see search/trials.jsonl in the run folder, mend the cause, and run again with --force"
         )
-    return best
+    used = job.search.validation_images
+    if used is None or used >= len(job.task.validation) or not job.search.rescore or len(ranking) == 1:
+        return _choice(ranking, [])
+    rivals = ranking[: job.search.rescore]
+    # The plan that needed no search is always there, so that luck on few images cannot put a worse one in its place.
+    rivals += [record for record in ranking if record["trial"] == 0 and record not in rivals]
+    whole = replace(job, search=job.search.model_copy(update={"validation_images": None}))
+    (folder / "rescore").mkdir(exist_ok=True)
+    again = _Again(
+        searcher.space, searcher.limits, None, trials=len(rivals), folder=folder / "rescore",
+        first_plans=tuple((record["origin"], record["plan"]) for record in rivals),
+    )  # fmt: skip
+    again.resume()
+    if not again.finished():
+        run_trials(learner, whole, again, whole.search, resources, folder, progress, None, name="rescore")
+    # Their numbers are those of the search.
+    rescored = [{**record, "trial": rivals[record["trial"]]["trial"]} for record in again.ranking()]
+    return _choice(rescored, rescored) if rescored else _choice(ranking, [])
+
+
+def _choice(ranking: list[dict[str, Any]], rescored: list[dict[str, Any]]) -> Choice:
+    best = ranking[0]
+    error = best["standard_error"] or 0.0
+    close = sum(record["score"] >= best["score"] - error for record in ranking)
+    kept = [{key: record[key] for key in ("trial", "origin", "score", "standard_error")} for record in rescored]
+    return Choice(best["trial"], best["origin"], best["plan"], best["score"], best["standard_error"], close, kept)
+
+
+class _Again(PlanSearcher):
+    """Given plans, and no others."""
+
+    open_ended = False
+
+    def ask(self) -> Plan | None:
+        return None
 
 
 class _ShowProgress(Callback):
-    def __init__(self, searcher: PlanSearcher, stage: Stage, events: Events) -> None:
+    def __init__(self, searcher: PlanSearcher, stage: Stage, events: Events | None) -> None:
         self.searcher, self.stage, self.events = searcher, stage, events
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         best = self.searcher.best()
         failed = sum(record["error"] is not None for record in self.searcher.records)
         note = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
-        if self.searcher.records:
+        if self.searcher.records and self.events is not None:
             self.events.trial(self.searcher.records[-1], best["score"] if best else None)
         self.stage.update(len(self.searcher.records), note + (f", {failed} failed" if failed else ""))
 

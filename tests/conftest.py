@@ -53,7 +53,7 @@ def quick(tmp_path: Path) -> dict:
         "target": {"sparsity": 0.8},
         "teacher": {"epochs": 8, "lr": 0.05, "batch_size": 64},
         "finetune": {"epochs": 3, "lr": 0.02, "batch_size": 64},
-        "search": {"name": "random", "trials": 6},
+        "search": {"name": "random", "trials": 6, "baselines": ["uniform"]},
         "export": {"images": 50, "rounds": 3},
         "storage": str(tmp_path / "runs"),
     }

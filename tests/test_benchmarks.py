@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import device_check, result, search_overhead, sparse_accuracy
+from benchmarks import device_check, result, reward_fidelity, search_overhead, search_quality, sparse_accuracy, workers
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "result"))
+SHARED = ("__init__", "result", "sparse_resnet", "workers")
+SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 
 
 def trial(finished_at: float, seconds: float | None) -> dict[str, Any]:
@@ -159,3 +160,48 @@ def test_help_works_from_anywhere_as_module_and_as_script(script, tmp_path):
 def test_asking_for_help_loads_nothing_heavy(script):
     code = f"import runpy, sys; runpy.run_path({str(script)!r}); sys.exit(bool({{'torch', 'ray'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def square(piece: list[int]) -> dict[str, Any]:
+    return {"square": piece[0] ** 2}
+
+
+def test_pieces_that_are_done_are_not_done_again(tmp_path):
+    path = tmp_path / "done.jsonl"
+    path.write_text('{"piece": [3], "square": -1}\n{"piece": [2], "squ')
+    records = workers.run_all(square, [[2], [3], [4]], path, processes=1)
+    assert [record["square"] for record in records] == [4, -1, 16]
+    assert workers.run_all(square, [[4], [3]], path, processes=1) == [records[2], records[1]]
+
+
+def test_scores_are_ranked_by_how_they_order_the_retrained_plans():
+    records = [
+        {"piece": [i], "retrained": r, "same order": a, "opposite": -a, "one swapped": b}
+        for i, (r, a, b) in enumerate([(0.7, 1, 2), (0.8, 5, 1), (0.85, 6, 3)])
+    ]
+    found = reward_fidelity.correlations(records)
+    assert list(found) == ["same order", "one swapped", "opposite"]
+    # Ranks 2, 1, 3 against 1, 2, 3: 1 - 6 * (1 + 1) / (3 * 8).
+    assert found == pytest.approx({"same order": 1.0, "one swapped": 0.5, "opposite": -1.0})
+
+
+def quality(accuracies: list[float], test: float) -> dict[str, Any]:
+    origins = ["allocate", "uniform", "heuristic", *["searched"] * (len(accuracies) - 3)]
+    return {"accuracies": accuracies, "origins": origins, "origin": "searched", "seen": max(accuracies),
+            "validation": 0.5, "test": test, "trials": 4, "seconds": 8.0, "scoring": 6.0}  # fmt: skip
+
+
+def test_a_plan_is_passed_by_two_points_and_not_before():
+    run = quality([0.40, 0.20, 0.30, 0.41, 0.421, 0.5], 0.5)
+    assert search_quality.trials_to_pass(run, 0.2) == 1
+    assert search_quality.trials_to_pass(run, 0.4) == 5
+    assert search_quality.trials_to_pass(run, 0.49) is None
+
+
+def test_the_table_of_searchers_has_means_spreads_and_the_trials_to_pass():
+    runs = [quality([0.40, 0.20, 0.30, 0.43], 0.50), quality([0.40, 0.20, 0.30, 0.41], 0.60)]
+    rows = search_quality.table({"allocate": [quality([0.4, 0.2], 0.4)], "tpe": runs}).splitlines()
+    assert rows[2] == "| allocate | 1 | 40.00 | 50.00 | 40.00 |  |  |  |"
+    assert rows[3] == (
+        "| tpe | 2 | 42.00 (41.00 .. 43.00) | 50.00 (50.00 .. 50.00) | 55.00 (50.00 .. 60.00) | 1, 1 | 4, never | 30 |"
+    )

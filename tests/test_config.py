@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from pfray import prepare
-from pfray.config import dump, load, merge, read_with_includes
+from pfray.config import dump, load
 from pfray.errors import ConfigError
+from pfray.overlay import merge, read_with_includes
 from pfray.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +93,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"learner": {"name": "weight_sparse", "intervall": 5}}, "learner.intervall: unknown key"),
     ({"learner": {"name": "weight_sparse", "interval": 0}}, "learner.interval: 0 is not allowed"),
     ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),
-    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: heuristic, random, tpe, uniform"),
+    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, ddpg, gp, heuristic, random, tpe, uniform"),
     ({"search": {"name": "tpe", "trails": 9}}, "search.trails: unknown key"),
     ({"search": {"name": "random", "spread": 2}}, "search.spread: 2 is not allowed"),
     ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),

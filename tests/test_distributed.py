@@ -12,7 +12,7 @@ from learners import weight_sparse
 from pfray.config import Distill, Search, Training
 from pfray.data import digits
 from pfray.distributed import build_compressed, retrain
-from pfray.learner import Job
+from pfray.job import Job
 from pfray.measure import evaluate
 from pfray.models.lenet import lenet
 from pfray.train import fit
@@ -47,7 +47,7 @@ def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(ray_cluster, j
         )  # fmt: skip
         model, _ = build_compressed(weight_sparse.WeightSparse, job, plan, torch.device("cpu"), steps=0)
         model.load_state_dict(state)
-        accuracies[workers] = evaluate(model, job.task, job.task.test)[0]
+        accuracies[workers] = evaluate(model, job.task, job.task.test).accuracy
         counts[workers] = {name: int((state[f"{name}.weight"] == 0).sum()) for name in plan}
         assert seen[-1] == 4
     assert min(accuracies.values()) > 0.9

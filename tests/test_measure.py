@@ -112,12 +112,13 @@ def test_evaluate_is_the_mean_over_all_samples_whatever_the_batch_size() -> None
     accuracy = (outputs.argmax(1) == toy.test.targets).float().mean().item()
     loss = F.cross_entropy(outputs, toy.test.targets).item()
     for batch_size in (30, 7, 1):
-        assert evaluate(model, toy, toy.test, batch_size) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-4))
+        found = evaluate(model, toy, toy.test, batch_size)
+        assert (found.accuracy, found.loss) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-4))
 
 
 def test_bf16_changes_the_loss_only_slightly() -> None:
     toy, model = task(), Net()
-    exact, rough = (evaluate(model, toy, toy.test, precision=p)[1] for p in ("float32", "bf16"))
+    exact, rough = (evaluate(model, toy, toy.test, precision=p).loss for p in ("float32", "bf16"))
     assert exact != rough
     assert rough == pytest.approx(exact, rel=0.02)
 

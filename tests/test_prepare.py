@@ -7,15 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from learners.full_precision import FullPrecision
-from learners.weight_sparse import Settings, WeightSparse
-from pfray.config import Experiment, Target
-from pfray.errors import ConfigError, DataError, InfeasibleTarget, UnsupportedModel, WeightsError
+from pfray.config import Experiment
+from pfray.errors import ConfigError, DataError, UnsupportedModel, WeightsError
 from pfray.models.lenet import lenet
 from pfray.models.resnet import resnet20
-from pfray.prepare import build_model, build_task, first_plans, load_weights, resolve, resolve_limits
-from pfray.search.random import Random
-from pfray.search.uniform import Uniform
+from pfray.prepare import build_model, build_task, load_weights, resolve
 
 USERS = """
 import torch
@@ -224,34 +220,3 @@ def test_weights_of_another_architecture_are_refused_with_the_keys_that_do_not_f
     assert "missing: bn1.bias" in text
     assert "unknown: conv1.bias, conv2.bias" in text
     assert "of another shape: conv1.weight (6, 3, 5, 5) instead of (16, 3, 3, 3)" in text
-
-
-def limits(learner: type = WeightSparse, **target: object) -> dict[str, float]:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 50), nn.Linear(50, 4))
-    task = sys.modules["mine"].data()
-    space = learner.space(model, task, learner.settings_type())
-    return resolve_limits(Target.model_validate(target), space, model, "the_learner")
-
-
-def test_limits_are_absolute_numbers_in_the_units_of_the_space(users):
-    # 72 * 50 + 50 + 50 * 4 + 4 parameters.
-    assert limits(params="0.5x") == {"params": 0.5 * 3_854}
-    assert limits(params="1.5k", sparsity="75%") == {"params": 1_500.0, "sparsity": 0.75}
-    assert limits(params=1234) == {"params": 1234.0}
-
-
-def test_a_unit_that_the_learner_cannot_change_is_refused(users):
-    with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
-        limits(FullPrecision, sparsity=0.5)
-
-
-def test_every_search_starts_with_uniform_then_heuristic(users):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 50), nn.Linear(50, 4))
-    space = WeightSparse.space(model, users.data(), Settings())
-    found = first_plans(space, {"sparsity": 0.7}, Random)
-    assert [origin for origin, _ in found] == ["uniform", "heuristic"]
-    assert found[0][1] == space.uniform({"sparsity": 0.7})
-    assert found[1][1]["1"] > found[1][1]["2"]
-    assert [origin for origin, _ in first_plans(space, {"sparsity": 0.7}, Uniform)] == ["uniform"]
-    with pytest.raises(InfeasibleTarget, match=r"target.sparsity: 0.99 is out of reach"):
-        first_plans(space, {"sparsity": 0.99}, Random)

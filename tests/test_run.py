@@ -24,8 +24,8 @@ from pfray.search.base import read_trials
 pytestmark = pytest.mark.xdist_group("ray")
 
 KEYS = {
-    "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "compressed", "exported", "plan",
-    "uniform_plan", "trials", "seconds",
+    "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "allocate", "compressed", "exported",
+    "plan", "uniform_plan", "objective", "choice", "trials", "seconds",
 }  # fmt: skip
 MEASURED = {"accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes"}
 
@@ -43,7 +43,8 @@ def finished(ray_cluster, tmp_path_factory) -> Path:
     raw = {
         "model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": "75%"},
         "teacher": {"epochs": 12, "batch_size": 64}, "finetune": {"epochs": 5, "lr": 0.02, "batch_size": 64},
-        "distill": {"weight": 0.5}, "search": {"name": "tpe", "trials": 8, "startup": 4},
+        "distill": {"weight": 0.5},
+        "search": {"name": "tpe", "trials": 8, "startup": 4, "validation_images": 150, "rescore": 2},
         "export": {"images": 100, "rounds": 5}, "storage": str(folder / "runs"),
     }  # fmt: skip
     return run(load(write(folder, raw)))
@@ -56,7 +57,7 @@ def summary_of(folder: Path) -> dict:
 def test_the_summary_has_its_keys_and_the_target_is_met_exactly(finished):
     summary = summary_of(finished)
     assert set(summary) == KEYS
-    for name in ("teacher", "uniform", "compressed"):
+    for name in ("teacher", "uniform", "allocate", "compressed"):
         assert set(summary[name]) >= MEASURED
     assert summary["trials"] == {"finished": 8, "failed": 0, "best": summary["trials"]["best"]}
     assert summary["teacher"]["accuracy"] > 0.93
@@ -97,10 +98,27 @@ def test_the_program_the_packed_weights_and_the_tflite_agree(finished):
 
 def test_every_trial_meets_the_target_and_the_baselines_come_first(finished):
     records = sorted(read_trials(finished / "search" / "trials.jsonl"), key=lambda r: r["trial"])
-    assert [record["origin"] for record in records[:2]] == ["uniform", "heuristic"]
+    assert [record["origin"] for record in records[:3]] == ["allocate", "uniform", "heuristic"]
     assert {"random", "searched"} <= {record["origin"] for record in records}
     assert all(0.75 <= record["cost"]["sparsity"] < 0.7502 for record in records)
-    assert all(record["measurement"]["accuracy"] == record["score"] for record in records)
+    assert all(record["measurement"]["agreement"] == record["score"] for record in records)
+    assert all(0 < record["standard_error"] == record["measurement"]["agreement_error"] for record in records)
+
+
+def test_the_best_trials_are_measured_again_on_all_validation_images_and_the_best_of_them_is_chosen(finished):
+    summary = summary_of(finished)
+    records = {r["trial"]: r for r in read_trials(finished / "search" / "trials.jsonl")}
+    again = read_trials(finished / "rescore" / "trials.jsonl")
+    ranking = sorted(records.values(), key=lambda r: -r["score"])
+    rivals = {r["trial"] for r in ranking[:2]} | {0}
+    assert {r["trial"] for r in summary["choice"]["rescored"]} == rivals
+    assert min(again, key=lambda r: r["trial"])["plan"] == ranking[0]["plan"]
+    best = max(again, key=lambda r: r["score"])
+    assert summary["plan"] == best["plan"] == records[summary["choice"]["trial"]]["plan"]
+    assert summary["choice"]["score"] == best["score"]
+    assert all(r["score"] != records[r["trial"]]["score"] for r in summary["choice"]["rescored"])
+    assert (summary["objective"], summary["trials"]["best"]) == ("agreement", summary["choice"]["trial"])
+    assert "Chosen among the best" in (finished / "report.html").read_text()
 
 
 def test_the_folder_holds_events_a_report_and_the_resolved_experiment(finished):
@@ -155,6 +173,58 @@ def test_the_same_seed_gives_the_same_run(ray_cluster, tmp_path, quick):
     assert first == second
 
 
+def test_settings_are_searched_beside_the_layers_and_used_in_the_retraining(ray_cluster, tmp_path, quick):
+    raw = {
+        **quick, "export": {"tflite": False}, "finetune": {"epochs": 1, "lr": 0.02, "batch_size": 64},
+        "search": {"name": "gp", "trials": 6, "startup": 4, "finetune_steps": 4, "rescore": 0, "baselines": [],
+                   "space": {"finetune.lr": "loguniform(1e-9, 1e-7)", "learner.interval": "integers(2, 4)"}},
+    }  # fmt: skip
+    folder = run(load(write(tmp_path, raw)))
+    records = read_trials(folder / "search" / "trials.jsonl")
+    rates = [record["plan"]["finetune.lr"] for record in records]
+    assert len(set(rates)) > 2
+    assert all(1e-9 <= rate <= 1e-7 for rate in rates)
+    assert {record["plan"]["learner.interval"] for record in records} <= {2.0, 3.0, 4.0}
+    plan = summary_of(folder)["plan"]
+    # With steps so small the training can have pruned the weights, and not moved them.
+    teacher = load_file(folder / "teacher.safetensors")
+    trained = load_file(folder / "training" / "compressed.safetensors")
+    kept = trained["fc1.weight"] != 0
+    assert 1 - kept.float().mean().item() == pytest.approx(plan["fc1"], abs=1e-3)
+    assert torch.allclose(trained["fc1.weight"][kept], teacher["fc1.weight"][kept], atol=1e-5)
+
+
+def test_a_warm_start_tries_the_best_plan_of_the_other_run_and_learns_from_all(finished, tmp_path, quick, capsys):
+    raw = {
+        **quick, "model": "lenet", "target": {"sparsity": "75%"}, "teacher": {"epochs": 12, "batch_size": 64},
+        "finetune": {"epochs": 0}, "export": {"tflite": False},
+        "search": {"name": "ddpg", "trials": 6, "warmup": 3, "validation_images": 150},
+    }  # fmt: skip
+    path = write(tmp_path, raw)
+    assert main([str(path), "--warm-start", str(finished)]) == 0
+    records = sorted(read_trials(tmp_path / "runs" / "exp" / "search" / "trials.jsonl"), key=lambda r: r["trial"])
+    assert [r["origin"] for r in records] == ["allocate", "uniform", "heuristic", "warm start", "searched", "searched"]
+    best = max(read_trials(finished / "search" / "trials.jsonl"), key=lambda r: r["score"])
+    assert records[3]["plan"] == pytest.approx(best["plan"], abs=1e-9)
+    assert main([str(path), "name=other", "target.sparsity=90%", "--warm-start", str(finished)]) == 2
+    assert "none of the 8 trials" in capsys.readouterr().err
+
+
+def test_a_score_that_weighs_the_cost_leaves_plans_below_the_target_where_they_are(ray_cluster, tmp_path, quick):
+    raw = {
+        **quick, "target": {"sparsity": "50%"}, "finetune": {"epochs": 0}, "export": {"tflite": False},
+        "search": {"name": "random", "trials": 7, "objective": "amc"},
+    }  # fmt: skip
+    folder = run(load(write(tmp_path, raw)))
+    records = [r for r in read_trials(folder / "search" / "trials.jsonl") if r["origin"] == "random"]
+    costs = [record["cost"]["sparsity"] for record in records]
+    assert min(costs) >= 0.5
+    assert max(costs) > 0.51
+    for record in records:
+        measured = record["measurement"]
+        assert record["score"] == pytest.approx(-(1 - measured["accuracy"]) * np.log(measured["nonzero_params"]))
+
+
 def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_cluster, tmp_path, quick, capsys):
     raw = {
         **quick, "target": {"sparsity": 0.97, "max_drop": "1%"}, "search": {"name": "uniform"},
@@ -179,6 +249,12 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     ({"learner": "pfray.learner:Learner"}, "with a settings_type"),
     ({"finetune": {"batch_size": 3}, "resources": {"workers": 2}}, "finetune.batch_size is 3, which 2 workers"),
     ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
+    ({"search": {"space": {"finetune.lr": "uniform(1, 0)"}}}, "search.space.finetune.lr: 'uniform(1, 0)': the lower"),
+    ({"search": {"space": {"finetune.lr": "uniform(0.1, 1)"}}}, "changes nothing in trials without fine-tuning"),
+    ({"search": {"warm_start": "no/such/run"}}, "search.warm_start: no/such/run holds no run that can be read"),
+    ({"search": {"objective": "accurate"}}, "search.objective: 'accurate' is not allowed"),
+    ({"data": {"factory": "tests.userland:brightness"}, "model": {"factory": "tests.userland:Regressor"},
+      "target": {"params": "0.5x"}, "search": {"objective": "agreement"}}, "agreement with the teacher is not defined"),
     ({"data": {"factory": "tests.userland:broken"}}, "returned a str. Remedy: return a pfray.task.Task"),
     ({"data": "cifar10_missing"}, "Did you mean 'cifar10'?"),
     ({"model": {"name": "lenet", "in_channels": 3}}, "fails on an input of shape (1, 1, 32, 32)"),

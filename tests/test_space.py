@@ -159,3 +159,16 @@ def test_meets_compares_each_unit_in_its_own_direction(space):
     assert not space.meets(half, {"sparsity": 0.51})
     assert space.meets(half, {"params": 26_050})
     assert not space.meets(half, {"params": 26_049})
+
+
+def test_a_free_knob_costs_nothing_and_no_target_moves_it(space):
+    rate = Knob("lr", compressed=1e-4, full=1e-1, scale="log", free=True, default=1e-2)
+    beside = space.with_free((rate,))
+    limits = {"sparsity": 0.6}
+    plan = {**space.decode(np.full(len(space), 0.9)), "lr": 3e-4}
+    fitted = beside.fit_to_target(plan, limits)
+    assert fitted["lr"] == pytest.approx(3e-4)
+    assert {k: v for k, v in fitted.items() if k != "lr"} == pytest.approx(space.fit_to_target(plan, limits))
+    assert beside.uniform(limits) == pytest.approx({**space.uniform(limits), "lr": 1e-2})
+    assert beside.costs(plan) == space.costs(plan)
+    assert beside.reachable("sparsity") == space.reachable("sparsity")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ class PlanSearcher(Searcher):
 
     space, limits: where to search; every plan that leaves here meets the limits.
     first_plans: (origin, plan) of the plans tried before the first ``ask``. trials: how many plans in all.
+    use_up: whether plans are moved onto the limits from below too; not where the score weighs the cost by itself.
     folder: where ``trials.jsonl`` (one line a finished trial) and the state are kept; None keeps nothing.
     """
 
@@ -47,14 +49,18 @@ class PlanSearcher(Searcher):
         seed: int = 0,
         trials: int = 30,
         first_plans: tuple[tuple[str, Plan], ...] = (),
+        use_up: bool = True,
         folder: Path | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.space, self.limits, self.settings = space, dict(limits), settings
-        self.trials, self.folder = trials, folder
+        self.trials, self.use_up, self.folder = trials, use_up, folder
         self.rng = np.random.default_rng(seed)
-        self.center = space.encode(space.uniform(limits))
+        # Where a search without knowledge of its own looks first: around the first of the first plans.
+        self.center = space.encode(first_plans[0][1] if first_plans else space.uniform(limits))
         self.records: list[dict[str, Any]] = []
+        # Trials of another run that this one starts with: (plan, score).
+        self.earlier: list[tuple[Plan, float | None]] = []
         # Suggested and not finished, by trial number; and those a killed run left behind, to be suggested again.
         self.pending: dict[int, dict[str, Any]] = {}
         self.queue: list[dict[str, Any]] = [
@@ -71,6 +77,23 @@ class PlanSearcher(Searcher):
 
     def tell(self, plan: Plan, score: float | None) -> None:
         """Learn from a finished trial. ``score`` is None for one that failed or gave NaN."""
+
+    @property
+    def told(self) -> list[tuple[Plan, float | None]]:
+        """(plan, score) of all that was told, a warm start's first; None is the score of a failed trial."""
+        return [*self.earlier, *((record["plan"], record["score"]) for record in self.records)]
+
+    def warm_start(self, trials: Sequence[tuple[Plan, float | None]]) -> None:
+        """Learn from another run's trials first. Its best plan is tried in this one too, after the first plans."""
+        self.earlier = list(trials)
+        for plan, score in self.earlier:
+            self.tell(plan, score)
+        scored = [(score, plan) for plan, score in self.earlier if score is not None]
+        if scored and self.asked < self.trials:
+            best = self._within_limits(max(scored, key=lambda pair: pair[0])[1])
+            if best not in [entry["plan"] for entry in self.queue]:
+                self.queue.append({"trial": self.asked, "origin": "warm start", "plan": best})
+                self.asked += 1
 
     # -- Ray Tune's side
 
@@ -94,6 +117,7 @@ class PlanSearcher(Searcher):
         record = {
             **entry,
             "score": None if failure else score,
+            "standard_error": None if failure else result.get("standard_error"),
             "cost": self.space.costs(entry["plan"]),
             # Tune hands nested results over flat, as ``measurement/accuracy``.
             "measurement": {k.partition("/")[2]: v for k, v in result.items() if k.startswith("measurement/")} or None,
@@ -157,8 +181,12 @@ class PlanSearcher(Searcher):
 
     def best(self) -> dict[str, Any] | None:
         """The record of the best trial; the earlier one of equals."""
+        return next(iter(self.ranking()), None)
+
+    def ranking(self) -> list[dict[str, Any]]:
+        """The records that have a score, the best first; of equals the earlier one."""
         scored = [record for record in self.records if record["score"] is not None]
-        return max(scored, key=lambda record: (record["score"], -record["trial"]), default=None)
+        return sorted(scored, key=lambda record: (-record["score"], record["trial"]))
 
     def _learn(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -181,10 +209,16 @@ class PlanSearcher(Searcher):
             asked = self.ask()
             if asked is None:
                 return None
-            plan = self.space.fit_to_target(asked, self.limits)
+            plan = self._within_limits(asked)
             if plan not in tried:
                 break
         return plan
+
+    def _within_limits(self, plan: Plan) -> Plan:
+        on_range = self.space.decode(self.space.encode(plan))
+        if not self.use_up and self.space.meets(on_range, self.limits):
+            return on_range
+        return self.space.fit_to_target(plan, self.limits)
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:

@@ -20,8 +20,11 @@ def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
 
     Positions are 1 - log(n_l) / log(n_max), the largest layer at its most compressed end, then moved onto the target.
     """
-    sizes = np.array([max(2.0, knob.facts["params"]) for knob in space.knobs])
-    return space.fit_to_target(space.decode(1 - np.log(sizes) / np.log(sizes.max())), limits)
+    positions = space.encode(space.uniform(limits))
+    bound = np.array([not knob.free for knob in space.knobs])
+    sizes = np.array([max(2.0, knob.facts["params"]) for knob in space.knobs if not knob.free])
+    positions[bound] = 1 - np.log(sizes) / np.log(sizes.max())
+    return space.fit_to_target(space.decode(positions), limits)
 
 
 class Heuristic(PlanSearcher):

@@ -1,10 +1,11 @@
-"""Random plans around the uniform one: the baseline of every search."""
+"""Random plans around the first one (``allocate``, else uniform): the baseline of every search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from pfray.search.base import PlanSearcher
@@ -13,9 +14,11 @@ from pfray.space import Plan
 
 @dataclass(frozen=True)
 class Settings:
-    """spread: standard deviation of each position around the uniform plan's, as a share of the knob's range."""
+    """spread: standard deviation of a plan's total move away from the first plan; each knob's, as a share of its range,
+    is this over the square root of the number of knobs, so that plans of many knobs are no further away.
+    """
 
-    spread: Annotated[float, Field(gt=0, le=1)] = 0.15
+    spread: Annotated[float, Field(gt=0, le=10)] = 0.4
 
 
 class Random(PlanSearcher):
@@ -23,4 +26,5 @@ class Random(PlanSearcher):
     origin = "random"
 
     def ask(self) -> Plan:
-        return self.space.decode(self.center + self.settings.spread * self.rng.standard_normal(len(self.space)))
+        spread = self.settings.spread / np.sqrt(len(self.space))
+        return self.space.decode(self.center + spread * self.rng.standard_normal(len(self.space)))

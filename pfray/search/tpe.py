@@ -1,12 +1,14 @@
 """The tree-structured Parzen estimator (Bergstra et al. 2011), by hyperopt.
 
-Each knob's prior is a normal around its position in the uniform plan. What is told is the plan that was tried, that is
-after it was moved onto the target, so that the estimator never learns from a plan nobody measured.
+Each knob's prior is a normal around its position in the first plan (``allocate``, else uniform). What is told is the
+plan that was tried, that is after it was moved onto the target, so that the estimator never learns from a plan nobody
+measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,14 +21,15 @@ from pfray.space import Plan
 
 @dataclass(frozen=True)
 class Settings:
-    """spread: standard deviation of the prior, as a share of a knob's range. startup: plans drawn from the prior first.
+    """spread: standard deviation of a plan's total move from the first one under the prior; each knob's, as a share of
+    its range, is this over the square root of the number of knobs. startup: plans drawn from the prior first.
 
     gamma: of n trials, ceil(gamma * sqrt(n)) count as good. candidates: draws among which the expected improvement
     chooses; few, because where neither the good nor the bad trials are dense it is largest, and so many draws lead far
     away from all that was tried.
     """
 
-    spread: Annotated[float, Field(gt=0, le=1)] = 0.15
+    spread: Annotated[float, Field(gt=0, le=10)] = 0.4
     startup: Annotated[int, Field(ge=1)] = 10
     gamma: Annotated[float, Field(gt=0)] = 0.5
     candidates: Annotated[int, Field(ge=1)] = 5
@@ -35,35 +38,42 @@ class Settings:
 class TPE(PlanSearcher):
     settings_type = Settings
 
+    @property
+    def _deviation(self) -> float:
+        return self.settings.spread / np.sqrt(len(self.space))
+
     def ask(self) -> Plan:
         trials = self._history()
-        self.origin = "random" if len(trials.trials) < self.settings.startup else "searched"
-        names = self.space.names
-        domain = Domain(_never_called, {name: hp.normal(name, 0.0, 1.0) for name in names})
+        searched = len(trials.trials) >= self.settings.startup
+        self.origin = "searched" if searched else "random"
+        drawn = self._suggest(trials) if searched else self.rng.standard_normal(len(self.space))
+        return self.space.decode(self.center + self._deviation * drawn)
+
+    def _suggest(self, trials: Trials) -> np.ndarray:
+        """Hyperopt's choice ``(L,)``, in the prior's standard deviations."""
         document = tpe.suggest(
             [len(trials.trials)],
-            domain,
+            _domain(tuple(self.space.names)),
             trials,
             seed=int(self.rng.integers(2**31)),
-            n_startup_jobs=self.settings.startup,
+            n_startup_jobs=0,
             gamma=self.settings.gamma,
             n_EI_candidates=self.settings.candidates,
             verbose=False,
         )[0]
-        drawn = np.array([document["misc"]["vals"][name][0] for name in names])
-        return self.space.decode(self.center + self.settings.spread * drawn)
+        return np.array([document["misc"]["vals"][name][0] for name in self.space.names])
 
     def _history(self) -> Trials:
         """All trials as hyperopt wants them; those still running count as bad, so that none is suggested twice."""
         trials = Trials()
-        told = [(record["plan"], record["score"]) for record in self.records]
-        told += [(entry["plan"], None) for entry in self.pending.values()]
-        trials.insert_trial_docs([self._document(number, *pair) for number, pair in enumerate(told)])
+        told = [(plan, score, True) for plan, score in self.told]
+        told += [(entry["plan"], None, False) for entry in self.pending.values()]
+        trials.insert_trial_docs([self._document(number, *trial) for number, trial in enumerate(told)])
         trials.refresh()
         return trials
 
-    def _document(self, number: int, plan: Plan, score: float | None) -> dict[str, Any]:
-        drawn = (self.space.encode(plan) - self.center) / self.settings.spread
+    def _document(self, number: int, plan: Plan, score: float | None, finished: bool) -> dict[str, Any]:
+        drawn = (self.space.encode(plan) - self.center) / self._deviation
         names = self.space.names
         result = {"status": STATUS_FAIL} if score is None else {"status": STATUS_OK, "loss": -score}
         return {
@@ -74,7 +84,7 @@ class TPE(PlanSearcher):
             "version": 0,
             "book_time": None,
             "refresh_time": None,
-            "state": JOB_STATE_NEW if score is None and number >= len(self.records) else JOB_STATE_DONE,
+            "state": JOB_STATE_DONE if finished else JOB_STATE_NEW,
             "result": result,
             "misc": {
                 "tid": number,
@@ -84,6 +94,12 @@ class TPE(PlanSearcher):
                 "vals": {name: [float(value)] for name, value in zip(names, drawn, strict=True)},
             },
         }
+
+
+@lru_cache(maxsize=1)
+def _domain(names: tuple[str, ...]) -> Domain:
+    """Half the time of a suggestion where it is not kept; kept here, and not in the state, as it holds no state."""
+    return Domain(_never_called, {name: hp.normal(name, 0.0, 1.0) for name in names})
 
 
 def _never_called(_: Any) -> float:

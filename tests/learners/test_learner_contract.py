@@ -189,3 +189,14 @@ def test_a_training_ends_on_the_plan(learner, teacher, task, steps):
         # The biases that start at zero are trained, so the parameters may be more by those; the weights are exact.
         assert measured[unit] == pytest.approx(cost, abs=1e-12 if unit == "sparsity" else count_params(model)[0] * 0.1)
     assert not equal(state(model), state(teacher))
+
+
+def test_error_curves_fall_from_the_compressed_to_the_full_end(learner, teacher, task):
+    curves = learner.error_curves(teacher, task, learner.settings_type())
+    space = learner.space(teacher, task, learner.settings_type())
+    if not curves:
+        pytest.skip("it gives none")
+    assert set(curves) <= set(space.names)
+    for name, curve in curves.items():
+        assert np.all(np.diff(curve) <= 1e-9), name
+        assert 0 <= curve[-1] < 1e-6 < curve[0] <= 1 + 1e-9, name

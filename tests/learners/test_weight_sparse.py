@@ -228,3 +228,18 @@ def test_a_model_with_nothing_to_sparsify_is_refused(task, make, settings):
 def test_settings_whose_ramp_has_no_length_are_refused():
     with pytest.raises(ValueError, match=r"begin is 0.6 and end is 0.6; begin must be below end"):
         Settings(begin=0.6)
+
+
+def test_the_error_of_a_sparsity_is_the_share_of_the_squared_magnitude_that_it_removes():
+    task = digits.build()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(task.train.inputs[0].numel(), 4), nn.Linear(4, 10))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.arange(1.0, 41.0).reshape(10, 4))
+    curve = WeightSparse.error_curves(model, task, Settings(max_sparsity=0.75))["2"]
+    # At 0.75 the 30 smallest of 1, 2 .. 40 are gone; half way in the logarithm of the density, at 0.5, the 20 smallest.
+    def squares(n: int) -> float:
+        return n * (n + 1) * (2 * n + 1) / 6
+
+    assert curve[0] == pytest.approx(squares(30) / squares(40))
+    assert curve[len(curve) // 2] == pytest.approx(squares(20) / squares(40))
+    assert curve[-1] == 0.0

@@ -111,4 +111,4 @@ def test_public_weights_load_strictly_and_reach_their_documented_accuracy(
     model.load_state_dict(weights, strict=True)
     sample = images.head(count)
     task = Task("cifar10", sample, sample, sample, 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert evaluate(model, task, sample)[0] == pytest.approx(documented, abs=tolerance)
+    assert evaluate(model, task, sample).accuracy == pytest.approx(documented, abs=tolerance)

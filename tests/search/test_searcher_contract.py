@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import pkgutil
@@ -16,7 +17,7 @@ from ray.tune.search import Searcher
 
 import pfray.search
 from pfray.components import find_class
-from pfray.prepare import first_plans
+from pfray.goal import first_plans
 from pfray.search.base import PlanSearcher, read_trials
 from pfray.space import CompressionSpace, Knob, Plan
 
@@ -38,6 +39,7 @@ SPACE = CompressionSpace(
     ),
     costs,
 )
+CURVES = {name: np.linspace(0.9, 0.0, 33) for name in SPACE.names}
 CENTER = SPACE.encode(SPACE.uniform(LIMITS))
 # The best plan of the toy landscape: on the target, and well away from the uniform one.
 BEST = SPACE.encode(SPACE.fit_to_target(SPACE.decode(CENTER + np.array([0.25, -0.1, 0.2, -0.15, 0.1, -0.05])), LIMITS))
@@ -49,7 +51,8 @@ def score(plan: Plan) -> float:
 
 def make(name: str, folder: Path | None = None, **arguments: Any) -> PlanSearcher:
     found = find_class("search", name, PlanSearcher)
-    arguments = {"seed": 0, "trials": 16, "first_plans": first_plans(SPACE, LIMITS, found), **arguments}
+    curves = CURVES if name == "allocate" else None
+    arguments = {"seed": 0, "trials": 16, "first_plans": first_plans(SPACE, LIMITS, found, curves), **arguments}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     return found(SPACE, LIMITS, found.settings_type(), folder=folder, **arguments)
@@ -106,17 +109,17 @@ def test_every_plan_is_within_its_ranges_and_on_the_target(name):
     assert [entry["trial"] for entry in entries] == list(range(len(entries)))
 
 
-def test_the_first_plans_come_first_and_uniform_before_all(name):
+def test_the_plans_that_need_no_search_come_first(name):
     entries = drive(make(name))
-    assert entries[0]["plan"] == SPACE.uniform(LIMITS)
-    expected = ["uniform"] if name == "uniform" else ["uniform", "heuristic"]
+    expected = {"uniform": ["uniform"], "allocate": ["allocate", "uniform"]}.get(name, ["uniform", "heuristic"])
     assert [entry["origin"] for entry in entries[: len(expected)]] == expected
+    assert entries[expected.index("uniform")]["plan"] == SPACE.uniform(LIMITS)
     assert all(entry["origin"] in ("random", "searched") for entry in entries[len(expected) :])
 
 
 def test_fewer_trials_than_first_plans_run_the_first_of_them(name):
     searcher = make(name, trials=1)
-    assert [entry["origin"] for entry in drive(searcher)] == ["uniform"]
+    assert [entry["origin"] for entry in drive(searcher)] == ["allocate" if name == "allocate" else "uniform"]
     assert searcher.finished()
 
 
@@ -324,18 +327,103 @@ def test_a_first_line_that_was_half_written_leaves_no_trial(tmp_path):
 def test_random_plans_scatter_around_the_uniform_one_by_the_spread():
     entries = drive(make("random", trials=150))[2:]
     moves = np.array([SPACE.encode(plan) - CENTER for plan in plans(entries)])
-    # What is left of a normal of 0.15 once the common move onto the target, which the large layer decides, is taken
-    # out differs from knob to knob; their mean does not lie far from it.
+    # What is left of a normal of 0.4 / sqrt(6) once the common move onto the target, which the large layer decides, is
+    # taken out differs from knob to knob; their mean does not lie far from it.
     assert np.abs(moves.mean(0)).max() < 0.06
     assert 0.08 < moves.std() < 0.25
 
 
-def test_tpe_comes_nearer_to_the_best_plan_than_random_search():
-    def distance(name: str, seed: int) -> float:
-        searcher = make(name, seed=seed, trials=60)
-        drive(searcher)
-        return 1.0 - searcher.best()["score"]
+def space_of(count: int, **knob: Any) -> CompressionSpace:
+    """``count`` knobs whose cost is the mean value, weighted by sizes that differ 16-fold: sparsity, or bits."""
+    weights = np.geomspace(1.0, 16.0, count) / np.geomspace(1.0, 16.0, count).sum()
+    unit = "bits" if knob.get("integer") else "sparsity"
+    knob = knob or {"compressed": 0.98, "full": 0.0, "scale": "log_density"}
+    knobs = [Knob(f"layer{i}", facts={"params": 1e4 * w, "macs": 1e6 * w}, **knob) for i, w in enumerate(weights)]
+    return CompressionSpace(tuple(knobs), lambda values: {unit: float(values @ weights)})
 
-    found = {name: np.mean([distance(name, seed) for seed in range(6)]) for name in ("random", "tpe")}
-    # Measured: 0.43 of random search's squared distance over 18 seeds, 0.61 over these six.
-    assert found["tpe"] < 0.75 * found["random"], found
+
+def search(name: str, space: CompressionSpace, limits: dict[str, float], trials: int) -> PlanSearcher:
+    found = find_class("search", name, PlanSearcher)
+    first = (("uniform", space.uniform(limits)),)
+    return found(space, limits, found.settings_type(), seed=0, trials=trials, first_plans=first)
+
+
+@pytest.mark.parametrize(("count", "trials"), [(1, 25), (500, 21)])
+def test_one_knob_and_five_hundred_are_searched(open_ended, count, trials):
+    space = space_of(count)
+    entries = drive(search(open_ended, space, LIMITS, trials), outcome=lambda e: {"score": -sum(e["plan"].values())})
+    assert len(entries) == trials
+    assert entries[-1]["origin"] == ("random" if open_ended == "random" else "searched")
+    for plan in plans(entries):
+        assert list(plan) == space.names
+        assert all(0.0 <= value <= 0.98 for value in plan.values())
+        assert space.costs(plan)["sparsity"] == pytest.approx(0.75, abs=1e-6)
+
+
+def test_bits_are_whole_numbers_within_their_range_and_on_the_target(open_ended):
+    space, limits = space_of(12, compressed=2, full=8, integer=True), {"bits": 4.0}
+    entries = drive(search(open_ended, space, limits, 25), outcome=lambda e: {"score": -e["plan"]["layer3"]})
+    assert len({tuple(plan.values()) for plan in plans(entries)}) == 25
+    for plan in plans(entries):
+        assert set(plan.values()) <= {2, 3, 4, 5, 6, 7, 8}
+        assert space.costs(plan)["bits"] <= 4.0
+
+
+def test_a_reward_that_never_changes_ends_no_search(open_ended):
+    searcher = make(open_ended, trials=25)
+    entries = drive(searcher, outcome=lambda entry: {"score": 0.25})
+    assert len({tuple(plan.values()) for plan in plans(entries)}) == 25
+    assert {record["score"] for record in searcher.records} == {0.25}
+
+
+def test_after_any_kind_of_failure_the_search_goes_on(open_ended):
+    failures = [{"score": float(v)} for v in ("inf", "-inf", "nan")] + [{"score": None}, None, {"error": "broke"}]
+    searcher = make(open_ended, trials=30)
+    entries = drive(searcher, outcome=lambda e: failures[e["trial"] % 7] if e["trial"] % 7 < 6 else result(e["plan"]))
+    assert len(entries) == 30
+    assert [record["score"] is not None for record in searcher.records] == [number % 7 == 6 for number in range(30)]
+    assert [plan for plan, _ in searcher.told] == plans(entries)
+
+
+def test_a_warm_start_is_told_and_its_best_plan_tried_after_the_first_ones(open_ended):
+    good = SPACE.fit_to_target(SPACE.decode(BEST), LIMITS)
+    bad, worse = (SPACE.fit_to_target(SPACE.decode(CENTER + step), LIMITS) for step in np.eye(6)[:2] * 0.3)
+    searcher = make(open_ended)
+    first = len(searcher.queue)
+    searcher.warm_start([(bad, 0.2), (good, 0.9), (worse, None)])
+    assert searcher.told == [(bad, 0.2), (good, 0.9), (worse, None)]
+    entries = drive(searcher)
+    assert len(entries) == 16
+    assert (entries[first]["origin"], entries[first]["plan"]) == ("warm start", pytest.approx(good))
+    assert all(entry["origin"] in ("random", "searched") for entry in entries[first + 1 :])
+    assert [record["trial"] for record in searcher.records] == list(range(16))
+    assert len(searcher.told) == 19
+
+
+def test_a_warm_started_search_goes_on_after_a_kill_as_if_it_had_not_stopped(open_ended, tmp_path):
+    def warm(folder: Path) -> PlanSearcher:
+        searcher = make(open_ended, folder)
+        searcher.warm_start([(SPACE.decode(CENTER + step), score(SPACE.decode(CENTER + step))) for step in moves])
+        return searcher
+
+    moves = 0.1 * np.random.default_rng(0).standard_normal((12, 6))
+    whole = plans(drive(warm(tmp_path / "whole")))
+    before = plans(drive(warm(tmp_path / "killed"), 8))
+    resumed = make(open_ended, tmp_path / "killed")
+    resumed.resume()
+    assert before + plans(drive(resumed)) == whole
+
+
+@functools.cache
+def distance(name: str) -> float:
+    """Squared distance of the best of 60 plans to the best there is, the mean over six seeds."""
+    searchers = [make(name, seed=seed, trials=60) for seed in range(6)]
+    for searcher in searchers:
+        drive(searcher)
+    return float(np.mean([1.0 - searcher.best()["score"] for searcher in searchers]))
+
+
+# Measured, of random search's distance: tpe 0.51 over these six seeds and 0.50 over 18, gp 0.0014 over 12.
+@pytest.mark.parametrize(("learned", "share"), [("tpe", 0.75), ("gp", 0.02)])
+def test_what_learns_comes_nearer_to_the_best_plan_than_random_search(learned, share):
+    assert distance(learned) < share * distance("random")

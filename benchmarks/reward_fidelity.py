@@ -1,0 +1,131 @@
+"""Whether a trial's score can see what the search looks for: its rank correlation with the accuracy after retraining.
+
+Plans of one cost (ResNet-20 on CIFAR-10, 90 % sparsity), drawn around the uniform, the heuristic and the allocated
+plan, are scored as in a trial, then retrained alike; the last epoch's accuracy on the test split is what a user gets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.result import ROOT, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import LIMITS, first_plans, job, needed, space
+from benchmarks.workers import Record, run_all
+
+NAME = "reward_fidelity"
+GOAL = ">= 0.8"
+SPREAD = 0.15
+STEPS = 30
+
+
+def score_and_retrain(piece: list[Any]) -> Record:
+    """piece: (number of the plan, training images, epochs). Every score of the plan, and its retrained accuracy."""
+    import torch
+
+    from learners.weight_sparse import WeightSparse
+    from pfray.measure import evaluate, judge, outputs_of, place
+    from pfray.scoring import Scorer
+    from pfray.train import fit, reestimate_batch_norm
+
+    number, images, epochs = piece
+    work = job()
+    plan = plans(number + 1)[number]
+    device = torch.device("cpu")
+    scorer = Scorer(WeightSparse, work, device)
+    task, precision = work.task, scorer.precision
+    soft_labels = outputs_of(scorer.teacher, task, task.validation, precision=precision)
+    cache = WeightSparse.prepare(scorer.teacher, task, work.settings)
+    model = copy.deepcopy(scorer.teacher)
+    WeightSparse.compress(model, plan, work.settings, cache, 0)
+    reestimate_batch_norm(model, task, work.search.bn_images, precision)
+    outputs = outputs_of(model, task, task.validation, precision=precision)
+    record: Record = {}
+    for count in (500, 1000, 5000):
+        heads = [torch.cat(batches)[:count].split(250) for batches in (outputs, soft_labels)]
+        found = judge(task, task.validation.head(count), *heads)
+        record[f"accuracy, {count} images"] = found.accuracy
+        record[f"agreement, {count} images"] = found.agreement
+    tuned = replace(work, search=work.search.model_copy(update={"finetune_steps": STEPS}))
+    found = Scorer(WeightSparse, tuned, device).score(plan)["measurement"]
+    for name in ("accuracy", "agreement"):
+        record[f"{name}, 1000 images, after {STEPS} steps"] = found[name]
+
+    part = replace(task, train=task.train.head(images))
+    training = work.training.model_copy(update={"epochs": epochs})
+    student = place(copy.deepcopy(work.teacher), device)
+    steps = epochs * (len(part.train) // training.batch_size)
+    hook = WeightSparse.compress(student, plan, work.settings, cache, steps)
+    fit(student, part, training, seed=work.seed, precision=precision, hook=hook)
+    record["retrained"] = evaluate(student, task, task.test, precision=precision).accuracy
+    return record
+
+
+def plans(count: int) -> list[dict[str, float]]:
+    """``count`` plans on the target, a third of them around each of the three that need no search."""
+    import numpy as np
+
+    from pfray.search.random import Random
+
+    work = job()
+    whole = space(work)
+    centers = [dict(first_plans(work, Random))[name] for name in ("uniform", "heuristic", "allocate")]
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        positions = whole.encode(centers[number % 3]) + SPREAD * random.standard_normal(len(whole))
+        found.append(whole.fit_to_target(whole.decode(positions), LIMITS))
+    return found
+
+
+def correlations(records: Sequence[Record]) -> dict[str, float]:
+    """Spearman's rank correlation of each score with the retrained accuracy, the best first."""
+    from scipy.stats import spearmanr
+
+    names = [name for name in records[0] if name not in ("piece", "retrained")]
+    retrained = [record["retrained"] for record in records]
+    found = {name: float(spearmanr([record[name] for record in records], retrained).statistic) for name in names}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if is_missing(NAME, needed("resnet20"), "put the data there"):
+        return SKIPPED
+    pieces = [[number, options.train_images, options.epochs] for number in range(options.plans)]
+    records = run_all(score_and_retrain, pieces, options.folder / "plans.jsonl", options.processes)
+    retrained = [record["retrained"] for record in records]
+    print(f"\n{len(records)} plans, retrained to {100 * min(retrained):.2f} .. {100 * max(retrained):.2f} %")
+    print("| score of a trial | Spearman correlation with the retrained accuracy |\n| --- | ---: |")
+    found = correlations(records)
+    for name, value in found.items():
+        print(f"| {name} | {value:.2f} |")
+    for kind, tuned in (("without fine-tuning", False), (f"after {STEPS} steps", True)):
+        best = max((name for name in found if ("after" in name) == tuned), key=lambda name: found[name])
+        close(f"{NAME}, {kind}", found[best], f"Spearman correlation of {best} with the retrained accuracy", GOAL)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="Rank correlation between the scores of trials and the accuracy after retraining.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--plans", type=int, default=30, help="plans of one cost")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of each retraining")
+    parser.add_argument("--train-images", type=int, default=45_000, help="training images of a retraining")
+    parser.add_argument("--processes", type=int, default=2, help="plans at once, a core each")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / NAME, help="where finished plans are kept")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

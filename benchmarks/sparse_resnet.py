@@ -1,0 +1,51 @@
+"""What several benchmarks measure on: a CIFAR ResNet with 90 % of its weights gone, scored without fine-tuning."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.result import DATA
+
+SPARSITY = 0.9
+LIMITS = {"sparsity": SPARSITY}
+
+
+def needed(model: str) -> list[Path]:
+    """The files without which nothing can be measured."""
+    return [DATA / "cifar10-jpeg", DATA / "weights" / f"{model}.pt"]
+
+
+@lru_cache
+def job(model: str = "resnet20", objective: str | None = None) -> Any:
+    """The job of a trial with pfray's own settings. objective: another score than the default one."""
+    from learners.weight_sparse import Settings
+    from pfray.config import Distill, Search, Training
+    from pfray.data.cifar10 import build
+    from pfray.job import Job
+    from pfray.models import resnet
+    from pfray.objective import Objective
+    from pfray.prepare import load_weights
+
+    task = build(path=str(DATA / "cifar10-jpeg"))
+    teacher = getattr(resnet, model)(num_outputs=task.num_outputs)
+    load_weights(teacher, DATA / "weights" / f"{model}.pt")
+    training = Training(epochs=3, lr=0.05, batch_size=128, warmup_epochs=0)
+    goal = Objective(objective or ("agreement" if task.has_soft_labels else "accuracy"))
+    return Job(task, teacher, Settings(), training, Distill(), Search(), 0, "auto", goal)
+
+
+def space(job: Any) -> Any:
+    from learners.weight_sparse import WeightSparse
+
+    return WeightSparse.space(job.teacher, job.task, job.settings)
+
+
+def first_plans(job: Any, searcher: type) -> tuple[tuple[str, dict[str, float]], ...]:
+    """The plans that ``searcher`` is given first: allocate, uniform, heuristic."""
+    from learners.weight_sparse import WeightSparse
+    from pfray import goal
+
+    curves = WeightSparse.error_curves(job.teacher, job.task, job.settings)
+    return goal.first_plans(space(job), LIMITS, searcher, curves)

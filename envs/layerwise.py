@@ -1,0 +1,212 @@
+"""LayerwiseEnv: one episode is one plan, one step is one knob (He et al. 2018, "AMC", arXiv 1802.03494).
+
+Notation: L knobs; ``position`` is a knob's place on its range, 0 compressed .. 1 full (see pfray.space); step t of an
+episode decides the knob order[t]. A unit's cost is signed so that less is better: cost <= limit for macs, and
+-sparsity <= -limit. Its floor is the cost of the most compressed plan, so limit - floor is the budget to be spent.
+
+    action a in [-1, 1]  ->  position = center + spread * a, clipped to 0..1, then to what keeps the target reachable
+
+The clip is AMC's (its Algorithm 1): knobs decided before stay as they are, knobs still to come are taken at their most
+compressed end, and the highest position that then meets the limits is found by bisection over the exact costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from pfray.space import AT_LEAST, CompressionSpace, Knob, Limits, Plan
+
+# Halvings of a knob's range: far below what one weight of a layer is of its range.
+HALVINGS = 40
+# Cosines that tell the place of a knob.
+WAVES = 63
+
+
+class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Decide a plan knob by knob; the reward is 0 until the last step, then ``evaluate(plan)``.
+
+    space, target, evaluate: what to decide, the limits by unit that every plan keeps, and the reward of a whole plan;
+        none of the three gives a toy landscape, whose best plan and reward are in ``optimum``.
+    center, spread: ``(L,)`` positions that the action 0 leads to, and how far the actions -1 and 1 lead from them.
+        Default: the actions span the whole range.
+    shuffle: decide the knobs in another order every episode.
+    static: leave out of the observation whatever depends on the actions before.
+
+    The observation ``(F,)``, all within -1..1, is static facts of the knob to decide (see ``_static``), the share of
+    steps done, for each unit what is spent of the budget, what remains, and what the knobs still to be decided could
+    spend at most (as a share of the whole range), and the action executed last. After the last step the facts are 0.
+
+    ``info`` after a step: ``position``, the executed one of the knob just decided; at the end ``plan`` as well.
+    Raises InfeasibleTarget where no plan meets the target.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
+
+    def __init__(
+        self,
+        space: CompressionSpace | None = None,
+        target: Limits | None = None,
+        evaluate: Callable[[Plan], float] | None = None,
+        *,
+        center: np.ndarray | None = None,
+        spread: float = 0.5,
+        shuffle: bool = False,
+        static: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        self.optimum: tuple[Plan, float] | None = None
+        if space is None and target is None and evaluate is None:
+            space, target, evaluate, self.optimum = toy()
+        if space is None or target is None or evaluate is None:
+            raise ValueError("LayerwiseEnv wants space, target and evaluate, or none of them for the toy landscape")
+        if not len(space) or spread <= 0:
+            raise ValueError(f"LayerwiseEnv wants knobs and a spread above 0, not {len(space)} knobs and {spread}")
+        self.space, self.target, self.evaluate = space, dict(target), evaluate
+        self.center = np.full(len(space), 0.5) if center is None else np.asarray(center, dtype=float)
+        if self.center.shape != (len(space),):
+            raise ValueError(f"center has the shape {self.center.shape}, and there are {len(space)} knobs")
+        self.spread, self.shuffle, self.static, self.render_mode = float(spread), shuffle, static, render_mode
+
+        # A free knob costs nothing, so that no limit binds it.
+        self._bound = np.array([not knob.free for knob in space.knobs])
+        self._single = [CompressionSpace((knob,), space.costs_of) for knob in space.knobs]
+        self._sign = np.array([-1.0 if unit in AT_LEAST else 1.0 for unit in self.target])
+        self._limits = self._sign * np.array(list(self.target.values()), dtype=float)
+        ends = (list(space.decode(np.full(len(space), end)).values()) for end in (0.0, 1.0))
+        self._lowest, self._highest = (np.array(values, dtype=float) for values in ends)
+        self._floor, self._ceiling = self._costs(self._lowest), self._costs(self._highest)
+        if (self._floor > self._limits).any():
+            space.uniform(self.target)  # raises InfeasibleTarget with the reachable range
+        self._facts = self._static()
+        self._begin(np.arange(len(space)))
+        size = len(self._observe())
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    @property
+    def knob(self) -> int:
+        """The index of the knob that the next action decides."""
+        return int(self._order[self._step])
+
+    def action_for(self, position: float) -> np.ndarray:
+        """The action ``(1,)`` that takes the present knob to ``position``: with it, any plan can be replayed.
+
+        It lies outside the action space where the position is further than ``spread`` from the center; ``step`` takes
+        that too.
+        """
+        return np.array([(position - self.center[self.knob]) / self.spread], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        count = len(self.space)
+        self._begin(self.np_random.permutation(count) if self.shuffle else np.arange(count))
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self._step == len(self.space):
+            raise ResetNeeded("this episode is over. Remedy: call reset first")
+        knob, wanted = self.knob, float(np.asarray(action).reshape(1)[0])
+        if not math.isfinite(wanted):
+            raise ValueError(f"an action is a finite number, not {wanted}")
+        position = self._decide(knob, float(np.clip(self.center[knob] + self.spread * wanted, 0.0, 1.0)))
+        self._full[knob] = self._values[knob]
+        self._last = float(np.clip((position - self.center[knob]) / self.spread, -1.0, 1.0))
+        self._step += 1
+        info: dict[str, Any] = {"position": position}
+        over, reward = self._step == len(self.space), 0.0
+        if over:
+            info["plan"] = dict(zip(self.space.names, self._values.tolist(), strict=True))
+            reward = float(self.evaluate(dict(info["plan"])))
+        return self._observe(), reward, over, False, info
+
+    # -- the plan so far
+
+    def _begin(self, order: np.ndarray) -> None:
+        self._order, self._step, self._last = order, 0, 0.0
+        # What is decided, with the rest at its most compressed and at its least compressed end.
+        self._values: np.ndarray = self._lowest.copy()
+        self._full: np.ndarray = self._highest.copy()
+
+    def _decide(self, knob: int, position: float) -> float:
+        """Give the knob the highest value up to ``position`` that keeps the target reachable; returns its position."""
+        if not self._fits(knob, position):
+            low, high = 0.0, position
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                low, high = (middle, high) if self._fits(knob, middle) else (low, middle)
+            position = low
+            self._fits(knob, position)
+        return float(self._single[knob].encode({self.space.names[knob]: float(self._values[knob])})[0])
+
+    def _fits(self, knob: int, position: float) -> bool:
+        """Set the knob's value; whether the limits can then still be met."""
+        self._values[knob] = self._single[knob].decode(np.array([position]))[self.space.names[knob]]
+        return bool((self._costs(self._values) <= self._limits).all())
+
+    def _costs(self, values: np.ndarray) -> np.ndarray:
+        """Signed costs ``(U,)``, one a unit of the target."""
+        costs = self.space.costs_of(values[self._bound])
+        return self._sign * np.array([costs[unit] for unit in self.target], dtype=float)
+
+    # -- the observation
+
+    def _observe(self) -> np.ndarray:
+        facts = self._facts[self.knob] if self._step < len(self.space) else np.zeros(self._facts.shape[1])
+        if self.static:
+            return np.clip(facts, -1.0, 1.0).astype(np.float32)
+        now, budget = self._costs(self._values), self._limits - self._floor
+        spent = np.divide(now - self._floor, budget, out=np.ones_like(budget), where=budget > 0)
+        whole = self._ceiling - self._floor
+        ahead = np.divide(self._costs(self._full) - now, whole, out=np.zeros_like(whole), where=whole > 0)
+        moving = [[self._step / len(self.space)], spent, 1 - spent, ahead, [self._last]]
+        return np.clip(np.concatenate([facts, *moving]), -1.0, 1.0).astype(np.float32)
+
+    def _static(self) -> np.ndarray:
+        """``(L, S)``: what is known of each knob before anything is decided.
+
+        Its place in the network, as index / L and as cosines of 1, 2, 3, ... half waves over it, which up to WAVES + 1
+        knobs tell each from all others as well as an indicator of its own would; the logarithm of every fact (params,
+        macs, ...) over the largest knob's; the ends of its range over the largest end; whether it takes integers only;
+        its center.
+        """
+        knobs = self.space.knobs
+        place = np.arange(len(knobs)) / len(knobs)
+        waves = np.cos(np.pi * (place + 0.5 / len(knobs))[:, None] * np.arange(1, min(len(knobs), WAVES + 1)))
+        names = sorted({name for knob in knobs for name in knob.facts})
+        facts = np.array([[math.log1p(abs(knob.facts.get(name, 0.0))) for name in names] for knob in knobs])
+        ends = np.array([[knob.compressed, knob.full] for knob in knobs], dtype=float)
+        integer = np.array([float(knob.integer) for knob in knobs])
+        scaled = [array / np.maximum(np.abs(array).max(0, initial=0.0), 1e-12) for array in (facts, ends)]
+        columns = [place[:, None], waves, *scaled, integer[:, None], self.center[:, None]]
+        return np.concatenate(columns, axis=1)
+
+
+def toy() -> tuple[CompressionSpace, Limits, Callable[[Plan], float], tuple[Plan, float]]:
+    """Six layers, three quarters of whose weights must go: (space, target, evaluate, (best plan, its reward 1)).
+
+    The reward is 1 minus the squared distance of the positions to those of the best plan, which lies on the target.
+    """
+    sizes = np.array([500, 1_000, 2_000, 4_000, 8_000, 16_000])
+
+    def costs_of(values: np.ndarray) -> dict[str, float]:
+        return {"sparsity": float(np.rint(values * sizes).sum() / sizes.sum())}
+
+    knobs = tuple(
+        Knob(f"layer{i}", compressed=0.98, full=0.0, scale="log_density", facts={"params": float(size)})
+        for i, size in enumerate(sizes)
+    )
+    space, target = CompressionSpace(knobs, costs_of), {"sparsity": 0.75}
+    away = np.array([0.25, -0.1, 0.2, -0.15, 0.1, -0.05])
+    best = space.fit_to_target(space.decode(space.encode(space.uniform(target)) + away), target)
+    positions = space.encode(best)
+
+    def evaluate(plan: Plan) -> float:
+        return 1.0 - float(((space.encode(plan) - positions) ** 2).sum())
+
+    return space, target, evaluate, (best, evaluate(best))

@@ -1,0 +1,127 @@
+"""What a search is for, as numbers: limits, score, searched settings, and the plans that need no search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from pfray.components import nearest
+from pfray.config import Experiment, Target
+from pfray.errors import ConfigError
+from pfray.learner import Learner
+from pfray.measure import count_params
+from pfray.objective import COST, Objective
+from pfray.ranges import as_knob
+from pfray.search.allocate import Allocate, Curves, allocate_plan
+from pfray.search.base import PlanSearcher
+from pfray.search.heuristic import heuristic_plan
+from pfray.search.uniform import Uniform
+from pfray.space import CompressionSpace, Knob, Limits, Plan
+from pfray.task import Task
+
+# Trials train for a number of steps, so this one cannot be seen by them.
+EPOCHS = "finetune.epochs"
+
+
+def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, learner: str) -> dict[str, float]:
+    """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks."""
+    whole = {"params": count_params(model)[0]}
+    offered = space.costs({knob.name: knob.full for knob in space.knobs})
+    limits = {}
+    for unit, value in target.costs().items():
+        if unit not in offered:
+            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
+        limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
+    full = {knob.name: knob.full for knob in space.knobs}
+    if space.meets(full, limits):
+        (unit, limit), *_ = limits.items()
+        low, high = space.reachable(unit)
+        raise ConfigError(
+            f"target.{unit}: {limit:g} is met by the model as it is. Allowed: {low:g} to {high:g}. "
+            "Remedy: choose a value that asks for compression"
+        )
+    return limits
+
+
+def resolve_objective(experiment: Experiment, task: Task) -> Objective:
+    """What a trial's score is. Raises ConfigError for an agreement that the task does not define."""
+    search = experiment.search
+    name = search.objective or ("agreement" if task.has_soft_labels else "accuracy")
+    if name == "agreement" and not task.has_soft_labels:
+        raise ConfigError(
+            f"search.objective: the task {task.name} has a loss of its own and no soft_loss, so agreement with the "
+            "teacher is not defined. Remedy: give the Task a soft_loss, or search.objective=accuracy"
+        )
+    cost = next(COST[unit] for unit in experiment.target.costs())
+    return Objective(name, cost, search.thresholds)
+
+
+def searched_settings(
+    experiment: Experiment, learner_settings: Any, space_of: Callable[[Any], CompressionSpace]
+) -> tuple[Knob, ...]:
+    """The knobs of ``search.space``. Raises ConfigError with one line for every setting that cannot be searched.
+
+    space_of(learner's settings): the space they give; a setting that shapes it cannot be searched in it.
+    """
+    sections = {"finetune": experiment.finetune, "distill": experiment.distill, "learner": learner_settings}
+    knobs, mistakes = [], []
+    for name, text in experiment.search.space.items():
+        section, _, key = name.partition(".")
+        known = [f"{s}.{k}" for s, settings in sections.items() for k in vars(settings) if f"{s}.{k}" != EPOCHS]
+        if name not in known:
+            mistakes.append(f"search.space: '{name}' cannot be searched.{nearest(name, known)} "
+                            f"Allowed: {', '.join(known)}")  # fmt: skip
+            continue
+        value = getattr(sections[section], key)
+        knob = as_knob(name, text, float(value) if isinstance(value, int | float) else None)
+        try:
+            ends = [TypeAdapter(type(sections[section])).validate_python({**vars(sections[section]), key: end})
+                    for end in (knob.compressed, knob.full)]  # fmt: skip
+        except ValidationError as error:
+            mistakes.append(f"search.space: {name}: {text} holds values that are not allowed: "
+                            f"{error.errors()[0]['msg'].lower()}. Remedy: another range")  # fmt: skip
+            continue
+        if section != "learner" and not experiment.search.finetune_steps:
+            mistakes.append(f"search.space: {name} changes nothing in trials without fine-tuning. "
+                            "Remedy: search.finetune_steps=30")  # fmt: skip
+        if section == "learner" and _shapes_space(space_of, (learner_settings, *ends)):
+            mistakes.append(f"search.space: {name} shapes the search space itself. Remedy: set it in the file")
+        knobs.append(knob)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return tuple(knobs)
+
+
+def first_plans(
+    space: CompressionSpace, limits: Limits, searcher: type[PlanSearcher], curves: Curves | None = None
+) -> tuple[tuple[str, Plan], ...]:
+    """The plans that every search tries before its own: allocate where there are error curves, uniform, heuristic.
+
+    The searchers ``uniform`` and ``allocate`` leave out what comes after their own. Raises InfeasibleTarget where no
+    plan meets the limits.
+    """
+    uniform = ("uniform", space.uniform(limits))
+    if searcher is Uniform:
+        return (uniform,)
+    plans = [("allocate", allocate_plan(space, curves, limits)), uniform] if curves else [uniform]
+    sizes_known = all("params" in knob.facts for knob in space.knobs if not knob.free)
+    if searcher is not Allocate and sizes_known:
+        plans.append(("heuristic", heuristic_plan(space, limits)))
+    return tuple(plans)
+
+
+def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner]) -> None:
+    """Raises ConfigError where the searcher needs what the learner does not give."""
+    if searcher is Allocate and learner.error_curves is Learner.error_curves:
+        raise ConfigError(
+            f"search: allocate needs error curves, which {experiment.learner.name} does not give. "
+            "Remedy: search=uniform, or a searcher that measures its plans"
+        )
+
+
+def _shapes_space(space_of: Callable[[Any], CompressionSpace], settings: Sequence[Any]) -> bool:
+    first, *others = [space_of(one).knobs for one in settings]
+    return any(other != first for other in others)

@@ -1,0 +1,56 @@
+"""Job: what a run's workers need, put into Ray's object store once and read by all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import nn
+
+from pfray.config import Distill, Search, Training
+from pfray.objective import Objective
+from pfray.space import Plan
+from pfray.task import Task
+
+ACCURACY = Objective("accuracy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """teacher: the uncompressed model, on the CPU. settings: the learner's own ``Settings``.
+
+    searched: the knobs that are settings and no part of the model, such as ``finetune.lr``, by section.
+    """
+
+    task: Task
+    teacher: nn.Module
+    settings: Any
+    training: Training
+    distill: Distill
+    search: Search
+    seed: int
+    precision: str
+    objective: Objective = ACCURACY
+    searched: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def for_plan(self, plan: Plan) -> tuple[Job, Plan]:
+        """(the job with the settings that ``plan`` chose, the rest of the plan: what is decided about the model)."""
+        chosen: dict[str, dict[str, float]] = {"finetune": {}, "distill": {}, "learner": {}}
+        for name, (section, key) in self.searched.items():
+            chosen[section][key] = plan[name]
+        job = replace(
+            self,
+            training=_updated(self.training, chosen["finetune"]),
+            distill=_updated(self.distill, chosen["distill"]),
+            settings=_updated(self.settings, chosen["learner"]),
+        )
+        return job, {name: value for name, value in plan.items() if name not in self.searched}
+
+
+def _updated(settings: Any, chosen: Mapping[str, float]) -> Any:
+    """A copy of validated settings with ``chosen`` values, validated again (a whole float becomes an int or bool)."""
+    if not chosen:
+        return settings
+    return TypeAdapter(type(settings)).validate_python({**vars(settings), **chosen})

@@ -1,0 +1,66 @@
+"""Raw experiment files: YAML read with its includes, later mappings laid over earlier ones, ``key=value`` on top."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pfray.errors import ConfigError
+
+
+def read_with_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping over those of its ``include:`` list, whose paths are relative to the file."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: includes itself. Remedy: remove it from one of the include lists")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where}. Remedy: correct the syntax there") from None
+    if raw is None:
+        raise ConfigError(f"{path}: the file is empty. Remedy: give at least model, data, learner and target")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds a {type(raw).__name__}, not a mapping. Remedy: write lines of 'key: value'")
+    includes = raw.pop("include", [])
+    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
+        raise ConfigError(f"{path}: include is {includes!r}, not a list of file names")
+    merged: dict[str, Any] = {}
+    for item in includes:
+        merged = merge(merged, read_with_includes(path.parent / item, (*seen, path.resolve())))
+    return merge(merged, raw)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    _make_way(merged, over)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        # 'learner: weight_sparse' is short for a mapping, which an override may add to.
+        if isinstance(raw.get(key), str):
+            raw[key] = {"name": raw[key]}
+        inner = raw.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{'.'.join(keys[: depth + 1])} is {inner!r}, not a mapping")
+        raw = inner
+    _make_way(raw, keys[-1:])
+    raw[keys[-1]] = value
+
+
+def _make_way(base: dict[str, Any], over: Collection[str]) -> None:
+    """A ``factory`` on top replaces a ``name`` below it, and the other way round: they name the same thing."""
+    for key, other in (("factory", "name"), ("name", "factory")):
+        if key in over and other not in over:
+            base.pop(other, None)

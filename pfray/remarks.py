@@ -1,0 +1,90 @@
+"""A run's summary in words: the headline, and what a reader must know before quoting it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pfray.figures import number
+
+Summary = Mapping[str, Any]
+# Origins of plans that are made without measuring any.
+NO_SEARCH = ("allocate", "uniform", "heuristic")
+
+
+def headline(summary: Summary) -> str:
+    """What came out, in one sentence of plain words. What was not measured is left out."""
+    teacher, compressed = summary.get("teacher"), summary.get("compressed")
+    parts = [_goal(unit, value) for unit, value in (summary.get("target") or {}).items() if unit != "max_drop"]
+    before, after = number(teacher, "accuracy"), number(compressed, "accuracy")
+    if before is not None and after is not None:
+        parts.append(f"accuracy {score_text(before)} -> {score_text(after)}")
+    before, after = number(teacher, "size_bytes"), number(compressed, "size_bytes")
+    if before and after is not None:
+        parts.append(f"packed file {size_text(before)} -> {size_text(after)} ({after / before:.2f}x)")
+    return f"{summary.get('experiment', 'run')}: {', '.join(parts)}"
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a reader must know before quoting the headline; empty where there is nothing to hold back."""
+    teacher, compressed = summary.get("teacher"), summary.get("compressed")
+    exported = summary.get("exported")
+    notes = []
+    now, before = number(exported, "latency_ms"), number(exported, "teacher_latency_ms")
+    if now is None or before is None:
+        now, before = number(compressed, "latency_ms"), number(teacher, "latency_ms")
+    if now is not None and before is not None and now >= before:
+        sizes = number(compressed, "size_bytes"), number(teacher, "size_bytes")
+        smaller = None if sizes[0] is None or sizes[1] is None else sizes[0] < sizes[1]
+        what = {True: "smaller but not faster", False: "neither smaller nor faster", None: "not faster"}[smaller]
+        notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
+    found = number(compressed, "accuracy")
+    notes += _doubts(summary)
+    start, allowed = number(teacher, "accuracy"), number(summary.get("target"), "max_drop")
+    if found is not None and start is not None and allowed is not None and start - found > allowed:
+        notes.append(f"the goal is missed: {100 * (start - found):.2f} points lost, {100 * allowed:.2f} allowed "
+                     "(target.max_drop)")
+    failed = number(summary.get("trials"), "failed")
+    if failed:
+        finished = number(summary.get("trials"), "finished") or 0
+        notes.append(f"{failed:.0f} of {failed + finished:.0f} trials failed; they are listed at the end")
+    return notes
+
+
+def score_text(value: float, digits: int = 1) -> str:
+    """Fractions as per cent; scores of another range as they are."""
+    return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value:.4g}"
+
+
+def size_text(size: float) -> str:
+    """Bytes in MB (10^6) or kB (10^3)."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def latency_text(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{milliseconds:.3f} ms"
+
+
+def _doubts(summary: Summary) -> list[str]:
+    """Where the search did not earn its keep, and where its choice is within the error of its score."""
+    choice, found = summary.get("choice") or {}, number(summary.get("compressed"), "accuracy")
+    notes = []
+    if choice.get("origin") in NO_SEARCH and summary.get("searcher") not in NO_SEARCH:
+        notes.append(f"no searched plan scored better than '{choice['origin']}', which needs no search")
+    for name in ("uniform", "allocate"):
+        baseline = number(summary.get(name), "accuracy")
+        if found is not None and baseline is not None and found <= baseline and choice.get("origin") != name:
+            notes.append(f"the searched plan did not beat the {name} plan: {score_text(found, 2)} against "
+                         f"{score_text(baseline, 2)} on the test split")
+    near, error = number(choice, "within_error"), number(choice, "standard_error")
+    if near is not None and near > 1 and error is not None:
+        notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
+                     "choice among them is close to chance. More validation images tell them apart")
+    return notes
+
+
+def _goal(unit: str, value: Any) -> str:
+    if unit == "sparsity" and isinstance(value, int | float):
+        return f"{100 * value:.4g} % sparsity"
+    amount = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+    return f"at most {amount} {unit}"

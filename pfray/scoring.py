@@ -1,0 +1,122 @@
+"""From a plan to a score: compress the teacher, fine-tune, measure. What trials do; knows nothing of Ray."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pfray import objective
+from pfray.errors import TrainingFailed, first_line
+from pfray.job import Job
+from pfray.measure import (
+    Measurement,
+    example_input,
+    judge,
+    latencies_ms,
+    measure,
+    measurement_of,
+    outputs_of,
+    place,
+    total_macs,
+)
+from pfray.space import Plan
+from pfray.train import choose_precision, fit, reestimate_batch_norm
+
+if TYPE_CHECKING:
+    from pfray.learner import Learner
+
+
+class Scorer:
+    """Scores plans one after the other on ``device``; what does not change between them is computed once.
+
+    That is the teacher's outputs on the validation images, and what the learner prepares. Which images are used, for
+    batch norm and for the score, is fixed, so that plans are compared on the same ones.
+    """
+
+    def __init__(self, learner: type[Learner], job: Job, device: torch.device) -> None:
+        self.learner, self.job, self.device = learner, job, device
+        self.teacher = place(job.teacher, device)
+        self.precision = choose_precision(self.teacher, device, job.precision)
+        self.validation = job.task.validation.head(job.search.validation_images)
+        self.reference: Measurement | None = None
+        self.cache_of: Any = None
+
+    def begin(self, plan: Plan) -> None:
+        """The next plan; ``step`` then does its rounds."""
+        self.plan, self.round = plan, 0
+
+    def step(self) -> dict[str, Any]:
+        """One round. Returns score, standard_error and measurement; a failure is a result, with the score NaN."""
+        self.round += 1
+        try:
+            measured, reference = self._round()
+            # A model of NaNs still has an accuracy, that of always guessing the first class.
+            if not math.isfinite(measured.loss):
+                raise TrainingFailed(f"the loss on the validation images is {measured.loss}")
+            goal = self.job.objective
+            return {
+                "score": objective.score(goal, measured, reference),
+                "standard_error": objective.standard_error(goal, measured, reference),
+                "measurement": measured.to_dict(),
+            }
+        except Exception as error:
+            return {"score": float("nan"), "error": f"{type(error).__name__}: {first_line(error)}"}
+
+    def score(self, plan: Plan) -> dict[str, Any]:
+        """All rounds of ``plan``; what the last one gave."""
+        self.begin(plan)
+        result: dict[str, Any] = {}
+        while "error" not in result and self.round < self.job.search.rounds:
+            result = self.step()
+        return result
+
+    def _round(self) -> tuple[Measurement, Measurement]:
+        """(this plan's measurement, the teacher's)."""
+        # Here and not in the constructor, so that a learner that fails at it gives a result with the reason.
+        self._prepare()
+        assert self.reference is not None
+        task, search, steps = self.job.task, self.job.search, self.job.search.finetune_steps
+        torch.manual_seed(self.job.seed)  # for models with random layers of their own
+        job, plan = self.job.for_plan(self.plan)
+        if self.round == 1:
+            self.model = copy.deepcopy(self.teacher)
+            self.hook = self.learner.compress(self.model, plan, job.settings, self._cache(job), steps)
+            self.macs = total_macs(self.model, example_input(task, self.device))
+        if steps:
+            hook, done = self.hook, (self.round - 1) * steps
+            fit(
+                self.model,
+                task,
+                job.training,
+                seed=job.seed + self.round,
+                precision=self.precision,
+                teacher=self.teacher,
+                distill=job.distill,
+                # Later rounds go on counting, so that a schedule that has ended does not start again.
+                hook=hook and (lambda step: hook(done + step)),
+                steps=steps,
+            )
+        reestimate_batch_norm(self.model, task, search.bn_images, self.precision)
+        measured = measure(self.model, task, self.validation, self.precision, self.macs, self.soft_labels)
+        if job.objective.name not in objective.NEEDS_LATENCY:
+            return measured, self.reference
+        own, teacher = latencies_ms([self.model, self.teacher], example_input(task, self.device))
+        return replace(measured, latency_ms=own), replace(self.reference, latency_ms=teacher)
+
+    def _prepare(self) -> None:
+        if self.reference is None:
+            self.soft_labels = outputs_of(self.teacher, self.job.task, self.validation, precision=self.precision)
+            evaluation = judge(self.job.task, self.validation, self.soft_labels, self.soft_labels)
+            self.reference = measurement_of(self.teacher, self.job.task, evaluation)
+
+    def _cache(self, job: Job) -> Any:
+        # Made again where a searched setting of the learner may have changed it.
+        if self.cache_of != job.settings:
+            self.cache = self.learner.prepare(self.teacher, job.task, job.settings)
+            self.cache_of = job.settings
+        return self.cache
+

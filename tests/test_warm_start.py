@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from pfray.config import Experiment, dump
+from pfray.errors import ConfigError
+from pfray.space import CompressionSpace, Knob
+from pfray.warm_start import read_earlier
+
+SPACE = CompressionSpace((Knob("a", 0.1, 1.0), Knob("b", 0.1, 1.0)), lambda v: {"params": float(v.sum())})
+LIMITS = {"params": 1.0}
+TRIALS = [({"a": 0.5, "b": 0.5}, 0.8), ({"a": 0.9, "b": 0.9}, 0.95), ({"b": 0.2, "a": 0.4}, None)]
+
+
+def experiment(**search) -> Experiment:
+    return Experiment.model_validate({
+        "name": "x", "model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"params": "0.5x"},
+        "search": {"name": "random", **search},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "search").mkdir()
+    lines = [json.dumps({"trial": i, "plan": plan, "score": score}) for i, (plan, score) in enumerate(TRIALS)]
+    (tmp_path / "search" / "trials.jsonl").write_text("\n".join(lines) + '\n{"trial": 3, "pl')
+    (tmp_path / "experiment.yaml").write_text(dump(experiment()))
+    return tmp_path
+
+
+def test_the_trials_that_meet_this_target_are_taken_over_failed_ones_too(run):
+    before = (run / "search" / "trials.jsonl").read_bytes()
+    found = read_earlier(experiment(warm_start=str(run)), SPACE, LIMITS)
+    assert found == [({"a": 0.5, "b": 0.5}, 0.8), ({"a": 0.4, "b": 0.2}, None)]
+    # Nothing of the other run is touched, a line that is half-written included.
+    assert (run / "search" / "trials.jsonl").read_bytes() == before
+
+
+def test_scores_of_another_kind_are_refused(run):
+    with pytest.raises(ConfigError, match="with finetune_steps=0, this run is with 30"):
+        read_earlier(experiment(warm_start=str(run), finetune_steps=30), SPACE, LIMITS)
+    with pytest.raises(ConfigError, match="with objective=None, this run is with amc"):
+        read_earlier(experiment(warm_start=str(run), objective="amc"), SPACE, LIMITS)
+
+
+def test_another_space_another_target_and_no_run_are_refused(run, tmp_path):
+    other = CompressionSpace((Knob("a", 0.1, 1.0), Knob("c", 0.1, 1.0)), SPACE.costs_of)
+    with pytest.raises(ConfigError, match=r"searched another space .2 knobs differ, such as 'b'"):
+        read_earlier(experiment(warm_start=str(run)), other, LIMITS)
+    with pytest.raises(ConfigError, match=r"none of the 3 trials of .* meets this run's target"):
+        read_earlier(experiment(warm_start=str(run)), SPACE, {"params": 0.3})
+    with pytest.raises(ConfigError, match="holds no run that can be read"):
+        read_earlier(experiment(warm_start=str(tmp_path / "none")), SPACE, LIMITS)
+    (run / "experiment.yaml").write_text(yaml.safe_dump(["no mapping"]))
+    with pytest.raises(ConfigError, match="holds no run that can be read"):
+        read_earlier(experiment(warm_start=str(run)), SPACE, LIMITS)
