@@ -18,7 +18,6 @@ there as well, and is not Ray's doing.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import subprocess
@@ -110,27 +109,22 @@ def seconds_alone(raw: dict[str, Any], plan: dict[str, Any]) -> float:
     import torch
 
     from pfray import config, prepare
-    from pfray.measure import example_input, measure, place, total_macs
-    from pfray.train import choose_precision, reestimate_batch_norm
+    from pfray.job import Job
+    from pfray.scoring import Scorer
 
     settings = config.Experiment.model_validate(raw)
-    parts = prepare.resolve(settings)
-    task = prepare.build_task(settings, parts)
-    device = torch.device("cpu")
-    teacher = place(prepare.build_model(settings, parts, task), device)
-    cache = parts.learner.prepare(teacher, task, parts.learner_settings)
-    precision = choose_precision(teacher, device, settings.resources.precision)
-    images = task.validation.head(settings.search.validation_images)
+    start = prepare.load(settings)
     torch.set_num_threads(settings.resources.trial.cpu)
+    job = Job(
+        start.task, start.model, start.parts.learner_settings, settings.finetune, settings.distill, settings.search,
+        settings.seed, settings.resources.precision, start.objective,
+    )  # fmt: skip
+    scorer = Scorer(start.parts.learner, job, torch.device("cpu"))
     times = []
     for _ in range(1 + ALONE_REPEATS):
-        start = time.perf_counter()
-        model = copy.deepcopy(teacher)
-        parts.learner.compress(model, plan, parts.learner_settings, cache, 0)
-        macs = total_macs(model, example_input(task, device))
-        reestimate_batch_norm(model, task, settings.search.bn_images, precision)
-        measure(model, task, images, precision, macs)
-        times.append(time.perf_counter() - start)
+        began = time.perf_counter()
+        scorer.score(plan)
+        times.append(time.perf_counter() - began)
     return median(times[1:])
 
 

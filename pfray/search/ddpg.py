@@ -157,7 +157,7 @@ class Agent:
 @dataclass(frozen=True)
 class Settings:
     """env: the Gymnasium environment that the agent walks. spread: how far from the first plan an action leads at most,
-    as a share of a knob's range.
+    as a share of a knob's range. shuffle: whether the knobs are decided in another order in every episode.
 
     warmup: trials before the actor decides, random around the first plan. noise: standard deviation of the exploration,
     as a share of ``spread``; after the warm-up it is multiplied by ``noise_decay`` each trial, down to ``noise_floor``.
@@ -170,17 +170,18 @@ class Settings:
 
     env: str = "envs:pfray/Layerwise-v0"
     spread: Annotated[float, Field(gt=0, le=1)] = 0.4
+    shuffle: bool = False
     warmup: Annotated[int, Field(ge=1)] = 20
     noise: Annotated[float, Field(gt=0, le=1)] = 0.25
     noise_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
     noise_floor: Annotated[float, Field(gt=0, le=1)] = 0.05
-    updates: Annotated[int, Field(ge=1)] = 20
+    updates: Annotated[int, Field(ge=1)] = 40
     batch: Annotated[int, Field(ge=1)] = 32
     hidden: Annotated[int, Field(ge=1)] = 64
-    actor_rate: Annotated[float, Field(gt=0)] = 1e-3
+    actor_rate: Annotated[float, Field(gt=0)] = 3e-3
     critic_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.5
-    elite: Annotated[float, Field(ge=0)] = 3.0
+    elite: Annotated[float, Field(ge=0)] = 4.0
     anchor: Annotated[float, Field(ge=0)] = 3.0
 
 
@@ -211,7 +212,7 @@ class DDPG(PlanSearcher):
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
         env, over = self._env(), False
-        observation, _ = env.reset(seed=0)
+        observation, _ = self._reset(env)
         while not over:
             action = self.agent.act(observation, self.noise, explore=warming)
             observation, _, over, _, info = env.step(action)
@@ -241,12 +242,15 @@ class DDPG(PlanSearcher):
         The actions are the plan's own, for it is the plan that was measured, even where it misses this search's target.
         """
         env, positions = self._env(), self.space.encode(plan)
-        observation, _ = env.reset(seed=0)
+        observation, _ = self._reset(env)
         for step in range(len(positions)):
             action = env.unwrapped.action_for(positions[env.unwrapped.knob])  # type: ignore[attr-defined]
             following = env.step(action)[0]
             self.agent.remember(observation, action, 0.0, following, step == len(positions) - 1)
             observation = following
+
+    def _reset(self, env: gymnasium.Env) -> tuple[np.ndarray, dict]:
+        return env.reset(seed=int(self.rng.integers(2**31)))
 
     def _env(self) -> gymnasium.Env:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
@@ -257,6 +261,7 @@ class DDPG(PlanSearcher):
             evaluate=_unmeasured,
             center=self.center,
             spread=self.settings.spread,
+            shuffle=self.settings.shuffle,
             static=True,
             disable_env_checker=True,
         )

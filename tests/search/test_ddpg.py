@@ -187,3 +187,17 @@ def test_it_comes_nearer_to_the_toys_optimum_than_random_search():
     random = np.mean([distance(Random, RandomSettings(), seed) for seed in range(2)])
     learned = np.mean([distance(DDPG, Settings(), seed) for seed in range(2)])
     assert learned < 0.6 * random, (learned, random)
+
+
+def test_the_knobs_can_be_decided_in_another_order_in_every_episode():
+    orders = {}
+    for shuffle in (False, True):
+        searcher = search(shuffle=shuffle, warmup=3)
+        entries = drive(searcher, 6)
+        assert all(SPACE.meets(entry["plan"], LIMITS) for entry in entries)
+        # The first number observed is the knob's place in the network.
+        places = searcher.agent.memory["observation"][: 6 * len(SPACE), 0].reshape(6, -1)
+        assert (np.sort(places) == np.sort(places[:1])).all()
+        orders[shuffle] = {tuple(row) for row in places.tolist()}
+    assert len(orders[False]) == 1
+    assert len(orders[True]) > 1
