@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.knobs} knobs, {options.observations} observations, 1-minute load {os.getloadavg()[0]:.1f}")
     print(f"{options.repeats} suggestions: {min(spent):.3f} .. {max(spent):.3f} s")
     print(f"the library's default suggest: {library_seconds(searcher, options.observations):.3f} s")
-    close(NAME, median(spent), f"seconds a suggestion, {options.knobs} knobs, median of {options.repeats}", GOAL)
+    print(f"median {median(spent):.3f} s")
+    close(NAME, max(spent), f"seconds a suggestion, {options.knobs} knobs, slowest of {options.repeats}", GOAL)
     return 0
 
 

@@ -17,11 +17,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
-from benchmarks.sparse_resnet import LIMITS, first_plans, job, needed, space
+from benchmarks.sparse_resnet import LIMITS, job, needed, plans_without_search, space
 from benchmarks.workers import Record, run_all
 
 NAME = "reward_fidelity"
 GOAL = ">= 0.8"
+# Around which plan each is drawn, in turn, and how far, as a share of a knob's range.
+CENTERS = ("uniform", "heuristic", "allocate")
 SPREAD = 0.15
 STEPS = 30
 
@@ -33,10 +35,11 @@ def score_and_retrain(piece: list[Any]) -> Record:
     from learners.weight_sparse import WeightSparse
     from pfray.measure import evaluate, judge, outputs_of, place
     from pfray.scoring import Scorer
-    from pfray.train import fit, reestimate_batch_norm
+    from pfray.train import fit, reestimate_batch_norm, steps_per_epoch
 
     number, images, epochs = piece
     work = job()
+    work = replace(work, search=work.search.model_copy(update={"validation_images": 1000, "bn_images": 1000}))
     plan = plans(number + 1)[number]
     device = torch.device("cpu")
     scorer = Scorer(WeightSparse, work, device)
@@ -61,7 +64,7 @@ def score_and_retrain(piece: list[Any]) -> Record:
     part = replace(task, train=task.train.head(images))
     training = work.training.model_copy(update={"epochs": epochs})
     student = place(copy.deepcopy(work.teacher), device)
-    steps = epochs * (len(part.train) // training.batch_size)
+    steps = epochs * steps_per_epoch(part.train, training.batch_size)
     hook = WeightSparse.compress(student, plan, work.settings, cache, steps)
     fit(student, part, training, seed=work.seed, precision=precision, hook=hook)
     record["retrained"] = evaluate(student, task, task.test, precision=precision).accuracy
@@ -72,11 +75,9 @@ def plans(count: int) -> list[dict[str, float]]:
     """``count`` plans on the target, a third of them around each of the three that need no search."""
     import numpy as np
 
-    from pfray.search.random import Random
-
     work = job()
     whole = space(work)
-    centers = [dict(first_plans(work, Random))[name] for name in ("uniform", "heuristic", "allocate")]
+    centers = [plans_without_search(work)[name] for name in CENTERS]
     random = np.random.default_rng(0)
     found = []
     for number in range(count):
@@ -107,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = correlations(records)
     for name, value in found.items():
         print(f"| {name} | {value:.2f} |")
+    for index, center in enumerate(CENTERS):
+        near = [record for record in records if record["piece"][0] % len(CENTERS) == index]
+        if len(near) > 2:
+            found_near = ", ".join(f"{name} {value:.2f}" for name, value in correlations(near).items())
+            print(f"only the {len(near)} plans around {center}: {found_near}")
     for kind, tuned in (("without fine-tuning", False), (f"after {STEPS} steps", True)):
         best = max((name for name in found if ("after" in name) == tuned), key=lambda name: found[name])
         close(f"{NAME}, {kind}", found[best], f"Spearman correlation of {best} with the retrained accuracy", GOAL)

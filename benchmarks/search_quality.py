@@ -30,7 +30,7 @@ MARGIN = 0.02
 
 
 def search(piece: Sequence[Any]) -> Record:
-    """piece: (model, searcher, seed, trials). One whole search, and its chosen plan on images it did not see."""
+    """piece: (model, searcher, seed, trials, settings). A whole search, and its choice on images it did not see."""
     import torch
 
     from learners.weight_sparse import WeightSparse
@@ -38,7 +38,7 @@ def search(piece: Sequence[Any]) -> Record:
     from pfray.scoring import Scorer
     from pfray.search.base import PlanSearcher
 
-    model, name, seed, trials = piece
+    model, name, seed, trials, _ = piece
     work = job(model)
     found: type[PlanSearcher] = find_class("search", name, PlanSearcher)
     first = first_plans(work, found)
@@ -56,14 +56,14 @@ def search(piece: Sequence[Any]) -> Record:
         "seconds": seconds,
         "scoring": scoring,
         "trials": len(searcher.records),
-        "accuracies": [record["measurement"]["accuracy"] for record in searcher.records],
+        "accuracies": [(record["measurement"] or {"accuracy": 0.0})["accuracy"] for record in searcher.records],
         "scores": [record["score"] for record in searcher.records],
         "origins": [record["origin"] for record in searcher.records],
-        **_choose(work, scorer, searcher.ranking(), own=searcher.open_ended, name=name),
+        **_choose(work, scorer, searcher.ranking()),
     }
 
 
-def _choose(work: Any, scorer: Any, ranking: list[dict[str, Any]], own: bool, name: str) -> Record:
+def _choose(work: Any, scorer: Any, ranking: list[dict[str, Any]]) -> Record:
     """As ``trials.choose`` does: the best trials and the first again, on all validation images."""
     import torch
 
@@ -71,9 +71,8 @@ def _choose(work: Any, scorer: Any, ranking: list[dict[str, Any]], own: bool, na
     from pfray.measure import evaluate
     from pfray.scoring import Scorer
 
-    # Of a searcher with a single plan that one is meant, whatever was tried beside it.
-    rivals = ranking[: work.search.rescore] if own else [r for r in ranking if r["origin"] == name]
-    rivals += [record for record in ranking if own and record["trial"] == 0 and record not in rivals]
+    rivals = ranking[: work.search.rescore]
+    rivals += [record for record in ranking if record["trial"] == 0 and record not in rivals]
     whole = replace(work, search=work.search.model_copy(update={"validation_images": None}))
     again = Scorer(WeightSparse, whole, torch.device("cpu"))
     results = [again.score(record["plan"]) for record in rivals]
@@ -88,6 +87,16 @@ def _choose(work: Any, scorer: Any, ranking: list[dict[str, Any]], own: bool, na
         "validation": results[index]["measurement"]["accuracy"],
         "test": test.accuracy,
     }
+
+
+def settings_of(name: str) -> str:
+    """All that a search depends on but for the seed; a search with others is done again."""
+    from pfray.components import find_class
+    from pfray.config import Search
+    from pfray.search.base import PlanSearcher
+
+    found: type[PlanSearcher] = find_class("search", name, PlanSearcher)
+    return f"{found.settings_type()} {Search().model_dump_json()}"
 
 
 def trials_to_pass(record: Mapping[str, Any], accuracy: float) -> int | None:
@@ -121,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_missing(NAME, needed(options.model), "put the data there"):
         return SKIPPED
     pieces = [
-        [options.model, name, seed, options.trials]
+        [options.model, name, seed, options.trials, settings_of(name)]
         for seed in range(options.seeds)
         for name in options.searchers
         if seed == 0 or name not in ("uniform", "allocate")  # these are the same for every seed
@@ -140,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     means = {name: 100 * fmean(run["test"] for run in runs) for name, runs in records.items()}
     for name in (name for name in LEARNED if name in means):
         for other in (other for other in ("random", "allocate") if other in means):
-            close(f"{NAME}_{options.model}_{name}", means[name] - means[other], f"points of test accuracy over {other}",
-                  GOAL)  # fmt: skip
+            gain = means[name] - means[other]
+            close(f"{NAME}_{options.model}_{name}_{other}", gain, f"points of test accuracy over {other}", GOAL)
     return 0
 
 
@@ -168,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="resnet20", choices=("resnet20", "resnet56"), help="the network")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each searcher")
     parser.add_argument("--trials", type=int, default=200, help="trials of each search")
-    parser.add_argument("--searchers", nargs="+", default=list(SEARCHERS), help="which searchers")
+    parser.add_argument("--searchers", nargs="+", default=list(SEARCHERS), choices=SEARCHERS, help="which of them")
     parser.add_argument("--processes", type=int, default=2, help="searches at once, a core each")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / NAME, help="where finished searches are kept")
     return parser

@@ -18,8 +18,8 @@ def needed(model: str) -> list[Path]:
 
 
 @lru_cache
-def job(model: str = "resnet20", objective: str | None = None) -> Any:
-    """The job of a trial with pfray's own settings. objective: another score than the default one."""
+def job(model: str = "resnet20") -> Any:
+    """The job of a trial with pfray's own settings and its default score."""
     from learners.weight_sparse import Settings
     from pfray.config import Distill, Search, Training
     from pfray.data.cifar10 import build
@@ -32,8 +32,7 @@ def job(model: str = "resnet20", objective: str | None = None) -> Any:
     teacher = getattr(resnet, model)(num_outputs=task.num_outputs)
     load_weights(teacher, DATA / "weights" / f"{model}.pt")
     training = Training(epochs=3, lr=0.05, batch_size=128, warmup_epochs=0)
-    goal = Objective(objective or ("agreement" if task.has_soft_labels else "accuracy"))
-    return Job(task, teacher, Settings(), training, Distill(), Search(), 0, "auto", goal)
+    return Job(task, teacher, Settings(), training, Distill(), Search(), 0, "auto", Objective("agreement"))
 
 
 def space(job: Any) -> Any:
@@ -43,9 +42,16 @@ def space(job: Any) -> Any:
 
 
 def first_plans(job: Any, searcher: type) -> tuple[tuple[str, dict[str, float]], ...]:
-    """The plans that ``searcher`` is given first: allocate, uniform, heuristic."""
+    """The plans that ``searcher`` is given first, of those that need no search."""
+    from pfray import goal
+
+    return goal.first_plans(plans_without_search(job), searcher)
+
+
+def plans_without_search(job: Any) -> dict[str, dict[str, float]]:
+    """allocate, uniform, heuristic."""
     from learners.weight_sparse import WeightSparse
     from pfray import goal
 
     curves = WeightSparse.error_curves(job.teacher, job.task, job.settings)
-    return goal.first_plans(space(job), LIMITS, searcher, curves)
+    return goal.plans_without_search(space(job), LIMITS, curves)

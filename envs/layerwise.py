@@ -33,7 +33,8 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     space, target, evaluate: what to decide, the limits by unit that every plan keeps, and the reward of a whole plan;
         none of the three gives a toy landscape, whose best plan and reward are in ``optimum``.
-    center, spread: ``(L,)`` positions that the action 0 leads to, and how far the actions -1 and 1 lead from them.
+    center, spread: ``(L,)`` positions that the action 0 leads to, and how far the actions -1 and 1 lead from them, one
+        number for all or ``(L,)``.
         Default: the actions span the whole range.
     shuffle: decide the knobs in another order every episode.
     static: leave out of the observation whatever depends on the actions before.
@@ -55,7 +56,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         evaluate: Callable[[Plan], float] | None = None,
         *,
         center: np.ndarray | None = None,
-        spread: float = 0.5,
+        spread: float | np.ndarray = 0.5,
         shuffle: bool = False,
         static: bool = False,
         render_mode: str | None = None,
@@ -65,13 +66,14 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             space, target, evaluate, self.optimum = toy()
         if space is None or target is None or evaluate is None:
             raise ValueError("LayerwiseEnv wants space, target and evaluate, or none of them for the toy landscape")
-        if not len(space) or spread <= 0:
+        if not len(space) or np.min(spread) <= 0:
             raise ValueError(f"LayerwiseEnv wants knobs and a spread above 0, not {len(space)} knobs and {spread}")
         self.space, self.target, self.evaluate = space, dict(target), evaluate
         self.center = np.full(len(space), 0.5) if center is None else np.asarray(center, dtype=float)
         if self.center.shape != (len(space),):
             raise ValueError(f"center has the shape {self.center.shape}, and there are {len(space)} knobs")
-        self.spread, self.shuffle, self.static, self.render_mode = float(spread), shuffle, static, render_mode
+        self.spread = np.broadcast_to(np.asarray(spread, dtype=float), len(space))
+        self.shuffle, self.static, self.render_mode = shuffle, static, render_mode
 
         # A free knob costs nothing, so that no limit binds it.
         self._bound = np.array([not knob.free for knob in space.knobs])
@@ -100,7 +102,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         It lies outside the action space where the position is further than ``spread`` from the center; ``step`` takes
         that too.
         """
-        return np.array([(position - self.center[self.knob]) / self.spread], dtype=np.float32)
+        return np.array([(position - self.center[self.knob]) / self.spread[self.knob]], dtype=np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -114,9 +116,9 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         knob, wanted = self.knob, float(np.asarray(action).reshape(1)[0])
         if not math.isfinite(wanted):
             raise ValueError(f"an action is a finite number, not {wanted}")
-        position = self._decide(knob, float(np.clip(self.center[knob] + self.spread * wanted, 0.0, 1.0)))
+        position = self._decide(knob, float(np.clip(self.center[knob] + self.spread[knob] * wanted, 0.0, 1.0)))
         self._full[knob] = self._values[knob]
-        self._last = float(np.clip((position - self.center[knob]) / self.spread, -1.0, 1.0))
+        self._last = float(np.clip((position - self.center[knob]) / self.spread[knob], -1.0, 1.0))
         self._step += 1
         info: dict[str, Any] = {"position": position}
         over, reward = self._step == len(self.space), 0.0

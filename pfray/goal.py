@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,13 +18,13 @@ from pfray.objective import COST, Objective
 from pfray.ranges import as_knob
 from pfray.search.allocate import Allocate, Curves, allocate_plan
 from pfray.search.base import PlanSearcher
-from pfray.search.heuristic import heuristic_plan
+from pfray.search.heuristic import Heuristic, heuristic_plan
 from pfray.search.uniform import Uniform
 from pfray.space import CompressionSpace, Knob, Limits, Plan
 from pfray.task import Task
 
-# Trials train for a number of steps, so this one cannot be seen by them.
-EPOCHS = "finetune.epochs"
+# Trials train for a number of steps, so the first cannot be seen by them; the second has to suit the workers.
+NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
 
 def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, learner: str) -> dict[str, float]:
@@ -70,7 +71,8 @@ def searched_settings(
     knobs, mistakes = [], []
     for name, text in experiment.search.space.items():
         section, _, key = name.partition(".")
-        known = [f"{s}.{k}" for s, settings in sections.items() for k in vars(settings) if f"{s}.{k}" != EPOCHS]
+        known = [f"{s}.{k}" for s, settings in sections.items() for k in vars(settings)]
+        known = [path for path in known if path not in NOT_SEARCHED]
         if name not in known:
             mistakes.append(f"search.space: '{name}' cannot be searched.{nearest(name, known)} "
                             f"Allowed: {', '.join(known)}")  # fmt: skip
@@ -79,7 +81,7 @@ def searched_settings(
         knob = as_knob(name, text, float(value) if isinstance(value, int | float) else None)
         try:
             ends = [TypeAdapter(type(sections[section])).validate_python({**vars(sections[section]), key: end})
-                    for end in (knob.compressed, knob.full)]  # fmt: skip
+                    for end in _examples(knob)]  # fmt: skip
         except ValidationError as error:
             mistakes.append(f"search.space: {name}: {text} holds values that are not allowed: "
                             f"{error.errors()[0]['msg'].lower()}. Remedy: another range")  # fmt: skip
@@ -95,22 +97,31 @@ def searched_settings(
     return tuple(knobs)
 
 
-def first_plans(
-    space: CompressionSpace, limits: Limits, searcher: type[PlanSearcher], curves: Curves | None = None
-) -> tuple[tuple[str, Plan], ...]:
-    """The plans that every search tries before its own: allocate where there are error curves, uniform, heuristic.
+def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves | None = None) -> dict[str, Plan]:
+    """By origin: allocate where there are error curves, uniform, and heuristic where the sizes of the layers are known.
 
-    The searchers ``uniform`` and ``allocate`` leave out what comes after their own. Raises InfeasibleTarget where no
-    plan meets the limits.
+    Raises InfeasibleTarget where no plan meets the limits.
     """
-    uniform = ("uniform", space.uniform(limits))
-    if searcher is Uniform:
-        return (uniform,)
-    plans = [("allocate", allocate_plan(space, curves, limits)), uniform] if curves else [uniform]
-    sizes_known = all("params" in knob.facts for knob in space.knobs if not knob.free)
-    if searcher is not Allocate and sizes_known:
-        plans.append(("heuristic", heuristic_plan(space, limits)))
-    return tuple(plans)
+    plans = {"allocate": allocate_plan(space, curves, limits)} if curves else {}
+    plans["uniform"] = space.uniform(limits)
+    if all("params" in knob.facts for knob in space.knobs if not knob.free):
+        plans["heuristic"] = heuristic_plan(space, limits)
+    return plans
+
+
+def first_plans(plans: Mapping[str, Plan], searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
+    """Of ``plans_without_search``, those that a searcher tries first: all, or its own; equal ones once."""
+    own = {Uniform: "uniform", Allocate: "allocate", Heuristic: "heuristic"}.get(searcher)
+    chosen = [(origin, plan) for origin, plan in plans.items() if own in (None, origin)]
+    return tuple(
+        (origin, plan) for i, (origin, plan) in enumerate(chosen) if plan not in [earlier for _, earlier in chosen[:i]]
+    )
+
+
+def _examples(knob: Knob) -> list[float]:
+    """Both ends of a range and, where it holds others than whole numbers, one of those."""
+    inside = [] if knob.integer else [knob.compressed + (knob.full - knob.compressed) / math.pi]
+    return [knob.compressed, knob.full, *inside]
 
 
 def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner]) -> None:

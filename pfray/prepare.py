@@ -15,7 +15,7 @@ from pfray.cache import cache_dir
 from pfray.components import check_arguments, find_class, find_function, parse_settings
 from pfray.config import Component, Experiment, Search
 from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError, first_line
-from pfray.goal import check_searcher, first_plans, resolve_limits, resolve_objective, searched_settings
+from pfray.goal import check_searcher, plans_without_search, resolve_limits, resolve_objective, searched_settings
 from pfray.learner import Learner
 from pfray.measure import evaluating, example_input, layer_macs
 from pfray.objective import Objective
@@ -62,14 +62,16 @@ def load(experiment: Experiment) -> Start:
     model = build_model(experiment, parts, task)
     space = parts.learner.space(model, task, parts.learner_settings)
     limits = resolve_limits(experiment.target, space, model, experiment.learner.name)
-    first_plans(space, limits, parts.searcher)  # a target that is out of reach is found before anything is written
+    plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
     check_searcher(experiment, parts.searcher, parts.learner)
     knobs = searched_settings(experiment, parts.learner_settings, partial(parts.learner.space, model, task))
     space = space.with_free(knobs)
+    objective = resolve_objective(experiment, task)
+    parts.searcher(space, limits, parts.search_settings)  # so are settings that only the searcher can judge
     return Start(
-        parts, task, model, space, limits, resolve_objective(experiment, task),
+        parts, task, model, space, limits, objective,
         searched={knob.name: (knob.name.partition(".")[0], knob.name.partition(".")[2]) for knob in knobs},
-        earlier=read_earlier(experiment, space, limits) if experiment.search.warm_start else (),
+        earlier=read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else (),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pfray.space import Knob
 
 FORM = "uniform(low, high), loguniform(low, high), or integers(low, high) with both ends allowed"
-_NUMBER = r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*"
+_NUMBER = r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
 _RANGE = re.compile(rf"\s*(uniform|loguniform|integers)\s*\({_NUMBER},{_NUMBER}\)\s*")
 
 

@@ -41,7 +41,7 @@ def remarks(summary: Summary) -> list[str]:
     found = number(compressed, "accuracy")
     notes += _doubts(summary)
     start, allowed = number(teacher, "accuracy"), number(summary.get("target"), "max_drop")
-    if found is not None and start is not None and allowed is not None and start - found > allowed:
+    if found is not None and start is not None and allowed is not None and start - found > allowed + 1e-9:
         notes.append(f"the goal is missed: {100 * (start - found):.2f} points lost, {100 * allowed:.2f} allowed "
                      "(target.max_drop)")
     failed = number(summary.get("trials"), "failed")
@@ -78,8 +78,9 @@ def _doubts(summary: Summary) -> list[str]:
                          f"{score_text(baseline, 2)} on the test split")
     near, error = number(choice, "within_error"), number(choice, "standard_error")
     if near is not None and near > 1 and error is not None:
+        remedy = "" if choice.get("rescored") else ". More search.validation_images tell them apart"
         notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
-                     "choice among them is close to chance. More validation images tell them apart")
+                     f"choice among them is close to chance{remedy}")
     return notes
 
 

@@ -54,7 +54,7 @@ def _compress(
     from pfray import finalize, folder, report
     from pfray.cache import save_tensors
     from pfray.events import Events
-    from pfray.goal import first_plans
+    from pfray.goal import first_plans, plans_without_search
     from pfray.job import Job
     from pfray.objective import WEIGH_COST
     from pfray.teacher import make_teacher
@@ -76,10 +76,11 @@ def _compress(
             experiment.seed, experiment.resources.precision, start.objective, start.searched,
         )  # fmt: skip
         curves = parts.learner.error_curves(teacher, task, parts.learner_settings)
-        first = first_plans(start.space, start.limits, parts.searcher, curves)
+        known = plans_without_search(start.space, start.limits, curves)
         searcher = parts.searcher(
             start.space, start.limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
-            first_plans=first, use_up=start.objective.name not in WEIGH_COST, folder=run_folder / "search",
+            first_plans=first_plans(known, parts.searcher), use_up=start.objective.name not in WEIGH_COST,
+            folder=run_folder / "search",
         )  # fmt: skip
         searcher.warm_start(start.earlier)
         searcher.resume()
@@ -89,7 +90,7 @@ def _compress(
             )
         choice = choose(parts.learner, job, searcher, experiment.resources, run_folder, progress)
 
-        plans: dict[str, Plan] = {name: plan for name, plan in first if name in experiment.search.baselines}
+        plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
         plans["compressed"] = choice.plan
         models = trainer.train(parts.learner, job, plans)
 
@@ -116,7 +117,7 @@ def _compress(
         **{name: measurement.to_dict() for name, measurement in measured.items()},
         "exported": exported,
         "plan": choice.plan,
-        "uniform_plan": start.space.uniform(start.limits),
+        "uniform_plan": known["uniform"],
         "objective": start.objective.name,
         "choice": choice.to_dict(),
         "trials": {**searcher.count(), "best": choice.trial},

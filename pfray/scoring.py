@@ -109,8 +109,9 @@ class Scorer:
 
     def _prepare(self) -> None:
         if self.reference is None:
-            self.soft_labels = outputs_of(self.teacher, self.job.task, self.validation, precision=self.precision)
-            evaluation = judge(self.job.task, self.validation, self.soft_labels, self.soft_labels)
+            outputs = outputs_of(self.teacher, self.job.task, self.validation, precision=self.precision)
+            self.soft_labels = outputs if self.job.task.has_soft_labels else None
+            evaluation = judge(self.job.task, self.validation, outputs, self.soft_labels)
             self.reference = measurement_of(self.teacher, self.job.task, evaluation)
 
     def _cache(self, job: Job) -> Any:

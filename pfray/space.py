@@ -87,6 +87,10 @@ class CompressionSpace:
         """The exact cost of a plan, by unit."""
         return self._costs(self._values(plan))
 
+    def costs_at(self, positions: np.ndarray) -> dict[str, float]:
+        """The exact cost of the plan at ``positions`` ``(L,)``, by unit."""
+        return self._costs(self._at(positions))
+
     def encode(self, plan: Plan) -> np.ndarray:
         """Positions ``(L,)`` in 0..1 of a plan's values."""
         start, stop = self._ends
@@ -98,7 +102,7 @@ class CompressionSpace:
 
     def reachable(self, unit: str) -> tuple[float, float]:
         """The lowest and the highest cost that any plan has, in ``unit``."""
-        ends = [self._costs(self._at(np.full(len(self), p)))[unit] for p in (0.0, 1.0)]
+        ends = [self.costs_at(np.full(len(self), p))[unit] for p in (0.0, 1.0)]
         return min(ends), max(ends)
 
     def meets(self, plan: Plan, limits: Limits) -> bool:
@@ -122,7 +126,12 @@ class CompressionSpace:
         low, high = min(values), max(values)
         ends = (low, high) if bound.full > bound.compressed else (high, low)
         defaults = np.array([knob.default or 0.0 for knob in self.knobs])
-        return self._least_compressed(lambda v: self._clip(np.where(self._free, defaults, v)), *ends, limits)
+
+        def values_at(value: float) -> np.ndarray:
+            whole = np.where(self._integer, np.rint(value), value)
+            return self._clip(np.where(self._free, defaults, whole))
+
+        return self._least_compressed(values_at, *ends, limits)
 
     def _least_compressed(
         self, values_at: Callable[[float], np.ndarray], compressed: float, full: float, limits: Limits

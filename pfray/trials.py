@@ -120,7 +120,7 @@ def choose(
     rivals = ranking[: job.search.rescore]
     # The plan that needed no search is always there, so that luck on few images cannot put a worse one in its place.
     rivals += [record for record in ranking if record["trial"] == 0 and record not in rivals]
-    whole = replace(job, search=job.search.model_copy(update={"validation_images": None}))
+    whole = replace(job, search=job.search.model_copy(update={"validation_images": None, "scheduler": "none"}))
     (folder / "rescore").mkdir(exist_ok=True)
     again = _Again(
         searcher.space, searcher.limits, None, trials=len(rivals), folder=folder / "rescore",

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from pfray.config import Experiment, Search
+from pfray.config import Experiment
 from pfray.errors import ConfigError, first_line
 from pfray.space import CompressionSpace, Limits, Plan
 
-# A score means the same in two searches where these settings are the same.
-SAME = ("objective", "thresholds", "rounds", "finetune_steps")
+# A score means the same in two runs where these sections and settings of the search are the same,
+SECTIONS = ("model", "data", "learner")
+SETTINGS = ("thresholds", "rounds", "finetune_steps")
+# and where trials are fine-tuned, these sections too.
+TRAINING = ("finetune", "distill")
 REMEDY = "Remedy: the folder of a run with the same model, learner and kind of score"
 
 
-def read_earlier(experiment: Experiment, space: CompressionSpace, limits: Limits) -> list[tuple[Plan, float | None]]:
+def read_earlier(
+    experiment: Experiment, space: CompressionSpace, limits: Limits, objective: str
+) -> list[tuple[Plan, float | None]]:
     """(plan, score) of the trials in the run folder ``search.warm_start`` that meet this search's limits.
 
-    Raises ConfigError where the folder holds no trials, or those of another space or with another kind of score.
+    objective: the name of this search's score. Raises ConfigError where the folder holds no trials, or those of another
+    space or with another kind of score.
     """
     assert experiment.search.warm_start is not None
     folder = Path(experiment.search.warm_start).expanduser()
@@ -28,22 +36,27 @@ def read_earlier(experiment: Experiment, space: CompressionSpace, limits: Limits
         raw = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
         # Without the end of the text after the last newline: a run that was killed may have left half a line.
         trials = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
-        search = Search.model_validate(raw["search"])
+        other = Experiment.model_validate(raw)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise ConfigError(
             f"search.warm_start: {folder} holds no run that can be read ({first_line(error)}). {REMEDY}"
         ) from error
-    for key in SAME:
-        if getattr(search, key) != getattr(experiment.search, key):
-            raise ConfigError(
-                f"search.warm_start: {folder} was searched with {key}={getattr(search, key)}, this run is with "
-                f"{getattr(experiment.search, key)}, so their scores do not compare. {REMEDY}"
-            )
-    if any(set(trial["plan"]) != set(space.names) for trial in trials):
-        other = set(trials[0]["plan"]) ^ set(space.names)
+    differ = [key for key in SECTIONS if getattr(other, key) != getattr(experiment, key)]
+    differ += [f"search.{key}" for key in SETTINGS if getattr(other.search, key) != getattr(experiment.search, key)]
+    if experiment.search.finetune_steps:
+        differ += [key for key in TRAINING if getattr(other, key) != getattr(experiment, key)]
+    if _objective(other, trials) != objective:
+        differ.append("search.objective")
+    if differ:
         raise ConfigError(
-            f"search.warm_start: {folder} searched another space ({len(other)} knobs differ, such as "
-            f"'{sorted(other)[0] if other else 'none'}'). {REMEDY}"
+            f"search.warm_start: the scores of {folder} do not compare with this run's; these differ: "
+            f"{', '.join(differ)}. {REMEDY}"
+        )
+    if any(set(trial["plan"]) != set(space.names) for trial in trials):
+        unlike = set(trials[0]["plan"]) ^ set(space.names)
+        raise ConfigError(
+            f"search.warm_start: {folder} searched another space ({len(unlike)} knobs differ, such as "
+            f"'{min(unlike, default='none')}'). {REMEDY}"
         )
     plans = [({name: trial["plan"][name] for name in space.names}, trial["score"]) for trial in trials]
     usable = [(plan, score) for plan, score in plans if space.meets(plan, limits)]
@@ -53,3 +66,12 @@ def read_earlier(experiment: Experiment, space: CompressionSpace, limits: Limits
             "Remedy: a run with the same target or a harder one"
         )
     return usable
+
+
+def _objective(experiment: Experiment, trials: Sequence[dict[str, Any]]) -> str | None:
+    """The score's name: as the run's file gives it, else the measured number that every score is equal to."""
+    scored = [trial for trial in trials if trial["score"] is not None]
+    for name in ("agreement", "accuracy"):
+        if experiment.search.objective is None and all(t["measurement"].get(name) == t["score"] for t in scored):
+            return name
+    return experiment.search.objective

@@ -12,7 +12,14 @@ from learners.weight_sparse import Settings, WeightSparse
 from pfray.config import Experiment
 from pfray.data import digits
 from pfray.errors import ConfigError, InfeasibleTarget
-from pfray.goal import check_searcher, first_plans, resolve_limits, resolve_objective, searched_settings
+from pfray.goal import (
+    check_searcher,
+    first_plans,
+    plans_without_search,
+    resolve_limits,
+    resolve_objective,
+    searched_settings,
+)
 from pfray.search.allocate import Allocate
 from pfray.search.random import Random
 from pfray.search.uniform import Uniform
@@ -61,19 +68,22 @@ def test_a_unit_that_the_learner_cannot_change_is_refused(model, task):
 
 
 def test_every_search_starts_with_allocate_then_uniform_then_heuristic(model, space, task):
-    curves = WeightSparse.error_curves(model, task, Settings())
-    found = first_plans(space, {"sparsity": 0.7}, Random, curves)
-    assert [origin for origin, _ in found] == ["allocate", "uniform", "heuristic"]
-    plans = dict(found)
-    assert plans["uniform"] == space.uniform({"sparsity": 0.7})
+    limits = {"sparsity": 0.7}
+    plans = plans_without_search(space, limits, WeightSparse.error_curves(model, task, Settings()))
+    assert list(plans) == ["allocate", "uniform", "heuristic"]
+    assert plans["uniform"] == space.uniform(limits)
     assert plans["heuristic"]["1"] > plans["heuristic"]["2"]
     assert len({tuple(plan.values()) for plan in plans.values()}) == 3
-    assert all(space.meets(plan, {"sparsity": 0.7}) for plan in plans.values())
-    assert [origin for origin, _ in first_plans(space, {"sparsity": 0.7}, Allocate, curves)] == ["allocate", "uniform"]
-    assert [origin for origin, _ in first_plans(space, {"sparsity": 0.7}, Uniform, curves)] == ["uniform"]
-    assert [origin for origin, _ in first_plans(space, {"sparsity": 0.7}, Random)] == ["uniform", "heuristic"]
+    assert all(space.meets(plan, limits) for plan in plans.values())
+    assert first_plans(plans, Random) == tuple(plans.items())
+    assert first_plans(plans, Allocate) == (("allocate", plans["allocate"]),)
+    assert first_plans(plans, Uniform) == (("uniform", plans["uniform"]),)
+    assert first_plans({**plans, "uniform": plans["allocate"]}, Random) == (
+        ("allocate", plans["allocate"]), ("heuristic", plans["heuristic"]),
+    )  # fmt: skip
+    assert list(plans_without_search(space, limits)) == ["uniform", "heuristic"]
     with pytest.raises(InfeasibleTarget, match=r"target.sparsity: 0.99 is out of reach"):
-        first_plans(space, {"sparsity": 0.99}, Random)
+        plans_without_search(space, {"sparsity": 0.99})
 
 
 def test_allocate_without_error_curves_is_refused_before_anything_runs():
@@ -132,7 +142,8 @@ def test_searched_settings_become_free_knobs_around_their_own_values(space):
         ("finetune__epochs", "integers(1, 9)", "'finetune.epochs' cannot be searched."),
         ("finetune__lr", "uniform(0, 1)", "finetune.lr: uniform(0, 1) holds values that are not allowed: input should "
                                           "be greater than 0"),
-        ("learner__interval", "uniform(1.5, 3.5)", "learner.interval: uniform(1.5, 3.5) holds values that are not"),
+        ("learner__interval", "uniform(2, 16)", "learner.interval: uniform(2, 16) holds values that are not"),
+        ("finetune__batch_size", "integers(16, 64)", "'finetune.batch_size' cannot be searched."),
         ("learner__max_sparsity", "uniform(0.5, 0.8)", "learner.max_sparsity shapes the search space itself"),
     ],
 )  # fmt: skip

@@ -143,7 +143,8 @@ def test_a_finished_run_is_neither_overwritten_nor_done_twice(finished, capsys):
 def test_asha_stops_bad_plans_early_and_the_search_completes(ray_cluster, tmp_path, quick):
     raw = {
         **quick, "finetune": {"epochs": 0, "lr": 0.02, "batch_size": 64}, "export": {"tflite": False},
-        "search": {"name": "random", "trials": 9, "rounds": 3, "finetune_steps": 4, "scheduler": "asha", "spread": 0.4},
+        "search": {"name": "random", "trials": 9, "rounds": 3, "finetune_steps": 4, "scheduler": "asha", "spread": 1.0,
+                   "validation_images": 100, "rescore": 3, "baselines": ["uniform"]},
         "resources": {"parallel": 1},
     }  # fmt: skip
     folder = run(load(write(tmp_path, raw)))
@@ -151,6 +152,7 @@ def test_asha_stops_bad_plans_early_and_the_search_completes(ray_cluster, tmp_pa
     assert len(rounds) == 9
     assert rounds[0] == max(rounds) == 3
     assert min(rounds) < 3
+    assert {record["rounds"] for record in read_trials(folder / "rescore" / "trials.jsonl")} == {3}
     assert summary_of(folder)["exported"] is None
 
 
@@ -252,6 +254,8 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
     ({"search": {"space": {"finetune.lr": "uniform(1, 0)"}}}, "search.space.finetune.lr: 'uniform(1, 0)': the lower"),
     ({"search": {"space": {"finetune.lr": "uniform(0.1, 1)"}}}, "changes nothing in trials without fine-tuning"),
+    ({"search": {"name": "ddpg", "env": "Pendulum-v1"}}, "search.env: 'Pendulum-v1' is no environment to search in"),
+    ({"search": {"name": "ddpg", "env": "envs:pfray/None-v0"}}, "search.env: 'envs:pfray/None-v0' is no environment"),
     ({"search": {"warm_start": "no/such/run"}}, "search.warm_start: no/such/run holds no run that can be read"),
     ({"search": {"objective": "accurate"}}, "search.objective: 'accurate' is not allowed"),
     ({"data": {"factory": "tests.userland:brightness"}, "model": {"factory": "tests.userland:Regressor"},

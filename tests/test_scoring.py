@@ -16,6 +16,7 @@ from pfray.measure import evaluate
 from pfray.models.lenet import lenet
 from pfray.objective import Objective
 from pfray.scoring import Scorer
+from pfray.task import soft_cross_entropy
 from pfray.train import fit
 
 CPU = torch.device("cpu")
@@ -88,6 +89,20 @@ def test_latency_is_measured_where_the_score_needs_it(job):
     # All of the accuracy wanted, three quarters of 0.6 saved, but no faster: about the latency's threshold is left.
     assert 0.05 < result["score"] < 0.6
     assert Scorer(WeightSparse, job, CPU).score(uniform(job, 0.8))["measurement"]["latency_ms"] is None
+
+
+def test_a_task_without_soft_labels_is_scored_by_its_accuracy(job):
+    # One number a sample, which no softmax takes.
+    task = replace(
+        job.task,
+        loss=lambda outputs, targets: (outputs[:, 0] - targets).square().mean(),
+        score=lambda outputs, targets: ((outputs[:, 0] - targets).abs() < 3).float(),
+        soft_loss=soft_cross_entropy,
+    )
+    scorer = Scorer(WeightSparse, replace(job, task=task, objective=Objective("accuracy")), CPU)
+    measured = scorer.score(uniform(job, 0.5))["measurement"]
+    assert measured["agreement"] is None
+    assert measured["accuracy"] > 0
 
 
 class Raising(WeightSparse):

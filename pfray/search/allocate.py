@@ -71,7 +71,7 @@ def _cost_along(
     costs = np.empty(len(grid))
     for place, position in enumerate(grid):
         moved[index] = position
-        plan_costs = space.costs(space.decode(moved))
+        plan_costs = space.costs_at(moved)
         costs[place] = sum((-1 if u in AT_LEAST else 1) * plan_costs[u] / abs(limit) for u, limit in limits.items())
     return costs
 

@@ -21,7 +21,8 @@ from pfray.errors import PfrayError
 from pfray.files import write_atomically
 from pfray.space import CompressionSpace, Limits, Plan
 
-# A searcher that keeps returning plans it has already tried is believed after so many of them.
+# A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole
+# numbers, or a single knob that the target decides.
 RETRIES = 20
 
 
@@ -56,6 +57,8 @@ class PlanSearcher(Searcher):
         self.space, self.limits, self.settings = space, dict(limits), settings
         self.trials, self.use_up, self.folder = trials, use_up, folder
         self.rng = np.random.default_rng(seed)
+        # (L,): the knobs that are searched settings, which no target moves.
+        self.free = np.array([knob.free for knob in space.knobs], dtype=bool)
         # Where a search without knowledge of its own looks first: around the first of the first plans.
         self.center = space.encode(first_plans[0][1] if first_plans else space.uniform(limits))
         self.records: list[dict[str, Any]] = []
@@ -68,6 +71,8 @@ class PlanSearcher(Searcher):
         ]
         self.asked = len(self.queue)
         self.running: dict[str, int] = {}
+        # Whether no plan is left that was not tried.
+        self.exhausted = False
         # What kept the last record from being written.
         self.failure: Exception | None = None
 
@@ -94,6 +99,16 @@ class PlanSearcher(Searcher):
             if best not in [entry["plan"] for entry in self.queue]:
                 self.queue.append({"trial": self.asked, "origin": "warm start", "plan": best})
                 self.asked += 1
+
+    def scattered(self, positions: np.ndarray, spread: float) -> np.ndarray:
+        """Positions ``(L,)`` drawn around others; searched settings anywhere in their range.
+
+        spread: standard deviation of the whole move; each knob's is this over the root of their number.
+        """
+        drawn = positions + spread / np.sqrt(len(self.space)) * self.rng.standard_normal(len(self.space))
+        if self.free.any():
+            drawn[self.free] = self.rng.random(self.free.sum())
+        return drawn
 
     # -- Ray Tune's side
 
@@ -171,7 +186,7 @@ class PlanSearcher(Searcher):
         """Whether no plan is left to try: the budget is used up, or ``ask`` has no more to offer."""
         if self.queue or self.pending:
             return False
-        return self.asked >= self.trials or not self.open_ended
+        return self.asked >= self.trials or not self.open_ended or self.exhausted
 
     def count(self) -> dict[str, int | None]:
         """The numbers of finished and failed trials, and the best one's."""
@@ -202,17 +217,17 @@ class PlanSearcher(Searcher):
         return {"trial": self.asked - 1, "origin": self.origin, "plan": plan}
 
     def _new_plan(self) -> Plan | None:
-        """A plan of ``ask`` on the target, and one not tried before where the searcher can find one."""
+        """A plan of ``ask`` on the target that was not tried before; None where there is none."""
         tried = [entry["plan"] for entry in (*self.records, *self.pending.values())]
-        plan = None
         for _ in range(RETRIES):
             asked = self.ask()
             if asked is None:
                 return None
             plan = self._within_limits(asked)
             if plan not in tried:
-                break
-        return plan
+                return plan
+        self.exhausted = True
+        return None
 
     def _within_limits(self, plan: Plan) -> Plan:
         on_range = self.space.decode(self.space.encode(plan))

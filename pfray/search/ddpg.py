@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from pfray.errors import ConfigError, first_line
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
@@ -190,7 +191,15 @@ class DDPG(PlanSearcher):
 
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
-        set_, env, knobs = self.settings, self._env(), len(self.space)
+        set_, knobs = self.settings, len(self.space)
+        try:
+            env = self._env()
+            env.unwrapped.action_for(0.0)  # type: ignore[attr-defined]
+        except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"search.env: '{set_.env}' is no environment to search in ({first_line(error)}). "
+                f"Remedy: {Settings.env}, or one with its arguments and its action_for"
+            ) from error
         self.agent = Agent(
             env.observation_space,
             env.action_space,
@@ -202,6 +211,7 @@ class DDPG(PlanSearcher):
             gamma=0.0,
             batch=set_.batch,
             group=knobs,
+            capacity=knobs * 10**9,  # all episodes, for their rewards change with every score
             # Per knob, where Q is about R / sqrt(L).
             anchor=set_.anchor * knobs**0.5,
         )
@@ -215,6 +225,8 @@ class DDPG(PlanSearcher):
         observation, _ = self._reset(env)
         while not over:
             action = self.agent.act(observation, self.noise, explore=warming)
+            if warming and self.free[env.unwrapped.knob]:  # type: ignore[attr-defined]
+                action = self.rng.uniform(-1.0, 1.0, 1)
             observation, _, over, _, info = env.step(action)
         return info["plan"]
 
@@ -254,13 +266,14 @@ class DDPG(PlanSearcher):
 
     def _env(self) -> gymnasium.Env:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
+        # A searched setting is looked for in all of its range.
         return gymnasium.make(
             self.settings.env,
             space=self.space,
             target=self.limits,
             evaluate=_unmeasured,
-            center=self.center,
-            spread=self.settings.spread,
+            center=np.where(self.free, 0.5, self.center),
+            spread=np.where(self.free, 0.5, self.settings.spread),
             shuffle=self.settings.shuffle,
             static=True,
             disable_env_checker=True,

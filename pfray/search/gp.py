@@ -70,14 +70,14 @@ class GP(PlanSearcher):
         return self._best_bound() if searched else self._around(self.center)
 
     def _around(self, positions: np.ndarray) -> Plan:
-        scatter = self.settings.spread / np.sqrt(len(self.space)) * self.rng.standard_normal(len(self.space))
-        return self.space.decode(positions + scatter)
+        return self.space.decode(self.scattered(positions, self.settings.spread))
 
     def _best_bound(self) -> Plan:
         """The plan of the highest upper confidence bound near the best one; beside it where that was tried before."""
         positions, scores = self._history()
-        moved = np.array([not knob.free for knob in self.space.knobs])
-        bound = NearBest(positions, moved, self.settings.trust / np.sqrt(len(self.space)), self.settings.kappa)
+        moved = self._moved
+        reach = np.where(self.free, 1.0, self.settings.trust / np.sqrt(len(self.space)))
+        bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
             None,
             dict.fromkeys(self.space.names, (-1.0, 1.0)),
@@ -99,10 +99,15 @@ class GP(PlanSearcher):
             self.theta, self.fitted = bound.theta, len(self.told)
         plan = self.space.decode(np.array([suggested[name] for name in self.space.names]))
         tried = [entry["plan"] for entry in (*self.records, *self.pending.values())]
-        return self._around(bound.best) if self.space.fit_to_target(plan, self.limits) in tried else plan
+        return self._around(bound.best) if self._within_limits(plan) in tried else plan
+
+    @property
+    def _moved(self) -> np.ndarray:
+        """``(L,)``: the knobs whose common step the target decides; none where plans need not use the target up."""
+        return ~self.free if self.use_up else np.zeros_like(self.free)
 
     def _history(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions ``(n, L)`` and scores ``(n,)`` of the different plans; of a plan tried twice, the mean score.
+        """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; of one tried twice, the mean score.
 
         A failed plan counts as bad as the worst; one still running as an average one, which near the best is a bad one,
         so that it is not suggested again, and elsewhere says nothing (a "constant liar", Ginsbourger et al. 2010).
@@ -113,7 +118,8 @@ class GP(PlanSearcher):
         told = [(plan, worst if score is None else score) for plan, score in self.told]
         for plan, score in [*told, *((entry["plan"], mean) for entry in self.pending.values())]:
             x = self.space.encode(plan)
-            found.setdefault(x.tobytes(), (x, []))[1].append(score)
+            z = np.round(without_common_step(x, self._moved), 9) + 0.0  # -0.0 would be another key
+            found.setdefault(z.tobytes(), (x, []))[1].append(score)
         return np.array([x for x, _ in found.values()]), np.array([np.mean(scores) for _, scores in found.values()])
 
 
@@ -121,11 +127,12 @@ class NearBest(UpperConfidenceBound):
     """The upper confidence bound, maximized over the box around the best of the plans tried.
 
     positions ``(n, L)``: x of the plans, in the order in which their z were registered. moved ``(L,)``: the knobs that
-    the target moves. reach: half the side of the box. The library's own search calls the process some 10,000 times and
-    differentiates numerically, L + 1 calls a step; here the gradient is exact and a suggestion takes two short climbs.
+    the target moves. reach ``(L,)``: half the sides of the box. The library's own search calls the process some 10,000
+    times and differentiates numerically, L + 1 calls a step; here the gradient is exact and a suggestion takes two
+    short climbs.
     """
 
-    def __init__(self, positions: np.ndarray, moved: np.ndarray, reach: float, kappa: float) -> None:
+    def __init__(self, positions: np.ndarray, moved: np.ndarray, reach: np.ndarray, kappa: float) -> None:
         super().__init__(kappa=kappa)
         self.positions, self.moved, self.reach = positions, moved, reach
         # Known after ``suggest``: x of the best plan, and the fitted kernel's parameters (see ``_kernel``).
@@ -178,6 +185,8 @@ class NearBest(UpperConfidenceBound):
 
 def without_common_step(positions: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """z of x ``(..., L)``: the mean over the ``moved`` knobs is taken off them."""
+    if not moved.any():
+        return positions
     return positions - moved * positions[..., moved].mean(-1, keepdims=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field
 
 from pfray.search.base import PlanSearcher
@@ -26,5 +25,4 @@ class Random(PlanSearcher):
     origin = "random"
 
     def ask(self) -> Plan:
-        spread = self.settings.spread / np.sqrt(len(self.space))
-        return self.space.decode(self.center + spread * self.rng.standard_normal(len(self.space)))
+        return self.space.decode(self.scattered(self.center, self.settings.spread))

@@ -18,6 +18,9 @@ from pydantic import Field
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
+# The prior's standard deviation for a searched setting, as a share of its range.
+FREE_SPREAD = 0.3
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,15 +42,16 @@ class TPE(PlanSearcher):
     settings_type = Settings
 
     @property
-    def _deviation(self) -> float:
-        return self.settings.spread / np.sqrt(len(self.space))
+    def _deviation(self) -> np.ndarray:
+        return np.where(self.free, FREE_SPREAD, self.settings.spread / np.sqrt(len(self.space)))
 
     def ask(self) -> Plan:
         trials = self._history()
         searched = len(trials.trials) >= self.settings.startup
         self.origin = "searched" if searched else "random"
-        drawn = self._suggest(trials) if searched else self.rng.standard_normal(len(self.space))
-        return self.space.decode(self.center + self._deviation * drawn)
+        if not searched:
+            return self.space.decode(self.scattered(self.center, self.settings.spread))
+        return self.space.decode(self.center + self._deviation * self._suggest(trials))
 
     def _suggest(self, trials: Trials) -> np.ndarray:
         """Hyperopt's choice ``(L,)``, in the prior's standard deviations."""
