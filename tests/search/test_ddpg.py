@@ -10,8 +10,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from envs.layerwise import toy
+from pfray.agent import Agent
 from pfray.search.base import PlanSearcher
-from pfray.search.ddpg import DDPG, Agent, Settings, normalized
+from pfray.search.ddpg import DDPG, Settings, normalized
 from pfray.search.random import Random
 from pfray.search.random import Settings as RandomSettings
 
@@ -201,3 +202,37 @@ def test_the_knobs_can_be_decided_in_another_order_in_every_episode():
         orders[shuffle] = {tuple(row) for row in places.tolist()}
     assert len(orders[False]) == 1
     assert len(orders[True]) > 1
+
+
+def test_a_step_common_to_an_episodes_actions_teaches_nothing_where_the_target_undoes_it():
+    def trained(step: float, level: bool) -> np.ndarray:
+        agent = Agent(STATE, ACTION, batch=8, group=3, level=level, gamma=0.0)
+        draws = np.random.default_rng(0)
+        for _ in range(10):
+            actions, reward = draws.uniform(1, 2, 3), draws.random()
+            for action, bound in zip(actions, (True, True, False), strict=True):
+                agent.remember(np.zeros(2), np.float32([action + step * bound]), reward, np.zeros(2), False, bound)
+        agent.train(5)
+        return agent.critic[0].weight.detach().numpy().copy()
+
+    assert trained(0.0, True) == pytest.approx(trained(0.7, True), abs=1e-6)
+    assert np.abs(trained(0.0, False) - trained(0.7, False)).max() > 1e-4
+
+
+def test_of_the_draws_the_critic_chooses_the_one_it_values_most():
+    agent = Agent(STATE, ACTION, group=4, level=True)
+    weight, bias = agent.critic[0].weight, agent.critic[0].bias
+    with torch.no_grad():
+        # Q is the action of the knobs whose first observed number is 1, less that of all others.
+        for layer in (agent.critic[0], agent.critic[2], agent.critic[4]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        bias[0] = 3.0
+        weight[0, 2], agent.critic[2].weight[0, 0], agent.critic[4].weight[0, 0] = 1.0, 1.0, 1.0
+    states, bound = np.zeros((4, 2)), np.ones((4, 1))
+    around = np.zeros((4, 1))
+    bound[3] = 0  # the last is free: its own action counts, the others' common step does not
+    few, many = (
+        np.mean([agent.propose(states, around, bound, 0.3, count)[3, 0] for _ in range(40)]) for count in (1, 50)
+    )
+    assert many > few + 0.3
