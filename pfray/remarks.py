@@ -78,7 +78,7 @@ def _doubts(summary: Summary) -> list[str]:
                          f"{score_text(baseline, 2)} on the test split")
     near, error = number(choice, "within_error"), number(choice, "standard_error")
     if near is not None and near > 1 and error is not None:
-        remedy = "" if choice.get("rescored") else ". More search.validation_images tell them apart"
+        remedy = "" if choice.get("all_images") else ". More search.validation_images tell them apart"
         notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
                      f"choice among them is close to chance{remedy}")
     return notes

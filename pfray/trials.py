@@ -85,6 +85,7 @@ class Choice:
     """The trial that was chosen. rescored: it and its rivals on all validation images, the best first.
 
     within_error: how many of the plans scored the same way are no further below the best than its standard error.
+    all_images: whether the score is that on all validation images.
     """
 
     trial: int
@@ -93,6 +94,7 @@ class Choice:
     score: float
     standard_error: float | None
     within_error: int
+    all_images: bool
     rescored: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,8 +117,9 @@ def choose(
             "Remedy: see search/trials.jsonl in the run folder, mend the cause, and run again with --force"
         )
     used = job.search.validation_images
-    if used is None or used >= len(job.task.validation) or not job.search.rescore or len(ranking) == 1:
-        return _choice(ranking, [])
+    all_images = used is None or used >= len(job.task.validation)
+    if all_images or not job.search.rescore or len(ranking) == 1:
+        return _choice(ranking, all_images, [])
     rivals = ranking[: job.search.rescore]
     # The plan that needed no search is always there, so that luck on few images cannot put a worse one in its place.
     rivals += [record for record in ranking if record["trial"] == 0 and record not in rivals]
@@ -131,15 +134,17 @@ def choose(
         run_trials(learner, whole, again, whole.search, resources, folder, progress, None, name="rescore")
     # Their numbers are those of the search.
     rescored = [{**record, "trial": rivals[record["trial"]]["trial"]} for record in again.ranking()]
-    return _choice(rescored, rescored) if rescored else _choice(ranking, [])
+    return _choice(rescored, True, rescored) if rescored else _choice(ranking, False, [])
 
 
-def _choice(ranking: list[dict[str, Any]], rescored: list[dict[str, Any]]) -> Choice:
+def _choice(ranking: list[dict[str, Any]], all_images: bool, rescored: list[dict[str, Any]]) -> Choice:
     best = ranking[0]
     error = best["standard_error"] or 0.0
     close = sum(record["score"] >= best["score"] - error for record in ranking)
     kept = [{key: record[key] for key in ("trial", "origin", "score", "standard_error")} for record in rescored]
-    return Choice(best["trial"], best["origin"], best["plan"], best["score"], best["standard_error"], close, kept)
+    return Choice(
+        best["trial"], best["origin"], best["plan"], best["score"], best["standard_error"], close, all_images, kept
+    )
 
 
 class _Again(PlanSearcher):

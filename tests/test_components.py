@@ -43,7 +43,8 @@ def test_helpers_and_base_classes_are_not_offered():
     for kind, name in (("model", "_conv_bn"), ("model", "MobileNetV1"), ("data", "arrays"), ("data", "track")):
         with pytest.raises(ConfigError, match=f"{kind}: unknown name '{name}'"):
             find_function(kind, name)
-    with pytest.raises(ConfigError, match=r"search: unknown name 'base'\. Allowed: heuristic, random, tpe, uniform"):
+    known = "allocate, ddpg, gp, heuristic, random, tpe, uniform"
+    with pytest.raises(ConfigError, match=rf"search: unknown name 'base'\. Allowed: {known}"):
         find_class("search", "base", PlanSearcher)
 
 

@@ -95,7 +95,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),
     ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, ddpg, gp, heuristic, random, tpe, uniform"),
     ({"search": {"name": "tpe", "trails": 9}}, "search.trails: unknown key"),
-    ({"search": {"name": "random", "spread": 2}}, "search.spread: 2 is not allowed"),
+    ({"search": {"name": "random", "spread": 20}}, "search.spread: 20 is not allowed"),
     ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),
     ({"search": {"rounds": 3}}, "set search.finetune_steps"),
     ({"search": {"trials": -1}}, "search.trials: -1 is not allowed: input should be greater than or equal to 1"),

@@ -76,7 +76,8 @@ def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_pat
 
 
 def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw, ray_cluster):
-    raw = {**raw, "search": {"name": "uniform", "trials": 1}, "finetune": {**raw["finetune"], "epochs": 6}}
+    search = {**raw["search"], "name": "uniform", "trials": 1}
+    raw = {**raw, "search": search, "finetune": {**raw["finetune"], "epochs": 6}}
     killed, folder = write(tmp_path, raw, fault="driver", stage="training", at=80)
     assert start(killed).returncode == -9
     trials = (folder / "search" / "trials.jsonl").read_text()
@@ -131,7 +132,8 @@ def test_a_retraining_that_diverges_fails_with_one_line(tmp_path, raw, ray_clust
 
 def test_a_search_without_one_usable_trial_fails_with_the_cause(tmp_path, raw, ray_cluster, capsys):
     path = tmp_path / "broken.yaml"
-    path.write_text(yaml.safe_dump({**raw, "learner": "tests.faults:AlwaysBroken", "search": {"trials": 3}}))
+    search = {**raw["search"], "trials": 3}
+    path.write_text(yaml.safe_dump({**raw, "learner": "tests.faults:AlwaysBroken", "search": search}))
     assert main([str(path)]) == 1
     assert "all 3 trials failed; the first error: ValueError: always broken" in capsys.readouterr().err
     assert main([str(path), "--force", "learner=tests.faults:Unprepared"]) == 1

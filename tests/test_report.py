@@ -203,7 +203,7 @@ def test_nothing_is_held_back_when_the_result_is_good() -> None:
          "no searched plan scored better than 'allocate', which needs no search"),
         ({"choice": {"origin": "searched", "within_error": 7, "standard_error": 0.0134}},
          "the best 7 plans are within one standard error (0.013) of the best score, so the choice among them is close "
-         "to chance. More validation images tell them apart"),
+         "to chance. More search.validation_images tell them apart"),
         ({"target": {"max_drop": 0.002}}, "the goal is missed: 0.30 points lost, 0.20 allowed (target.max_drop)"),
     ],
 )  # fmt: skip

@@ -160,7 +160,8 @@ def test_a_model_and_data_of_the_users_own_that_are_no_classification(ray_cluste
     raw = {
         **quick, "model": {"factory": "tests.userland:Regressor", "hidden": 16},
         "data": {"factory": "tests.userland:brightness"}, "target": {"params": "0.5x"},
-        "search": {"name": "random", "trials": 3}, "teacher": {"epochs": 20, "lr": 0.05, "batch_size": 16},
+        "search": {"name": "random", "trials": 3, "baselines": ["uniform"]},
+        "teacher": {"epochs": 20, "lr": 0.05, "batch_size": 16},
     }  # fmt: skip
     summary = summary_of(run(load(write(tmp_path, raw))))
     assert summary["compressed"]["nonzero_params"] <= 0.5 * summary["teacher"]["params"]
