@@ -59,20 +59,18 @@ def search(piece: Sequence[Any]) -> Record:
         "accuracies": [(record["measurement"] or {"accuracy": 0.0})["accuracy"] for record in searcher.records],
         "scores": [record["score"] for record in searcher.records],
         "origins": [record["origin"] for record in searcher.records],
-        **_choose(work, scorer, searcher.ranking()),
+        **_choose(work, scorer, searcher.rivals(work.search.rescore)),
     }
 
 
-def _choose(work: Any, scorer: Any, ranking: list[dict[str, Any]]) -> Record:
-    """As ``trials.choose`` does: the best trials and the first again, on all validation images."""
+def _choose(work: Any, scorer: Any, rivals: list[dict[str, Any]]) -> Record:
+    """As ``trials.choose`` does: the rivals again, on all validation images."""
     import torch
 
     from learners.weight_sparse import WeightSparse
     from pfray.measure import evaluate
     from pfray.scoring import Scorer
 
-    rivals = ranking[: work.search.rescore]
-    rivals += [record for record in ranking if record["trial"] == 0 and record not in rivals]
     whole = replace(work, search=work.search.model_copy(update={"validation_images": None}))
     again = Scorer(WeightSparse, whole, torch.device("cpu"))
     results = [again.score(record["plan"]) for record in rivals]

@@ -34,8 +34,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     space, target, evaluate: what to decide, the limits by unit that every plan keeps, and the reward of a whole plan;
         none of the three gives a toy landscape, whose best plan and reward are in ``optimum``.
     center, spread: ``(L,)`` positions that the action 0 leads to, and how far the actions -1 and 1 lead from them, one
-        number for all or ``(L,)``.
-        Default: the actions span the whole range.
+        number for all or ``(L,)``. By default the actions span the whole range.
     shuffle: decide the knobs in another order every episode.
     static: leave out of the observation whatever depends on the actions before.
 
@@ -75,8 +74,6 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.spread = np.broadcast_to(np.asarray(spread, dtype=float), len(space))
         self.shuffle, self.static, self.render_mode = shuffle, static, render_mode
 
-        # A free knob costs nothing, so that no limit binds it.
-        self._bound = np.array([not knob.free for knob in space.knobs])
         self._single = [CompressionSpace((knob,), space.costs_of) for knob in space.knobs]
         self._sign = np.array([-1.0 if unit in AT_LEAST else 1.0 for unit in self.target])
         self._limits = self._sign * np.array(list(self.target.values()), dtype=float)
@@ -153,7 +150,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _costs(self, values: np.ndarray) -> np.ndarray:
         """Signed costs ``(U,)``, one a unit of the target."""
-        costs = self.space.costs_of(values[self._bound])
+        costs = self.space.costs_of(values[~self.space.free])
         return self._sign * np.array([costs[unit] for unit in self.target], dtype=float)
 
     # -- the observation

@@ -105,13 +105,13 @@ class WeightSparse(Learner):
 
         e_l(s) = sum of w^2 over the ``zeros(s)`` smallest magnitudes / sum of w^2 over all.
         """
-        curves = {}
-        layers = weight_layers(model)
-        for knob in WeightSparse.space(model, task, settings).knobs:
-            squares = layers[knob.name].weight.detach().flatten().double().square().sort().values
+        space = WeightSparse.space(model, task, settings)
+        plans = [space.decode(np.full(len(space), position)) for position in np.linspace(0.0, 1.0, GRID)]
+        layers, curves = weight_layers(model), {}
+        for name in space.names:
+            squares = layers[name].weight.detach().flatten().double().square().sort().values
             lost = np.concatenate([[0.0], squares.cumsum(0).numpy()]) / max(squares.sum().item(), 1e-30)
-            sparsities = -np.expm1(np.linspace(1.0, 0.0, GRID) * np.log1p(-knob.compressed))
-            curves[knob.name] = lost[np.rint(sparsities * (len(lost) - 1)).astype(int)]
+            curves[name] = lost[[zeros(plan[name], len(squares)) for plan in plans]]
         return curves
 
     @staticmethod

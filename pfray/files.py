@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and a reader of those that grow by a line."""
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pfray.errors import StorageError
 
@@ -49,3 +51,17 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write a whole file through ``replacing``; a text as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file of one a line, and how many lines hold none (a killed run may leave half a line)."""
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records, len(lines) - len(records) + bool(rest)

@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from pfray.components import nearest
 from pfray.config import Experiment, Target
 from pfray.errors import ConfigError
+from pfray.job import updated
 from pfray.learner import Learner
 from pfray.measure import count_params
 from pfray.objective import COST, Objective
 from pfray.ranges import as_knob
 from pfray.search.allocate import Allocate, Curves, allocate_plan
 from pfray.search.base import PlanSearcher
-from pfray.search.heuristic import Heuristic, heuristic_plan
-from pfray.search.uniform import Uniform
+from pfray.search.heuristic import heuristic_plan
 from pfray.space import CompressionSpace, Knob, Limits, Plan
 from pfray.task import Task
 
@@ -29,14 +29,14 @@ NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
 def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, learner: str) -> dict[str, float]:
     """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks."""
-    whole = {"params": count_params(model)[0]}
-    offered = space.costs({knob.name: knob.full for knob in space.knobs})
+    full = {knob.name: knob.full for knob in space.knobs}
+    offered = space.costs(full)
+    whole = {**offered, "params": count_params(model)[0]}
     limits = {}
     for unit, value in target.costs().items():
         if unit not in offered:
             raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
         limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
-    full = {knob.name: knob.full for knob in space.knobs}
     if space.meets(full, limits):
         (unit, limit), *_ = limits.items()
         low, high = space.reachable(unit)
@@ -68,11 +68,11 @@ def searched_settings(
     space_of(learner's settings): the space they give; a setting that shapes it cannot be searched in it.
     """
     sections = {"finetune": experiment.finetune, "distill": experiment.distill, "learner": learner_settings}
+    known = [f"{section}.{key}" for section, settings in sections.items() for key in vars(settings)]
+    known = [path for path in known if path not in NOT_SEARCHED]
     knobs, mistakes = [], []
     for name, text in experiment.search.space.items():
         section, _, key = name.partition(".")
-        known = [f"{s}.{k}" for s, settings in sections.items() for k in vars(settings)]
-        known = [path for path in known if path not in NOT_SEARCHED]
         if name not in known:
             mistakes.append(f"search.space: '{name}' cannot be searched.{nearest(name, known)} "
                             f"Allowed: {', '.join(known)}")  # fmt: skip
@@ -80,8 +80,7 @@ def searched_settings(
         value = getattr(sections[section], key)
         knob = as_knob(name, text, float(value) if isinstance(value, int | float) else None)
         try:
-            ends = [TypeAdapter(type(sections[section])).validate_python({**vars(sections[section]), key: end})
-                    for end in _examples(knob)]  # fmt: skip
+            ends = [updated(sections[section], {key: end}) for end in _examples(knob)]
         except ValidationError as error:
             mistakes.append(f"search.space: {name}: {text} holds values that are not allowed: "
                             f"{error.errors()[0]['msg'].lower()}. Remedy: another range")  # fmt: skip
@@ -111,8 +110,7 @@ def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves
 
 def first_plans(plans: Mapping[str, Plan], searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
     """Of ``plans_without_search``, those that a searcher tries first: all, or its own; equal ones once."""
-    own = {Uniform: "uniform", Allocate: "allocate", Heuristic: "heuristic"}.get(searcher)
-    chosen = [(origin, plan) for origin, plan in plans.items() if own in (None, origin)]
+    chosen = [(origin, plan) for origin, plan in plans.items() if searcher.open_ended or origin == searcher.origin]
     return tuple(
         (origin, plan) for i, (origin, plan) in enumerate(chosen) if plan not in [earlier for _, earlier in chosen[:i]]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,7 +21,7 @@ ACCURACY = Objective("accuracy")
 class Job:
     """teacher: the uncompressed model, on the CPU. settings: the learner's own ``Settings``.
 
-    searched: the knobs that are settings and no part of the model, such as ``finetune.lr``, by section.
+    searched: the names of the knobs that are settings and no part of the model, such as ``finetune.lr``.
     """
 
     task: Task
@@ -33,24 +33,28 @@ class Job:
     seed: int
     precision: str
     objective: Objective = ACCURACY
-    searched: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    searched: tuple[str, ...] = ()
 
     def for_plan(self, plan: Plan) -> tuple[Job, Plan]:
         """(the job with the settings that ``plan`` chose, the rest of the plan: what is decided about the model)."""
         chosen: dict[str, dict[str, float]] = {"finetune": {}, "distill": {}, "learner": {}}
-        for name, (section, key) in self.searched.items():
+        for name in self.searched:
+            section, _, key = name.partition(".")
             chosen[section][key] = plan[name]
         job = replace(
             self,
-            training=_updated(self.training, chosen["finetune"]),
-            distill=_updated(self.distill, chosen["distill"]),
-            settings=_updated(self.settings, chosen["learner"]),
+            training=updated(self.training, chosen["finetune"]),
+            distill=updated(self.distill, chosen["distill"]),
+            settings=updated(self.settings, chosen["learner"]),
         )
         return job, {name: value for name, value in plan.items() if name not in self.searched}
 
 
-def _updated(settings: Any, chosen: Mapping[str, float]) -> Any:
-    """A copy of validated settings with ``chosen`` values, validated again (a whole float becomes an int or bool)."""
+def updated(settings: Any, chosen: Mapping[str, float]) -> Any:
+    """A copy of validated settings with ``chosen`` values, validated again (a whole float becomes an int or bool).
+
+    Raises pydantic's ValidationError for a value that is not allowed.
+    """
     if not chosen:
         return settings
     return TypeAdapter(type(settings)).validate_python({**vars(settings), **chosen})

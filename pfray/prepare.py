@@ -41,7 +41,7 @@ class Parts:
 class Start:
     """All that a run starts from. ``model`` has the experiment's weights, or none worth keeping yet.
 
-    searched: the knobs that are settings, by (section, key). earlier: the trials of a warm start.
+    searched: the names of the knobs that are settings. earlier: the trials of a warm start.
     """
 
     parts: Parts
@@ -50,7 +50,7 @@ class Start:
     space: CompressionSpace
     limits: Limits
     objective: Objective
-    searched: Mapping[str, tuple[str, str]]
+    searched: tuple[str, ...]
     earlier: Sequence[tuple[Plan, float | None]]
 
 
@@ -68,11 +68,8 @@ def load(experiment: Experiment) -> Start:
     space = space.with_free(knobs)
     objective = resolve_objective(experiment, task)
     parts.searcher(space, limits, parts.search_settings)  # so are settings that only the searcher can judge
-    return Start(
-        parts, task, model, space, limits, objective,
-        searched={knob.name: (knob.name.partition(".")[0], knob.name.partition(".")[2]) for knob in knobs},
-        earlier=read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else (),
-    )  # fmt: skip
+    earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
+    return Start(parts, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
 
 
 def resolve(experiment: Experiment) -> Parts:

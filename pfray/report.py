@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from pfray import figures
 from pfray.errors import StorageError
 from pfray.figures import Record, number
-from pfray.files import write_atomically
+from pfray.files import read_records, write_atomically
 from pfray.remarks import Summary, headline, latency_text, remarks, score_text, size_text
 from pfray.report_style import PAGE
 
@@ -49,7 +49,8 @@ def write(run_dir: Path) -> Path:
 
 def _read_summary(path: Path) -> Summary:
     try:
-        summary = _parse(path.read_text(encoding="utf-8"))
+        # JSON has no NaN, Python's writes one all the same; it means the number is not known.
+        summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError) as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise StorageError(f"{path}: {reason}. {REMEDY}") from error
@@ -59,26 +60,12 @@ def _read_summary(path: Path) -> Summary:
 
 
 def _read_trials(path: Path) -> tuple[list[Record], int]:
-    """(trials, lines that cannot be read): a run that was killed may have left half a line."""
+    """(trials, lines that cannot be read)."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = [line for line in text.split("\n") if line.strip()]
+        trials, unreadable = read_records(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}). {REMEDY}") from error
-    trials = []
-    for line in lines:
-        try:
-            trial = _parse(line)
-        except ValueError:
-            continue
-        if isinstance(trial, dict) and isinstance(trial.get("trial"), int):
-            trials.append(trial)
-    return sorted(trials, key=lambda trial: trial["trial"]), len(lines) - len(trials)
-
-
-def _parse(text: str) -> Any:
-    # JSON has no NaN, Python's writes one all the same; it means the number is not known.
-    return json.loads(text, parse_constant=lambda _: None)
+    return sorted(trials, key=lambda trial: trial["trial"]), unreadable
 
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:

@@ -120,4 +120,3 @@ class Scorer:
             self.cache = self.learner.prepare(self.teacher, job.task, job.settings)
             self.cache_of = job.settings
         return self.cache
-

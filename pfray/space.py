@@ -31,6 +31,7 @@ class Knob:
         to 0.95 is then as far as from 0.0 to 0.5, for both halve what is left.
     facts: static numbers of the layer or group (params, macs, ...), for heuristics and observations.
     free: a searched setting (a learning rate) and no part of the model: it costs nothing, so no target moves it.
+    choices: the only values allowed, both ends among them; empty for every value (or whole number) of the range.
     default: the value of a free knob where nothing has been learned about it yet.
     """
 
@@ -40,12 +41,15 @@ class Knob:
     scale: Literal["linear", "log", "log_density"] = "linear"
     integer: bool = False
     facts: Mapping[str, float] = field(default_factory=dict)
+    choices: tuple[float, ...] = ()
     free: bool = False
     default: float | None = None
 
     def __post_init__(self) -> None:
         if self.compressed == self.full:
             raise ValueError(f"knob {self.name}: both ends are {self.full}")
+        if self.choices and {self.compressed, self.full} != {min(self.choices), max(self.choices)}:
+            raise ValueError(f"knob {self.name}: the choices do not end at {self.compressed} and {self.full}")
         if self.scale == "log" and min(self.compressed, self.full) <= 0:
             raise ValueError(f"knob {self.name}: a log scale needs values above 0, not {self.compressed}, {self.full}")
         if self.free == (self.default is None):
@@ -78,6 +82,11 @@ class CompressionSpace:
     @cached_property
     def names(self) -> list[str]:
         return [knob.name for knob in self.knobs]
+
+    @cached_property
+    def free(self) -> np.ndarray:
+        """``(L,)`` booleans: the knobs that are searched settings, which cost nothing and which no target moves."""
+        return np.array([knob.free for knob in self.knobs], dtype=bool)
 
     def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:
         """The same space with searched settings beside its own knobs."""
@@ -117,7 +126,7 @@ class CompressionSpace:
         meets the limits.
         """
         start = self.encode(plan)
-        return self._least_compressed(lambda step: self._at(start + np.where(self._free, 0.0, step)), -1.0, 1.0, limits)
+        return self._least_compressed(lambda step: self._at(start + np.where(self.free, 0.0, step)), -1.0, 1.0, limits)
 
     def uniform(self, limits: Limits) -> Plan:
         """The plan that meets the limits with one value for all knobs (each knob's range permitting)."""
@@ -128,8 +137,7 @@ class CompressionSpace:
         defaults = np.array([knob.default or 0.0 for knob in self.knobs])
 
         def values_at(value: float) -> np.ndarray:
-            whole = np.where(self._integer, np.rint(value), value)
-            return self._clip(np.where(self._free, defaults, whole))
+            return self._allowed(np.where(self.free, defaults, value))
 
         return self._least_compressed(values_at, *ends, limits)
 
@@ -149,7 +157,25 @@ class CompressionSpace:
                 compressed = middle
             else:
                 full = middle
-        return dict(zip(self.names, values_at(compressed).tolist(), strict=True))
+        values = self._fill(values_at(compressed), values_at(full), limits)
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+    def _fill(self, values: np.ndarray, larger: np.ndarray, limits: Limits) -> np.ndarray:
+        """Of two plans that only rounding keeps apart, the first, with as many of the other's values as the limits
+        allow: knobs with few values all jump at once where they are moved together, and would leave much unused."""
+        jumps = np.flatnonzero(self._stepped & (values != larger)).tolist()
+
+        def moved(start: np.ndarray, index: int) -> np.ndarray:
+            return np.where(np.arange(len(start)) == index, larger, start)
+
+        def excess(index: int) -> float:
+            costs = self._costs(moved(values, index))
+            return max((costs[u] / limit - 1) * (-1 if u in AT_LEAST else 1) for u, limit in limits.items())
+
+        for index in sorted(jumps, key=excess):
+            if _within(self._costs(moved(values, index)), limits):
+                values = moved(values, index)
+        return values
 
     def _refuse(self, limits: Limits) -> None:
         for unit, limit in limits.items():
@@ -168,17 +194,24 @@ class CompressionSpace:
         return np.array([plan[name] for name in self.names], dtype=float)
 
     def _costs(self, values: np.ndarray) -> dict[str, float]:
-        return self.costs_of(values[~self._free])
+        return self.costs_of(values[~self.free])
 
     # Of the knobs as arrays ``(L,)``, made once: searchers ask for thousands of costs.
 
     @cached_property
-    def _free(self) -> np.ndarray:
-        return np.array([knob.free for knob in self.knobs], dtype=bool)
-
-    @cached_property
     def _integer(self) -> np.ndarray:
         return np.array([knob.integer for knob in self.knobs], dtype=bool)
+
+    @cached_property
+    def _stepped(self) -> np.ndarray:
+        return np.array([not knob.free and (knob.integer or bool(knob.choices)) for knob in self.knobs], dtype=bool)
+
+    @cached_property
+    def _choices(self) -> np.ndarray:
+        """``(L, most)``, filled up with inf; ``(L, 0)`` where no knob has any."""
+        most = max((len(knob.choices) for knob in self.knobs), default=0)
+        filled = [[*knob.choices, *[np.inf] * (most - len(knob.choices))] for knob in self.knobs]
+        return np.array(filled, dtype=float).reshape(len(self.knobs), most)
 
     @cached_property
     def _scales(self) -> tuple[np.ndarray, np.ndarray]:
@@ -207,10 +240,15 @@ class CompressionSpace:
         warped = start + np.clip(positions, 0.0, 1.0) * (stop - start)
         values = np.where(density, -np.expm1(np.where(density, warped, 0.0)), warped)
         values = np.where(log, np.exp(np.where(log, warped, 0.0)), values)
-        return self._clip(np.where(self._integer, np.rint(values), values))
+        return self._allowed(values)
 
-    def _clip(self, values: np.ndarray) -> np.ndarray:
-        return np.clip(values, *self._range)
+    def _allowed(self, values: np.ndarray) -> np.ndarray:
+        """The nearest values that the knobs can have."""
+        if self._choices.size:
+            nearest = np.abs(self._choices - values[:, None]).argmin(1)
+            chosen = self._choices[np.arange(len(values)), nearest]
+            values = np.where(np.isfinite(self._choices[:, 0]), chosen, values)
+        return np.clip(np.where(self._integer, np.rint(values), values), *self._range)
 
 
 def _within(costs: Mapping[str, float], limits: Limits) -> bool:

@@ -120,9 +120,7 @@ def choose(
     all_images = used is None or used >= len(job.task.validation)
     if all_images or not job.search.rescore or len(ranking) == 1:
         return _choice(ranking, all_images, [])
-    rivals = ranking[: job.search.rescore]
-    # The plan that needed no search is always there, so that luck on few images cannot put a worse one in its place.
-    rivals += [record for record in ranking if record["trial"] == 0 and record not in rivals]
+    rivals = searcher.rivals(job.search.rescore)
     whole = replace(job, search=job.search.model_copy(update={"validation_images": None, "scheduler": "none"}))
     (folder / "rescore").mkdir(exist_ok=True)
     again = _Again(
@@ -152,9 +150,6 @@ class _Again(PlanSearcher):
 
     open_ended = False
 
-    def ask(self) -> Plan | None:
-        return None
-
 
 class _ShowProgress(Callback):
     def __init__(self, searcher: PlanSearcher, stage: Stage, events: Events | None) -> None:
@@ -162,7 +157,7 @@ class _ShowProgress(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         best = self.searcher.best()
-        failed = sum(record["error"] is not None for record in self.searcher.records)
+        failed = self.searcher.count()["failed"]
         note = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
         if self.searcher.records and self.events is not None:
             self.events.trial(self.searcher.records[-1], best["score"] if best else None)

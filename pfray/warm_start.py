@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from pfray.config import Experiment
 from pfray.errors import ConfigError, first_line
+from pfray.files import read_records
 from pfray.space import CompressionSpace, Limits, Plan
 
 # A score means the same in two runs where these sections and settings of the search are the same,
@@ -32,10 +32,8 @@ def read_earlier(
     assert experiment.search.warm_start is not None
     folder = Path(experiment.search.warm_start).expanduser()
     try:
-        text = (folder / "search" / "trials.jsonl").read_text(encoding="utf-8")
+        trials, _ = read_records(folder / "search" / "trials.jsonl")
         raw = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-        # Without the end of the text after the last newline: a run that was killed may have left half a line.
-        trials = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
         other = Experiment.model_validate(raw)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise ConfigError(

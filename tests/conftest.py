@@ -3,21 +3,36 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pfray.job import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
-# Worker processes of several tests share two cores: threads that wait for each other must not spin.
+# Worker processes of several tests share two cores: threads that wait for each other must not spin. OpenBLAS's always
+# do, which on a busy machine makes the Gaussian process's small matrices five times slower than one thread is.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Read by worker processes too, which must find the tests' own learners.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need Ray come first: they take longest, and the short ones then fill whichever xdist worker is free.
+
+    xdist hands out whole files (``--dist loadfile``), so that what a file's tests share is made once.
+    """
+    ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in ray)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray with two processors, once for all tests that need it (which share one xdist group, ``ray``)."""
+    """Ray with two processors, once for all tests of an xdist worker that need it."""
     import logging
 
     import ray
@@ -43,17 +58,48 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def job() -> Job:
+    """A LeNet that has learned the digits, to be sparsified and trained for four epochs."""
+    import torch
+
+    from learners.weight_sparse import Settings
+    from pfray.config import Distill, Search, Training
+    from pfray.data import digits
+    from pfray.job import Job
+    from pfray.models.lenet import lenet
+    from pfray.train import fit
+
+    task = digits.build()
+    torch.manual_seed(0)
+    teacher = lenet(in_channels=1)
+    fit(teacher, task, Training(epochs=6, lr=0.05, batch_size=64), seed=0)
+    training = Training(epochs=4, lr=0.02, batch_size=64)
+    return Job(task, teacher.eval(), Settings(), training, Distill(), Search(), 0, "float32")
+
+
+@pytest.fixture(scope="session")
+def teacher_file(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of that LeNet: most runs are not about the training of their own teacher."""
+    import torch
+
+    path = tmp_path_factory.mktemp("teacher") / "lenet.pt"
+    torch.save(job.teacher.state_dict(), path)
+    return path
+
+
 @pytest.fixture
-def quick(tmp_path: Path) -> dict:
-    """The raw experiment of a run that takes seconds: LeNet on the digits."""
+def quick(tmp_path: Path, teacher_file: Path) -> dict:
+    """The raw experiment of a run that takes seconds: LeNet on the digits, one process for all trials."""
     return {
-        "model": "lenet",
+        "model": {"name": "lenet", "weights": str(teacher_file)},
         "data": "digits",
         "learner": "weight_sparse",
         "target": {"sparsity": 0.8},
         "teacher": {"epochs": 8, "lr": 0.05, "batch_size": 64},
         "finetune": {"epochs": 3, "lr": 0.02, "batch_size": 64},
-        "search": {"name": "random", "trials": 6, "baselines": ["uniform"]},
+        "search": {"name": "random", "trials": 6, "baselines": []},
         "export": {"images": 50, "rounds": 3},
+        "resources": {"parallel": 1},
         "storage": str(tmp_path / "runs"),
     }

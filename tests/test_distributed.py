@@ -9,26 +9,13 @@ import ray
 import torch
 
 from learners import weight_sparse
-from pfray.config import Distill, Search, Training
-from pfray.data import digits
 from pfray.distributed import build_compressed, retrain
 from pfray.job import Job
 from pfray.measure import evaluate
-from pfray.models.lenet import lenet
 from pfray.train import fit
 from tests.faults import Faulty, Settings
 
 pytestmark = pytest.mark.xdist_group("ray")
-
-
-@pytest.fixture(scope="module")
-def job() -> Job:
-    task = digits.build()
-    torch.manual_seed(0)
-    teacher = lenet(in_channels=1)
-    fit(teacher, task, Training(epochs=6, lr=0.05, batch_size=64), seed=0)
-    training = Training(epochs=4, lr=0.02, batch_size=64)
-    return Job(task, teacher, weight_sparse.Settings(), training, Distill(), Search(), 0, "float32")
 
 
 @pytest.fixture

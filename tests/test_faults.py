@@ -16,8 +16,6 @@ from pfray.config import load
 from pfray.run import main, run
 from pfray.search.base import PlanSearcher, read_trials
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 DRIVER = """
 import os, sys
 os.environ["PFRAY_TEST_DRIVER"] = str(os.getpid())
@@ -56,8 +54,7 @@ def raw(quick: dict) -> dict:
 
 
 def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_path, raw, ray_cluster, capsys):
-    raw = {**raw, "resources": {"parallel": 1}, "finetune": {"epochs": 0}}
-    killed, folder = write(tmp_path, raw, fault="driver", at=4)
+    killed, folder = write(tmp_path, {**raw, "finetune": {"epochs": 0}}, fault="driver", at=4)
     assert start(killed).returncode == -9
     before = (folder / "search" / "trials.jsonl").read_text()
     assert len(before.splitlines()) == 3
@@ -76,7 +73,7 @@ def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_pat
 
 
 def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw, ray_cluster):
-    search = {**raw["search"], "name": "uniform", "trials": 1}
+    search = {"name": "uniform", "trials": 1, "baselines": ["uniform"]}
     raw = {**raw, "search": search, "finetune": {**raw["finetune"], "epochs": 6}}
     killed, folder = write(tmp_path, raw, fault="driver", stage="training", at=80)
     assert start(killed).returncode == -9
@@ -91,8 +88,9 @@ def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, r
     assert epochs.count(1) == epochs.count(2) == 1
 
 
-@pytest.mark.parametrize("fault", [{"at": 3}, {"stage": "training", "at": 20}])
-def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, raw, fault, ray_cluster):
+@pytest.mark.parametrize(("fault", "epochs"), [({"at": 3}, 0), ({"stage": "training", "at": 20}, 3)])
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, raw, fault, epochs, ray_cluster):
+    raw = {**raw, "finetune": {**raw["finetune"], "epochs": epochs}}
     stopped, folder = write(tmp_path, raw, fault="interrupt", **fault)
     first = start(stopped)
     assert first.returncode == 130, first.stderr
@@ -103,7 +101,8 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, raw, fault, ray_cluster):
 
 
 def test_a_trial_whose_worker_dies_is_run_again(tmp_path, raw, ray_cluster):
-    path, _ = write(tmp_path, {**raw, "finetune": {"epochs": 0}}, fault="worker", at=3)
+    raw = {**raw, "finetune": {"epochs": 0}, "resources": {"parallel": 2}}
+    path, _ = write(tmp_path, raw, fault="worker", at=3)
     check_complete(run(load(path)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pfray.errors import StorageError
-from pfray.files import replacing, write_atomically
+from pfray.files import read_records, replacing, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -65,3 +65,13 @@ def test_files_get_the_permissions_of_any_other_new_file(tmp_path):
     with replacing(tmp_path / "ours") as temporary:
         temporary.touch(mode=0o600)
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_lines_that_hold_no_object_are_counted_and_left_out_and_the_file_stays_as_it_is(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    content = b'{"trial": 1, "score": 0.5}\n{"trial": \xff\n[2]\n{"trial": 0}\n{"trial": 3, "sc'
+    path.write_bytes(content)
+    assert read_records(path) == ([{"trial": 1, "score": 0.5}, {"trial": 0}], 3)
+    assert path.read_bytes() == content
+    path.write_bytes(b"")
+    assert read_records(path) == ([], 0)

@@ -1,9 +1,10 @@
-"""The whole job, from an experiment file to the files that are shipped, and the requests that are refused."""
+"""The whole job, from an experiment file to the files that are shipped."""
 
 from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,6 @@ from pfray.data import digits
 from pfray.models.lenet import lenet
 from pfray.run import main, run
 from pfray.search.base import read_trials
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 KEYS = {
     "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "allocate", "compressed", "exported",
@@ -75,7 +74,10 @@ def test_the_packed_file_is_smaller_and_holds_the_shipped_weights(finished):
     summary = summary_of(finished)
     assert summary["compressed"]["size_bytes"] == (finished / "model.packed").stat().st_size
     assert summary["compressed"]["size_bytes"] <= 0.35 * summary["teacher"]["size_bytes"]
-    trained = load_file(finished / "training" / "compressed.safetensors")
+    # Where a baseline's plan was the best, its training is the shipped model's, and there is no other.
+    origin = summary["choice"]["origin"]
+    name = origin if origin in ("uniform", "allocate") else "compressed"
+    trained = load_file(finished / "training" / f"{name}.safetensors")
     packed = pfray.load(finished / "model.packed")
     assert all(torch.equal(packed[name], trained[name]) for name in trained)
 
@@ -145,7 +147,6 @@ def test_asha_stops_bad_plans_early_and_the_search_completes(ray_cluster, tmp_pa
         **quick, "finetune": {"epochs": 0, "lr": 0.02, "batch_size": 64}, "export": {"tflite": False},
         "search": {"name": "random", "trials": 9, "rounds": 3, "finetune_steps": 4, "scheduler": "asha", "spread": 1.0,
                    "validation_images": 100, "rescore": 3, "baselines": ["uniform"]},
-        "resources": {"parallel": 1},
     }  # fmt: skip
     folder = run(load(write(tmp_path, raw)))
     rounds = [record["rounds"] for record in read_trials(folder / "search" / "trials.jsonl")]
@@ -160,7 +161,7 @@ def test_a_model_and_data_of_the_users_own_that_are_no_classification(ray_cluste
     raw = {
         **quick, "model": {"factory": "tests.userland:Regressor", "hidden": 16},
         "data": {"factory": "tests.userland:brightness"}, "target": {"params": "0.5x"},
-        "search": {"name": "random", "trials": 3, "baselines": ["uniform"]},
+        "search": {"name": "random", "trials": 3, "baselines": []},
         "teacher": {"epochs": 20, "lr": 0.05, "batch_size": 16},
     }  # fmt: skip
     summary = summary_of(run(load(write(tmp_path, raw))))
@@ -171,7 +172,7 @@ def test_a_model_and_data_of_the_users_own_that_are_no_classification(ray_cluste
 
 def test_the_same_seed_gives_the_same_run(ray_cluster, tmp_path, quick):
     search = {"name": "tpe", "trials": 5, "startup": 3}
-    raw = {**quick, "export": {"tflite": False}, "resources": {"parallel": 1}, "search": search}
+    raw = {**quick, "export": {"tflite": False}, "search": search}
     folders = [run(load(write(tmp_path, raw), [f"name=run{i}", "finetune.epochs=0"])) for i in (1, 2)]
     first, second = ([(r["plan"], r["score"]) for r in read_trials(f / "search" / "trials.jsonl")] for f in folders)
     assert first == second
@@ -205,12 +206,17 @@ def test_a_warm_start_tries_the_best_plan_of_the_other_run_and_learns_from_all(f
         "search": {"name": "ddpg", "trials": 6, "warmup": 3, "validation_images": 150},
     }  # fmt: skip
     path = write(tmp_path, raw)
-    assert main([str(path), "--warm-start", str(finished)]) == 0
+    # As if a searched plan had been the best: of those that need no search, this run would have its own.
+    other = shutil.copytree(finished, tmp_path / "other")
+    trials = read_trials(other / "search" / "trials.jsonl")
+    best = next(record for record in trials if record["origin"] == "searched")
+    best["score"] = best["measurement"]["agreement"] = 0.0
+    (other / "search" / "trials.jsonl").write_text("".join(json.dumps(record) + "\n" for record in trials))
+    assert main([str(path), "--warm-start", str(other)]) == 0
     records = sorted(read_trials(tmp_path / "runs" / "exp" / "search" / "trials.jsonl"), key=lambda r: r["trial"])
     assert [r["origin"] for r in records] == ["allocate", "uniform", "heuristic", "warm start", "searched", "searched"]
-    best = max(read_trials(finished / "search" / "trials.jsonl"), key=lambda r: r["score"])
     assert records[3]["plan"] == pytest.approx(best["plan"], abs=1e-9)
-    assert main([str(path), "name=other", "target.sparsity=90%", "--warm-start", str(finished)]) == 2
+    assert main([str(path), "name=other", "target.sparsity=90%", "--warm-start", str(other)]) == 2
     assert "none of the 8 trials" in capsys.readouterr().err
 
 
@@ -241,68 +247,9 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     assert main([str(path), "--resume"]) == 1
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"target": {"sparsity": 0.995}}, "target.sparsity: 0.995 is out of reach; this model and learner reach 0 to 0.97"),
-    ({"target": {"params": 10}}, "target.params: 10 is out of reach"),
-    ({"target": {"params": "800k"}}, "target.params: 800000 is met by the model as it is"),
-    ({"data": {"factory": "tests.userland:missing_file"}}, "data: FileNotFoundError: "),
-    ({"data": {"factory": "tests.userland:mean_score"}, "model": {"factory": "tests.userland:Regressor"}},
-     "not one number a sample"),
-    ({"data": {"factory": "tests.userland:empty"}}, "the validation split is empty"),
-    ({"model": {"name": "lenet", "num_outputs": -1}}, "model: RuntimeError: "),
-    ({"learner": "pfray.learner:Learner"}, "with a settings_type"),
-    ({"finetune": {"batch_size": 3}, "resources": {"workers": 2}}, "finetune.batch_size is 3, which 2 workers"),
-    ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
-    ({"search": {"space": {"finetune.lr": "uniform(1, 0)"}}}, "search.space.finetune.lr: 'uniform(1, 0)': the lower"),
-    ({"search": {"space": {"finetune.lr": "uniform(0.1, 1)"}}}, "changes nothing in trials without fine-tuning"),
-    ({"search": {"name": "ddpg", "env": "Pendulum-v1"}}, "search.env: 'Pendulum-v1' is no environment to search in"),
-    ({"search": {"name": "ddpg", "env": "envs:pfray/None-v0"}}, "search.env: 'envs:pfray/None-v0' is no environment"),
-    ({"search": {"warm_start": "no/such/run"}}, "search.warm_start: no/such/run holds no run that can be read"),
-    ({"search": {"objective": "accurate"}}, "search.objective: 'accurate' is not allowed"),
-    ({"data": {"factory": "tests.userland:brightness"}, "model": {"factory": "tests.userland:Regressor"},
-      "target": {"params": "0.5x"}, "search": {"objective": "agreement"}}, "agreement with the teacher is not defined"),
-    ({"data": {"factory": "tests.userland:broken"}}, "returned a str. Remedy: return a pfray.task.Task"),
-    ({"data": "cifar10_missing"}, "Did you mean 'cifar10'?"),
-    ({"model": {"name": "lenet", "in_channels": 3}}, "fails on an input of shape (1, 1, 32, 32)"),
-    ({"model": {"name": "lenet", "num_outputs": 5}}, "a model with 10 outputs"),
-    ({"model": {"name": "lenet", "weights": "no/such.pt"}}, "model.weights: no file no/such.pt"),
-    ({"model": {"name": "mobilenet_v1", "width": -1}}, "width is -1"),
-    ({"learner": {"name": "weight_sparse", "skip": ["conv9"]}}, "no layer 'conv9'"),
-])  # fmt: skip
-def test_a_wrong_request_is_one_line_and_nothing_is_written(tmp_path, quick, capsys, change, words):
-    assert main([str(write(tmp_path, {**quick, **change}))]) == 2
-    errors = capsys.readouterr().err
-    assert words in errors
-    assert len(errors.splitlines()) == 1
-    assert not Path(quick["storage"]).exists()
-
-
-def test_weights_of_another_architecture_name_the_keys(tmp_path, quick, capsys):
-    torch.save(lenet(in_channels=3).state_dict() | {"extra": torch.zeros(1)}, tmp_path / "w.pt")
-    assert main([str(write(tmp_path, {**quick, "model": {"name": "lenet", "weights": str(tmp_path / "w.pt")}}))]) == 2
-    errors = capsys.readouterr().err
-    assert "unknown: extra; of another shape: conv1.weight (6, 3, 5, 5) instead of (6, 1, 5, 5)" in errors
-
-
-def test_truncated_weights_are_refused(tmp_path, quick, capsys):
-    torch.save(lenet(in_channels=1).state_dict(), tmp_path / "w.pt")
-    whole = (tmp_path / "w.pt").read_bytes()
-    (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
-    assert main([str(write(tmp_path, {**quick, "model": {"name": "lenet", "weights": str(tmp_path / "w.pt")}}))]) == 2
-    assert "is not a readable state-dict file" in capsys.readouterr().err
-
-
 def test_a_model_that_gives_nan_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
     assert main([str(write(tmp_path, {**quick, "model": {"factory": "tests.userland:Diverging"}}))]) == 1
     assert "the loss became nan" in capsys.readouterr().err
-
-
-def test_a_storage_folder_that_cannot_be_made_is_a_clear_error(tmp_path, quick, capsys):
-    (tmp_path / "runs").write_text("a file, not a folder")
-    assert main([str(write(tmp_path, quick))]) == 1
-    errors = capsys.readouterr().err
-    assert "cannot be written" in errors
-    assert "storage=" in errors
 
 
 def test_a_full_disk_is_a_clear_error_and_the_run_resumes(ray_cluster, tmp_path, quick, capsys, monkeypatch):
@@ -319,32 +266,6 @@ def test_a_full_disk_is_a_clear_error_and_the_run_resumes(ray_cluster, tmp_path,
     assert "model.packed cannot be written (No space left on device)" in errors
     assert "--resume" in errors
     assert main([str(path), "--resume"]) == 0
-
-
-def test_an_address_without_a_cluster_is_a_wrong_request(tmp_path, quick, capsys, monkeypatch):
-    import ray
-
-    def refuse(**_: object) -> None:
-        raise ConnectionError("nothing listens there")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    assert main([str(write(tmp_path, quick)), "resources.address=127.0.0.1:1"]) == 2
-    assert "no Ray cluster answers at '127.0.0.1:1'" in capsys.readouterr().err
-    assert not (Path(quick["storage"]) / "exp").exists()
-
-
-@pytest.mark.parametrize(("resources", "words"), [
-    ({"workers": 4}, "resources.workers: 4 is not allowed, the cluster has 2"),
-    ({"trial": {"cpu": 16}}, "resources.trial.cpu: 16 is not allowed"),
-    ({"trial": {"gpu": 64}}, "resources.trial.gpu: 64 is not allowed"),
-])  # fmt: skip
-def test_more_than_the_cluster_has_is_refused_instead_of_waited_for(
-    ray_cluster, tmp_path, quick, capsys, resources, words
-):
-    assert main([str(write(tmp_path, {**quick, "resources": resources}))]) == 2
-    assert words in capsys.readouterr().err
-    assert not (Path(quick["storage"]) / "exp").exists()
 
 
 def test_the_resolved_experiment_can_be_shown_without_a_run(tmp_path, quick, capsys):

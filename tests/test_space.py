@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pfray.errors import InfeasibleTarget
+from pfray.search.allocate import allocate_plan
 from pfray.space import CompressionSpace, Knob
 
 SIZES = np.array([100, 2_000, 50_000])
@@ -33,6 +34,17 @@ def bits() -> CompressionSpace:
         Knob("keep", compressed=0.2, full=1.0),
     )
     return CompressionSpace(knobs, lambda v: {"bits": float(v @ [10, 30, 100])})
+
+
+@pytest.fixture
+def counts() -> CompressionSpace:
+    """The channels that two layers keep: 4, 8, 12 or 16 of 16, and 2, 6, 7 or 10 of 10; and a knob of any value."""
+    knobs = (
+        Knob("wide", compressed=4, full=16, choices=(4, 8, 12, 16)),
+        Knob("odd", compressed=2, full=10, choices=(2, 6, 7, 10)),
+        Knob("any", compressed=0.5, full=1.0),
+    )
+    return CompressionSpace(knobs, lambda v: {"macs": float(30 * v[0] + v[0] * v[1] + 20 * v[2])})
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -172,3 +184,67 @@ def test_a_free_knob_costs_nothing_and_no_target_moves_it(space):
     assert beside.uniform(limits) == pytest.approx({**space.uniform(limits), "lr": 1e-2})
     assert beside.costs(plan) == space.costs(plan)
     assert beside.reachable("sparsity") == space.reachable("sparsity")
+
+
+@pytest.mark.parametrize("choices", [(4, 8), (8, 16), (4, 8, 17), (8,)])
+def test_choices_that_do_not_end_where_the_range_does_are_refused(choices):
+    with pytest.raises(ValueError, match=r"knob a: the choices do not end at 4 and 16"):
+        Knob("a", compressed=4, full=16, choices=choices)
+    Knob("a", compressed=16, full=4, choices=(4, 8, 16))
+
+
+def test_of_choices_the_nearest_is_taken(counts):
+    assert counts.decode(np.zeros(3)) == {"wide": 4, "odd": 2, "any": 0.5}
+    assert counts.decode(np.ones(3)) == {"wide": 16, "odd": 10, "any": 1.0}
+    # Position 0.49 of 4..16 is 9.88, and 0.51 is 10.12; position 0.6 of 2..10 is 6.8, and 0.3 is 4.4.
+    assert counts.decode(np.array([0.49, 0.6, 0.4])) == pytest.approx({"wide": 8, "odd": 7, "any": 0.7})
+    assert counts.decode(np.array([0.51, 0.3, 0.4])) == pytest.approx({"wide": 12, "odd": 6, "any": 0.7})
+    plan = {"wide": 12.0, "odd": 7.0, "any": 0.6}
+    assert counts.encode(plan) == pytest.approx([8 / 12, 5 / 8, 0.2])
+    assert counts.decode(counts.encode(plan)) == pytest.approx(plan)
+
+
+def test_costs_are_those_of_the_choice_and_not_of_what_lies_between(counts):
+    assert counts.costs_at(np.array([0.49, 0.6, 0.0])) == {"macs": 30 * 8 + 8 * 7 + 20 * 0.5}
+    assert counts.reachable("macs") == (4 * 32 + 10, 16 * 40 + 20)
+
+
+def test_plans_moved_onto_a_target_keep_to_the_choices(counts):
+    rng = np.random.default_rng(0)
+    met = set()
+    for _ in range(200):
+        limits = {"macs": rng.uniform(140, 660)}
+        for plan in (counts.uniform(limits), counts.fit_to_target(counts.decode(rng.random(3)), limits)):
+            assert counts.meets(plan, limits)
+            assert all(plan[knob.name] in knob.choices for knob in counts.knobs[:2])
+            met.add(plan["odd"])
+    assert met == {2, 6, 7, 10}
+    with pytest.raises(InfeasibleTarget, match=r"target.macs: 137 is out of reach; .* reach 138 to 660"):
+        counts.uniform({"macs": 137})
+
+
+def test_no_common_step_further_meets_the_target_with_choices(counts):
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        limits, start = {"macs": rng.uniform(140, 600)}, rng.random(3)
+        fitted = counts.fit_to_target(counts.decode(start), limits)
+        steps = np.linspace(-1, 1, 2001)
+        begin = counts.encode(counts.decode(start))
+        best = max(counts.costs_at(begin + step)["macs"] for step in steps
+                   if counts.costs_at(begin + step)["macs"] <= limits["macs"])  # fmt: skip
+        assert counts.costs(fitted)["macs"] >= best - 0.02
+
+
+def test_a_plan_is_allocated_among_the_choices():
+    # Errors 1 - exp(-w (1 - v)^2) with the weights 1 and 3, of keep ratios in quarters, whose sum may be 1.25.
+    ratios = (0.25, 0.5, 0.75, 1.0)
+    space = CompressionSpace(
+        tuple(Knob(name, compressed=0.25, full=1.0, choices=ratios) for name in "ab"),
+        lambda v: {"macs": float(v.sum())},
+    )
+    grid = np.linspace(0.25, 1.0, 65)
+    nearest = grid[:, None] - np.array(ratios)
+    values = np.array(ratios)[np.abs(nearest).argmin(1)]
+    curves = {name: 1 - np.exp(-w * (1 - values) ** 2) for name, w in (("a", 1.0), ("b", 3.0))}
+    # 0.5 and 0.75 lose 0.25 + 3 / 16; the other plans lose more: 0.25 and 1.0 lose 9 / 16, 0.75 and 0.5 13 / 16.
+    assert allocate_plan(space, curves, {"macs": 1.25}) == {"a": 0.5, "b": 0.75}

@@ -14,11 +14,10 @@ c is taken as such a sum around the last plan, and the step is repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-from pfray.search.base import PlanSearcher
+from pfray.search.base import NoSettings, PlanSearcher
 from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan
 
 # The relative error of each knob ``(G,)`` at evenly spaced positions from 0 (most compressed) to 1.
@@ -27,19 +26,12 @@ Curves = Mapping[str, np.ndarray]
 ROUNDS = 8
 
 
-@dataclass(frozen=True)
-class Settings:
-    """None are needed."""
-
-
 class Allocate(PlanSearcher):
     """Its one plan is the first plan of every search, so there is nothing left to ask."""
 
-    settings_type = Settings
+    settings_type = NoSettings
+    origin = "allocate"
     open_ended = False
-
-    def ask(self) -> Plan | None:
-        return None
 
 
 def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Plan:
@@ -47,19 +39,25 @@ def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Pl
 
     Raises InfeasibleTarget where no plan meets the limits.
     """
-    positions = space.encode(space.uniform(limits))
+    uniform = space.encode(space.uniform(limits))
     chosen = [index for index, knob in enumerate(space.knobs) if knob.name in curves]
     grids = [np.linspace(0.0, 1.0, len(curves[space.names[index]])) for index in chosen]
     errors = [-np.log(np.maximum(1e-6, 1 - np.asarray(curves[space.names[index]]))) for index in chosen]
-    best, best_error = positions, np.inf
-    for _ in range(ROUNDS):
-        costs = [_cost_along(space, positions, index, grid, limits) for index, grid in zip(chosen, grids, strict=True)]
-        found = _least_error(space, positions, chosen, grids, errors, costs, limits)
-        error = sum(np.interp(found[i], g, e) for i, g, e in zip(chosen, grids, errors, strict=True))
-        if error >= best_error - 1e-12:
-            break
-        best, best_error = found, error
-        positions = found
+    whole = uniform.copy()
+    whole[chosen] = 1.0
+    best, best_error = uniform, np.inf
+    # From both, because where knobs share their cost the steps end in the nearest plan that is better than its like.
+    for positions in (uniform, whole):
+        last_error = np.inf
+        for _ in range(ROUNDS):
+            costs = [_cost_along(space, positions, i, grid, limits) for i, grid in zip(chosen, grids, strict=True)]
+            positions = _least_error(space, positions, chosen, grids, errors, costs, limits)
+            error = sum(np.interp(positions[i], g, e) for i, g, e in zip(chosen, grids, errors, strict=True))
+            if error < best_error - 1e-12:
+                best, best_error = positions, error
+            if error >= last_error - 1e-12:
+                break
+            last_error = error
     return space.fit_to_target(space.decode(best), limits)
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +19,17 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from pfray.errors import PfrayError
-from pfray.files import write_atomically
+from pfray.files import read_records, write_atomically
 from pfray.space import CompressionSpace, Limits, Plan
 
 # A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole
 # numbers, or a single knob that the target decides.
 RETRIES = 20
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """None are needed."""
 
 
 class PlanSearcher(Searcher):
@@ -38,7 +44,8 @@ class PlanSearcher(Searcher):
     settings_type: ClassVar[type]
     # What the report calls the plan of the last ``ask``: ``random`` where nothing learned went into it.
     origin: str = "searched"
-    # Whether ``ask`` goes on as long as there is budget.
+    # Whether ``ask`` goes on as long as there is budget. If not, the only plan is the one of ``origin`` among the plans
+    # that need no search, and ``ask`` is not called.
     open_ended: ClassVar[bool] = True
 
     def __init__(
@@ -57,8 +64,6 @@ class PlanSearcher(Searcher):
         self.space, self.limits, self.settings = space, dict(limits), settings
         self.trials, self.use_up, self.folder = trials, use_up, folder
         self.rng = np.random.default_rng(seed)
-        # (L,): the knobs that are searched settings, which no target moves.
-        self.free = np.array([knob.free for knob in space.knobs], dtype=bool)
         # Where a search without knowledge of its own looks first: around the first of the first plans.
         self.center = space.encode(first_plans[0][1] if first_plans else space.uniform(limits))
         self.records: list[dict[str, Any]] = []
@@ -88,27 +93,33 @@ class PlanSearcher(Searcher):
         """(plan, score) of all that was told, a warm start's first; None is the score of a failed trial."""
         return [*self.earlier, *((record["plan"], record["score"]) for record in self.records)]
 
+    @property
+    def tried(self) -> list[Plan]:
+        """The plans of this search that are finished or running."""
+        return [entry["plan"] for entry in (*self.records, *self.pending.values())]
+
     def warm_start(self, trials: Sequence[tuple[Plan, float | None]]) -> None:
         """Learn from another run's trials first. Its best plan is tried in this one too, after the first plans."""
         self.earlier = list(trials)
         for plan, score in self.earlier:
             self.tell(plan, score)
-        scored = [(score, plan) for plan, score in self.earlier if score is not None]
-        if scored and self.asked < self.trials:
-            best = self._within_limits(max(scored, key=lambda pair: pair[0])[1])
+        found = best_plan(self.earlier)
+        if found is not None and self.asked < self.trials:
+            best = self._within_limits(found)
             if best not in [entry["plan"] for entry in self.queue]:
                 self.queue.append({"trial": self.asked, "origin": "warm start", "plan": best})
                 self.asked += 1
 
-    def scattered(self, positions: np.ndarray, spread: float) -> np.ndarray:
-        """Positions ``(L,)`` drawn around others; searched settings anywhere in their range.
+    def scattered(self, positions: np.ndarray, spread: float) -> Plan:
+        """A plan drawn around ``positions`` ``(L,)``; searched settings anywhere in their range.
 
         spread: standard deviation of the whole move; each knob's is this over the root of their number.
         """
         drawn = positions + spread / np.sqrt(len(self.space)) * self.rng.standard_normal(len(self.space))
-        if self.free.any():
-            drawn[self.free] = self.rng.random(self.free.sum())
-        return drawn
+        free = self.space.free
+        if free.any():
+            drawn[free] = self.rng.random(free.sum())
+        return self.space.decode(drawn)
 
     # -- Ray Tune's side
 
@@ -203,22 +214,30 @@ class PlanSearcher(Searcher):
         scored = [record for record in self.records if record["score"] is not None]
         return sorted(scored, key=lambda record: (-record["score"], record["trial"]))
 
+    def rivals(self, count: int) -> list[dict[str, Any]]:
+        """The records worth measuring again: the ``count`` best, the best first, and the first trial's.
+
+        The plan that needed no search is always there, so that luck on few images cannot put a worse one in its place.
+        """
+        ranking = self.ranking()
+        return ranking[:count] + [record for record in ranking[count:] if record["trial"] == 0]
+
     def _learn(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         self.tell(record["plan"], record["score"])
 
     def _next(self) -> dict[str, Any] | None:
-        """The next trial: one left over, or a new one as long as there is budget."""
+        """The next trial: one left over, or a new one as long as there is budget and something to ask."""
         if self.queue:
             return self.queue.pop(0)
-        if self.asked >= self.trials or (plan := self._new_plan()) is None:
+        if not self.open_ended or self.asked >= self.trials or (plan := self._new_plan()) is None:
             return None
         self.asked += 1
         return {"trial": self.asked - 1, "origin": self.origin, "plan": plan}
 
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask`` on the target that was not tried before; None where there is none."""
-        tried = [entry["plan"] for entry in (*self.records, *self.pending.values())]
+        tried = self.tried
         for _ in range(RETRIES):
             asked = self.ask()
             if asked is None:
@@ -236,11 +255,17 @@ class PlanSearcher(Searcher):
         return self.space.fit_to_target(plan, self.limits)
 
 
+def best_plan(told: Sequence[tuple[Plan, float | None]]) -> Plan | None:
+    """Of (plan, score) the plan of the highest score, the first of equals; None where there is no score."""
+    scored = [(score, plan) for plan, score in told if score is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
 def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``trials.jsonl``. A last line that a killed run left half-written is dropped from the file."""
+    """The records of a ``trials.jsonl``. A line that a killed run left half-written is dropped from the file."""
     if not path.exists():
         return []
-    whole, separator, rest = path.read_text(encoding="utf-8").rpartition("\n")
-    if rest:
-        write_atomically(path, (whole + separator).encode())
-    return [json.loads(line) for line in whole.splitlines()]
+    records, unreadable = read_records(path)
+    if unreadable:
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+    return records

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from pfray.agent import Agent
 from pfray.errors import ConfigError, first_line
-from pfray.search.base import PlanSearcher
+from pfray.search.base import PlanSearcher, best_plan
 from pfray.space import Plan
 
 
@@ -114,7 +114,7 @@ class DDPG(PlanSearcher):
         actions = []
         observation, _ = env.reset(seed=seed)
         for _ in range(len(self.space)):
-            free = self.free[env.unwrapped.knob]
+            free = self.space.free[env.unwrapped.knob]
             drawn = self.rng.uniform(-1.0, 1.0, 1) if free else self.agent.act(observation, self.noise, explore=True)
             observation = env.step(drawn)[0]
             actions.append(drawn)
@@ -122,13 +122,13 @@ class DDPG(PlanSearcher):
 
     def _proposed(self, env: Any, seed: int) -> np.ndarray:
         """Actions ``(L, 1)`` near the actor's, or those of the best plan, as the critic chooses."""
-        scored = [(score, plan) for plan, score in self.told if score is not None]
-        best = self.space.encode(max(scored, key=lambda pair: pair[0])[1]) if scored else self.center
+        found = best_plan(self.told)
+        best = self.center if found is None else self.space.encode(found)
         states, actions, bound = [], [], []
         observation, _ = env.reset(seed=seed)
         for _ in range(len(self.space)):
             states.append(observation)
-            bound.append([not self.free[env.unwrapped.knob]])
+            bound.append([not self.space.free[env.unwrapped.knob]])
             actions.append(np.clip(env.unwrapped.action_for(best[env.unwrapped.knob]), -1.0, 1.0))
             observation = env.step(actions[-1])[0]
         return self.agent.propose(
@@ -165,7 +165,7 @@ class DDPG(PlanSearcher):
             knob = env.unwrapped.knob
             action = env.unwrapped.action_for(positions[knob])
             following = env.step(action)[0]
-            bound = not self.free[knob]
+            bound = not self.space.free[knob]
             self.agent.remember(observation, action, 0.0, following, step == len(positions) - 1, bound)
             observation = following
 
@@ -177,8 +177,8 @@ class DDPG(PlanSearcher):
             space=self.space,
             target=self.limits,
             evaluate=_unmeasured,
-            center=np.where(self.free, 0.5, self.center),
-            spread=np.where(self.free, 0.5, self.settings.spread),
+            center=np.where(self.space.free, 0.5, self.center),
+            spread=np.where(self.space.free, 0.5, self.settings.spread),
             shuffle=self.settings.shuffle,
             static=True,
             disable_env_checker=True,

@@ -67,16 +67,13 @@ class GP(PlanSearcher):
         told = self.told
         searched = len(told) >= self.settings.startup and any(score is not None for _, score in told)
         self.origin = "searched" if searched else "random"
-        return self._best_bound() if searched else self._around(self.center)
-
-    def _around(self, positions: np.ndarray) -> Plan:
-        return self.space.decode(self.scattered(positions, self.settings.spread))
+        return self._best_bound() if searched else self.scattered(self.center, self.settings.spread)
 
     def _best_bound(self) -> Plan:
         """The plan of the highest upper confidence bound near the best one; beside it where that was tried before."""
         positions, scores = self._history()
         moved = self._moved
-        reach = np.where(self.free, 1.0, self.settings.trust / np.sqrt(len(self.space)))
+        reach = np.where(self.space.free, 1.0, self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
             None,
@@ -98,13 +95,14 @@ class GP(PlanSearcher):
         if refit:
             self.theta, self.fitted = bound.theta, len(self.told)
         plan = self.space.decode(np.array([suggested[name] for name in self.space.names]))
-        tried = [entry["plan"] for entry in (*self.records, *self.pending.values())]
-        return self._around(bound.best) if self._within_limits(plan) in tried else plan
+        if self._within_limits(plan) in self.tried:
+            return self.scattered(bound.best, self.settings.spread)
+        return plan
 
     @property
     def _moved(self) -> np.ndarray:
         """``(L,)``: the knobs whose common step the target decides; none where plans need not use the target up."""
-        return ~self.free if self.use_up else np.zeros_like(self.free)
+        return ~self.space.free if self.use_up else np.zeros_like(self.space.free)
 
     def _history(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; of one tried twice, the mean score.

@@ -43,14 +43,14 @@ class TPE(PlanSearcher):
 
     @property
     def _deviation(self) -> np.ndarray:
-        return np.where(self.free, FREE_SPREAD, self.settings.spread / np.sqrt(len(self.space)))
+        return np.where(self.space.free, FREE_SPREAD, self.settings.spread / np.sqrt(len(self.space)))
 
     def ask(self) -> Plan:
         trials = self._history()
         searched = len(trials.trials) >= self.settings.startup
         self.origin = "searched" if searched else "random"
         if not searched:
-            return self.space.decode(self.scattered(self.center, self.settings.spread))
+            return self.scattered(self.center, self.settings.spread)
         return self.space.decode(self.center + self._deviation * self._suggest(trials))
 
     def _suggest(self, trials: Trials) -> np.ndarray:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pfray.search.base import PlanSearcher
-from pfray.space import Plan
-
-
-@dataclass(frozen=True)
-class Settings:
-    """None are needed."""
+from pfray.search.base import NoSettings, PlanSearcher
 
 
 class Uniform(PlanSearcher):
     """Its one plan is the first plan of every search, so there is nothing left to ask."""
 
-    settings_type = Settings
+    settings_type = NoSettings
+    origin = "uniform"
     open_ended = False
-
-    def ask(self) -> Plan | None:
-        return None
