@@ -20,6 +20,7 @@ RUNS = (
     ("search_overhead",),
     ("ddpg_pendulum",),
     ("gp_suggest",),
+    ("lasso_path",),
     ("ddpg_search",),
     ("train_throughput",),
     ("train_throughput", "--model", "mobilenet_v1"),

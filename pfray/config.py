@@ -87,26 +87,28 @@ Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_
 
 
 class Target(Section):
-    """The goal in named units. A cost (``sparsity`` or ``params``) is a hard limit that every plan keeps.
+    """The goal in named units. A cost (``sparsity``, ``params`` or ``macs``) is a hard limit that every plan keeps.
 
     sparsity: share of the weights of all convolutions and linear layers that is zero.
     params: parameters that are not zero, as a count (``800k``) or relative to the teacher's (``0.4x``).
+    macs: multiply-adds of one input (1 MAC = one multiply and one add), as a count (``50M``) or relative (``0.4x``).
     max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
     sparsity: Fraction | None = None
     params: Amount | None = None
+    macs: Amount | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:
         if not self.costs():
-            raise ValueError("no cost is named. Remedy: give sparsity or params, for example {sparsity: 0.75}")
+            raise ValueError("no cost is named. Remedy: give sparsity, params or macs, for example {sparsity: 0.75}")
         return self
 
     def costs(self) -> dict[str, float | str]:
         """The named costs that are set, by unit."""
-        return {unit: value for unit in ("sparsity", "params") if (value := getattr(self, unit)) is not None}
+        return {unit: value for unit in ("sparsity", "params", "macs") if (value := getattr(self, unit)) is not None}
 
 
 class Training(Section):

@@ -42,6 +42,7 @@ def retrain(
     plan: Plan,
     folder: Path,
     *,
+    start: ray.ObjectRef | None = None,
     workers: int = 1,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
@@ -49,6 +50,7 @@ def retrain(
 ) -> dict[str, torch.Tensor]:
     """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
 
+    start: the state dict that ``finish`` gave, for the learners that have it.
     folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints
     there continues from the last one. on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
@@ -64,7 +66,7 @@ def retrain(
     write_atomically(folder / CURVE, epochs)
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"learner": learner, "job": job, "plan": plan, "folder": str(folder)},
+        train_loop_config={"learner": learner, "job": job, "plan": plan, "start": start, "folder": str(folder)},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
@@ -113,6 +115,54 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
         future.result()
 
 
+def finishes(learner: type[Learner]) -> bool:
+    """Whether the learner has a ``finish`` of its own."""
+    return learner.finish is not Learner.finish
+
+
+def finish(
+    learner: type[Learner],
+    job: ray.ObjectRef,
+    plan: Plan,
+    before: tuple[Plan, ray.ObjectRef] | None,
+    cpus: int,
+    gpus: float,
+) -> dict[str, torch.Tensor]:
+    """The state dict of ``learner.finish``, computed in a Ray task. before: an earlier stage's plan and state dict.
+
+    Raises the task's own PfrayError, or TrainingFailed.
+    """
+    try:
+        return ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish).remote(learner, job, plan, before, cpus))
+    except ray.exceptions.RayError as error:
+        raise _as_pfray_error(error) from error
+
+
+def _finish(
+    learner: type[Learner], job: Job, plan: Plan, before: tuple[Plan, ray.ObjectRef] | None, cpus: int
+) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(cpus)
+    torch.manual_seed(job.seed)
+    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    model = place(copy.deepcopy(job.teacher), device)
+    if before is not None:
+        model = restored(learner, job, before[0], ray.get(before[1]), device)
+    own, plan = job.for_plan(plan)
+    teacher = place(job.teacher, device)
+    return {k: v.cpu() for k, v in learner.finish(model, teacher, plan, own.task, own.settings).state_dict().items()}
+
+
+def restored(
+    learner: type[Learner], job: Job, plan: Plan, state: dict[str, torch.Tensor], device: torch.device
+) -> nn.Module:
+    """The model that a learner with a ``finish`` made of the teacher, from its state dict."""
+    own, plan = job.for_plan(plan)
+    model = copy.deepcopy(job.teacher)
+    learner.restructure(model, plan, own.task, own.settings)
+    model.load_state_dict(state)
+    return place(model, device)
+
+
 def build_compressed(
     learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
 ) -> tuple[nn.Module, Any]:
@@ -133,7 +183,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = get_device()
     torch.manual_seed(job.seed)
     steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
-    model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
+    if config["start"] is None:
+        model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
+    else:
+        model, hook = restored(config["learner"], whole, config["plan"], ray.get(config["start"]), device), None
     start_epoch, optimizer_state = 0, None
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:

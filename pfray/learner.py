@@ -1,8 +1,9 @@
 """Learner: one compression algorithm as a Ray Tune Trainable.
 
 A subclass writes plain PyTorch functions, as static methods that know nothing of Ray: ``space`` and ``compress``, and
-if it can ``prepare`` (what is worth computing once) and ``error_curves``. ``scoring.py`` scores plans with them and
-this base turns that into trials; ``distributed.py`` calls the same functions in the workers of a retraining.
+if it can ``prepare`` (what is worth computing once), ``error_curves``, and ``finish`` for the plan that is chosen.
+``scoring.py`` scores plans with them and this base turns that into trials; ``distributed.py`` calls the same functions
+in the workers of a retraining.
 """
 
 from __future__ import annotations
@@ -54,6 +55,25 @@ class Learner(tune.Trainable):
         that knows none gives none.
         """
         return {}
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Any) -> nn.Module:
+        """A copy of ``model`` compressed by ``plan`` with all the care that a search has no time for.
+
+        For learners that can do better than ``compress`` where it may take minutes; they have ``restructure`` and
+        ``stages``, too. The retraining starts from the result. model: the teacher, or what an earlier stage left of it.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Any) -> None:
+        """Give a copy of the teacher, in place, the structure that ``finish`` gives it; whatever the weights."""
+        raise NotImplementedError
+
+    @staticmethod
+    def stages(plan: Plan, settings: Any) -> list[tuple[Plan, int]]:
+        """(plan, epochs): milder plans, finished and trained for some epochs first, each from the one before."""
+        return []
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
         assert job is not None, "a Learner is started with tune.with_parameters(cls, job=...)"

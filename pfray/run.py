@@ -75,8 +75,9 @@ def _compress(
             task, teacher, parts.learner_settings, experiment.finetune, experiment.distill, experiment.search,
             experiment.seed, experiment.resources.precision, start.objective, start.searched,
         )  # fmt: skip
-        curves = parts.learner.error_curves(teacher, task, parts.learner_settings)
-        known = plans_without_search(start.space, start.limits, curves)
+        with progress.stage("plans without search"):
+            curves = parts.learner.error_curves(teacher, task, parts.learner_settings)
+            known = plans_without_search(start.space, start.limits, curves)
         searcher = parts.searcher(
             start.space, start.limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
             first_plans=first_plans(known, parts.searcher), use_up=start.objective.name not in WEIGH_COST,

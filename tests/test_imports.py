@@ -13,16 +13,18 @@ LAYERS = [
     {"errors", "bench", "agent"},
     {"files", "space", "task"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
+    {"tracing", "coupling", "removal", "graph"},
+    {"rows", "moments", "lasso", "channels", "refit"},
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},
-    {"job"},
+    {"job", "extra_losses"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal"},
     {"distributed", "trials", "prepare"},
     {"finalize"},
     {"teacher"},
-    {"run"},
+    {"run", "inspect"},
 ]
 
 

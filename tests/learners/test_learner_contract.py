@@ -20,7 +20,7 @@ from pfray.components import find_class
 from pfray.config import Training
 from pfray.data import digits
 from pfray.learner import Learner
-from pfray.measure import count_params, example_input, place
+from pfray.measure import count_params, example_input, place, total_macs
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.space import CompressionSpace, Plan
@@ -80,15 +80,18 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def measured_costs(model: nn.Module, teacher: nn.Module) -> dict[str, float]:
+def measured_costs(model: nn.Module, teacher: nn.Module, task: Task) -> dict[str, float]:
     """What the finished model costs, in the units that a space may predict."""
+    params = count_params(model)[0]
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     zero = sum(int((w == 0).sum()) for w in weights)
     # Biases that start at zero are nothing the learner removed.
     zero_before = count_params(teacher)[0] - count_params(teacher)[1]
     return {
         "sparsity": zero / sum(w.numel() for w in weights),
-        "params": count_params(model)[1] + zero_before,
+        # Of a model that lost channels every parameter counts, of one with zeros those that are not zero.
+        "params": params if params < count_params(teacher)[0] else count_params(model)[1] + zero_before,
+        "macs": total_macs(model, example_input(task)),
     }
 
 
@@ -99,8 +102,9 @@ def test_settings_are_a_documented_frozen_dataclass_whose_defaults_do(learner):
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.anything = 1
     assert len(settings_type.__doc__) > 10
+    explained = " ".join(cls.__doc__ for cls in settings_type.__mro__ if cls is not object)
     for field in dataclasses.fields(settings_type):
-        assert field.name in settings_type.__doc__, f"{field.name} is not explained"
+        assert field.name in explained, f"{field.name} is not explained"
     assert len(importlib.import_module(learner.__module__).__doc__) > 20
 
 
@@ -137,7 +141,7 @@ def test_the_compressed_model_costs_exactly_what_the_space_predicted(learner, te
     space, plan = space_and_plan(learner, teacher, task)
     cache = learner.prepare(teacher, task, learner.settings_type())
     model = compressed(learner, teacher, plan, cache)
-    measured = measured_costs(model, teacher)
+    measured = measured_costs(model, teacher, task)
     for unit, cost in space.costs(plan).items():
         assert measured[unit] == pytest.approx(cost, abs=1e-12), unit
     assert space.meets(plan, halfway(space))
@@ -184,7 +188,7 @@ def test_a_training_ends_on_the_plan(learner, teacher, task, steps):
     model = copy.deepcopy(teacher)
     hook = learner.compress(model, plan, settings, learner.prepare(teacher, task, settings), steps)
     fit(model, task, Training(epochs=1, lr=0.02, batch_size=64), seed=0, hook=hook, steps=steps)
-    measured = measured_costs(model, teacher)
+    measured = measured_costs(model, teacher, task)
     for unit, cost in space.costs(plan).items():
         # The biases that start at zero are trained, so the parameters may be more by those; the weights are exact.
         assert measured[unit] == pytest.approx(cost, abs=1e-12 if unit == "sparsity" else count_params(model)[0] * 0.1)

@@ -1,0 +1,184 @@
+"""Channel pruning by LASSO selection and least-squares reconstruction (He, Zhang and Sun 2017).
+
+One pass over the calibration images gives the covariance of what each layer reads. From those follow, for every group
+of channels and every count, which channels to keep (the whole LASSO path at once), what the layers that read them lose,
+and, for a plan, the weights that lose least: a candidate of the search needs no further look at the data. The plan that
+is chosen in the end is done in order (``finish``).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from pfray import channels, lasso
+from pfray.channels import ChannelSettings, graph_of
+from pfray.graph import ChannelGraph, ChannelGroup, Cut, Kept, prune
+from pfray.learner import Learner
+from pfray.measure import example_input, place
+from pfray.moments import Moments, cached_moments
+from pfray.refit import refit_in_order
+from pfray.rows import can_shift, is_dense, norms_behind, rows_of_channels, shift_output, weight_rows
+from pfray.space import CompressionSpace, Plan
+from pfray.task import Task
+from pfray.tracing import Untraceable
+
+
+@dataclass(frozen=True)
+class Settings(ChannelSettings):
+    """images: training inputs that calibrate. positions: how many output positions of each are looked at."""
+
+    images: Annotated[int, Field(ge=1)] = 1000
+    positions: Annotated[int, Field(ge=1)] = 48
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What does not depend on the plan.
+
+    moments: of the inputs of each layer that reads channels of a group. kept: by group and count, the units that stay.
+    norms: the batch norm behind a layer.
+    """
+
+    graph: ChannelGraph
+    moments: dict[str, Moments]
+    kept: dict[str, list[np.ndarray]]
+    norms: dict[str, str]
+
+
+class ChannelPruned(Learner):
+    settings_type = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``."""
+        return channels.channel_space(graph_of(model, task), settings)
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Calibration:
+        graph = graph_of(model, task)
+        example = example_input(task, next(model.parameters()).device)
+        norms = norms_behind(model, example)
+        names = {cut.layer for group in graph.groups for cut in readers(model, group)}
+        ordered = [name for name, _ in model.named_modules() if name in names]
+        moments = cached_moments(model, task, ordered, settings.images, settings.positions)
+        # A constant that the removed channels had contributed can be put into a bias or a batch norm; otherwise the
+        # weights have to make up for it, and it counts.
+        moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
+        kept = {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in graph.groups}
+        return Calibration(graph, moments, kept, norms)
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """What the layers that read a group lose, each reconstructed: 1 - R^2 of its outputs.
+
+        Of several readers R^2 is multiplied, which for the allocator adds their errors up.
+        """
+        calibration = ChannelPruned.prepare(model, task, settings)
+        error = partial(group_error, model, calibration)
+        return channels.error_curves(calibration.graph, settings, error)
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Calibration, steps: int) -> None:
+        """All groups at once, each layer reconstructed from what it read in the uncompressed model."""
+        counts = channels.kept_counts(cache.graph, plan)
+        remove(model, cache, {group: cache.kept[group][count] for group, count in counts.items()})
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        """The channels of ``compress``; then every layer in order, with the inputs that the pruned layers before it
+        really give, reconstructed against what ``model`` does (``refit.py``). Where the order cannot be found, as in
+        ``compress``."""
+        cache = ChannelPruned.prepare(model, task, settings)
+        counts = channels.kept_counts(graph_of(teacher, task), plan)
+        # A group that an earlier stage has left one unit of is none any more.
+        kept = {group: cache.kept[group][count] for group, count in counts.items() if group in cache.kept}
+        try:
+            return refit_in_order(model, cache.graph, kept, task, settings.images, settings.positions)
+        except Untraceable as error:
+            logging.getLogger("pfray").warning(
+                "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
+                type(model).__name__,
+                error,
+            )
+        pruned = copy.deepcopy(model).eval()
+        remove(pruned, cache, kept)
+        return pruned
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> None:
+        channels.restructure(model, plan, task)
+
+    @staticmethod
+    def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
+        return channels.stages(plan, settings)
+
+
+def remove(model: nn.Module, cache: Calibration, kept: Kept) -> None:
+    """Prune the model in place, each layer reconstructed from what it read in the uncompressed model."""
+    stays = channels.left(cache.graph, kept)
+    whole = {name: weight_rows(model.get_submodule(name)).cpu() for name in cache.moments}
+    prune(model, cache.graph, kept)
+    for name, moments in cache.moments.items():
+        if (name, "in") not in stays:
+            continue
+        layer: Any = model.get_submodule(name)
+        weight = whole[name][:, stays.get((name, "out"), slice(None))]
+        rows = rows_of_channels(layer, stays[name, "in"])
+        new = lasso.reconstruct(moments, weight, rows)
+        with torch.no_grad():
+            layer.weight.copy_(new.T.reshape(layer.weight.shape))
+            if can_shift(model, name, cache.norms):
+                mean = moments.mean.double()
+                shift_output(model, name, cache.norms, mean @ weight - mean[torch.from_numpy(rows)] @ new)
+    place(model, next(model.parameters()).device)
+
+
+def readers(model: nn.Module, group: ChannelGroup) -> list[Cut]:
+    """The layers that a group's channels are read by and that can be reconstructed."""
+    return [cut for cut in group.cuts if cut.side == "in" and is_dense(model.get_submodule(cut.layer))]
+
+
+def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Moments]) -> np.ndarray:
+    """``(U, U)``: the units' contributions to the layers that read them, each layer's output counting the same.
+
+    Where no reader can be seen as a matrix product (grouped and transposed convolutions), the squared magnitude of the
+    weights that make a unit.
+    """
+    total = np.zeros((group.units, group.units))
+    for cut in readers(model, group):
+        if cut.layer in moments:
+            layer = model.get_submodule(cut.layer)
+            gram = lasso.unit_gram(moments[cut.layer], weight_rows(layer).cpu(), cut.index, cut.size)
+            total += gram / max(gram.sum(), 1e-30)
+    if total.any():
+        return total
+    maker = group.cuts[0]
+    weight = model.get_submodule(maker.layer).get_parameter("weight").detach().cpu().double()
+    axis = 1 if getattr(model.get_submodule(maker.layer), "transposed", False) else 0
+    energy = weight.movedim(axis, 0).flatten(1).square().sum(1).numpy()
+    return np.diag(energy[maker.index % len(energy)].sum(1))
+
+
+def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup, count: int) -> float:
+    """What is lost, from 0 to 1, where the group keeps ``count`` units and all others stay whole."""
+    kept, explained = calibration.kept[group.name][count], 1.0
+    cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
+    for cut in cuts:
+        layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]
+        weight, stays = weight_rows(layer).cpu(), np.ones(cut.size, dtype=bool)
+        stays[cut.index[np.setdiff1d(np.arange(group.units), kept)].ravel()] = False
+        rows = rows_of_channels(layer, np.flatnonzero(stays))
+        explained *= 1 - lasso.lost_share(moments, weight, rows, lasso.reconstruct(moments, weight, rows))
+    if not cuts:
+        energy = np.diag(selection_gram(model, group, {}))
+        explained = energy[kept].sum() / max(energy.sum(), 1e-30)
+    return 1 - explained

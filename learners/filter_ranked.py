@@ -1,0 +1,248 @@
+"""Filter pruning by a ranking: the channels with the lowest scores go, nothing is reconstructed.
+
+The three rankings that every other channel learner has to beat. Notation: a unit u of a group has channels in several
+layers; s_u is its score. For a convolution's output channel k with the filter W_k, the feature map z_k of M positions
+that is made of it, and the loss C:
+
+* ``l1`` (Li et al. 2017, section 3.1): sum of |W_k|, over all layers that make the unit.
+* ``bn_scale`` (Liu et al. 2017, section 3): |gamma_k|, the scale of the batch norm, over all batch norms of the group.
+* ``taylor`` (Molchanov et al. 2017, equations 7 and 8): |1/M sum_m dC/dz_k,m z_k,m|, what the loss would change if z_k
+  were 0, to first order; of each sample by itself, then averaged. The feature map is what the next layer reads. Each
+  layer's scores are divided by their l2 norm (section 2.3), then those of all layers that read the unit are added.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray import channels
+from pfray.channels import ChannelSettings, graph_of
+from pfray.errors import UnsupportedModel
+from pfray.graph import ChannelGraph, ChannelGroup, prune
+from pfray.learner import Learner
+from pfray.measure import place
+from pfray.space import CompressionSpace, Plan
+from pfray.task import Task
+from pfray.train import reestimate_batch_norm
+
+# Samples whose feature maps and gradients are held at once.
+BATCH = 64
+# Layers whose weights make or pass on channels, one filter a channel.
+WITH_FILTERS = ("CONV", "DEPTHWISE_CONV", "LINEAR", "EMBED")
+
+
+@dataclass(frozen=True)
+class Settings(ChannelSettings):
+    """criterion: what channels are ranked by, ``l1``, ``bn_scale`` or ``taylor``.
+
+    images: training inputs that ``taylor`` looks at, and that batch norm is re-estimated on before a retraining.
+    iterations: the chosen plan is reached in so many rounds of about the same ratio, ranked anew each time (Molchanov
+        et al. 2017, section 2), with ``iteration_epochs`` of training in between. 1 prunes all at once.
+    """
+
+    criterion: Literal["l1", "bn_scale", "taylor"] = "l1"
+    images: Annotated[int, Field(ge=1)] = 1000
+    iterations: Annotated[int, Field(ge=1)] = 1
+    iteration_epochs: Annotated[int, Field(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.iterations > 1 and self.group_size:
+            raise ValueError(
+                f"iterations is {self.iterations} and group_size is {self.group_size}; both prune in rounds. "
+                "Remedy: leave one of them out"
+            )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """scores: of each group's units, ``(U,)``, higher for what should stay."""
+
+    graph: ChannelGraph
+    scores: dict[str, np.ndarray]
+
+
+class FilterRanked(Learner):
+    settings_type = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``.
+
+        Raises UnsupportedModel where the criterion does not apply to a group.
+        """
+        graph = graph_of(model, task)
+        space = channels.channel_space(graph, settings)
+        if settings.criterion == "bn_scale":
+            check_scaled(model, channels.searched_groups(graph, settings))
+        return space
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Ranking:
+        graph = graph_of(model, task)
+        return Ranking(graph, rank(model, channels.searched_groups(graph, settings), task, settings))
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """The share of the group's summed scores that goes with the lowest ranked units."""
+        ranking = FilterRanked.prepare(model, task, settings)
+        falling = {name: np.sort(scores)[::-1] for name, scores in ranking.scores.items()}
+
+        def lost(group: ChannelGroup, count: int) -> float:
+            return float(falling[group.name][count:].sum() / max(falling[group.name].sum(), 1e-30))
+
+        return channels.error_curves(ranking.graph, settings, lost)
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
+        keep_highest(model, cache, channels.kept_counts(cache.graph, plan))
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        """As ``compress``, but ranked on ``model`` as it is now, and with the batch norms re-estimated."""
+        model, graph = copy.deepcopy(model), graph_of(model, task)
+        counts = channels.kept_counts(graph_of(teacher, task), plan)
+        # A group with one channel left is none any more.
+        groups = [group for group in graph.groups if group.name in counts]
+        scores = rank(model, groups, task, settings)
+        keep_highest(model, Ranking(graph, scores), {group.name: counts[group.name] for group in groups})
+        reestimate_batch_norm(model, task, settings.images, "float32")
+        return model
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> None:
+        channels.restructure(model, plan, task)
+
+    @staticmethod
+    def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
+        """With ``iterations`` n the keep ratios r^(1/n), r^(2/n), ... before the plan's own; or group fine-tuning."""
+        if settings.iterations == 1 or all(ratio >= 1 for ratio in plan.values()):
+            return channels.stages(plan, settings)
+        shares = [step / settings.iterations for step in range(1, settings.iterations)]
+        return [({n: ratio**share for n, ratio in plan.items()}, settings.iteration_epochs) for share in shares]
+
+
+def keep_highest(model: nn.Module, ranking: Ranking, counts: dict[str, int]) -> None:
+    """Prune each group in place to its ``count`` units of the highest scores, of equal ones the first."""
+    kept = {name: np.argsort(-ranking.scores[name], kind="stable")[:count] for name, count in counts.items()}
+    prune(model, ranking.graph, kept)
+    place(model, next(model.parameters()).device)
+
+
+def rank(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, settings: Settings) -> dict[str, np.ndarray]:
+    """The scores of each group's units, ``(U,)``, by the criterion; ``model`` stays as it is.
+
+    Raises UnsupportedModel where the criterion does not apply to a group, and where a score is not finite.
+    """
+    groups = list(groups)
+    if settings.criterion == "taylor":
+        scores = taylor_scores(model, groups, task, settings.images)
+    elif settings.criterion == "bn_scale":
+        check_scaled(model, groups)
+        scores = {group.name: scale_scores(model, group) for group in groups}
+    else:
+        scores = {group.name: l1_scores(model, group) for group in groups}
+    for name, own in scores.items():
+        if not np.isfinite(own).all():
+            raise UnsupportedModel(
+                f"channel group {name} has scores by {settings.criterion} that are not finite. Remedy: check the "
+                "model's weights and the data's normalization"
+            )
+    return scores
+
+
+def l1_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
+    """Sum of the magnitudes of all filters that make a unit, without biases."""
+    total = np.zeros(group.units)
+    for cut in group.cuts:
+        if cut.side == "out" and cut.kind in WITH_FILTERS:
+            total += filter_magnitudes(model.get_submodule(cut.layer))[cut.index].sum(1)
+    return total
+
+
+def filter_magnitudes(layer: Any) -> np.ndarray:
+    """``(O,)``: the sum of |w| over the weights that make each output channel."""
+    weight = layer.weight.detach().double().abs()
+    if isinstance(layer, nn.Embedding):
+        return weight.sum(0).cpu().numpy()
+    if getattr(layer, "transposed", False):
+        # (I, O / groups, ...), the inputs of one group after those of the other.
+        return weight.flatten(2).sum(2).unflatten(0, (layer.groups, -1)).sum(1).flatten().cpu().numpy()
+    return weight.flatten(1).sum(1).cpu().numpy()
+
+
+def scale_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
+    """Sum of |gamma| of all batch norms of a unit; see ``check_scaled``."""
+    total = np.zeros(group.units)
+    for layer, index in _scaled_norms(model, group):
+        total += layer.weight.detach().double().abs().cpu().numpy()[index].sum(1)
+    return total
+
+
+def check_scaled(model: nn.Module, groups: Iterable[ChannelGroup]) -> None:
+    """Raise UnsupportedModel for groups whose channels no batch norm scales: their ranking would be a guess."""
+    without = [group.name for group in groups if not _scaled_norms(model, group)]
+    if without:
+        raise UnsupportedModel(
+            f"learner.criterion bn_scale: no batch norm with a scale in the channel groups {', '.join(without)}. "
+            "Remedy: learner.criterion=l1 or taylor, or these groups in learner.skip"
+        )
+
+
+def _scaled_norms(model: nn.Module, group: ChannelGroup) -> list[tuple[Any, np.ndarray]]:
+    norms = [(model.get_submodule(cut.layer), cut.index) for cut in group.cuts if cut.kind == "BN"]
+    return [(norm, index) for norm, index in norms if norm.weight is not None]
+
+
+def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, images: int) -> dict[str, np.ndarray]:
+    """The change of the loss, to first order, without a unit's feature map (the module's notation), ``(U,)`` each.
+
+    In evaluation mode, so that samples do not depend on each other; over the first ``images`` training inputs, without
+    augmentation.
+    """
+    cuts = [(group.name, cut) for group in groups for cut in group.cuts if cut.side == "in"]
+    sums = {(name, cut.layer): np.zeros(len(cut.index)) for name, cut in cuts}
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    read: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].requires_grad:
+            read[name].append(inputs[0])
+
+    for layer in {cut.layer for _, cut in cuts}:
+        hook = partial(keep, layer)
+        model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, hook=hook: hook(inputs))
+        read[layer] = []
+    for inputs, targets in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
+        # A copy, because a model may change its inputs in place.
+        loss = task.loss(model(inputs.requires_grad_().clone()).float(), targets)
+        pairs = [(layer, maps) for layer, calls in read.items() for maps in calls]
+        gradients = torch.autograd.grad(loss, [maps for _, maps in pairs], allow_unused=True)
+        products: dict[str, Any] = {}
+        for (layer, maps), gradient in zip(pairs, gradients, strict=True):
+            if gradient is not None:
+                # The loss is the batch's mean; a sample's own gradient is that times the batch.
+                product = (len(targets) * gradient * maps).detach()
+                if isinstance(model.get_submodule(layer), nn.Linear):
+                    product = product.movedim(-1, 1)
+                product = product.reshape(*product.shape[:2], -1).mean(2)
+                products.setdefault(layer, []).append(product)
+        for name, cut in cuts:
+            for product in products.get(cut.layer, ()):
+                # (N, C) to (N, U): the mean over the unit's channels, which after a flatten are positions, too.
+                means = product[:, torch.from_numpy(cut.index).to(product.device)].mean(2)
+                sums[name, cut.layer] += means.abs().double().sum(0).cpu().numpy()
+        for calls in read.values():
+            calls.clear()
+    scores = {name: np.zeros(len(cut.index)) for name, cut in cuts}
+    for (name, _), total in sums.items():
+        scores[name] += total / max(np.sqrt(np.square(total).sum()), 1e-30)
+    return scores

@@ -1,0 +1,148 @@
+"""What all channel learners share: a keep ratio for every channel group, rounded to counts that run well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from pfray.errors import UnsupportedModel
+from pfray.graph import ChannelGraph, ChannelGroup, Kept, channel_graph, prune
+from pfray.measure import example_input
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task
+
+# A group is rounded to a multiple that leaves it at least so many counts to choose from.
+CHOICES = 4
+# Points of an error curve.
+POINTS = 65
+
+_graphs: WeakKeyDictionary[nn.Module, ChannelGraph] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ChannelSettings:
+    """What every channel learner lets one set.
+
+    round_to: channel counts are multiples of this, because what computes them works on whole vectors; of less where a
+        group would be left with fewer than four counts to choose from. 1 allows every count.
+    skip: groups left whole, by name (``python -m pfray.inspect`` lists them).
+    group_size, group_epochs: group fine-tuning (Wu et al. 2018, section 3.1.1): the chosen plan is reached by pruning
+        so many groups at a time, with so many epochs of training after each. 0 prunes all at once.
+    """
+
+    round_to: Annotated[int, Field(ge=1)] = 8
+    skip: tuple[str, ...] = ()
+    group_size: Annotated[int, Field(ge=0)] = 0
+    group_epochs: Annotated[int, Field(ge=1)] = 1
+
+
+def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
+    """The model's channel graph for the task's inputs; it is proven once for a model object, which takes seconds."""
+    if model not in _graphs:
+        _graphs[model] = channel_graph(model, example_input(task))
+    return _graphs[model]
+
+
+def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:
+    """The groups that have a knob. Raises UnsupportedModel for an unknown name in ``skip``, and where none is left."""
+    names = [group.name for group in graph.groups]
+    unknown = [name for name in settings.skip if name not in names]
+    if unknown:
+        raise UnsupportedModel(
+            f"learner.skip: no channel group '{unknown[0]}'. Allowed: {', '.join(names) or 'none, all stay whole'}"
+        )
+    chosen = [group for group in graph.groups if group.name not in settings.skip]
+    if not chosen:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(graph.skipped.items())[:3])
+        raise UnsupportedModel(
+            f"the model has no channels that can be removed ({reasons or 'every group is in learner.skip'}). "
+            "Remedy: python -m pfray.inspect lists all reasons; or another learner, such as weight_sparse"
+        )
+    return chosen
+
+
+def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> CompressionSpace:
+    """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left."""
+    groups = searched_groups(graph, settings)
+    knobs = []
+    for group in groups:
+        counts = allowed_counts(group, settings.round_to)
+        knobs.append(
+            Knob(
+                group.name,
+                compressed=counts[0] / group.units,
+                full=1.0,
+                choices=tuple(count / group.units for count in counts),
+                facts={"params": group.params, "macs": group.macs, "units": group.units},
+            )
+        )
+    rows = np.array([index for index, group in enumerate(graph.groups) if group in groups])
+    return CompressionSpace(tuple(knobs), partial(_costs, graph=graph, rows=rows))
+
+
+def allowed_counts(group: ChannelGroup, round_to: int) -> list[int]:
+    """How many units the group may keep, rising; all of them always among the counts."""
+    channels = group.cuts[0].index.shape[1]  # of one unit, in the layer that makes them
+    step = max(1, round_to // channels)
+    while step > 1 and group.units < CHOICES * step:
+        step //= 2
+    return [*range(step, group.units, step), group.units]
+
+
+def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
+    """The units that each group of the plan keeps."""
+    units = {group.name: group.units for group in graph.groups}
+    return {name: max(1, round(ratio * units[name])) for name, ratio in plan.items()}
+
+
+def stages(plan: Plan, settings: ChannelSettings) -> list[tuple[Plan, int]]:
+    """(plan, epochs) of group fine-tuning before the whole plan's own: the first k groups pruned, the first 2 k, ..."""
+    pruned = [name for name, ratio in plan.items() if ratio < 1]
+    ends = range(settings.group_size, len(pruned), settings.group_size) if settings.group_size else ()
+    return [({n: r if n in pruned[:end] else 1.0 for n, r in plan.items()}, settings.group_epochs) for end in ends]
+
+
+def restructure(model: nn.Module, plan: Plan, task: Task) -> None:
+    """Prune the model to the plan's counts, in place, whichever channels those are."""
+    graph = graph_of(model, task)
+    prune(model, graph, {name: range(count) for name, count in kept_counts(graph, plan).items()})
+    _graphs.pop(model, None)  # the model is another one now
+
+
+def error_curves(
+    graph: ChannelGraph, settings: ChannelSettings, error: Callable[[ChannelGroup, int], float]
+) -> dict[str, np.ndarray]:
+    """A learner's ``error_curves``, ``(POINTS,)`` each, from the ``error`` of a group that keeps so many units."""
+    curves = {}
+    for group in searched_groups(graph, settings):
+        counts = np.array(allowed_counts(group, settings.round_to))
+        errors = np.array([error(group, int(count)) for count in counts])
+        wanted = np.linspace(counts[0], counts[-1], POINTS)
+        curves[group.name] = errors[np.abs(wanted[:, None] - counts).argmin(1)]
+    return curves
+
+
+def left(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
+    """The positions that stay, by (layer, side), of every side that the groups in ``kept`` cut."""
+    stays: dict[tuple[str, str], np.ndarray] = {}
+    for group in graph.groups:
+        if group.name not in kept:
+            continue
+        gone = np.setdiff1d(np.arange(group.units), kept[group.name])
+        for cut in group.cuts:
+            mask = stays.setdefault((cut.layer, cut.side), np.ones(cut.size, dtype=bool))
+            mask[cut.index[gone].ravel()] = False
+    return {side: np.flatnonzero(mask) for side, mask in stays.items()}
+
+
+def _costs(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> dict[str, float]:
+    kept = graph.units.copy()
+    kept[rows] = np.rint(values * kept[rows])
+    return graph.costs(kept)

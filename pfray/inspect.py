@@ -1,0 +1,121 @@
+"""What of an experiment's model can be pruned: ``python -m pfray.inspect experiment.yaml [key=value ...]``.
+
+Nothing is trained and nothing written. The model is the experiment's, whatever its learner and target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pfray import config
+from pfray.errors import PfrayError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pfray.graph import ChannelGraph, ChannelGroup
+
+# Layer names shown of one group; a residual stream runs through dozens.
+MOST_LAYERS = 6
+# Characters a line where the output is no terminal, whose width would be known.
+WIDTH = 120
+
+
+def inspect(experiment: config.Experiment) -> tuple[nn.Module, Tensor, ChannelGraph]:
+    """The experiment's model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
+
+    Raises PfrayError for everything a user can put right.
+    """
+    # Imported here, so that a wrong experiment file is reported at once.
+    from pfray import prepare
+    from pfray.graph import channel_graph
+    from pfray.measure import example_input
+
+    parts = prepare.resolve(experiment)
+    task = prepare.build_task(experiment, parts)
+    model, example = prepare.build_model(experiment, parts, task), example_input(task)
+    return model, example, channel_graph(model, example)
+
+
+def show(model: nn.Module, example: Tensor, graph: ChannelGraph, console: Console) -> None:
+    """Print the totals, a table of the groups, and the layers that stay whole with the reasons."""
+    total = graph.costs(graph.units)
+    shape = "x".join(str(size) for size in example.shape[1:])
+    console.print(
+        f"{type(model).__name__}: {total['macs']:,.0f} MACs for an input of {shape}, {total['params']:,.0f} parameters"
+    )
+    if graph.groups:
+        groups = Table(title="channel groups", title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
+        groups.caption = "MACs, params: the share that would go with the whole group; what lies between two is in both"
+        groups.add_column("group", overflow="fold")
+        for heading in ("channels", "MACs", "params"):
+            groups.add_column(heading, justify="right", no_wrap=True)
+        groups.add_column("layers", overflow="fold")
+        for group in graph.groups:
+            groups.add_row(
+                group.name, _channels(group), f"{group.macs / max(1.0, total['macs']):.1%}",
+                f"{group.params / max(1.0, total['params']):.1%}", _layers(group),
+            )  # fmt: skip
+        console.print(groups)
+    else:
+        console.print("no channel groups: nothing can be pruned")
+    if graph.skipped:
+        whole = Table(title="left whole", title_justify="left", box=box.SIMPLE_HEAD)
+        whole.add_column("layer", overflow="fold")
+        whole.add_column("why", overflow="fold")
+        for name, reason in graph.skipped.items():
+            whole.add_row(name or "(the model itself)", reason)
+        console.print(whole)
+
+
+def _channels(group: ChannelGroup) -> str:
+    """``16``, or ``4 x 4`` where four channels go at a time."""
+    own = group.name.partition("#")[0]
+    each = next(cut.index.shape[1] for cut in group.cuts if cut.layer == own and cut.side == "out")
+    return str(group.units) if each == 1 else f"{group.units} x {each}"
+
+
+def _layers(group: ChannelGroup) -> str:
+    names = list(dict.fromkeys(cut.layer for cut in group.cuts))
+    more = len(names) - MOST_LAYERS
+    return ", ".join(names[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Returns the exit code: 0, or that of the error: 2 for a wrong request, 1 for what failed otherwise."""
+    options = _parser().parse_intermixed_args(arguments)
+    # Not rich's markup: reasons and names may hold brackets.
+    console = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    try:
+        from pfray.prepare import component_mistakes
+
+        show(*inspect(config.load(options.experiment, options.overrides, component_mistakes)), console)
+    except PfrayError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pfray.inspect",
+        description="Show what of an experiment's model can be pruned: its channel groups, what each of them costs, "
+        "and the layers that stay whole with the reason. Nothing is trained.",
+        epilog="example: python -m pfray.inspect experiments/mobilenet_sparse.yaml model=resnet20",
+    )
+    parser.add_argument("experiment", type=Path, help="the experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

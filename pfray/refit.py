@@ -1,0 +1,270 @@
+"""Least squares layer by layer, in the order in which a pruned network computes (He, Zhang and Sun 2017, section 3.3).
+
+Each layer is fitted to what the uncompressed network gives, on the inputs that the pruned layers before it really
+produce, so that errors are mended on the way and do not add up. Where a layer's output is added to a shortcut, it is
+fitted to the sum: it makes up for what the shortcut has lost, too (the same section: Y1 + Y2 - Y1').
+
+Notation as in ``rows.py``. Teacher and student are walked node by node of one torch.fx graph, all calibration batches
+abreast, so that the whole costs two forward passes and the solves, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pfray.channels import left
+from pfray.errors import UnsupportedModel, first_line
+from pfray.graph import ChannelGraph, Kept, prune
+from pfray.lasso import solve_regular
+from pfray.moments import BATCH
+from pfray.rows import (
+    can_shift,
+    draw_positions,
+    input_rows,
+    is_dense,
+    norms_behind,
+    output_rows,
+    shift_output,
+    weight_rows,
+)
+from pfray.task import Task
+from pfray.tracing import Untraceable, tensors
+
+# The weights move from where they were only as far as the calibration inputs really say.
+RIDGE = 1e-2
+
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+@torch.no_grad()
+def refit_in_order(
+    teacher: nn.Module,
+    graph: ChannelGraph,
+    kept: Kept,
+    task: Task,
+    images: int,
+    positions: int,
+) -> nn.Module:
+    """A pruned copy of ``teacher``, every dense layer behind a cut fitted anew; in evaluation mode, on its device.
+
+    kept: the units that stay, by group. images, positions: how many training inputs, and output positions of each, the
+    layers are fitted to. Raises Untraceable where torch.fx cannot follow the forward pass.
+    """
+    stays = left(graph, kept)
+    # The forward pass may differ in training, and constants in it become attributes of what is traced.
+    teacher = copy.deepcopy(teacher).eval()
+    device = next(teacher.parameters()).device
+    batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
+    nodes = _trace(teacher, {layer for layer, _ in stays}, batches[0][:1])
+    student = copy.deepcopy(teacher)
+    prune(student, graph, kept)
+    norms = norms_behind(teacher, batches[0][:1])
+    walks = _Walk(nodes, teacher, batches), _Walk(nodes, student, batches)
+    generator = torch.Generator().manual_seed(0)
+    to_fit = _behind_a_cut(nodes, student, stays)
+    for node in nodes:
+        if node in to_fit:
+            outputs = stays.get((str(node.target), "out"))
+            _refit(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
+        for walk in walks:
+            walk.value(node)
+            walk.release(node)
+    return student
+
+
+def _trace(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.Node]:
+    """The operations of the forward pass in order, down to the layers that are cut. Raises Untraceable."""
+    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
+    defaults = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
+    try:
+        nodes = list(_Tracer(cut).trace(model, defaults).nodes)
+        found, wanted = tensors(_Walk(nodes, model, [example]).value(nodes[-1])), tensors(model(example))
+    except Exception as error:
+        raise Untraceable(first_line(error)) from error
+    # What asks for the type of a tensor, say, has gone another way with torch.fx.
+    if len(found) != len(wanted) or not all(
+        torch.allclose(own, other, equal_nan=True) for own, other in zip(found, wanted, strict=True)
+    ):
+        raise Untraceable("its outputs are others when it is traced")
+    return nodes
+
+
+class _Tracer(fx.Tracer):
+    """Follows what torch's own modules do where a layer inside them is cut; otherwise they are one node."""
+
+    def __init__(self, cut: set[str]) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        inside = any(layer.startswith(f"{name}.") for layer in self.cut)
+        return not inside and super().is_leaf_module(module, name)
+
+
+class _Walk:
+    """The values of a graph's nodes in one model, a list over the batches; computed when they are asked for."""
+
+    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: list[Tensor]) -> None:
+        self.model, self.batches, self.first = model, batches, nodes[0]
+        self.values: dict[fx.Node, list[Any]] = {}
+        self.last_use = {read: node for node in nodes for read in node.all_input_nodes}
+
+    def value(self, node: fx.Node) -> list[Any]:
+        if node not in self.values:
+            for read in node.all_input_nodes:
+                self.value(read)
+            self.values[node] = [self._compute(node, batch) for batch in range(len(self.batches))]
+        return self.values[node]
+
+    def release(self, node: fx.Node) -> None:
+        """Forget what only nodes up to this one read; to be called in the graph's order."""
+        for read in node.all_input_nodes:
+            if self.last_use[read] is node:
+                self.values.pop(read, None)
+
+    def _compute(self, node: fx.Node, batch: int) -> Any:
+        if node.op == "placeholder":
+            # What follows the first are arguments with defaults.
+            return self.batches[batch] if node is self.first else node.args[0]
+        args = fx.node.map_arg(node.args, lambda read: self.values[read][batch])
+        kwargs = fx.node.map_arg(node.kwargs, lambda read: self.values[read][batch])
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.model)
+        if node.op == "call_module":
+            return self.model.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return args[0] if node.op == "output" else node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class _Addition(NamedTuple):
+    """What a layer's output is added to: the two summands, and the batch norm behind the layer, if any."""
+
+    own: fx.Node
+    other: fx.Node
+    norm: str | None
+
+
+def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> _Addition | None:
+    """Where the layer's output, through nothing but a batch norm, ends in one addition to something computed before.
+
+    Of two summands it is thus the later one that makes up for both.
+    """
+    norm, end = norms.get(str(node.target)), node
+    if norm is not None:
+        if len(node.users) != 1:
+            return None
+        end = next(iter(node.users))
+    if len(end.users) != 1:
+        return None
+    total = next(iter(end.users))
+    if total.target not in ADDITIONS or len(total.all_input_nodes) != 2 or total.kwargs or len(total.args) != 2:
+        return None
+    other = next(read for read in total.all_input_nodes if read is not end)
+    return _Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
+
+
+def _behind_a_cut(
+    nodes: Sequence[fx.Node], model: nn.Module, stays: Mapping[tuple[str, str], np.ndarray]
+) -> set[fx.Node]:
+    """The dense layers, run once an input, that read something else than in the uncompressed model."""
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    changed: set[fx.Node] = set()
+    found = set()
+    for node in nodes:
+        reads_changed = any(read in changed for read in node.all_input_nodes)
+        cut = node.op == "call_module" and any((node.target, side) in stays for side in ("in", "out"))
+        if reads_changed or cut:
+            changed.add(node)
+        once = node.op == "call_module" and calls[node.target] == 1
+        if reads_changed and once and is_dense(model.get_submodule(str(node.target))):
+            found.add(node)
+    return found
+
+
+def _refit(
+    node: fx.Node,
+    walks: tuple[_Walk, _Walk],
+    addition: _Addition | None,
+    outputs: np.ndarray | None,
+    norms: Mapping[str, str],
+    positions: int,
+    generator: torch.Generator,
+) -> None:
+    """W + (A'A + r I)^-1 A'(T - A W), with the student's rows A and the targets T; the constant goes where it can.
+
+    outputs: which of the layer's outputs are left.
+    """
+    teacher, student = walks
+    name = str(node.target)
+    layer: Any = student.model.get_submodule(name)
+    weight = weight_rows(layer)
+    bias = layer.bias.double() if layer.bias is not None else 0.0
+    squares: Any = 0.0
+    products: Any = 0.0
+    row_sum: Any = 0.0
+    miss_sum: Any = 0.0
+    count = 0
+    for batch, inputs in enumerate(student.value(node.all_input_nodes[0])):
+        own = teacher.value(node)[batch]
+        places = draw_positions(layer, own, positions, generator).to(own.device)
+        target = _target(batch, walks, layer, own, places, addition, outputs)
+        rows = input_rows(layer, inputs, places)
+        miss = target.double() - rows.double() @ weight - bias
+        squares = squares + (rows.T @ rows).double()
+        products = products + rows.double().T @ miss
+        row_sum, miss_sum, count = row_sum + rows.sum(0).double(), miss_sum + miss.sum(0), count + len(rows)
+    if not bool(squares.isfinite().all() and products.isfinite().all()):
+        raise UnsupportedModel(
+            f"layer {name} reads or should give values that are not finite. Remedy: check the model's weights and the "
+            "data's normalization"
+        )
+    squares, products, row_mean, miss_mean = squares / count, products / count, row_sum / count, miss_sum / count
+    shiftable = can_shift(student.model, name, norms)
+    if shiftable:
+        squares = squares - torch.outer(row_mean, row_mean)
+        products = products - torch.outer(row_mean, miss_mean)
+    change = solve_regular(squares, products, RIDGE)
+    layer.weight += change.T.reshape(layer.weight.shape).to(layer.weight)
+    if shiftable:
+        shift_output(student.model, name, norms, miss_mean - row_mean @ change)
+
+
+def _target(
+    batch: int,
+    walks: tuple[_Walk, _Walk],
+    layer: nn.Module,
+    own: Tensor,
+    places: Tensor,
+    addition: _Addition | None,
+    outputs: np.ndarray | None,
+) -> Tensor:
+    """``(R, O)``: what the layer should give at the ``places``."""
+    teacher, student = walks
+    target = output_rows(layer, own, places)
+    target = target if outputs is None else target[:, outputs]
+    if addition is None:
+        return target
+    other, cut = teacher.value(addition.other)[batch], student.value(addition.other)[batch]
+    channels = layer.get_parameter("weight").shape[0]
+    axis = own.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    if other.shape != own.shape or cut.shape != (*own.shape[:axis], channels, *own.shape[axis + 1 :]):
+        return target  # broadcast
+    total = output_rows(layer, teacher.value(addition.own)[batch], places) + output_rows(layer, other, places)
+    mended = (total if outputs is None else total[:, outputs]) - output_rows(layer, cut, places)
+    if addition.norm is None:
+        return mended
+    norm: Any = student.model.get_submodule(addition.norm)
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    shift = 0.0 if norm.bias is None else norm.bias
+    # A channel that the norm switches off cannot make up for anything.
+    return torch.where(scale.abs() > 1e-4, (mended - shift) / scale + norm.running_mean, target)

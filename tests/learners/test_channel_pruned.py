@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from learners import channel_pruned
+from learners.channel_pruned import Calibration, ChannelPruned, Settings, readers, selection_gram
+from pfray import channels
+from pfray.channels import allowed_counts, graph_of, kept_counts
+from pfray.config import Training
+from pfray.data import digits
+from pfray.errors import InfeasibleTarget, UnsupportedModel
+from pfray.graph import prune
+from pfray.job import Job
+from pfray.measure import count_params, evaluate, example_input, outputs_of, place, total_macs
+from pfray.models.mobilenet import mobilenet_v1
+from pfray.refit import Untraceable, refit_in_order
+from pfray.search.allocate import allocate_plan
+from pfray.space import Plan
+from pfray.task import Split, Task
+from pfray.train import fit
+
+SETTINGS = Settings(images=500, positions=20, round_to=2)
+CURVES: dict[int, dict[str, np.ndarray]] = {}
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits.build()
+
+
+@pytest.fixture(scope="module")
+def trained(job: Job) -> nn.Module:
+    """A LeNet that knows the digits."""
+    return place(copy.deepcopy(job.teacher), "cpu").eval()
+
+
+@pytest.fixture(scope="module")
+def mobile(task: Task) -> nn.Module:
+    torch.manual_seed(0)
+    model = place(mobilenet_v1(in_channels=1, width=0.25), "cpu")
+    fit(model, task, Training(epochs=5, lr=0.05, batch_size=64), seed=0)
+    return model.eval()
+
+
+@pytest.fixture(params=["trained", "mobile"])
+def teacher(request: pytest.FixtureRequest) -> nn.Module:
+    return request.getfixturevalue(request.param)
+
+
+def curves_of(model: nn.Module, task: Task) -> dict[str, np.ndarray]:
+    """Those of a fixture's model, computed once."""
+    if id(model) not in CURVES:
+        CURVES[id(model)] = ChannelPruned.error_curves(model, task, SETTINGS)
+    return CURVES[id(model)]
+
+
+def plan_at(model: nn.Module, task: Task, share: float) -> Plan:
+    """What allocate gives for a share of the multiply-adds."""
+    space = ChannelPruned.space(model, task, SETTINGS)
+    return allocate_plan(space, curves_of(model, task), {"macs": share * total_macs(model, example_input(task))})
+
+
+def compressed(model: nn.Module, plan: Plan, task: Task, settings: Settings = SETTINGS) -> nn.Module:
+    pruned = copy.deepcopy(model)
+    ChannelPruned.compress(pruned, plan, settings, ChannelPruned.prepare(model, task, settings), 0)
+    return pruned
+
+
+def plainly_removed(model: nn.Module, plan: Plan, task: Task) -> nn.Module:
+    """The channels of ``compress``, nothing else."""
+    cache, pruned = ChannelPruned.prepare(model, task, SETTINGS), copy.deepcopy(model)
+    counts = kept_counts(cache.graph, plan)
+    prune(pruned, cache.graph, {group: cache.kept[group][count] for group, count in counts.items()})
+    return pruned
+
+
+def distance(model: nn.Module, teacher: nn.Module, task: Task) -> float:
+    """The squared error of the outputs on images that did not calibrate, as a share of their variance."""
+    own, other = (torch.cat(outputs_of(net, task, task.validation)) for net in (model, teacher))
+    return ((own - other).square().sum() / (other - other.mean(0)).square().sum()).item()
+
+
+def outputs_at(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
+    seen = []
+    # Copied, since what follows works in place.
+    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, outputs: seen.append(outputs.clone()))
+    with torch.no_grad():
+        model(inputs)
+    handle.remove()
+    return seen[0]
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_the_pruned_model_costs_exactly_what_the_space_predicted(teacher, task, share):
+    space, plan = ChannelPruned.space(teacher, task, SETTINGS), plan_at(teacher, task, share)
+    model = compressed(teacher, plan, task)
+    assert space.costs(plan) == {"macs": total_macs(model, example_input(task)), "params": count_params(model)[0]}
+    assert space.costs(plan)["macs"] <= share * total_macs(teacher, example_input(task))
+
+
+# A LeNet has more channels than the digits need.
+SHARES = {"trained": 0.15, "mobile": 0.5}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_reconstruction_keeps_most_of_what_removal_alone_loses_and_in_order_even_more(name, task, request):
+    teacher = request.getfixturevalue(name)
+    plan, before = plan_at(teacher, task, SHARES[name]), copy.deepcopy(teacher.state_dict())
+    plain, at_once = plainly_removed(teacher, plan, task), compressed(teacher, plan, task)
+    in_order = ChannelPruned.finish(teacher, teacher, plan, task, SETTINGS)
+    assert shapes(plain) == shapes(at_once) == shapes(in_order)
+    assert distance(at_once, teacher, task) < 0.5 * distance(plain, teacher, task)
+    assert distance(in_order, teacher, task) < 0.8 * distance(at_once, teacher, task)
+    accuracies = [evaluate(model, task, task.validation).accuracy for model in (teacher, in_order, plain)]
+    assert accuracies[0] > 0.75
+    assert accuracies[1] > accuracies[0] - 0.05
+    assert accuracies[2] < accuracies[0] - 0.1
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    # The structure can be made again without the data, and the weights be put into it.
+    restored = copy.deepcopy(teacher)
+    ChannelPruned.restructure(restored, plan, task, SETTINGS)
+    restored.load_state_dict(in_order.state_dict())
+    inputs = task.normalize(task.test.inputs[:20])
+    with torch.no_grad():
+        assert torch.allclose(restored(inputs), in_order(inputs), atol=1e-4)
+
+
+def test_error_curves_are_0_where_all_is_kept_and_rise_with_what_goes(teacher, task):
+    curves = curves_of(teacher, task)
+    assert list(curves) == ChannelPruned.space(teacher, task, SETTINGS).names
+    for name, curve in curves.items():
+        assert curve[-1] == 0.0, name
+        assert 0 < curve[0] <= 1, name
+        assert np.all(np.diff(curve) <= 1e-3), name
+
+
+@pytest.mark.parametrize(("group", "reader"), [("conv1", "conv2"), ("conv2", "fc1"), ("fc1", "fc2")])
+def test_the_error_of_a_count_is_what_the_reading_layers_output_loses(trained, task, group, reader):
+    """conv2's channels are 25 features each of the flattened fc1."""
+    settings = Settings(images=400, positions=10_000, round_to=1)
+    curve = ChannelPruned.error_curves(trained, task, settings)[group]
+    space = ChannelPruned.space(trained, task, settings)
+    knob = space.knobs[space.names.index(group)]
+    for place_on_grid in (0, 20, 40):
+        values = np.linspace(knob.compressed, knob.full, len(curve))
+        ratio = min(knob.choices, key=lambda choice: abs(choice - values[place_on_grid]))
+        pruned = compressed(trained, {**dict.fromkeys(space.names, 1.0), group: ratio}, task, settings)
+        whole, rest = (
+            outputs_at(model, reader, task.normalize(task.train.inputs[:400])) for model in (trained, pruned)
+        )
+        axes = [axis for axis in range(whole.dim()) if axis != 1]
+        variance = (whole - whole.mean(axes, keepdim=True)).square().sum()
+        lost = ((whole - rest).square().sum() / variance).item()
+        assert curve[place_on_grid] == pytest.approx(lost, rel=0.02, abs=1e-5)
+        assert lost > 0
+
+
+def test_a_channel_that_never_changes_costs_nothing_since_its_constant_is_moved(trained, task):
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model.conv1.weight[3], model.conv1.bias[3] = 0.0, 2.0
+    settings = Settings(images=300, positions=20, round_to=1)
+    cache = ChannelPruned.prepare(model, task, settings)
+    assert cache.kept["conv1"][5].tolist() == [0, 1, 2, 4, 5]
+    plan = {**dict.fromkeys(ChannelPruned.space(model, task, settings).names, 1.0), "conv1": 5 / 6}
+    assert distance(compressed(model, plan, task, settings), model, task) < 1e-8
+
+
+def test_dead_channels_go_first_and_of_repeated_ones_the_other_takes_over(mobile, task):
+    model = copy.deepcopy(mobile)
+    maker, norm = model.features[2][0], model.features[2][1]
+    depthwise, its_norm = model.features[3][0], model.features[3][1]
+    with torch.no_grad():
+        norm.weight[2], norm.bias[2] = 0.0, -1.0
+        for tensor in (maker.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, depthwise.weight,
+                       its_norm.weight, its_norm.bias, its_norm.running_mean, its_norm.running_var):  # fmt: skip
+            tensor[7] = tensor[4]
+    cache = ChannelPruned.prepare(model, task, SETTINGS)
+    group = "features.2.0"
+    units = set(range(len(cache.kept[group]) - 1))
+    assert units - set(cache.kept[group][-2].tolist()) == {2}
+    pruned = copy.deepcopy(model)
+    channel_pruned.remove(pruned, cache, {group: sorted(units - {2, 7})})
+    assert distance(pruned, model, task) < 1e-4
+    in_order = refit_in_order(model, cache.graph, {group: sorted(units - {2, 7})}, task, 500, 20)
+    assert distance(in_order, model, task) < 1e-2
+
+
+class Readers(nn.Module):
+    """Channels that only a grouped, only a transposed, and several convolutions read; one group of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.grouped = nn.Conv2d(1, 8, 3, 4), nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.conv2, self.transposed = nn.Conv2d(8, 6, 3), nn.ConvTranspose2d(6, 6, 2)
+        self.left, self.right = nn.Conv2d(6, 5, 1), nn.Conv2d(6, 5, 3, padding=1)
+        self.narrow, self.last, self.fc = nn.Conv2d(5, 1, 1), nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.transposed(F.relu(self.conv2(F.relu(self.grouped(F.relu(self.conv1(x))))))))
+        x = F.relu(self.left(x) + self.right(x))
+        return self.fc(F.relu(self.last(F.relu(self.narrow(x)))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def unusual(task: Task) -> tuple[nn.Module, Calibration]:
+    torch.manual_seed(0)
+    model = place(Readers().eval(), "cpu")
+    return model, ChannelPruned.prepare(model, task, SETTINGS)
+
+
+def test_without_a_reader_that_is_a_matrix_product_the_weights_decide(unusual):
+    model, cache = unusual
+    groups = {group.name: group for group in cache.graph.groups}
+    for name, maker in (("conv1", model.conv1), ("conv2", model.conv2)):
+        assert readers(model, groups[name]) == []
+        energy = maker.weight.detach().flatten(1).square().sum(1)
+        index = groups[name].cuts[0].index
+        expected = np.diag(energy.numpy()[index].sum(1))
+        np.testing.assert_allclose(selection_gram(model, groups[name], cache.moments), expected, rtol=1e-5)
+        units = groups[name].units
+        assert cache.kept[name][1].tolist() == [int(np.diag(expected).argmax())]
+        kept = cache.kept[name][units // 2]
+        error = channel_pruned.group_error(model, cache, groups[name], units // 2)
+        assert error == pytest.approx(1 - np.diag(expected)[kept].sum() / expected.sum())
+
+
+def test_a_group_of_one_channel_stays_and_all_else_runs_at_every_plan(unusual, task):
+    model, cache = unusual
+    assert "narrow" not in cache.kept
+    assert "single channel" in cache.graph.skipped["narrow"]
+    space = ChannelPruned.space(model, task, SETTINGS)
+    for position in (0.0, 0.5):
+        plan = space.decode(np.full(len(space), position))
+        for pruned in (compressed(model, plan, task), ChannelPruned.finish(model, model, plan, task, SETTINGS)):
+            assert total_macs(pruned, example_input(task)) == space.costs(plan)["macs"]
+            assert torch.cat(outputs_of(pruned, task, task.validation)).isfinite().all()
+
+
+def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual, task):
+    model, cache = unusual
+    group = next(group for group in cache.graph.groups if group.name == "transposed")
+    own = readers(model, group)
+    assert {cut.layer for cut in own} == {"left", "right"}
+    whole = selection_gram(model, group, cache.moments)
+    # The sum over all entries is the variance of what they contribute: 1 of each reader.
+    assert whole.sum() == pytest.approx(2.0)
+    with torch.no_grad():
+        scaled = copy.deepcopy(model)
+        scaled.left.weight *= 100
+    np.testing.assert_allclose(selection_gram(scaled, group, cache.moments), whole, rtol=1e-6)
+    error = channel_pruned.group_error(model, cache, group, 3)
+    parts = []
+    for layer in ("left", "right"):
+        only = {layer: cache.moments[layer]}
+        parts.append(channel_pruned.group_error(model, Calibration(cache.graph, only, cache.kept, {}), group, 3))
+    assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
+    assert min(parts) > 0
+
+
+def test_stages_end_where_the_whole_plan_does_even_with_one_unit_left(trained, task):
+    settings = Settings(images=300, positions=10, round_to=1, group_size=1)
+    plan = {"conv1": 1 / 6, "conv2": 0.5, "fc1": 0.5, "fc2": 1.0}
+    steps = [*ChannelPruned.stages(plan, settings), (plan, 0)]
+    assert [{name for name, ratio in step.items() if ratio < 1} for step, _ in steps] == [
+        {"conv1"}, {"conv1", "conv2"}, {"conv1", "conv2", "fc1"}
+    ]  # fmt: skip
+    model = trained
+    for step, _ in steps:
+        model = ChannelPruned.finish(model, trained, step, task, settings)
+        structure = copy.deepcopy(trained)
+        ChannelPruned.restructure(structure, step, task, settings)
+        assert shapes(model) == shapes(structure)
+        structure.load_state_dict(model.state_dict())
+        model = place(structure, "cpu")
+
+
+def test_where_the_order_cannot_be_found_all_is_done_at_once_and_said(trained, task, monkeypatch, caplog):
+    def refuse(*_: object) -> nn.Module:
+        raise Untraceable("symbolically traced variables cannot be used as inputs to control flow")
+
+    monkeypatch.setattr(channel_pruned, "refit_in_order", refuse)
+    plan = plan_at(trained, task, 0.5)
+    with caplog.at_level(logging.WARNING, "pfray"):
+        finished = ChannelPruned.finish(trained, trained, plan, task, SETTINGS)
+    assert [record.name for record in caplog.records] == ["pfray"]
+    assert "all at once" in caplog.text
+    assert "cannot trace LeNet (symbolically traced" in caplog.text
+    at_once = compressed(trained, plan, task).state_dict()
+    assert all(torch.equal(at_once[name], tensor) for name, tensor in finished.state_dict().items())
+
+
+def test_a_later_stage_that_cannot_be_traced_has_the_counts_of_the_plan_too(trained, task, monkeypatch):
+    plan = {"conv1": 0.5, "conv2": 0.5, "fc1": 0.5, "fc2": 0.5}
+    first = ChannelPruned.finish(trained, trained, {**plan, "fc1": 1.0, "fc2": 1.0}, task, SETTINGS)
+
+    def refuse(*_: object) -> nn.Module:
+        raise Untraceable("no")
+
+    monkeypatch.setattr(channel_pruned, "refit_in_order", refuse)
+    assert shapes(ChannelPruned.finish(first, trained, plan, task, SETTINGS)) == shapes(compressed(trained, plan, task))
+
+
+def test_a_target_beyond_the_smallest_counts_is_refused_with_the_reachable_range(trained, task):
+    space = ChannelPruned.space(trained, task, SETTINGS)
+    smallest = {name: counts[0] / units for name, counts, units in (
+        (group.name, allowed_counts(group, 2), group.units) for group in graph_of(trained, task).groups
+    )}  # fmt: skip
+    low = total_macs(compressed(trained, smallest, task), example_input(task))
+    assert space.reachable("macs") == (low, total_macs(trained, example_input(task)))
+    with pytest.raises(InfeasibleTarget, match=rf"target.macs: {low - 1:g} is out of reach; .* reach {low:g} to "):
+        space.uniform({"macs": low - 1})
+    assert space.uniform({"macs": low}) == smallest
+
+
+def test_activations_that_are_not_finite_are_refused_by_the_layers_name(trained, task):
+    model = copy.deepcopy(trained)
+    graph = graph_of(trained, task)
+    model.conv1.bias.data[0] = float("nan")
+    channels._graphs[model] = graph  # of a model that was sound when the run began
+    with pytest.raises(UnsupportedModel, match="layer conv2 reads values that are not finite"):
+        ChannelPruned.prepare(model, task, SETTINGS)
+
+
+def test_a_model_without_channels_to_remove_is_refused():
+    split = Split(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
+    task = Task("noise", split, split, split, num_outputs=2)
+    with pytest.raises(UnsupportedModel, match=r"no channels that can be removed \(: its channels are an output"):
+        ChannelPruned.space(nn.Linear(6, 2), task, Settings())
+
+
+def test_less_calibration_than_the_layers_are_wide_still_gives_a_working_model(trained, task):
+    settings = Settings(images=3, positions=2, round_to=1)
+    space = ChannelPruned.space(trained, task, settings)
+    plan = space.decode(np.full(len(space), 0.5))
+    for model in (compressed(trained, plan, task, settings),
+                  ChannelPruned.finish(trained, trained, plan, task, settings)):  # fmt: skip
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+        # Weights of which three images say nothing stay as they were.
+        assert distance(model, trained, task) < 1.5
