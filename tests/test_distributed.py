@@ -15,8 +15,6 @@ from pfray.measure import evaluate
 from pfray.train import fit
 from tests.faults import Faulty, Settings
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture
 def plan(job):
