@@ -171,12 +171,11 @@ def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Mom
 def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup, count: int) -> float:
     """What is lost, from 0 to 1, where the group keeps ``count`` units and all others stay whole."""
     kept, explained = calibration.kept[group.name][count], 1.0
+    stays = channels.left(calibration.graph, {group.name: kept})
     cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
     for cut in cuts:
         layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]
-        weight, stays = weight_rows(layer).cpu(), np.ones(cut.size, dtype=bool)
-        stays[cut.index[np.setdiff1d(np.arange(group.units), kept)].ravel()] = False
-        rows = rows_of_channels(layer, np.flatnonzero(stays))
+        weight, rows = weight_rows(layer).cpu(), rows_of_channels(layer, stays[cut.layer, "in"])
         explained *= 1 - lasso.lost_share(moments, weight, rows, lasso.reconstruct(moments, weight, rows))
     if not cuts:
         energy = np.diag(selection_gram(model, group, {}))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray import channels
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors
+from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
 from pfray.channels import ChannelSettings, graph_of
 from pfray.config import Training
 from pfray.errors import TrainingFailed
@@ -38,6 +38,7 @@ from pfray.extra_losses import Head, as_maps, divide, make_heads, observe, outpu
 from pfray.graph import ChannelGraph, ChannelGroup, Cut, prune
 from pfray.learner import Learner
 from pfray.measure import channels_last, place
+from pfray.ranking import Ranking, keep_highest, lost_scores
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import reestimate_batch_norm
@@ -71,14 +72,6 @@ class Settings(ChannelSettings):
     inner_lr: Annotated[float, Field(gt=0)] = 0.01
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """scores: of each group's units, ``(U,)``, the norms of their gradients."""
-
-    graph: ChannelGraph
-    scores: dict[str, np.ndarray]
-
-
 class DisChnPruned(Learner):
     settings_type = Settings
 
@@ -100,21 +93,12 @@ class DisChnPruned(Learner):
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """The share of the group's summed gradient norms that goes with the lowest ranked units."""
-        ranking = DisChnPruned.prepare(model, task, settings)
-        falling = {name: np.sort(scores)[::-1] for name, scores in ranking.scores.items()}
-
-        def lost(group: ChannelGroup, count: int) -> float:
-            return float(falling[group.name][count:].sum() / max(falling[group.name].sum(), 1e-30))
-
-        return channels.error_curves(ranking.graph, settings, lost)
+        return lost_scores(DisChnPruned.prepare(model, task, settings), settings)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
         """Each group keeps the units that would be the first to be chosen."""
-        counts = channels.kept_counts(cache.graph, plan)
-        kept = {name: np.argsort(-cache.scores[name], kind="stable")[:count] for name, count in counts.items()}
-        prune(model, cache.graph, kept)
-        place(model, next(model.parameters()).device)
+        keep_highest(model, cache, channels.kept_counts(cache.graph, plan))
 
     @staticmethod
     def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
@@ -312,18 +296,23 @@ def only_trained(criterion: Criterion, columns: Sequence[Columns]) -> Iterator[l
 def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: Settings) -> dict[str, np.ndarray]:
     """``empty_scores`` of the searched groups, from the cache folder where they are known."""
     groups = channels.searched_groups(graph, settings)
-    state = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
     names = [group.name for group in groups]
     loss = f"{getattr(task.loss, '__module__', '')}.{getattr(task.loss, '__qualname__', '<')}"
     if "<" in loss:  # a lambda or an object: its name does not say what it computes
         return empty_scores(model, groups, task, settings)
     key = content_key(
-        state, repr(model), task.fingerprint(), loss, names, settings.losses, settings.weight, settings.images
+        state_bytes(model),
+        repr(model),
+        task.fingerprint(),
+        loss,
+        names,
+        settings.losses,
+        settings.weight,
+        settings.images,
     )
     path = cache_dir() / "discriminative" / f"{key}.safetensors"
     if (found := load_tensors(path)) is None:
         found = {name: torch.from_numpy(own) for name, own in empty_scores(model, groups, task, settings).items()}
-        path.parent.mkdir(exist_ok=True)
         save_tensors(path, found)
     return {name: found[name].numpy() for name in names}
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from pfray import channels
 from pfray.channels import ChannelSettings, graph_of
 from pfray.errors import UnsupportedModel
-from pfray.graph import ChannelGraph, ChannelGroup, prune
+from pfray.graph import ChannelGroup
 from pfray.learner import Learner
-from pfray.measure import place
+from pfray.ranking import Ranking, keep_highest, lost_scores
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import reestimate_batch_norm
@@ -62,14 +62,6 @@ class Settings(ChannelSettings):
             )
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """scores: of each group's units, ``(U,)``, higher for what should stay."""
-
-    graph: ChannelGraph
-    scores: dict[str, np.ndarray]
-
-
 class FilterRanked(Learner):
     settings_type = Settings
 
@@ -93,13 +85,7 @@ class FilterRanked(Learner):
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """The share of the group's summed scores that goes with the lowest ranked units."""
-        ranking = FilterRanked.prepare(model, task, settings)
-        falling = {name: np.sort(scores)[::-1] for name, scores in ranking.scores.items()}
-
-        def lost(group: ChannelGroup, count: int) -> float:
-            return float(falling[group.name][count:].sum() / max(falling[group.name].sum(), 1e-30))
-
-        return channels.error_curves(ranking.graph, settings, lost)
+        return lost_scores(FilterRanked.prepare(model, task, settings), settings)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
@@ -128,13 +114,6 @@ class FilterRanked(Learner):
             return channels.stages(plan, settings)
         shares = [step / settings.iterations for step in range(1, settings.iterations)]
         return [({n: ratio**share for n, ratio in plan.items()}, settings.iteration_epochs) for share in shares]
-
-
-def keep_highest(model: nn.Module, ranking: Ranking, counts: dict[str, int]) -> None:
-    """Prune each group in place to its ``count`` units of the highest scores, of equal ones the first."""
-    kept = {name: np.argsort(-ranking.scores[name], kind="stable")[:count] for name, count in counts.items()}
-    prune(model, ranking.graph, kept)
-    place(model, next(model.parameters()).device)
 
 
 def rank(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, settings: Settings) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfray.errors import StorageError
 from pfray.files import write_atomically
@@ -40,6 +40,11 @@ def cache_dir() -> Path:
 def content_key(*parts: object) -> str:
     """16 hexadecimal digits that depend on the ``repr`` of every part, so parts should be plain values."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def state_bytes(model: nn.Module) -> bytes:
+    """The model's weights and buffers, for ``content_key``."""
+    return b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
 
 
 def file_stamp(path: Path) -> tuple[str, int, int]:

@@ -114,7 +114,6 @@ class Trainer:
             start = load_tensors(path)
             if start is None:
                 start = finish(learner, reference, plan, before, cpus, gpus)
-                path.parent.mkdir(parents=True, exist_ok=True)
                 save_tensors(path, start)
             if not epochs:
                 return start

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors
+from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
 from pfray.errors import UnsupportedModel
 from pfray.measure import evaluating
 from pfray.rows import draw_positions, input_rows
@@ -83,13 +83,11 @@ def cached_moments(
     model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int
 ) -> dict[str, Moments]:
     """``input_moments``, from the cache folder where an equal model and data have been measured before."""
-    state = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
-    key = content_key(state, repr(model), task.fingerprint(), tuple(layers), images, positions)
+    key = content_key(state_bytes(model), repr(model), task.fingerprint(), tuple(layers), images, positions)
     path = cache_dir() / "moments" / f"{key}.safetensors"
     if (kept := load_tensors(path)) is None:
         moments = input_moments(model, task, layers, images, positions)
         kept = {f"{name}/{field}": tensor for name, m in moments.items() for field, tensor in vars(m).items()}
-        path.parent.mkdir(exist_ok=True)
         if kept:
             save_tensors(path, kept)
     names = [name for name in layers if f"{name}/mean" in kept]

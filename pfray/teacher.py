@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors
+from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
 from pfray.components import find_class
 from pfray.config import Distill, Experiment
 from pfray.finalize import Trainer
@@ -22,10 +22,9 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
     """
     if experiment.model.weights is not None:
         return model
-    initial = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
     key = content_key(
-        experiment.model.model_dump_json(), experiment.data.model_dump_json(), repr(model), initial, task.fingerprint(),
-        experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
+        experiment.model.model_dump_json(), experiment.data.model_dump_json(), repr(model), state_bytes(model),
+        task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
     )  # fmt: skip
     path = cache_dir() / "teachers" / f"{key}.safetensors"
     if (state := load_tensors(path)) is not None:
@@ -38,6 +37,5 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
         experiment.resources.precision,
     )  # fmt: skip
     teacher = trainer.train(learner, job, {"teacher": {}})["teacher"]
-    path.parent.mkdir(exist_ok=True)
     save_tensors(path, teacher.state_dict())
     return teacher

@@ -14,7 +14,7 @@ LAYERS = [
     {"files", "space", "task"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
-    {"rows", "moments", "lasso", "channels", "refit"},
+    {"rows", "moments", "lasso", "channels", "ranking", "refit"},
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},
