@@ -1,8 +1,8 @@
 """ResNet-56 on CIFAR-10 with 2.5 and 3.3 times fewer multiply-adds: what is left right after pruning, without training.
 
-For uniform L1 magnitudes (the baseline), and for LASSO with least squares under a uniform, an allocated and a searched
-plan, each finished as a run finishes it. The test split is read for these models only; the search scores one-shot
-pruned candidates on validation images.
+For the uniform plan by L1 magnitudes (the baseline), by discrimination-aware pruning and by LASSO with least squares,
+and for an allocated and a searched plan by LASSO, each finished as a run finishes it. The test split is read for these
+models only; the search scores one-shot pruned candidates on validation images.
 """
 
 from __future__ import annotations
@@ -17,17 +17,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import searching
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import job, needed
 from benchmarks.workers import Record, run_all
 
 NAME = "channel_pruning"
 MODEL = "resnet56"
-METHODS = ("uniform L1", "uniform LASSO", "allocated LASSO", "searched LASSO")
+FOLDER = ROOT / "runs" / NAME
+# Of each method the learner and the plan.
+METHODS = {
+    "uniform L1": ("filter_ranked", "uniform"),
+    "uniform DCP": ("dis_chn_pruned", "uniform"),
+    "uniform LASSO": ("channel_pruned", "uniform"),
+    "allocated LASSO": ("channel_pruned", "allocate"),
+    "searched LASSO": ("channel_pruned", "search"),
+}
 GOALS = {2.5: 0.84, 3.3: 0.77}
 FASTER = 1.9
 CANDIDATE_SECONDS = 0.3
-BN_IMAGES = 2000
 # The residual stream stays as wide as it is, as in the papers' tables.
 SKIP = ("conv1",)
 
@@ -36,101 +44,96 @@ def prune(piece: Sequence[Any]) -> Record:
     """piece: (factor, method, trials, seed). Accuracy on the test split without any training."""
     import torch
 
-    from learners.channel_pruned import ChannelPruned
-    from learners.filter_ranked import FilterRanked
     from pfray.measure import evaluate
-    from pfray.search.allocate import allocate_plan
-    from pfray.train import reestimate_batch_norm
 
     factor, method, trials, seed = piece
-    learner: Any = FilterRanked if method == "uniform L1" else ChannelPruned
-    work = _job(learner)
+    learner, work = learner_and_job(method)
     space = learner.space(work.teacher, work.task, work.settings)
     whole = space.costs({knob.name: knob.full for knob in space.knobs})["macs"]
-    limits = {"macs": whole / factor}
     cache = learner.prepare(work.teacher, work.task, work.settings)
-    plan = space.uniform(limits)
-    if method in ("allocated LASSO", "searched LASSO"):
-        curves = learner.error_curves(work.teacher, work.task, work.settings)
-        allocated = allocate_plan(space, curves, limits)
-        plan = allocated if method == "allocated LASSO" else _searched(work, space, limits, allocated, trials, seed)
-    model = copy.deepcopy(work.teacher)
+    plan = _plan(METHODS[method][1], learner, work, space, {"macs": whole / factor}, trials, seed)
     started = time.perf_counter()
-    learner.compress(model, plan, work.settings, cache, 0)
+    learner.compress(copy.deepcopy(work.teacher), plan, work.settings, cache, 0)
     candidate = time.perf_counter() - started
     started = time.perf_counter()
-    if learner is ChannelPruned:
-        model = learner.finish(work.teacher, work.teacher, plan, work.task, work.settings)
-    else:
-        reestimate_batch_norm(model, work.task, BN_IMAGES, "float32")
+    model = learner.finish(work.teacher, work.teacher, plan, work.task, work.settings)
     seconds = time.perf_counter() - started
-    path = ROOT / "runs" / NAME / f"{factor}-{METHODS.index(method)}-{trials}-{seed}.pt"
-    torch.save(model.state_dict(), path)
+    file = f"{factor}-{method.replace(' ', '-')}-{trials}-{seed}.pt"
+    torch.save(model.state_dict(), FOLDER / file)
     return {
         "plan": plan,
         "macs": whole / space.costs(plan)["macs"],
         "test": evaluate(model, work.task, work.task.test).accuracy,
         "candidate": candidate,
         "finish": seconds,
-        "file": str(path),
+        "file": file,
     }
 
 
-def _job(learner: Any) -> Any:
+def learner_and_job(method: str) -> tuple[Any, Any]:
     from dataclasses import replace
 
-    return replace(job(MODEL), settings=learner.settings_type(skip=SKIP))
+    from pfray.components import find_class
+    from pfray.learner import Learner
+
+    learner: Any = find_class("learner", METHODS[method][0], Learner)
+    return learner, replace(job(MODEL), settings=learner.settings_type(skip=SKIP))
 
 
-def _searched(work: Any, space: Any, limits: Any, allocated: Any, trials: int, seed: int) -> dict[str, float]:
-    """The best of the search's rivals on all validation images."""
-    from dataclasses import replace
-
+def pruned_model(method: str, record: Record) -> Any:
+    """The model of a finished piece, and its job."""
     import torch
 
-    from learners.channel_pruned import ChannelPruned
-    from pfray.scoring import Scorer
+    learner, work = learner_and_job(method)
+    model = copy.deepcopy(work.teacher)
+    learner.restructure(model, record["plan"], work.task, work.settings)
+    model.load_state_dict(torch.load(FOLDER / record["file"], weights_only=True))
+    return model, work
+
+
+def _plan(name: str, learner: Any, work: Any, space: Any, limits: Any, trials: int, seed: int) -> dict[str, float]:
+    from pfray.search.allocate import allocate_plan
     from pfray.search.gp import GP
 
-    first = (("allocate", allocated), ("uniform", space.uniform(limits)))
+    uniform = space.uniform(limits)
+    if name == "uniform":
+        return uniform
+    allocated = allocate_plan(space, learner.error_curves(work.teacher, work.task, work.settings), limits)
+    if name == "allocate":
+        return allocated
+    first = (("allocate", allocated), ("uniform", uniform))
     searcher = GP(space, limits, GP.settings_type(), seed=seed, trials=trials, first_plans=first)
-    scorer = Scorer(ChannelPruned, work, torch.device("cpu"))
-    while isinstance(entry := searcher.suggest("trial"), dict):
-        searcher.on_trial_complete("trial", scorer.score(entry["plan"]))
-    every = replace(work, search=work.search.model_copy(update={"validation_images": None}))
-    again = Scorer(ChannelPruned, every, torch.device("cpu"))
-    rivals = searcher.rivals(work.search.rescore)
-    return max(rivals, key=lambda record: again.score(record["plan"])["score"])["plan"]
+    searching.search(learner, work, searcher)
+    return searching.choose(learner, work, searcher)[0]["plan"]
 
 
 def speed_up(record: Record) -> tuple[float, float]:
     """(milliseconds of the teacher's .tflite, of the pruned one's), timed in turns."""
-    import torch
-
-    from learners.channel_pruned import ChannelPruned
     from pfray import bench
     from pfray.export import tflite
     from pfray.measure import example_input
 
-    work = _job(ChannelPruned)
-    model = copy.deepcopy(work.teacher)
-    ChannelPruned.restructure(model, record["plan"], work.task, work.settings)
-    model.load_state_dict(torch.load(record["file"], weights_only=True))
+    model, work = pruned_model("searched LASSO", record)
     paths = []
     for name, each in (("teacher", work.teacher), ("pruned", model)):
-        paths.append(Path(record["file"]).with_name(f"{name}.tflite"))
+        paths.append(FOLDER / f"{name}.tflite")
         tflite.export(each, example_input(work.task), paths[-1])
     teacher, pruned = bench.latency_ms(paths)
     return teacher, pruned
+
+
+def prune_all(pieces: Sequence[tuple[Any, ...]], processes: int) -> dict[tuple[Any, ...], Record]:
+    """The record of each piece; finished ones are read."""
+    path = FOLDER / "records.jsonl"
+    return dict(zip(pieces, run_all(prune, [list(piece) for piece in pieces], path, processes), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if is_missing(NAME, needed(MODEL), "put the data there"):
         return SKIPPED
-    pieces = [[factor, method, options.trials, options.seed] for factor in GOALS for method in METHODS]
-    path = ROOT / "runs" / NAME / "records.jsonl"
-    records = dict(zip(map(tuple, pieces), run_all(prune, pieces, path, options.processes), strict=True))
+    pieces = [(factor, method, options.trials, options.seed) for factor in GOALS for method in METHODS]
+    records = prune_all(pieces, options.processes)
     print(f"\n{MODEL}, no training after pruning; test split\n| MACs | method | test, % | compress, s | finish, s |")
     print("|---|---|---:|---:|---:|")
     for (_, method, _, _), record in records.items():

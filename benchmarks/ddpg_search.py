@@ -51,11 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = json.loads((Path(storage) / NAME / "summary.json").read_text())
     seconds, choice = summary["seconds"], summary["choice"]
     searching = seconds["search"] + seconds.get("rescore", 0.0)
-    print(f"\nsearch {seconds['search']:.0f} s, the best plans again on all validation images "
-          f"{seconds.get('rescore', 0.0):.0f} s; {60 * options.trials / seconds['search']:.0f} candidates a minute")
-    print(f"chosen: trial {choice['trial']} ({choice['origin']}); test accuracy without retraining "
-          f"{100 * summary['compressed']['accuracy']:.2f} %, allocate {100 * summary['allocate']['accuracy']:.2f} %, "
-          f"uniform {100 * summary['uniform']['accuracy']:.2f} %")
+    print(
+        f"\nsearch {seconds['search']:.0f} s, the best plans again on all validation images "
+        f"{seconds.get('rescore', 0.0):.0f} s; {60 * options.trials / seconds['search']:.0f} candidates a minute"
+    )
+    print(
+        f"chosen: trial {choice['trial']} ({choice['origin']}); test accuracy without retraining "
+        f"{100 * summary['compressed']['accuracy']:.2f} %, allocate {100 * summary['allocate']['accuracy']:.2f} %, "
+        f"uniform {100 * summary['uniform']['accuracy']:.2f} %"
+    )
     close(NAME, searching / 60, f"minutes for {options.trials} trials of {options.model}", GOAL)
     return 0
 

@@ -10,13 +10,13 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import searching
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import LIMITS, first_plans, job, needed, space
 from benchmarks.workers import Record, run_all
@@ -31,11 +31,9 @@ MARGIN = 0.02
 
 def search(piece: Sequence[Any]) -> Record:
     """piece: (model, searcher, seed, trials, settings). A whole search, and its choice on images it did not see."""
-    import torch
-
     from learners.weight_sparse import WeightSparse
     from pfray.components import find_class
-    from pfray.scoring import Scorer
+    from pfray.measure import evaluate
     from pfray.search.base import PlanSearcher
 
     model, name, seed, trials, _ = piece
@@ -43,15 +41,12 @@ def search(piece: Sequence[Any]) -> Record:
     found: type[PlanSearcher] = find_class("search", name, PlanSearcher)
     first = first_plans(work, found)
     searcher = found(space(work), LIMITS, found.settings_type(), seed=seed, trials=trials, first_plans=first)
-    scorer = Scorer(WeightSparse, work, torch.device("cpu"))
-    scoring, started = 0.0, time.perf_counter()
-    while (entry := searcher.suggest("trial")) and isinstance(entry, dict):
-        begun = time.perf_counter()
-        result = scorer.score(entry["plan"])
-        scoring += time.perf_counter() - begun
-        measured = {f"measurement/{key}": value for key, value in result.get("measurement", {}).items()}
-        searcher.on_trial_complete("trial", {**result, **measured})
+    started = time.perf_counter()
+    scorer, scoring = searching.search(WeightSparse, work, searcher)
     seconds = time.perf_counter() - started
+    chosen, again = searching.choose(WeightSparse, work, searcher)
+    scorer.score(chosen["plan"])  # leaves the compressed model there
+    test = evaluate(scorer.model, work.task, work.task.test, precision=scorer.precision)
     return {
         "seconds": seconds,
         "scoring": scoring,
@@ -59,30 +54,11 @@ def search(piece: Sequence[Any]) -> Record:
         "accuracies": [(record["measurement"] or {"accuracy": 0.0})["accuracy"] for record in searcher.records],
         "scores": [record["score"] for record in searcher.records],
         "origins": [record["origin"] for record in searcher.records],
-        **_choose(work, scorer, searcher.rivals(work.search.rescore)),
-    }
-
-
-def _choose(work: Any, scorer: Any, rivals: list[dict[str, Any]]) -> Record:
-    """As ``trials.choose`` does: the rivals again, on all validation images."""
-    import torch
-
-    from learners.weight_sparse import WeightSparse
-    from pfray.measure import evaluate
-    from pfray.scoring import Scorer
-
-    whole = replace(work, search=work.search.model_copy(update={"validation_images": None}))
-    again = Scorer(WeightSparse, whole, torch.device("cpu"))
-    results = [again.score(record["plan"]) for record in rivals]
-    index = max(range(len(rivals)), key=lambda i: results[i]["score"])
-    scorer.score(rivals[index]["plan"])  # leaves the compressed model there
-    test = evaluate(scorer.model, work.task, work.task.test, precision=scorer.precision)
-    return {
-        "chosen": rivals[index]["trial"],
-        "origin": rivals[index]["origin"],
-        "plan": rivals[index]["plan"],
-        "seen": rivals[index]["measurement"]["accuracy"],
-        "validation": results[index]["measurement"]["accuracy"],
+        "chosen": chosen["trial"],
+        "origin": chosen["origin"],
+        "plan": chosen["plan"],
+        "seen": chosen["measurement"]["accuracy"],
+        "validation": again["measurement"]["accuracy"],
         "test": test.accuracy,
     }
 

@@ -101,8 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    print(f"{options.model} on {task.name}, batch {options.batch_size}, {precision}, {device}, "
-          f"{torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} steps each by turns")
+    print(
+        f"{options.model} on {task.name}, batch {options.batch_size}, {precision}, {device}, "
+        f"{torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} steps each by turns"
+    )
     loops = {"fit": run_fit, "bare loop": run_bare}
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(-1, options.rounds):
@@ -125,8 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare the speed of pfray's training loop with that of a bare PyTorch loop.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", choices=("resnet20", "mobilenet_v1"), default="resnet20",
-                        help="resnet20 trains on CIFAR-10, mobilenet_v1 on the embedded digits")
+    parser.add_argument(
+        "--model",
+        choices=("resnet20", "mobilenet_v1"),
+        default="resnet20",
+        help="resnet20 trains on CIFAR-10, mobilenet_v1 on the embedded digits",
+    )
     parser.add_argument("--data", type=Path, default=DATA / "cifar10-jpeg", help="folder of CIFAR-10")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of both loops")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a step")

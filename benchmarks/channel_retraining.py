@@ -1,0 +1,123 @@
+"""ResNet-56 on CIFAR-10 with 2.5 and 3.3 times fewer multiply-adds: the accuracy after the same ten epochs of training.
+
+It starts from the models of ``channel_pruning``, which are made where they are missing. Every method gets the same
+training; "distilled" means that its loss is mixed with the distance to the teacher's soft labels. The test split is
+read once, after the last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.channel_pruning import MODEL, prune_all, pruned_model
+from benchmarks.result import ROOT, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import job, needed
+from benchmarks.workers import Record, run_all
+
+NAME = "channel_retraining"
+FOLDER = ROOT / "runs" / NAME
+DISTILLED = "searched LASSO, distilled"
+# Of each factor what is retrained, and the points of accuracy that the best may lose.
+TABLE = {
+    2.5: ("uniform L1", DISTILLED, "searched LASSO", "uniform LASSO", "uniform DCP"),
+    3.3: ("uniform L1", DISTILLED),
+}
+GOALS = {2.5: 0.2, 3.3: 0.5}
+DISTILL = {"weight": 0.9, "temperature": 4.0}
+TRAINING = {"lr": 0.02, "batch_size": 128, "warmup_epochs": 0}
+
+
+def retrain(piece: Sequence[Any]) -> Record:
+    """piece: (factor, method, seed, epochs, file and plan of the pruned model). Prints the loss after each epoch."""
+    import torch
+
+    from pfray.config import Distill, Training
+    from pfray.measure import evaluate, place
+    from pfray.train import choose_precision, fit
+
+    factor, method, seed, epochs, pruned = piece
+    distilled = method == DISTILLED
+    model, work = pruned_model(method.removesuffix(", distilled"), pruned)
+    device = torch.device("cpu")
+    started = time.time()
+
+    def show(epoch: int, loss: float, optimizer: Any) -> None:
+        print(f"  {factor}x, {method}: epoch {epoch}, loss {loss:.4f}, {time.time() - started:.0f} s", flush=True)
+
+    fit(
+        place(model, device),
+        work.task,
+        Training(epochs=epochs, **TRAINING),
+        seed=seed,
+        precision=choose_precision(model, device),
+        teacher=place(work.teacher, device) if distilled else None,
+        distill=Distill(**DISTILL) if distilled else None,
+        on_epoch=show,
+    )
+    file = f"{factor}-{method.replace(', ', '-').replace(' ', '-')}-{epochs}-{seed}.pt"
+    torch.save(model.state_dict(), FOLDER / file)
+    return {
+        "validation": evaluate(model, work.task, work.task.validation).accuracy,
+        "test": evaluate(model, work.task, work.task.test).accuracy,
+        "seconds": time.time() - started,
+        "file": file,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if is_missing(NAME, needed(MODEL), "put the data there"):
+        return SKIPPED
+    wanted = [(factor, method) for factor, methods in TABLE.items() for method in methods]
+    starts = {key: (key[0], key[1].removesuffix(", distilled"), options.trials, options.seed) for key in wanted}
+    pruned = prune_all(list(dict.fromkeys(starts.values())), options.processes)
+    pieces = [[*key, options.seed, options.epochs, pruned[starts[key]]] for key in wanted]
+    path = FOLDER / "records.jsonl"
+    records = dict(zip(wanted, run_all(retrain, pieces, path, options.processes), strict=True))
+    teacher = _teacher()
+    print(f"\n{MODEL}, {options.epochs} epochs; teacher {100 * teacher:.2f} % on the test split")
+    print(
+        "| MACs | method | right after pruning, % | validation, % | test, % | lost, points |\n|---|---|---:|---:|---:|---:|"
+    )
+    for key, record in records.items():
+        start = pruned[starts[key]]
+        numbers = (start["test"], record["validation"], record["test"], teacher - record["test"])
+        cells = " | ".join(f"{100 * number:.2f}" for number in numbers)
+        print(f"| {start['macs']:.2f}x fewer | {key[1]} | {cells} |")
+    for factor, goal in GOALS.items():
+        found = {method: record["test"] for (at, method), record in records.items() if at == factor}
+        best = max(found.values())
+        close(f"{NAME}_{factor}x", 100 * (teacher - best), "points lost by the best", f"<= {goal}")
+        close(f"{NAME}_{factor}x_l1", 100 * (best - found["uniform L1"]), "points over uniform L1", "> 0")
+    return 0
+
+
+def _teacher() -> float:
+    from pfray.measure import evaluate
+
+    work = job(MODEL)
+    return evaluate(work.teacher, work.task, work.task.test).accuracy
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="Accuracy after channel pruning and retraining.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=100, help="trials of each search")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="trainings at once, of one thread each")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
