@@ -83,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = dict(zip(wanted, run_all(retrain, pieces, path, options.processes), strict=True))
     teacher = _teacher()
     print(f"\n{MODEL}, {options.epochs} epochs; teacher {100 * teacher:.2f} % on the test split")
-    print(
-        "| MACs | method | right after pruning, % | validation, % | test, % | lost, points |\n|---|---|---:|---:|---:|---:|"
-    )
+    print("| MACs | method | right after pruning, % | validation, % | test, % | lost, points |")
+    print("|---|---|---:|---:|---:|---:|")
     for key, record in records.items():
         start = pruned[starts[key]]
         numbers = (start["test"], record["validation"], record["test"], teacher - record["test"])
