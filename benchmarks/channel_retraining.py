@@ -35,10 +35,14 @@ TRAINING = {"lr": 0.02, "batch_size": 128, "warmup_epochs": 0}
 
 
 def retrain(piece: Sequence[Any]) -> Record:
-    """piece: (factor, method, seed, epochs, file and plan of the pruned model). Prints the loss after each epoch."""
+    """piece: (factor, method, seed, epochs, file and plan of the pruned model). Prints the loss after each epoch.
+
+    Stopped in between, it goes on from the last whole epoch.
+    """
     import torch
 
     from pfray.config import Distill, Training
+    from pfray.files import replacing
     from pfray.measure import evaluate, place
     from pfray.train import choose_precision, fit
 
@@ -46,10 +50,20 @@ def retrain(piece: Sequence[Any]) -> Record:
     distilled = method == DISTILLED
     model, work = pruned_model(method.removesuffix(", distilled"), pruned)
     device = torch.device("cpu")
-    started = time.time()
+    name = f"{factor}-{method.replace(', ', '-').replace(' ', '-')}-{epochs}-{seed}"
+    checkpoint = FOLDER / f"{name}.checkpoint.pt"
+    before: dict[str, Any] = {"epoch": 0, "optimizer": None, "seconds": 0.0}
+    if checkpoint.exists():
+        before = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(before["model"])
+    started = time.time() - before["seconds"]
 
-    def show(epoch: int, loss: float, optimizer: Any) -> None:
-        print(f"  {factor}x, {method}: epoch {epoch}, loss {loss:.4f}, {time.time() - started:.0f} s", flush=True)
+    def after(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        seconds = time.time() - started
+        print(f"  {factor}x, {method}: epoch {epoch}, loss {loss:.4f}, {seconds:.0f} s", flush=True)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "seconds": seconds}
+        with replacing(checkpoint) as temporary:
+            torch.save(state, temporary)
 
     fit(
         place(model, device),
@@ -59,15 +73,17 @@ def retrain(piece: Sequence[Any]) -> Record:
         precision=choose_precision(model, device),
         teacher=place(work.teacher, device) if distilled else None,
         distill=Distill(**DISTILL) if distilled else None,
-        on_epoch=show,
+        start_epoch=before["epoch"],
+        optimizer_state=before["optimizer"],
+        on_epoch=after,
     )
-    file = f"{factor}-{method.replace(', ', '-').replace(' ', '-')}-{epochs}-{seed}.pt"
-    torch.save(model.state_dict(), FOLDER / file)
+    torch.save(model.state_dict(), FOLDER / f"{name}.pt")
+    checkpoint.unlink()
     return {
         "validation": evaluate(model, work.task, work.task.validation).accuracy,
         "test": evaluate(model, work.task, work.task.test).accuracy,
         "seconds": time.time() - started,
-        "file": file,
+        "file": f"{name}.pt",
     }
 
 
