@@ -103,36 +103,43 @@ class DDPG(PlanSearcher):
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
         env, seed = self._env(), int(self.rng.integers(2**31))
-        actions = self._explored(env, seed) if warming else self._proposed(env, seed)
+        knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
+        wanted = np.empty(len(self.space))
+        wanted[knobs] = self._middle[knobs] + self._spread[knobs] * actions[:, 0]
+        # Moved onto the target before the walk, all knobs by one step. Otherwise the last knobs would have to make up
+        # for what all others took: with 55 knobs that was the whole classifier in every other plan.
+        positions = self.space.encode(self._within_limits(self.space.decode(wanted)))
         env.reset(seed=seed)
-        for action in actions:
-            info = env.step(action)[4]
+        for knob in knobs:
+            info = env.step(env.unwrapped.action_for(positions[knob]))[4]
         return info["plan"]
 
-    def _explored(self, env: Any, seed: int) -> np.ndarray:
-        """Actions ``(L, 1)`` around the first plan; of searched settings, anywhere in their range."""
-        actions = []
+    def _explored(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
+        """(knobs in their order, actions ``(L, 1)``) around the first plan; of searched settings, anywhere."""
+        knobs, actions = [], []
         observation, _ = env.reset(seed=seed)
         for _ in range(len(self.space)):
-            free = self.space.free[env.unwrapped.knob]
+            knobs.append(env.unwrapped.knob)
+            free = self.space.free[knobs[-1]]
             drawn = self.rng.uniform(-1.0, 1.0, 1) if free else self.agent.act(observation, self.noise, explore=True)
             observation = env.step(drawn)[0]
             actions.append(drawn)
-        return np.array(actions)
+        return knobs, np.array(actions)
 
-    def _proposed(self, env: Any, seed: int) -> np.ndarray:
-        """Actions ``(L, 1)`` near the actor's, or those of the best plan, as the critic chooses."""
+    def _proposed(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
+        """(knobs in their order, actions ``(L, 1)``) near the actor's or the best plan's, as the critic chooses."""
         found = best_plan(self.told)
         best = self.center if found is None else self.space.encode(found)
-        states, actions, bound = [], [], []
+        knobs, states, actions = [], [], []
         observation, _ = env.reset(seed=seed)
         for _ in range(len(self.space)):
+            knobs.append(env.unwrapped.knob)
             states.append(observation)
-            bound.append([not self.space.free[env.unwrapped.knob]])
-            actions.append(np.clip(env.unwrapped.action_for(best[env.unwrapped.knob]), -1.0, 1.0))
+            actions.append(np.clip(env.unwrapped.action_for(best[knobs[-1]]), -1.0, 1.0))
             observation = env.step(actions[-1])[0]
-        return self.agent.propose(
-            np.array(states), np.array(actions), np.array(bound), self.noise, self.settings.candidates
+        bound = ~self.space.free[knobs, None]
+        return knobs, self.agent.propose(
+            np.array(states), np.array(actions), bound, self.noise, self.settings.candidates
         )
 
     @property
@@ -169,16 +176,25 @@ class DDPG(PlanSearcher):
             self.agent.remember(observation, action, 0.0, following, step == len(positions) - 1, bound)
             observation = following
 
+    @property
+    def _middle(self) -> np.ndarray:
+        """``(L,)``: the positions that actions of 0 lead to. A searched setting is looked for in all of its range."""
+        return np.where(self.space.free, 0.5, self.center)
+
+    @property
+    def _spread(self) -> np.ndarray:
+        """``(L,)``: how far from there an action of 1 leads."""
+        return np.where(self.space.free, 0.5, self.settings.spread)
+
     def _env(self) -> gymnasium.Env:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
-        # A searched setting is looked for in all of its range.
         return gymnasium.make(
             self.settings.env,
             space=self.space,
             target=self.limits,
             evaluate=_unmeasured,
-            center=np.where(self.space.free, 0.5, self.center),
-            spread=np.where(self.space.free, 0.5, self.settings.spread),
+            center=self._middle,
+            spread=self._spread,
             shuffle=self.settings.shuffle,
             static=True,
             disable_env_checker=True,

@@ -28,6 +28,7 @@ from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+from threadpoolctl import threadpool_limits
 
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
@@ -91,7 +92,9 @@ class GP(PlanSearcher):
         optimizer.set_gp_params(
             kernel=kernel, alpha=1e-8, n_restarts_optimizer=0, optimizer="fmin_l_bfgs_b" if refit else None
         )
-        suggested = optimizer.suggest()
+        # The matrices are small: threads cost more than they bring, on a busy machine ten times as much.
+        with threadpool_limits(1):
+            suggested = optimizer.suggest()
         if refit:
             self.theta, self.fitted = bound.theta, len(self.told)
         plan = self.space.decode(np.array([suggested[name] for name in self.space.names]))
