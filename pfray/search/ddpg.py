@@ -102,7 +102,8 @@ class DDPG(PlanSearcher):
     def ask(self) -> Plan:
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
-        env, seed = self._env(), int(self.rng.integers(2**31))
+        env: Any = self._env()
+        seed = int(self.rng.integers(2**31))
         knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
         wanted = np.empty(len(self.space))
         wanted[knobs] = self._middle[knobs] + self._spread[knobs] * actions[:, 0]
