@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pfray.errors import PfrayError
+from pfray.errors import PfrayError, print_error
 
 try:
     import numpy as np
@@ -140,8 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = compare(options.files, options.rounds, options.threads)
     except PfrayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     print(json.dumps(result, indent=2) if options.json else _table(result))
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class PfrayError(Exception):
     """Base of all errors shown without a traceback. ``exit_code``: 2 for a wrong request, 1 for a failed run."""
@@ -39,6 +41,12 @@ class StorageError(PfrayError):
     exit_code = 1
 
 
+class ClusterError(PfrayError):
+    """Ray does not start."""
+
+    exit_code = 1
+
+
 class TrainingFailed(PfrayError):
     """Training diverged (NaN or infinite loss), or its workers failed too often."""
 
@@ -61,6 +69,13 @@ class GoalMissed(PfrayError):
     """The run is complete and its files are written, but the result loses more than ``target.max_drop``."""
 
     exit_code = 1
+
+
+def print_error(error: PfrayError) -> int:
+    """Print each line of the error on stderr; returns the exit code. What every command line does with an error."""
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return error.exit_code
 
 
 def first_line(error: BaseException) -> str:

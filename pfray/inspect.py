@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pfray import config
-from pfray.errors import PfrayError
+from pfray.errors import PfrayError, print_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,9 +99,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
 
         show(*inspect(config.load(options.experiment, options.overrides, component_mistakes)), console)
     except PfrayError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     return 0
 
 

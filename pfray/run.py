@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pfray import config
-from pfray.errors import ConfigError, GoalMissed, PfrayError, StorageError, first_line
+from pfray.errors import ClusterError, ConfigError, GoalMissed, PfrayError, StorageError, first_line, print_error
 from pfray.progress import Progress
 
 if TYPE_CHECKING:
@@ -164,6 +164,13 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
                 f"resources.address: no Ray cluster answers at {resources.address!r} ({first_line(error)}). "
                 "Remedy: start one with 'ray start --head', or leave the address out"
             ) from error
+        except OSError:
+            raise  # a full disk, say, of which main knows more to tell
+        except Exception as error:  # Ray has no type of its own for a start that takes too long
+            raise ClusterError(
+                f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end what "
+                "earlier sessions may have left with 'ray stop'"
+            ) from error
     try:
         cluster.check(resources)
         yield
@@ -226,20 +233,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # keeping is on disk already.
         os._exit(130)
     except PfrayError as error:
-        return _fail(error)
+        return print_error(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
-        return _fail(
+        return print_error(
             StorageError(f"{error.filename or 'a file'} cannot be written ({error.strerror}). Remedy: free space or "
                          f"permission there, then continue with: {command} --resume")
         )  # fmt: skip
-
-
-def _fail(error: PfrayError) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

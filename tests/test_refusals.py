@@ -90,6 +90,21 @@ def test_an_address_without_a_cluster_is_a_wrong_request(tmp_path, quick, capsys
     assert not (Path(quick["storage"]) / "exp").exists()
 
 
+def test_a_ray_that_does_not_start_is_one_line_with_a_remedy(tmp_path, quick, capsys, monkeypatch):
+    import ray
+
+    def give_up(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because some of the raylet failed")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", give_up)
+    assert main([str(write(tmp_path, quick))]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Ray did not start (The current node timed out during startup.")
+    assert "Remedy: try again when the machine has less to do" in line
+    assert not (Path(quick["storage"]) / "exp").exists()
+
+
 @pytest.mark.parametrize(("resources", "words"), [
     ({"workers": 4}, "resources.workers: 4 is not allowed, the cluster has 2"),
     ({"trial": {"cpu": 16}}, "resources.trial.cpu: 16 is not allowed"),
