@@ -21,7 +21,7 @@ from torch import nn
 
 from pfray import channels, lasso
 from pfray.channels import ChannelSettings, graph_of
-from pfray.graph import ChannelGraph, ChannelGroup, Cut, Kept, prune
+from pfray.graph import ChannelGraph, ChannelGroup, Cut, Kept, left, prune
 from pfray.learner import Learner
 from pfray.measure import example_input, place
 from pfray.moments import Moments, cached_moments
@@ -56,6 +56,8 @@ class Calibration:
 
 class ChannelPruned(Learner):
     settings_type = Settings
+    restructure = staticmethod(channels.restructure)
+    stages = staticmethod(channels.stages)
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
@@ -98,9 +100,8 @@ class ChannelPruned(Learner):
         really give, reconstructed against what ``model`` does (``refit.py``). Where the order cannot be found, as in
         ``compress``."""
         cache = ChannelPruned.prepare(model, task, settings)
-        counts = channels.kept_counts(graph_of(teacher, task), plan)
-        # A group that an earlier stage has left one unit of is none any more.
-        kept = {group: cache.kept[group][count] for group, count in counts.items() if group in cache.kept}
+        counts = channels.groups_left(model, teacher, plan, task)
+        kept = {group.name: cache.kept[group.name][count] for group, count in counts.items()}
         try:
             return refit_in_order(model, cache.graph, kept, task, settings.images, settings.positions)
         except Untraceable as error:
@@ -113,18 +114,10 @@ class ChannelPruned(Learner):
         remove(pruned, cache, kept)
         return pruned
 
-    @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> None:
-        channels.restructure(model, plan, task)
-
-    @staticmethod
-    def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
-        return channels.stages(plan, settings)
-
 
 def remove(model: nn.Module, cache: Calibration, kept: Kept) -> None:
     """Prune the model in place, each layer reconstructed from what it read in the uncompressed model."""
-    stays = channels.left(cache.graph, kept)
+    stays = left(cache.graph, kept)
     whole = {name: weight_rows(model.get_submodule(name)).cpu() for name in cache.moments}
     prune(model, cache.graph, kept)
     for name, moments in cache.moments.items():
@@ -170,8 +163,10 @@ def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Mom
 
 def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup, count: int) -> float:
     """What is lost, from 0 to 1, where the group keeps ``count`` units and all others stay whole."""
+    if count == group.units:
+        return 0.0
     kept, explained = calibration.kept[group.name][count], 1.0
-    stays = channels.left(calibration.graph, {group.name: kept})
+    stays = left(calibration.graph, {group.name: kept})
     cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
     for cut in cuts:
         layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]

@@ -64,6 +64,7 @@ class Settings(ChannelSettings):
 
 class FilterRanked(Learner):
     settings_type = Settings
+    restructure = staticmethod(channels.restructure)
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
@@ -94,18 +95,12 @@ class FilterRanked(Learner):
     @staticmethod
     def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
         """As ``compress``, but ranked on ``model`` as it is now, and with the batch norms re-estimated."""
-        model, graph = copy.deepcopy(model), graph_of(model, task)
-        counts = channels.kept_counts(graph_of(teacher, task), plan)
-        # A group with one channel left is none any more.
-        groups = [group for group in graph.groups if group.name in counts]
-        scores = rank(model, groups, task, settings)
-        keep_highest(model, Ranking(graph, scores), {group.name: counts[group.name] for group in groups})
-        reestimate_batch_norm(model, task, settings.images, "float32")
-        return model
-
-    @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> None:
-        channels.restructure(model, plan, task)
+        counts = channels.groups_left(model, teacher, plan, task)
+        ranking = Ranking(graph_of(model, task), rank(model, counts, task, settings))
+        pruned = copy.deepcopy(model)
+        keep_highest(pruned, ranking, {group.name: count for group, count in counts.items()})
+        reestimate_batch_norm(pruned, task, settings.images, "float32")
+        return pruned
 
     @staticmethod
     def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from pfray.errors import UnsupportedModel
-from pfray.graph import ChannelGraph, ChannelGroup, Kept, channel_graph, prune
+from pfray.graph import ChannelGraph, ChannelGroup, channel_graph, prune
 from pfray.measure import example_input
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
@@ -23,7 +23,7 @@ CHOICES = 4
 # Points of an error curve.
 POINTS = 65
 
-_graphs: WeakKeyDictionary[nn.Module, ChannelGraph] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, tuple[Any, ChannelGraph]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class ChannelSettings:
 
 
 def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
-    """The model's channel graph for the task's inputs; it is proven once for a model object, which takes seconds."""
-    if model not in _graphs:
-        _graphs[model] = channel_graph(model, example_input(task))
-    return _graphs[model]
+    """The model's channel graph for the task's inputs; it is proven, which takes seconds, once for a model object and
+    again where that has been pruned."""
+    example = example_input(task)
+    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
+    if model not in _graphs or _graphs[model][0] != shapes:
+        _graphs[model] = shapes, channel_graph(model, example)
+    return _graphs[model][1]
 
 
 def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:
@@ -103,17 +106,26 @@ def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
 
 
 def stages(plan: Plan, settings: ChannelSettings) -> list[tuple[Plan, int]]:
-    """(plan, epochs) of group fine-tuning before the whole plan's own: the first k groups pruned, the first 2 k, ..."""
+    """A learner's ``stages``: (plan, epochs) of group fine-tuning before the whole plan's own, in which the first k of
+    the pruned groups are pruned, then the first 2 k, ..."""
     pruned = [name for name, ratio in plan.items() if ratio < 1]
     ends = range(settings.group_size, len(pruned), settings.group_size) if settings.group_size else ()
     return [({n: r if n in pruned[:end] else 1.0 for n, r in plan.items()}, settings.group_epochs) for end in ends]
 
 
-def restructure(model: nn.Module, plan: Plan, task: Task) -> None:
-    """Prune the model to the plan's counts, in place, whichever channels those are."""
+def groups_left(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task) -> dict[ChannelGroup, int]:
+    """The plan's groups and the units that each keeps, for ``model``: the teacher, or what an earlier stage left of it.
+
+    A group that such a stage has left one unit of is none any more.
+    """
+    counts = kept_counts(graph_of(teacher, task), plan)
+    return {group: counts[group.name] for group in graph_of(model, task).groups if group.name in counts}
+
+
+def restructure(model: nn.Module, plan: Plan, task: Task, settings: ChannelSettings) -> None:
+    """A learner's ``restructure``: prune the model to the plan's counts, in place, whichever channels those are."""
     graph = graph_of(model, task)
     prune(model, graph, {name: range(count) for name, count in kept_counts(graph, plan).items()})
-    _graphs.pop(model, None)  # the model is another one now
 
 
 def error_curves(
@@ -127,19 +139,6 @@ def error_curves(
         wanted = np.linspace(counts[0], counts[-1], POINTS)
         curves[group.name] = errors[np.abs(wanted[:, None] - counts).argmin(1)]
     return curves
-
-
-def left(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
-    """The positions that stay, by (layer, side), of every side that the groups in ``kept`` cut."""
-    stays: dict[tuple[str, str], np.ndarray] = {}
-    for group in graph.groups:
-        if group.name not in kept:
-            continue
-        gone = np.setdiff1d(np.arange(group.units), kept[group.name])
-        for cut in group.cuts:
-            mask = stays.setdefault((cut.layer, cut.side), np.ones(cut.size, dtype=bool))
-            mask[cut.index[gone].ravel()] = False
-    return {side: np.flatnonzero(mask) for side, mask in stays.items()}
 
 
 def _costs(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> dict[str, float]:

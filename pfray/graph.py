@@ -24,7 +24,7 @@ from pfray.errors import first_line
 from pfray.removal import Failure, Proof, Removal, Unprovable, count_macs, entries, remove
 from pfray.tracing import Untraceable
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cut", "Kept", "channel_graph", "prune"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Cut", "Kept", "channel_graph", "left", "prune"]
 
 # The units that stay, by group.
 Kept = Mapping[str, Sequence[int] | np.ndarray]
@@ -135,6 +135,16 @@ def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
     kept: the units that stay, by group; groups that are not named stay whole. Raises ValueError for an unknown group or
     unit and where nothing would stay, UnsupportedModel where the model is not of the graph's structure.
     """
+    remove(model, _planned(graph, kept))
+
+
+def left(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
+    """The positions that ``prune`` leaves, by (layer, side), of every side that loses some. Raises ValueError as it."""
+    gone = _planned(graph, kept)
+    return {(own.layer, own.side): np.setdiff1d(np.arange(own.size), own.positions) for own in gone}
+
+
+def _planned(graph: ChannelGraph, kept: Kept) -> list[Removal]:
     groups = {group.name: group for group in graph.groups}
     parts = []
     for name, units in kept.items():
@@ -144,7 +154,7 @@ def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
         if not len(stay) or stay[0] < 0 or stay[-1] >= count:
             raise ValueError(f"channel group {name} cannot keep {units}. Allowed: one or more of 0 to {count - 1}")
         parts.append((groups[name].cuts, np.setdiff1d(np.arange(count), stay)))
-    remove(model, _removals(parts))
+    return _removals(parts)
 
 
 def _removals(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Removal]:

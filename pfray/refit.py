@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pfray.channels import left
 from pfray.errors import UnsupportedModel, first_line
-from pfray.graph import ChannelGraph, Kept, prune
+from pfray.graph import ChannelGraph, Kept, left, prune
 from pfray.lasso import solve_regular
 from pfray.moments import BATCH
 from pfray.rows import (

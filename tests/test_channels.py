@@ -16,14 +16,14 @@ from pfray.channels import (
     allowed_counts,
     channel_space,
     graph_of,
+    groups_left,
     kept_counts,
-    left,
     restructure,
     searched_groups,
     stages,
 )
 from pfray.errors import InfeasibleTarget, UnsupportedModel
-from pfray.graph import ChannelGraph, ChannelGroup, Cut, channel_graph, prune
+from pfray.graph import ChannelGraph, ChannelGroup, Cut, channel_graph, left, prune
 from pfray.measure import count_params, total_macs
 from pfray.search.allocate import allocate_plan
 from pfray.task import Split, Task
@@ -158,6 +158,7 @@ def test_what_is_left_of_a_side_is_cut_by_all_its_groups_together(network):
     prune(pruned, graph, kept)
     stays = left(graph, kept)
     assert {layer for layer, _ in stays} <= {cut.layer for group in graph.groups for cut in group.cuts}
+    assert left(graph, {group.name: np.arange(group.units) for group in graph.groups}) == {}
     for (layer, side), positions in stays.items():
         before, after = model.get_submodule(layer), pruned.get_submodule(layer)
         if isinstance(before, nn.Conv2d | nn.Linear) and getattr(before, "groups", 1) == 1:
@@ -169,12 +170,32 @@ def test_what_is_left_of_a_side_is_cut_by_all_its_groups_together(network):
                 assert torch.equal(after.weight.movedim(axis, 0), whole)
 
 
-def test_the_graph_of_a_model_is_made_once_and_anew_for_the_restructured_one():
+def test_the_graph_of_a_model_is_made_once_and_anew_however_it_has_been_pruned():
     own, model = image_task((3, 16, 16)), ZOO["Plain"]()[0]
     graph = graph_of(model, own)
     assert graph_of(model, own) is graph
     plan = {"conv1": 0.5, "conv2": 5 / 13, "fc1": 1.0}
-    restructure(model, plan, own)
+    restructure(model, plan, own, ChannelSettings())
     assert (model.conv1.out_channels, model.conv2.out_channels, model.fc1.out_features) == (3, 5, 20)
-    assert graph_of(model, own) is not graph
     assert graph_of(model, own).units.tolist() == [3, 5, 20]
+    prune(model, graph_of(model, own), {"conv1": [2]})
+    again = graph_of(model, own)
+    assert {group.name: group.units for group in again.groups} == {"conv2": 5, "fc1": 20}
+    assert graph_of(model, own) is again
+
+
+def test_the_graph_counts_for_the_inputs_of_the_task():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    macs = [graph_of(model, image_task((3, size, size))).costs([4])["macs"] for size in (8, 6)]
+    assert macs == [36 * 27 * 4 + 16 * 36 * 4, 16 * 27 * 4 + 4 * 36 * 4]
+
+
+def test_what_an_earlier_stage_has_left_keeps_the_counts_of_the_teachers_plan():
+    own, teacher = image_task((3, 16, 16)), ZOO["Plain"]()[0]
+    plan = {"conv1": 1 / 6, "conv2": 5 / 13}
+    whole = groups_left(teacher, teacher, plan, own)
+    assert [(group.name, group.units, count) for group, count in whole.items()] == [("conv1", 6, 1), ("conv2", 13, 5)]
+    model = copy.deepcopy(teacher)
+    restructure(model, {"conv1": 1 / 6, "conv2": 8 / 13}, own, ChannelSettings())
+    left_over = groups_left(model, teacher, plan, own)
+    assert [(group.name, group.units, count) for group, count in left_over.items()] == [("conv2", 8, 5)]

@@ -18,7 +18,7 @@ LAYERS = [
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},
-    {"job", "extra_losses"},
+    {"job", "extra_losses", "greedy_choice"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal"},
     {"distributed", "trials", "prepare"},

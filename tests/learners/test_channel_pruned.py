@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learners import channel_pruned
-from learners.channel_pruned import Calibration, ChannelPruned, Settings, readers, selection_gram
-from pfray import channels
+from learners.channel_pruned import ChannelPruned, Settings
 from pfray.channels import allowed_counts, graph_of, kept_counts
 from pfray.config import Training
 from pfray.data import digits
@@ -20,7 +19,7 @@ from pfray.graph import prune
 from pfray.job import Job
 from pfray.measure import count_params, evaluate, example_input, outputs_of, place, total_macs
 from pfray.models.mobilenet import mobilenet_v1
-from pfray.refit import Untraceable, refit_in_order
+from pfray.refit import refit_in_order
 from pfray.search.allocate import allocate_plan
 from pfray.space import Plan
 from pfray.task import Split, Task
@@ -197,78 +196,6 @@ def test_dead_channels_go_first_and_of_repeated_ones_the_other_takes_over(mobile
     assert distance(in_order, model, task) < 1e-2
 
 
-class Readers(nn.Module):
-    """Channels that only a grouped, only a transposed, and several convolutions read; one group of one channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.grouped = nn.Conv2d(1, 8, 3, 4), nn.Conv2d(8, 8, 3, padding=1, groups=2)
-        self.conv2, self.transposed = nn.Conv2d(8, 6, 3), nn.ConvTranspose2d(6, 6, 2)
-        self.left, self.right = nn.Conv2d(6, 5, 1), nn.Conv2d(6, 5, 3, padding=1)
-        self.narrow, self.last, self.fc = nn.Conv2d(5, 1, 1), nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.transposed(F.relu(self.conv2(F.relu(self.grouped(F.relu(self.conv1(x))))))))
-        x = F.relu(self.left(x) + self.right(x))
-        return self.fc(F.relu(self.last(F.relu(self.narrow(x)))).mean((2, 3)))
-
-
-@pytest.fixture(scope="module")
-def unusual(task: Task) -> tuple[nn.Module, Calibration]:
-    torch.manual_seed(0)
-    model = place(Readers().eval(), "cpu")
-    return model, ChannelPruned.prepare(model, task, SETTINGS)
-
-
-def test_without_a_reader_that_is_a_matrix_product_the_weights_decide(unusual):
-    model, cache = unusual
-    groups = {group.name: group for group in cache.graph.groups}
-    for name, maker in (("conv1", model.conv1), ("conv2", model.conv2)):
-        assert readers(model, groups[name]) == []
-        energy = maker.weight.detach().flatten(1).square().sum(1)
-        index = groups[name].cuts[0].index
-        expected = np.diag(energy.numpy()[index].sum(1))
-        np.testing.assert_allclose(selection_gram(model, groups[name], cache.moments), expected, rtol=1e-5)
-        units = groups[name].units
-        assert cache.kept[name][1].tolist() == [int(np.diag(expected).argmax())]
-        kept = cache.kept[name][units // 2]
-        error = channel_pruned.group_error(model, cache, groups[name], units // 2)
-        assert error == pytest.approx(1 - np.diag(expected)[kept].sum() / expected.sum())
-
-
-def test_a_group_of_one_channel_stays_and_all_else_runs_at_every_plan(unusual, task):
-    model, cache = unusual
-    assert "narrow" not in cache.kept
-    assert "single channel" in cache.graph.skipped["narrow"]
-    space = ChannelPruned.space(model, task, SETTINGS)
-    for position in (0.0, 0.5):
-        plan = space.decode(np.full(len(space), position))
-        for pruned in (compressed(model, plan, task), ChannelPruned.finish(model, model, plan, task, SETTINGS)):
-            assert total_macs(pruned, example_input(task)) == space.costs(plan)["macs"]
-            assert torch.cat(outputs_of(pruned, task, task.validation)).isfinite().all()
-
-
-def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual, task):
-    model, cache = unusual
-    group = next(group for group in cache.graph.groups if group.name == "transposed")
-    own = readers(model, group)
-    assert {cut.layer for cut in own} == {"left", "right"}
-    whole = selection_gram(model, group, cache.moments)
-    # The sum over all entries is the variance of what they contribute: 1 of each reader.
-    assert whole.sum() == pytest.approx(2.0)
-    with torch.no_grad():
-        scaled = copy.deepcopy(model)
-        scaled.left.weight *= 100
-    np.testing.assert_allclose(selection_gram(scaled, group, cache.moments), whole, rtol=1e-6)
-    error = channel_pruned.group_error(model, cache, group, 3)
-    parts = []
-    for layer in ("left", "right"):
-        only = {layer: cache.moments[layer]}
-        parts.append(channel_pruned.group_error(model, Calibration(cache.graph, only, cache.kept, {}), group, 3))
-    assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
-    assert min(parts) > 0
-
-
 def test_stages_end_where_the_whole_plan_does_even_with_one_unit_left(trained, task):
     settings = Settings(images=300, positions=10, round_to=1, group_size=1)
     plan = {"conv1": 1 / 6, "conv2": 0.5, "fc1": 0.5, "fc2": 1.0}
@@ -286,30 +213,45 @@ def test_stages_end_where_the_whole_plan_does_even_with_one_unit_left(trained, t
         model = place(structure, "cpu")
 
 
-def test_where_the_order_cannot_be_found_all_is_done_at_once_and_said(trained, task, monkeypatch, caplog):
-    def refuse(*_: object) -> nn.Module:
-        raise Untraceable("symbolically traced variables cannot be used as inputs to control flow")
+class AsksForTheSize(nn.Module):
+    """A question about its inputs' size that Python answers: autograd goes on behind it, torch.fx does not."""
 
-    monkeypatch.setattr(channel_pruned, "refit_in_order", refuse)
-    plan = plan_at(trained, task, 0.5)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x if x.shape[-1] == 32 else F.interpolate(x, (32, 32)))
+
+
+@pytest.fixture(scope="module")
+def untraceable(trained: nn.Module) -> nn.Module:
+    return AsksForTheSize(copy.deepcopy(trained)).eval()
+
+
+def test_where_torch_fx_cannot_trace_the_model_all_is_done_at_once_and_said(untraceable, task, caplog):
+    plan = plan_at(untraceable, task, 0.15)
     with caplog.at_level(logging.WARNING, "pfray"):
-        finished = ChannelPruned.finish(trained, trained, plan, task, SETTINGS)
+        finished = ChannelPruned.finish(untraceable, untraceable, plan, task, SETTINGS)
     assert [record.name for record in caplog.records] == ["pfray"]
     assert "all at once" in caplog.text
-    assert "cannot trace LeNet (symbolically traced" in caplog.text
-    at_once = compressed(trained, plan, task).state_dict()
+    assert "cannot trace AsksForTheSize (symbolically traced variables cannot be used" in caplog.text
+    at_once = compressed(untraceable, plan, task).state_dict()
     assert all(torch.equal(at_once[name], tensor) for name, tensor in finished.state_dict().items())
+    costs = ChannelPruned.space(untraceable, task, SETTINGS).costs(plan)
+    assert costs == {"macs": total_macs(finished, example_input(task)), "params": count_params(finished)[0]}
+    assert distance(finished, untraceable, task) < 0.5 * distance(
+        plainly_removed(untraceable, plan, task), untraceable, task
+    )
+    assert evaluate(finished, task, task.validation).accuracy > 0.7
 
 
-def test_a_later_stage_that_cannot_be_traced_has_the_counts_of_the_plan_too(trained, task, monkeypatch):
-    plan = {"conv1": 0.5, "conv2": 0.5, "fc1": 0.5, "fc2": 0.5}
-    first = ChannelPruned.finish(trained, trained, {**plan, "fc1": 1.0, "fc2": 1.0}, task, SETTINGS)
-
-    def refuse(*_: object) -> nn.Module:
-        raise Untraceable("no")
-
-    monkeypatch.setattr(channel_pruned, "refit_in_order", refuse)
-    assert shapes(ChannelPruned.finish(first, trained, plan, task, SETTINGS)) == shapes(compressed(trained, plan, task))
+def test_a_later_stage_that_cannot_be_traced_has_the_counts_of_the_plan_too(untraceable, task):
+    plan = dict.fromkeys(ChannelPruned.space(untraceable, task, SETTINGS).names, 0.5)
+    milder = {name: ratio if "conv" in name else 1.0 for name, ratio in plan.items()}
+    first = ChannelPruned.finish(untraceable, untraceable, milder, task, SETTINGS)
+    later = ChannelPruned.finish(first, untraceable, plan, task, SETTINGS)
+    assert shapes(later) == shapes(compressed(untraceable, plan, task)) != shapes(first)
 
 
 def test_a_target_beyond_the_smallest_counts_is_refused_with_the_reachable_range(trained, task):
@@ -326,9 +268,8 @@ def test_a_target_beyond_the_smallest_counts_is_refused_with_the_reachable_range
 
 def test_activations_that_are_not_finite_are_refused_by_the_layers_name(trained, task):
     model = copy.deepcopy(trained)
-    graph = graph_of(trained, task)
+    graph_of(model, task)  # of a model that was sound when the run began
     model.conv1.bias.data[0] = float("nan")
-    channels._graphs[model] = graph  # of a model that was sound when the run began
     with pytest.raises(UnsupportedModel, match="layer conv2 reads values that are not finite"):
         ChannelPruned.prepare(model, task, SETTINGS)
 

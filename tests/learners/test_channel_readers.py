@@ -1,0 +1,98 @@
+"""Channels that are read by several layers, or only by such as no least squares can be done for."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from learners import channel_pruned
+from learners.channel_pruned import Calibration, ChannelPruned, Settings, readers, selection_gram
+from pfray.data import digits
+from pfray.measure import example_input, outputs_of, place, total_macs
+from pfray.task import Task
+
+SETTINGS = Settings(images=500, positions=20, round_to=2)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits.build()
+
+
+class Readers(nn.Module):
+    """Channels that only a grouped, only a transposed, and several convolutions read; one group of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.grouped = nn.Conv2d(1, 8, 3, 4), nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.conv2, self.transposed = nn.Conv2d(8, 6, 3), nn.ConvTranspose2d(6, 6, 2)
+        self.left, self.right = nn.Conv2d(6, 5, 1), nn.Conv2d(6, 5, 3, padding=1)
+        self.narrow, self.last, self.fc = nn.Conv2d(5, 1, 1), nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.transposed(F.relu(self.conv2(F.relu(self.grouped(F.relu(self.conv1(x))))))))
+        x = F.relu(self.left(x) + self.right(x))
+        return self.fc(F.relu(self.last(F.relu(self.narrow(x)))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def unusual(task: Task) -> tuple[nn.Module, Calibration]:
+    torch.manual_seed(0)
+    model = place(Readers().eval(), "cpu")
+    return model, ChannelPruned.prepare(model, task, SETTINGS)
+
+
+def test_without_a_reader_that_is_a_matrix_product_the_weights_decide(unusual):
+    model, cache = unusual
+    groups = {group.name: group for group in cache.graph.groups}
+    for name, maker in (("conv1", model.conv1), ("conv2", model.conv2)):
+        assert readers(model, groups[name]) == []
+        energy = maker.weight.detach().flatten(1).square().sum(1)
+        index = groups[name].cuts[0].index
+        expected = np.diag(energy.numpy()[index].sum(1))
+        np.testing.assert_allclose(selection_gram(model, groups[name], cache.moments), expected, rtol=1e-5)
+        units = groups[name].units
+        assert cache.kept[name][1].tolist() == [int(np.diag(expected).argmax())]
+        kept = cache.kept[name][units // 2]
+        error = channel_pruned.group_error(model, cache, groups[name], units // 2)
+        assert error == pytest.approx(1 - np.diag(expected)[kept].sum() / expected.sum())
+
+
+def test_a_group_of_one_channel_stays_and_all_else_runs_at_every_plan(unusual, task):
+    model, cache = unusual
+    assert "narrow" not in cache.kept
+    assert "single channel" in cache.graph.skipped["narrow"]
+    space = ChannelPruned.space(model, task, SETTINGS)
+    for position in (0.0, 0.5):
+        plan = space.decode(np.full(len(space), position))
+        at_once = copy.deepcopy(model)
+        ChannelPruned.compress(at_once, plan, SETTINGS, cache, 0)
+        for pruned in (at_once, ChannelPruned.finish(model, model, plan, task, SETTINGS)):
+            assert total_macs(pruned, example_input(task)) == space.costs(plan)["macs"]
+            assert torch.cat(outputs_of(pruned, task, task.validation)).isfinite().all()
+
+
+def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual, task):
+    model, cache = unusual
+    group = next(group for group in cache.graph.groups if group.name == "transposed")
+    own = readers(model, group)
+    assert {cut.layer for cut in own} == {"left", "right"}
+    whole = selection_gram(model, group, cache.moments)
+    # The sum over all entries is the variance of what they contribute: 1 of each reader.
+    assert whole.sum() == pytest.approx(2.0)
+    with torch.no_grad():
+        scaled = copy.deepcopy(model)
+        scaled.left.weight *= 100
+    np.testing.assert_allclose(selection_gram(scaled, group, cache.moments), whole, rtol=1e-6)
+    error = channel_pruned.group_error(model, cache, group, 3)
+    parts = []
+    for layer in ("left", "right"):
+        only = {layer: cache.moments[layer]}
+        parts.append(channel_pruned.group_error(model, Calibration(cache.graph, only, cache.kept, {}), group, 3))
+    assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
+    assert min(parts) > 0
