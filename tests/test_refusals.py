@@ -94,7 +94,7 @@ def test_a_ray_that_does_not_start_is_one_line_with_a_remedy(tmp_path, quick, ca
     import ray
 
     def give_up(**_: object) -> None:
-        raise Exception("The current node timed out during startup. This could happen because some of the raylet failed")
+        raise Exception("The current node timed out during startup. This could happen because the GCS is overloaded")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", give_up)
