@@ -1,0 +1,85 @@
+"""The zoo's models pruned: their graphs, random plans, and the check of what a plan leaves."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfray.graph import ChannelGraph, channel_graph, prune
+from pfray.measure import count_params, total_macs
+from pfray.tracing import tensors
+from tests.zoo import ZOO, Example
+
+
+class Unpacked(nn.Module):
+    """A model that takes its inputs as one tuple, as what counts MACs gives it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Example) -> object:
+        return self.model(*inputs)
+
+
+@cache
+def built(name: str) -> tuple[nn.Module, Example, ChannelGraph]:
+    model, inputs = ZOO[name]()
+    return model, inputs, channel_graph(model, inputs)
+
+
+def outputs(model: nn.Module, inputs: Example) -> list[Tensor]:
+    with torch.no_grad():
+        return tensors(model(*inputs))
+
+
+def draw(graph: ChannelGraph, seed: int) -> dict[str, list[int]]:
+    """Random units to keep, of about three quarters of the groups."""
+    generator = np.random.default_rng(seed)
+    kept = {}
+    for group in graph.groups:
+        if generator.random() < 0.75:
+            count = int(generator.integers(1, group.units + 1))
+            kept[group.name] = sorted(generator.choice(group.units, count, replace=False).tolist())
+    return kept
+
+
+def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dict[str, list[int]]) -> list[Tensor]:
+    """Of the whole model, in which the layers that read a removed entry are given 0 in its place."""
+    gone: dict[str, list[int]] = {}
+    for group in graph.groups:
+        for cut in group.cuts:
+            if group.name in kept and cut.side == "in":
+                gone.setdefault(cut.layer, []).extend(np.delete(cut.index, kept[group.name], 0).ravel().tolist())
+    hooks = []
+    for layer, positions in gone.items():
+        module, index = model.get_submodule(layer), torch.tensor(positions, dtype=torch.long)
+        axis = -1 if isinstance(module, nn.Linear) else 1
+
+        def hide(_: nn.Module, given: tuple[Tensor], axis: int = axis, index: Tensor = index) -> Tensor:
+            return given[0].index_fill(axis, index, 0.0)
+
+        hooks.append(module.register_forward_pre_hook(hide))
+    try:
+        return outputs(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_plan(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dict[str, list[int]]) -> nn.Module:
+    """The pruned model, whose costs are those of the graph and whose outputs are those of the masked one."""
+    pruned = copy.deepcopy(model)
+    prune(pruned, graph, kept)
+    count = [len(kept.get(group.name, range(group.units))) for group in graph.groups]
+    costs = {"macs": total_macs(Unpacked(pruned), inputs), "params": count_params(pruned)[0]}  # type: ignore[arg-type]
+    assert graph.costs(count) == costs
+    expected, found = masked_outputs(model, inputs, graph, kept), outputs(pruned, inputs)
+    assert [output.shape for output in found] == [output.shape for output in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+    return pruned
