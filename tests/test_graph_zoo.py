@@ -70,8 +70,10 @@ class Flat(nn.Module):
         self.model, self.shapes = model, [x.shape[1:] for x in inputs]
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split([shape.numel() for shape in self.shapes], 1)
-        inputs = [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        inputs, start = [], 0
+        for shape in self.shapes:  # litert-torch cannot convert a split into a single part
+            inputs.append(x[:, start : start + shape.numel()].unflatten(1, shape))
+            start += shape.numel()
         return torch.cat([output.flatten(1) for output in tensors(self.model(*inputs))], 1)
 
 
