@@ -123,8 +123,10 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
     for index, candidate in enumerate(proven):
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
-        earlier = sum(other.name == candidate.name for other in proven[:index])
-        name = f"{candidate.name}#{earlier + 1}" if earlier else candidate.name
+        # Counted among all candidates, so that a group keeps its name when another one is pruned down to one unit.
+        same = [other for other in candidates if other.name == candidate.name]
+        number = same.index(candidate) + 1
+        name = f"{candidate.name}#{number}" if number > 1 else candidate.name
         groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params))
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
 
