@@ -95,4 +95,5 @@ def test_a_pruned_model_is_exported_to_tflite_and_runs(name, tmp_path: Path):
     tflite.export(flat, samples, path)
     found, difference = tflite.compare(path, flat, samples)
     assert difference < 1e-5 * max(1.0, float(found.abs().max()))
-    assert float(found.std(0).max()) > 1e-3
+    # And that is little beside what the inputs make of the outputs.
+    assert difference < 0.01 * float(found.std(0).max())
