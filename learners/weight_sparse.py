@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
+from pfray.layers import is_depthwise, weight_layers
 from pfray.learner import Learner
 from pfray.measure import count_params, example_input, layer_macs
 from pfray.space import CompressionSpace, Knob, Plan
@@ -24,8 +25,6 @@ from pfray.train import Hook
 
 # Points of an error curve.
 GRID = 65
-
-WeightLayer = nn.modules.conv._ConvNd | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -143,18 +142,6 @@ def zeros(sparsity: float, size: int) -> int:
 def smallest(weight: Tensor, sparsity: float) -> Tensor:
     """A boolean mask of the weight's shape: True at its ``zeros(sparsity)`` smallest magnitudes, ties by position."""
     return _at(weight.abs().flatten().argsort(stable=True)[: zeros(sparsity, weight.numel())], weight)
-
-
-def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
-    """All convolutions and linear layers, by name; of layers that share one weight, the first."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
-    shared = {id(module.weight): name for name, module in reversed(layers.items())}
-    return {name: module for name, module in layers.items() if shared[id(module.weight)] == name}
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether each output channel of a convolution sees one input channel only."""
-    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
 def _at(indices: Tensor, weight: Tensor) -> Tensor:

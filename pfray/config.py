@@ -86,29 +86,35 @@ Fraction = Annotated[float, BeforeValidator(_fraction), Field(gt=0, lt=1)]
 Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_amount)]
 
 
+# The units of a target that are costs.
+COSTS = ("sparsity", "params", "macs", "bits")
+
+
 class Target(Section):
-    """The goal in named units. A cost (``sparsity``, ``params`` or ``macs``) is a hard limit that every plan keeps.
+    """The goal in named units. A cost (all but ``max_drop``) is a hard limit that every plan keeps.
 
     sparsity: share of the weights of all convolutions and linear layers that is zero.
     params: parameters that are not zero, as a count (``800k``) or relative to the teacher's (``0.4x``).
     macs: multiply-adds of one input (1 MAC = one multiply and one add), as a count (``50M``) or relative (``0.4x``).
+    bits: of a quantized weight, the mean over all weights of the layers that are quantized.
     max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
     sparsity: Fraction | None = None
     params: Amount | None = None
     macs: Amount | None = None
+    bits: Annotated[float, Field(ge=1, le=32)] | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:
         if not self.costs():
-            raise ValueError("no cost is named. Remedy: give sparsity, params or macs, for example {sparsity: 0.75}")
+            raise ValueError(f"no cost is named. Remedy: give one of {', '.join(COSTS)}, for example {{sparsity: 0.75}}")
         return self
 
     def costs(self) -> dict[str, float | str]:
         """The named costs that are set, by unit."""
-        return {unit: value for unit in ("sparsity", "params", "macs") if (value := getattr(self, unit)) is not None}
+        return {unit: value for unit in COSTS if (value := getattr(self, unit)) is not None}
 
 
 class Training(Section):

@@ -27,7 +27,7 @@ from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import place
 from pfray.space import Plan
-from pfray.train import Shard, choose_precision, fit, steps_per_epoch
+from pfray.train import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
 
 STATE = "state.pt"
 CURVE = "curve.jsonl"
@@ -193,6 +193,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             state = torch.load(Path(directory) / STATE, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         start_epoch, optimizer_state = state["epoch"], state["optimizer"]
+        if isinstance(hook, StatefulHook):
+            hook.load_state_dict(state["hook"])
 
     def write(**entry: float | str) -> None:
         with (Path(config["folder"]) / CURVE).open("a", encoding="utf-8") as file:
@@ -202,7 +204,12 @@ def _train_worker(config: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = None
             if shard.rank == 0:
-                state = {"model": model.state_dict(), "epoch": epoch, "optimizer": optimizer.state_dict()}
+                state = {
+                    "model": model.state_dict(),
+                    "epoch": epoch,
+                    "optimizer": optimizer.state_dict(),
+                    "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
+                }
                 torch.save(state, Path(directory) / STATE)
                 checkpoint = Checkpoint.from_directory(directory)
             train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)

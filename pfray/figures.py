@@ -29,6 +29,7 @@ FAILED = "#e11d48"
 COSTS = {
     "nonzero_params": "parameters that are not zero",
     "macs": "MACs (multiply-adds of one input)",
+    "stored_bits": "bits of all parameters",
     "size_bytes": "bytes on disk",
     "latency_ms": "milliseconds for one input",
 }

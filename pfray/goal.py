@@ -20,9 +20,10 @@ from pfray.ranges import as_knob
 from pfray.search.allocate import Allocate, Curves, allocate_plan
 from pfray.search.base import PlanSearcher
 from pfray.search.heuristic import heuristic_plan
-from pfray.space import CompressionSpace, Knob, Limits, Plan
+from pfray.space import CompressionSpace, Knob, Limits, Plan, within
 from pfray.task import Task
 
+FLOAT_BITS = 32
 # Trials train for a number of steps, so the first cannot be seen by them; the second has to suit the workers.
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
@@ -37,7 +38,9 @@ def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, le
         if unit not in offered:
             raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
         limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
-    if space.meets(full, limits):
+    # At their full end weights have 8 bits, and as they are 32.
+    as_it_is = {**offered, **({"bits": FLOAT_BITS} if "bits" in offered else {})}
+    if within(as_it_is, limits):
         (unit, limit), *_ = limits.items()
         low, high = space.reachable(unit)
         raise ConfigError(

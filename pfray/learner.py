@@ -43,7 +43,8 @@ class Learner(tune.Trainable):
         """Compress ``model`` in place.
 
         steps: optimizer steps of the training that follows; 0 for none, and then the plan is met at once. With
-        training, the returned hook may approach the plan step by step, and must have reached it at the end.
+        training, the returned hook may approach the plan step by step, and must have reached it at the end. One with
+        ``state_dict`` and ``load_state_dict`` has its state kept in checkpoints.
         """
         raise NotImplementedError
 

@@ -29,6 +29,7 @@ class Measurement:
     agreement: minus the mean KL divergence from the teacher's soft labels, in nats (the task's ``soft_loss`` at a
         temperature of 1); None where there was no teacher. agreement_error: its standard error.
     params: all parameters. nonzero_params: those that are not 0.0.
+    stored_bits: of all parameters: 32 for each float32, k for each weight quantized to k bits (``lattice.py``).
     macs: multiply-adds of one input through the dense model (1 MAC = one multiply and one add).
     size_bytes: bytes of the weights' file on disk; None where no file was written (in a trial).
     latency_ms: median time of one input; None where it was not timed.
@@ -44,6 +45,7 @@ class Measurement:
     accuracy_error: float | None = None
     agreement: float | None = None
     agreement_error: float | None = None
+    stored_bits: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -180,6 +182,16 @@ def count_params(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in params), sum(int(torch.count_nonzero(p)) for p in params)
 
 
+def stored_bits(model: nn.Module) -> int:
+    """Bits of all parameters; of a quantized weight its codes, without what describes its buckets."""
+    total = 0
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            bits = getattr(module, f"{name}_bits", None)
+            total += parameter.numel() * (8 * parameter.element_size() if bits is None else int(bits))
+    return total
+
+
 def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
     """Median milliseconds of one forward pass of ``example`` for each model.
 
@@ -217,4 +229,6 @@ def measurement_of(model: nn.Module, task: Task, evaluation: Evaluation, macs: i
     params, nonzero = count_params(model)
     if macs is None:
         macs = total_macs(model, example_input(task, next(model.parameters()).device))
-    return Measurement(params=params, nonzero_params=nonzero, macs=macs, **asdict(evaluation))
+    return Measurement(
+        params=params, nonzero_params=nonzero, macs=macs, stored_bits=stored_bits(model), **asdict(evaluation)
+    )

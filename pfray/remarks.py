@@ -87,5 +87,7 @@ def _doubts(summary: Summary) -> list[str]:
 def _goal(unit: str, value: Any) -> str:
     if unit == "sparsity" and isinstance(value, int | float):
         return f"{100 * value:.4g} % sparsity"
+    if unit == "bits" and isinstance(value, int | float):
+        return f"at most {value:.4g} bits a weight"
     amount = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
     return f"at most {amount} {unit}"

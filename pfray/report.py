@@ -15,6 +15,7 @@ from pfray import figures
 from pfray.errors import StorageError
 from pfray.figures import Record, number
 from pfray.files import read_records, write_atomically
+from pfray.objective import COST
 from pfray.remarks import Summary, headline, latency_text, remarks, score_text, size_text
 from pfray.report_style import PAGE
 
@@ -70,7 +71,7 @@ def _read_trials(path: Path) -> tuple[list[Record], int]:
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:
     target = summary.get("target") or {}
-    cost = next((unit for unit in figures.COSTS if unit in target), "nonzero_params")
+    cost = next((field for unit, field in COST.items() if unit in target), "nonzero_params")
     final = {name: summary.get(name) for name in figures.FINAL}
     plan, uniform = summary.get("plan") or {}, summary.get("uniform_plan") or {}
     counts, choice = summary.get("trials") or {}, summary.get("choice") or {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,10 +101,11 @@ def can_shift(model: nn.Module, name: str, norms: Mapping[str, str]) -> bool:
 
 
 @torch.no_grad()
-def norms_behind(model: nn.Module, example: Tensor) -> dict[str, str]:
+def norms_behind(model: nn.Module, example: Tensor, wanted: Callable[[nn.Module], bool] = is_dense) -> dict[str, str]:
     """Which batch norm reads a layer's output directly, channel by channel, by the layer's name.
 
     Layers and batch norms that are run more than once, and layers that several batch norms read, are left out.
+    wanted: which modules are asked about.
     """
     makers: dict[int, tuple[str, int]] = {}
     pairs: list[tuple[str, str]] = []
@@ -129,7 +130,7 @@ def norms_behind(model: nn.Module, example: Tensor) -> dict[str, str]:
             reads[layer] += 1
 
     for name, module in model.named_modules():
-        if is_dense(module):
+        if wanted(module):
             handles.append(module.register_forward_hook(lambda layer, _, output, name=name: made(name, layer, output)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: read(name, inputs)))

@@ -116,7 +116,7 @@ class CompressionSpace:
 
     def meets(self, plan: Plan, limits: Limits) -> bool:
         """Whether a plan keeps every limit."""
-        return _within(self.costs(plan), limits)
+        return within(self.costs(plan), limits)
 
     def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
         """The plan nearest to ``plan`` that meets the limits and wastes nothing of them.
@@ -145,15 +145,15 @@ class CompressionSpace:
         self, values_at: Callable[[float], np.ndarray], compressed: float, full: float, limits: Limits
     ) -> Plan:
         """Bisect between a compressed and a full end for the last point that still meets the limits."""
-        if not _within(self._costs(values_at(compressed)), limits):
+        if not within(self._costs(values_at(compressed)), limits):
             self._refuse(limits)
-        if _within(self._costs(values_at(full)), limits):
+        if within(self._costs(values_at(full)), limits):
             compressed = full
         for _ in range(60):
             if compressed == full:
                 break
             middle = (compressed + full) / 2
-            if _within(self._costs(values_at(middle)), limits):
+            if within(self._costs(values_at(middle)), limits):
                 compressed = middle
             else:
                 full = middle
@@ -173,14 +173,14 @@ class CompressionSpace:
             return max((costs[u] / limit - 1) * (-1 if u in AT_LEAST else 1) for u, limit in limits.items())
 
         for index in sorted(jumps, key=excess):
-            if _within(self._costs(moved(values, index)), limits):
+            if within(self._costs(moved(values, index)), limits):
                 values = moved(values, index)
         return values
 
     def _refuse(self, limits: Limits) -> None:
         for unit, limit in limits.items():
             low, high = self.reachable(unit)
-            if not _within({unit: high if unit in AT_LEAST else low}, {unit: limit}):
+            if not within({unit: high if unit in AT_LEAST else low}, {unit: limit}):
                 raise InfeasibleTarget(
                     f"target.{unit}: {limit:g} is out of reach; this model and learner reach {low:g} to {high:g}. "
                     f"Remedy: choose a value in that range, or widen what the learner may change"
@@ -251,5 +251,6 @@ class CompressionSpace:
         return np.clip(np.where(self._integer, np.rint(values), values), *self._range)
 
 
-def _within(costs: Mapping[str, float], limits: Limits) -> bool:
+def within(costs: Mapping[str, float], limits: Limits) -> bool:
+    """Whether costs keep every limit."""
     return all(costs[u] >= limit if u in AT_LEAST else costs[u] <= limit for u, limit in limits.items())

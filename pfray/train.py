@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,17 @@ from pfray.task import Split, Task
 
 # Called with the number of optimizer steps done, before the first and after each: a learner keeps its constraint so.
 Hook = Callable[[int], None]
+
+
+@runtime_checkable
+class StatefulHook(Protocol):
+    """A hook with tensors of its own that a checkpoint keeps beside the model's."""
+
+    def __call__(self, step: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "bench", "agent"},
     {"files", "space", "task"},
+    {"buckets", "quantize", "codebook", "lattice", "layers"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
     {"rows", "moments", "lasso", "channels", "ranking", "refit"},
+    {"folding", "activations", "straight_through", "bits"},
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},

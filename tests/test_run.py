@@ -14,10 +14,11 @@ import yaml
 from safetensors.torch import load_file
 
 import pfray
-from learners.weight_sparse import weight_layers, zeros
+from learners.weight_sparse import zeros
 from pfray import bench, finalize
 from pfray.config import load
 from pfray.data import digits
+from pfray.layers import weight_layers
 from pfray.models.lenet import lenet
 from pfray.run import main, run
 from pfray.search.base import read_trials

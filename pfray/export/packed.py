@@ -6,6 +6,9 @@ Notation: a tensor has n elements of k bytes, m of them not zero. Each becomes o
     sparse    n bits, 1 where an element is not zero; the values that are not, m * k bytes
     signed    as sparse, with n - m bits between the two, 1 where a zero is -0.0
 
+A weight that lies on a lattice (``pfray/lattice.py``) is stored as its codes instead (``codes.py``), in the form bits or
+bytes; the entries that describe the lattice are tensors like any other.
+
 Values are stored by byte plane (all first bytes, then all second bytes, ...), because the exponents of trained weights
 resemble each other and their mantissas do not. The frames lie back to back in the one uint8 tensor of a safetensors
 file (no pickle); its metadata lists name, dtype, shape, encoding and bytes of each. A pruned weight is often -0.0
@@ -27,7 +30,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from pfray.errors import ExportError, WeightsError
+from pfray.export import codes
 from pfray.files import replacing
+from pfray.lattice import lattice_of
 
 FORMAT = "pfray-packed-1"
 # What reading a damaged file raises, by where the damage is.
@@ -50,7 +55,10 @@ def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) ->
     """
     frames, entries = [], {}
     for name, tensor in state_dict.items():
-        encoding, frame = _smallest(_element_bytes(name, tensor), tensor.is_floating_point(), level)
+        elements = _element_bytes(name, tensor)
+        encoding, frame = _smallest(
+            {**_encodings(elements, tensor.is_floating_point()), **codes.streams(state_dict, name)}, level
+        )
         dtype = str(tensor.dtype).removeprefix("torch.")
         entries[name] = [dtype, list(tensor.shape), encoding, len(frame)]
         frames.append(frame)
@@ -90,8 +98,8 @@ def _element_bytes(name: str, tensor: Tensor) -> np.ndarray:
     return flat.view(torch.uint8).numpy().reshape(flat.numel(), tensor.element_size())
 
 
-def _smallest(elements: np.ndarray, signed: bool, level: int) -> tuple[str, bytes]:
-    """(encoding, frame) of ``(n, k)`` element bytes in the smallest of the encodings."""
+def _encodings(elements: np.ndarray, signed: bool) -> dict[str, bytes]:
+    """The streams of ``(n, k)`` element bytes, by encoding."""
     streams = {"dense": _planes(elements)}
     minus = _minus_zeros(elements) if signed else np.zeros(len(elements), bool)
     nonzero = elements.any(axis=1) & ~minus
@@ -99,6 +107,11 @@ def _smallest(elements: np.ndarray, signed: bool, level: int) -> tuple[str, byte
         mask, values = np.packbits(nonzero).tobytes(), _planes(elements[nonzero])
         signs = np.packbits(minus[~nonzero]).tobytes() if minus.any() else b""
         streams["signed" if signs else "sparse"] = mask + signs + values
+    return streams
+
+
+def _smallest(streams: dict[str, bytes], level: int) -> tuple[str, bytes]:
+    """(encoding, frame) of the streams that is the smallest."""
     # The quick level ranks them as the slow one does; the slow one then runs once.
     quick = zstandard.ZstdCompressor(level=min(level, 3)).compress
     encoding = min(streams, key=lambda name: len(quick(streams[name])))
@@ -106,19 +119,30 @@ def _smallest(elements: np.ndarray, signed: bool, level: int) -> tuple[str, byte
 
 
 def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) -> dict[str, Tensor]:
-    state_dict, start = {}, 0
+    state_dict: dict[str, Tensor] = {}
+    coded: dict[str, tuple[str, list[int], np.ndarray]] = {}
+    start = 0
     for name, (dtype, shape, encoding, size) in entries.items():
-        raw = zstandard.ZstdDecompressor().decompress(data[start : start + size])
+        raw = np.frombuffer(zstandard.ZstdDecompressor().decompress(data[start : start + size]), np.uint8)
         start += size
         torch_dtype = getattr(torch, dtype)
-        count, width = math.prod(shape), torch_dtype.itemsize
-        elements = _elements(np.frombuffer(raw, np.uint8), encoding, count, width)
+        if encoding in codes.FORMS:
+            coded[name] = encoding, shape, raw
+            state_dict[name] = torch.empty(0)  # keeps its place in the order
+            continue
+        elements = _elements(raw, encoding, math.prod(shape), torch_dtype.itemsize)
         state_dict[name] = torch.from_numpy(elements.reshape(-1)).view(torch_dtype).reshape(shape)
+    # What describes a lattice comes after the weight.
+    for name, (form, shape, raw) in coded.items():
+        lattice = lattice_of(state_dict, name)
+        if lattice is None:
+            raise ValueError(f"the lattice of {name} is missing")
+        state_dict[name] = codes.restore(raw, form, shape, lattice)
     return state_dict
 
 
 def _elements(raw: np.ndarray, encoding: str, count: int, width: int) -> np.ndarray:
-    """The inverse of ``_smallest``: ``(count, width)`` uint8."""
+    """The inverse of ``_encodings``: ``(count, width)`` uint8."""
     if encoding == "dense":
         return _from_planes(raw, count, width)
     nonzero, raw = _take_bits(raw, count)

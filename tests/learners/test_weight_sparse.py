@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learners.weight_sparse import Settings, WeightSparse, gradual_sparsity, smallest, weight_layers, zeros
+from learners.weight_sparse import Settings, WeightSparse, gradual_sparsity, smallest, zeros
 from pfray.config import Training
 from pfray.data import digits
 from pfray.errors import UnsupportedModel
+from pfray.layers import weight_layers
 from pfray.measure import place
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1

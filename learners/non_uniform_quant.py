@@ -1,0 +1,92 @@
+"""Codebooks with a number of bits for each layer (Han et al. 2016; PocketFlow's ``NonUniformQuantLearner``).
+
+The weights of a bucket, by default a whole layer, share 2^b values (``pfray/codebook.py``). In training the weights, the
+codewords or both move: a weight keeps a latent float value and shows the nearest codeword, and a codeword moves by what
+all of its weights would move by together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray import bits, codebook
+from pfray.bits import BitSettings, Prepared
+from pfray.buckets import Buckets
+from pfray.codebook import Codebook
+from pfray.lattice import Lattice
+from pfray.learner import Learner
+from pfray.space import CompressionSpace, Plan
+from pfray.straight_through import StraightThrough
+from pfray.task import Task
+from pfray.train import Hook
+
+
+@dataclass(frozen=True)
+class Settings(BitSettings):
+    """codebook: where the codewords start: the least squared error (``kmeans``), as many weights to each
+        (``quantile``), or evenly spaced (``uniform``).
+    tune: what training moves: ``weights`` from codeword to codeword, ``clusters``, the codewords themselves, or
+        ``both``. cluster_rate: how far a codeword goes, as a share of the sum of its weights' changes; that sum is Han
+        et al.'s equation 3, and too far where thousands of weights share a codeword.
+    """
+
+    buckets: Buckets = "tensor"
+    codebook: Codebook = "kmeans"
+    tune: Literal["weights", "clusters", "both"] = "both"
+    cluster_rate: Annotated[float, Field(gt=0)] = 0.01
+
+
+class NonUniformQuant(Learner):
+    settings_type = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
+        return bits.bit_space(model, task, settings)
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
+        return bits.prepare(model, task, settings, partial(fit, settings=settings))
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """The relative squared error of a layer's weight, by its bits."""
+        return NonUniformQuant.prepare(model, task, settings).errors
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
+        """The weights are quantized at once; with training the hook keeps them so."""
+        latents = bits.compress(model, plan, settings, cache)
+        layers = {name: model.get_submodule(name) for name in plan}
+        return MovingCodewords(layers, latents, settings) if steps else None
+
+
+class MovingCodewords(StraightThrough):
+    """``tune`` of the settings."""
+
+    def __init__(self, layers: dict[str, nn.Module], latents: dict[str, Tensor], settings: Settings) -> None:
+        super().__init__(layers, latents)
+        self.settings = settings
+
+    def moved(self, name: str, change: Tensor, step: int) -> Tensor:
+        if self.settings.tune == "weights":
+            return super().moved(name, change, step)
+        words = self.layers[name].get_buffer("weight_codebook")
+        codes = codebook.encode(self.shown[name], words)
+        moved = words + self.settings.cluster_rate * codebook.sum_by_codeword(change, codes, words)
+        # Codewords that have passed each other change places, because a codebook rises.
+        words.copy_(moved.sort(1).values)
+        if self.settings.tune == "clusters":
+            return codebook.decode(codes, moved)
+        return super().moved(name, change, step)
+
+
+def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
+    """The codebooks of a weight in ``count`` buckets."""
+    return Lattice(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))

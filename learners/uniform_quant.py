@@ -1,0 +1,88 @@
+"""Uniform quantization with a number of bits for each layer (Wu et al. 2018, PocketFlow: ``UniformQuantLearner``).
+
+The weights of a bucket, by default an output channel, lie on 2^b evenly spaced levels (``pfray/quantize.py``). In
+training they stay there by the straight-through estimator (``pfray/straight_through.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray import bits, quantize
+from pfray.bits import BitSettings, Prepared
+from pfray.lattice import Lattice
+from pfray.learner import Learner
+from pfray.space import CompressionSpace, Plan
+from pfray.straight_through import StraightThrough
+from pfray.task import Task
+from pfray.train import Hook
+
+
+@dataclass(frozen=True)
+class Settings(BitSettings):
+    """symmetric: whether zero is a level. interval: optimizer steps between two updates of the weights' ranges in
+    training (0: they stay as they are)."""
+
+    symmetric: bool = False
+    interval: Annotated[int, Field(ge=0)] = 0
+
+
+class UniformQuant(Learner):
+    settings_type = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
+        return bits.bit_space(model, task, settings)
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
+        return bits.prepare(model, task, settings, partial(fit, settings=settings))
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """The relative squared error of a layer's weight, by its bits."""
+        return UniformQuant.prepare(model, task, settings).errors
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
+        """The weights are quantized at once; with training the hook keeps them so."""
+        latents = bits.compress(model, plan, settings, cache)
+        layers = {name: model.get_submodule(name) for name in plan}
+        return MovingRanges(layers, latents, settings) if steps else None
+
+
+class MovingRanges(StraightThrough):
+    """Every ``interval`` steps the ranges are those of the latent weights."""
+
+    def __init__(self, layers: dict[str, nn.Module], latents: dict[str, Tensor], settings: Settings) -> None:
+        super().__init__(layers, latents)
+        self.settings = settings
+
+    def moved(self, name: str, change: Tensor, step: int) -> Tensor:
+        interval, layer = self.settings.interval, self.layers[name]
+        if interval and step % interval == 0:
+            low: Any = layer.get_buffer("weight_low")
+            found = fit(self.latents[name] + change, self.lattice(name).bits, len(low), settings=self.settings)
+            low.copy_(found.low)
+            layer.get_buffer("weight_step").copy_(found.step)
+        return super().moved(name, change, step)
+
+
+def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
+    """The ranges of a weight in ``count`` buckets."""
+    low, step = quantize.fit(
+        weight,
+        bits,
+        count,
+        symmetric=settings.symmetric,
+        method=settings.range_from,
+        percentile=settings.percentile,
+    )
+    return Lattice(bits, low, step)

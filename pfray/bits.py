@@ -1,0 +1,179 @@
+"""What the quantization learners share: a number of bits for every layer, the folded model, and its quantized weights.
+
+Notation: layer t has the weight W_t of |W_t| elements, which a plan gives b_t bits. The cost ``bits`` is their mean over
+all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (Wu et al. 2018, section 3.3).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray import activations, lattice
+from pfray.activations import Ranges
+from pfray.buckets import Buckets, bucket_count, check_finite
+from pfray.errors import ConfigError, UnsupportedModel
+from pfray.folding import fold, foldable_norms
+from pfray.lattice import Lattice
+from pfray.layers import run_order, weight_layers
+from pfray.measure import example_input, layer_macs
+from pfray.quantize import Range, relative_error
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+@dataclass(frozen=True)
+class BitSettings:
+    """What every quantization learner lets one set.
+
+    min_bits, max_bits: the ends of every layer's knob. skip: layers left float, by name.
+    ends: whether the first and the last layer are quantized too; they hold few weights and lose much.
+    fold: whether batch norms are first folded into the layers before them. Without them nothing keeps a training in
+        hand: it then needs a tenth of the learning rate, and a search cannot put their statistics right.
+    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel``, or every ``run`` of
+        at most bucket_size weights.
+    activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its
+        range is found on. range_from: how: ``min_max``, the ``percentile`` at both ends, or ``mse``, the least squared
+        error.
+    """
+
+    min_bits: Bits = 1
+    max_bits: Bits = 8
+    skip: tuple[str, ...] = ()
+    ends: bool = False
+    fold: bool = False
+    buckets: Buckets = "channel"
+    bucket_size: Annotated[int, Field(ge=1)] = 256
+    activation_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    images: Annotated[int, Field(ge=1)] = 500
+    range_from: Range = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
+
+    def __post_init__(self) -> None:
+        if self.min_bits >= self.max_bits:
+            raise ValueError(f"min_bits is {self.min_bits} and max_bits is {self.max_bits}; min_bits must be below")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What does not depend on the plan.
+
+    norms: the batch norms to fold, by layer. lattices: by layer and bits. errors: the relative squared error by layer,
+    ``(G,)`` from min_bits to max_bits. inputs: the ranges of what the layers read; empty where that stays float.
+    """
+
+    norms: dict[str, str]
+    lattices: dict[str, dict[int, Lattice]]
+    errors: dict[str, np.ndarray]
+    inputs: Ranges
+
+
+def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
+    """The layers that have a knob, in the order in which they run.
+
+    Raises UnsupportedModel for an unknown name in ``skip``, and where none is left.
+    """
+    names = run_order(model, example_input(task, next(model.parameters()).device))
+    unknown = [name for name in settings.skip if name not in names]
+    if unknown:
+        raise UnsupportedModel(f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. "
+                               f"Allowed: {', '.join(names)}")  # fmt: skip
+    chosen = [name for name in (names if settings.ends else names[1:-1]) if name not in settings.skip]
+    if not chosen:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no layer to quantize beside its first and its last. Remedy: "
+            "learner.ends=true quantizes those too, or fewer layers in learner.skip"
+        )
+    return chosen
+
+
+def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> CompressionSpace:
+    """One whole number, the bits, for the weight of every quantized layer; the cost is ``bits``."""
+    names, layers = quantized_layers(model, task, settings), weight_layers(model)
+    macs = layer_macs(model, example_input(task))
+    knobs = tuple(
+        Knob(
+            name,
+            compressed=settings.min_bits,
+            full=settings.max_bits,
+            integer=True,
+            facts={"params": layers[name].weight.numel(), "macs": macs[name]},
+        )
+        for name in names
+    )
+    return CompressionSpace(knobs, partial(_costs, sizes=np.array([layers[name].weight.numel() for name in names])))
+
+
+def prepare(
+    model: nn.Module, task: Task, settings: BitSettings, fit: Callable[[Tensor, int, int], Lattice]
+) -> Prepared:
+    """All of ``Prepared``. fit(weight, bits, buckets): the lattice of a weight.
+
+    Raises WeightsError for weights that are not finite, UnsupportedModel for a layer that calibration does not reach.
+    """
+    names = quantized_layers(model, task, settings)
+    for name, layer in weight_layers(model).items():
+        check_finite(name, layer.weight)
+    norms = foldable_norms(model, example_input(task, next(model.parameters()).device)) if settings.fold else {}
+    folded = copy.deepcopy(model)
+    fold(folded, norms)
+    lattices: dict[str, dict[int, Lattice]] = {}
+    errors = {}
+    for name in names:
+        weight = folded.get_submodule(name).get_parameter("weight").detach()
+        count = bucket_count(weight, settings.buckets, settings.bucket_size)
+        widths = range(settings.min_bits, settings.max_bits + 1)
+        lattices[name] = {bits: fit(weight, bits, count) for bits in widths}
+        lost = [relative_error(weight, each.quantize(weight)) for each in lattices[name].values()]
+        # A wider code can do what a narrower one does, and no code has to be worse than all zeros.
+        errors[name] = np.minimum.accumulate(np.minimum(lost, 1.0))
+    inputs: Ranges = {}
+    if settings.activation_bits is not None:
+        inputs = activations.input_ranges(
+            folded,
+            names,
+            task,
+            bits=settings.activation_bits,
+            images=settings.images,
+            method=settings.range_from,
+            percentile=settings.percentile,
+        )
+    return Prepared(norms, lattices, errors, inputs)
+
+
+def compress(
+    model: nn.Module,
+    plan: Plan,
+    settings: BitSettings,
+    prepared: Prepared,
+) -> dict[str, Tensor]:
+    """Fold and quantize in place. Returns the folded float weights of the plan's layers, by name.
+
+    Raises ConfigError for bits that the settings do not allow.
+    """
+    fold(model, prepared.norms)
+    floats = {}
+    for name, bits in plan.items():
+        if bits not in prepared.lattices[name]:
+            raise ConfigError(f"{name}: {bits:g} bits are not allowed. Allowed: whole numbers from {settings.min_bits} "
+                              f"to {settings.max_bits}. Remedy: learner.min_bits and learner.max_bits")  # fmt: skip
+        layer = model.get_submodule(name)
+        floats[name] = layer.get_parameter("weight").detach().clone()
+        lattice.attach(layer, prepared.lattices[name][int(bits)])
+        if settings.activation_bits is not None:
+            activations.attach(layer, *prepared.inputs[name], settings.activation_bits)
+    return floats
+
+
+def _costs(values: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    return {"bits": float(values @ sizes / sizes.sum())}
