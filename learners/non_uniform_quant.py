@@ -1,8 +1,8 @@
 """Codebooks with a number of bits for each layer (Han et al. 2016; PocketFlow's ``NonUniformQuantLearner``).
 
-The weights of a bucket, by default a whole layer, share 2^b values (``pfray/codebook.py``). In training the weights, the
-codewords or both move: a weight keeps a latent float value and shows the nearest codeword, and a codeword moves by what
-all of its weights would move by together.
+The weights of a bucket, by default a whole layer, share 2^b values (``pfray/codebook.py``). In training the weights,
+the codewords or both move: a weight keeps a latent float value and shows the nearest codeword, and a codeword moves by
+what all of its weights would move by together.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ class MovingRanges(StraightThrough):
         if interval and step % interval == 0:
             low: Any = layer.get_buffer("weight_low")
             found = fit(self.latents[name] + change, self.lattice(name).bits, len(low), settings=self.settings)
+            assert found.low is not None
+            assert found.step is not None
             low.copy_(found.low)
             layer.get_buffer("weight_step").copy_(found.step)
         return super().moved(name, change, step)

@@ -1,8 +1,8 @@
 """Activations of few bits: what a quantized layer reads is rounded to 2^k levels, by a range found once.
 
 The range is that of a fixed set of training inputs, in the model whose weights are not quantized yet, so it is the same
-for every plan. It lies in a submodule of the layer, with a hook of this module that applies it: whatever copies, pickles
-or exports the layer takes both along.
+for every plan. It lies in a submodule of the layer, with a hook of this module that applies it: whatever copies,
+pickles or exports the layer takes both along.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Ranges = dict[str, tuple[Tensor, Tensor]]
 
 class InputQuantizer(nn.Module):
     """Rounds to the 2^bits levels low, low + step, ...; gradients pass where nothing is clipped."""
+
+    low: Tensor
+    step: Tensor
 
     def __init__(self, low: Tensor, step: Tensor, bits: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """What the quantization learners share: a number of bits for every layer, the folded model, and its quantized weights.
 
-Notation: layer t has the weight W_t of |W_t| elements, which a plan gives b_t bits. The cost ``bits`` is their mean over
-all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (Wu et al. 2018, section 3.3).
+Notation: layer t has the weight W_t of |W_t| elements, which a plan gives b_t bits. The cost ``bits`` is their mean
+over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (Wu et al. 2018, section 3.3).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -40,8 +39,8 @@ class BitSettings:
     ends: whether the first and the last layer are quantized too; they hold few weights and lose much.
     fold: whether batch norms are first folded into the layers before them. Without them nothing keeps a training in
         hand: it then needs a tenth of the learning rate, and a search cannot put their statistics right.
-    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel``, or every ``run`` of
-        at most bucket_size weights.
+    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel``, or every ``run``
+        of at most bucket_size weights.
     activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its
         range is found on. range_from: how: ``min_max``, the ``percentile`` at both ends, or ``mse``, the least squared
         error.

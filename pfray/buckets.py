@@ -1,7 +1,7 @@
 """A weight cut into buckets, each quantized by itself.
 
-Notation: a weight has n elements, in the order of ``weight.flatten()``, cut into B runs of R = ceil(n / B); the last run
-may be shorter. B alone says where every bucket begins, so nothing else has to be stored. One bucket is the whole
+Notation: a weight has n elements, in the order of ``weight.flatten()``, cut into B runs of R = ceil(n / B); the last
+run may be shorter. B alone says where every bucket begins, so nothing else has to be stored. One bucket is the whole
 tensor, and as many as the first axis is long are the output channels of a convolution or linear layer.
 """
 

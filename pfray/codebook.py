@@ -1,8 +1,9 @@
 """Codebooks: the weights of a bucket share 2^k values (Han et al. 2016, "Deep Compression", section 3).
 
-Notation: a bucket holds R weights x_1 <= ... <= x_R; its codebook the K = 2^k codewords c_1 <= ... <= c_K, and a weight's
-code is the index of the nearest one. In one dimension the weights of a codeword are neighbours, so of the sorted weights
-only the K - 1 borders have to be found, and with cumulative sums a step of Lloyd's algorithm (k-means) costs K log R.
+Notation: a bucket holds R weights x_1 <= ... <= x_R; its codebook the K = 2^k codewords c_1 <= ... <= c_K, and a
+weight's code is the index of the nearest one. In one dimension the weights of a codeword are neighbours, so of the
+sorted weights only the K - 1 borders have to be found, and with cumulative sums a step of Lloyd's algorithm (k-means)
+costs K log R.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ TOLERANCE = 1e-3
 def fit(weight: Tensor, bits: int, count: int = 1, *, method: Codebook = "kmeans") -> Tensor:
     """Codebooks ``(B, 2^k)``, rising, of the weight's ``count`` buckets, in the weight's dtype.
 
-    method: ``uniform``, evenly spaced from the smallest to the largest weight (Han et al.: linear); ``quantile``, as many
-    weights to each codeword; ``kmeans``, the least squared error. Raises ConfigError for bits other than 1 to 8.
+    method: ``uniform``, evenly spaced from the smallest to the largest weight (Han et al.: linear); ``quantile``, as
+    many weights to each codeword; ``kmeans``, the least squared error. Raises ConfigError for bits other than 1 to 8.
     """
     check_bits(bits)
     (codebook,) = per_bucket(partial(_fit_rows, size=2**bits, method=method), weight, count)

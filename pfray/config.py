@@ -109,7 +109,9 @@ class Target(Section):
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:
         if not self.costs():
-            raise ValueError(f"no cost is named. Remedy: give one of {', '.join(COSTS)}, for example {{sparsity: 0.75}}")
+            raise ValueError(
+                f"no cost is named. Remedy: give one of {', '.join(COSTS)}, for example {{sparsity: 0.75}}"
+            )
         return self
 
     def costs(self) -> dict[str, float | str]:

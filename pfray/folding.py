@@ -1,7 +1,7 @@
 """Batch norm folded into the layer before it: a fixed scale and shift of each channel are the layer's own.
 
-Notation: the layer gives y = W x + c, and the batch norm, with its running statistics, g (y - m) / sqrt(v + e) + h. With
-t = g / sqrt(v + e) that is the layer W' = t W, c' = t (c - m) + h, output channel by output channel.
+Notation: the layer gives y = W x + c, and the batch norm, with its running statistics, g (y - m) / sqrt(v + e) + h.
+With t = g / sqrt(v + e) that is the layer W' = t W, c' = t (c - m) + h, output channel by output channel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How a quantized layer says what its weight may be: buffers beside the weight, so that the state dict knows it too.
 
-Notation: a weight in B buckets of k bits. ``weight`` stays a float32 tensor, of quantized values only, and beside it are
+Notation: a weight in B buckets of k bits. ``weight`` stays a float32 tensor, of quantized values only, and beside it
+are
 
     weight_bits        k, a uint8 scalar
     weight_low         (B,) and

@@ -2,9 +2,10 @@
 
     Q(x) = a round((2^k - 1) (x - b) / a) / (2^k - 1) + b,    b <= x <= b + a
 
-Notation: code c = 0 .. 2^k - 1; step s = a / (2^k - 1); low b; so Q(x) = c s + b with c = round((x - b) / s). A weight in
-B buckets has b and s ``(B,)``. What lies outside the range gets the nearest end. ``symmetric``: zero is a level, as
-kernels for integers want it: c - 2^(k-1) is the signed integer, of which s is the scale (k = 1: the two levels -s/2, s/2).
+Notation: code c = 0 .. 2^k - 1; step s = a / (2^k - 1); low b; so Q(x) = c s + b with c = round((x - b) / s). A weight
+in B buckets has b and s ``(B,)``. What lies outside the range gets the nearest end. ``symmetric``: zero is a level, as
+kernels for integers want it: c - 2^(k-1) is the signed integer, of which s is the scale (k = 1: the two levels -s/2,
+s/2).
 """
 
 from __future__ import annotations

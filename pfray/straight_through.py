@@ -1,7 +1,7 @@
 """Training weights that stay quantized: the straight-through estimator, as a hook after each optimizer step.
 
-Notation: a layer has a latent float weight V and shows the model W = Q(V). The estimator takes the gradient at W for that
-at V (Bengio et al. 2013; Hubara et al. 2016). So after a step of any linear optimizer that has moved W by D,
+Notation: a layer has a latent float weight V and shows the model W = Q(V). The estimator takes the gradient at W for
+that at V (Bengio et al. 2013; Hubara et al. 2016). So after a step of any linear optimizer that has moved W by D,
 
     V <- V + D,    W <- Q(V)
 

@@ -1,7 +1,7 @@
 """A quantized weight as its codes: whole numbers of k bits, and the lattice that is stored beside them.
 
-Two forms, of which the smaller one after compression is kept: ``bits``, n k bits without a gap, and ``bytes``, one byte a
-code, whose common values zstandard's Huffman coding gives fewer than k bits.
+Two forms, of which the smaller one after compression is kept: ``bits``, n k bits without a gap, and ``bytes``, one byte
+a code, whose common values zstandard's Huffman coding gives fewer than k bits.
 """
 
 from __future__ import annotations

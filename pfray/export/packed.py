@@ -6,8 +6,8 @@ Notation: a tensor has n elements of k bytes, m of them not zero. Each becomes o
     sparse    n bits, 1 where an element is not zero; the values that are not, m * k bytes
     signed    as sparse, with n - m bits between the two, 1 where a zero is -0.0
 
-A weight that lies on a lattice (``pfray/lattice.py``) is stored as its codes instead (``codes.py``), in the form bits or
-bytes; the entries that describe the lattice are tensors like any other.
+A weight that lies on a lattice (``pfray/lattice.py``) is stored as its codes instead (``codes.py``), in the form bits
+or bytes; the entries that describe the lattice are tensors like any other.
 
 Values are stored by byte plane (all first bytes, then all second bytes, ...), because the exponents of trained weights
 resemble each other and their mantissas do not. The frames lie back to back in the one uint8 tensor of a safetensors

@@ -1,0 +1,182 @@
+"""ResNet-20 and ResNet-56 on CIFAR-10 with 8, 4, 3 and 2 bits a weight on average: uniform, allocated and searched
+bits.
+
+The accuracy on the test split right after quantizing, batch-norm statistics put right, and after the same training for
+every plan. The test split is read for the chosen plans only; the search scores candidates on validation images. With
+--fold, batch norms are folded before quantizing, and the training has a tenth of the learning rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import searching
+from benchmarks.result import ROOT, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import job, needed
+from benchmarks.workers import Record, run_all
+
+NAME = "quant_accuracy"
+FOLDER = ROOT / "runs" / NAME
+LEARNERS = ("uniform_quant", "non_uniform_quant")
+METHODS = ("uniform", "allocate", "tpe", "ddpg")
+SEARCHED = ("tpe", "ddpg")
+BITS = (8, 4, 3, 2)
+# Training images that batch-norm statistics are put right on before the test split is read.
+BN_IMAGES = 2000
+TRAINING = {"batch_size": 128, "warmup_epochs": 0}
+LR = 0.02
+
+
+def plan_bits(piece: Sequence[Any]) -> Record:
+    """piece: (model, learner, fold, bits, method, trials, seed). A plan, and its accuracy right after quantizing."""
+    from pfray.measure import evaluate, place
+    from pfray.train import reestimate_batch_norm
+
+    model, name, fold, bits, method, trials, seed = piece
+    learner, work = learner_and_job(model, name, fold)
+    started = time.perf_counter()
+    plan = _plan(method, learner, work, {"bits": bits}, trials, seed)
+    seconds = time.perf_counter() - started
+    quantized = copy.deepcopy(work.teacher)
+    learner.compress(quantized, plan, work.settings, learner.prepare(work.teacher, work.task, work.settings), 0)
+    place(quantized, "cpu")
+    reestimate_batch_norm(quantized, work.task, BN_IMAGES, "float32")
+    test = evaluate(quantized, work.task, work.task.test).accuracy
+    return {"plan": plan, "test": test, "seconds": seconds}
+
+
+def retrain(piece: Sequence[Any]) -> Record:
+    """piece: (model, learner, fold, seed, epochs, plan). Prints the loss after each epoch."""
+    import torch
+
+    from pfray.config import Training
+    from pfray.distributed import build_compressed
+    from pfray.measure import evaluate
+    from pfray.train import choose_precision, fit, steps_per_epoch
+
+    model, name, fold, seed, epochs, plan = piece
+    learner, work = learner_and_job(model, name, fold)
+    training = Training(epochs=epochs, lr=LR / 10 if fold else LR, **TRAINING)
+    steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
+    device, started = torch.device("cpu"), time.time()
+    quantized, hook = build_compressed(learner, work, plan, device, steps)
+
+    def show(epoch: int, loss: float, optimizer: Any) -> None:
+        print(f"  {model}, {name}: epoch {epoch}, loss {loss:.4f}, {time.time() - started:.0f} s", flush=True)
+
+    precision = choose_precision(quantized, device)
+    fit(quantized, work.task, training, seed=seed, precision=precision, hook=hook, on_epoch=show)
+    return {"test": evaluate(quantized, work.task, work.task.test).accuracy, "seconds": time.time() - started}
+
+
+def learner_and_job(model: str, name: str, fold: bool) -> tuple[Any, Any]:
+    from pfray.components import find_class
+    from pfray.learner import Learner
+
+    learner: Any = find_class("learner", name, Learner)
+    return learner, replace(job(model), settings=learner.settings_type(fold=fold))
+
+
+def _plan(
+    method: str, learner: Any, work: Any, limits: Mapping[str, float], trials: int, seed: int
+) -> dict[str, float]:
+    from pfray import goal
+    from pfray.components import find_class
+    from pfray.search.base import PlanSearcher
+
+    space = learner.space(work.teacher, work.task, work.settings)
+    curves = learner.error_curves(work.teacher, work.task, work.settings)
+    known = goal.plans_without_search(space, limits, curves)
+    if method in known:
+        return known[method]
+    found: Any = find_class("search", method, PlanSearcher)
+    first = goal.first_plans(known, found)
+    searcher = found(space, limits, found.settings_type(), seed=seed, trials=trials, first_plans=first)
+    searching.search(learner, work, searcher)
+    return searching.choose(learner, work, searcher)[0]["plan"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if is_missing(NAME, [path for model in options.models for path in needed(model)], "put the data there"):
+        return SKIPPED
+    keys = [
+        (model, learner, bits, method)
+        for model in options.models
+        for learner in options.learners
+        for bits in options.bits
+        for method in options.methods
+        # With the most bits for all there is nothing to choose.
+        if method == "uniform" or bits < max(BITS)
+    ]
+    pieces = [[m, name, options.fold, bits, method, options.trials, options.seed] for m, name, bits, method in keys]
+    plans = dict(zip(keys, run_all(plan_bits, pieces, FOLDER / "plans.jsonl", options.processes), strict=True))
+    trained: dict[tuple[Any, ...], Record] = {}
+    if options.epochs:
+        pieces = [[key[0], key[1], options.fold, options.seed, options.epochs, plans[key]["plan"]] for key in keys]
+        records = run_all(retrain, pieces, FOLDER / "trained.jsonl", options.processes)
+        trained = dict(zip(keys, records, strict=True))
+    teachers = {model: _teacher(model) for model in options.models}
+    print(f"\nfold: {options.fold}; test split; {options.trials} trials, {options.epochs} epochs")
+    print("| model | learner | bits | plan | right after quantizing, % | trained, % | lost, points |")
+    print("|---|---|---:|---|---:|---:|---:|")
+    for key, record in plans.items():
+        last = trained.get(key, record)["test"]
+        after = f"{100 * last:.2f}" if trained else ""
+        lost = f"{100 * (teachers[key[0]] - last):.2f}"
+        print(f"| {' | '.join(map(str, key))} | {100 * record['test']:.2f} | {after} | {lost} |")
+    _close(plans, teachers)
+    return 0
+
+
+def _close(plans: Mapping[tuple[Any, ...], Record], teachers: Mapping[str, float]) -> None:
+    """The goals that the pieces done allow to judge, right after quantizing, in points of test accuracy."""
+    test = {key: 100 * record["test"] for key, record in plans.items()}
+    for (model, learner, bits, method), found in test.items():
+        name = f"{NAME}_{model}_{learner}_{bits}"
+        if bits == 8:
+            close(name, 100 * teachers[model] - found, "points lost", "<= 0.1")
+        searched = [test[model, learner, bits, s] for s in SEARCHED if (model, learner, bits, s) in test]
+        if bits == 3 and method == "uniform" and searched:
+            close(name, max(searched) - found, "points, searched over uniform bits", ">= 2")
+        if bits in (2, 3) and learner == LEARNERS[1] and (model, LEARNERS[0], bits, method) in test:
+            other = test[model, LEARNERS[0], bits, method]
+            close(f"{name}_{method}", found - other, "points, codebooks over even levels", "> 0")
+
+
+def _teacher(model: str) -> float:
+    from pfray.measure import evaluate
+
+    work = job(model)
+    return evaluate(work.teacher, work.task, work.task.test).accuracy
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="Accuracy with few bits a weight, by how the bits are chosen.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"], choices=("resnet20", "resnet56"))
+    parser.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS)
+    parser.add_argument("--bits", nargs="+", type=int, default=list(BITS), help="on average")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="how bits are chosen")
+    parser.add_argument("--trials", type=int, default=100, help="trials of each search")
+    parser.add_argument("--epochs", type=int, default=5, help="of training after quantizing; 0 for none")
+    parser.add_argument("--fold", action="store_true", help="fold batch norms before quantizing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="pieces at once, of one thread each")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
