@@ -37,8 +37,10 @@ class BitSettings:
 
     min_bits, max_bits: the ends of every layer's knob. skip: layers left float, by name.
     ends: whether the first and the last layer are quantized too; they hold few weights and lose much.
-    fold: whether batch norms are first folded into the layers before them. Without them nothing keeps a training in
-        hand: it then needs a tenth of the learning rate, and a search cannot put their statistics right.
+    fold: whether batch norms are first folded into the layers before them. Off, because with a bucket for each channel
+        folding changes no output (a channel's scale is its range's too), and takes something away: batch norms whose
+        statistics a search puts right again, which is most of the accuracy at 2 and 3 bits, and that keep a training
+        stable at the usual learning rates; a folded network needs about a tenth of them. For 8 bits without training.
     buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel``, or every ``run``
         of at most bucket_size weights.
     activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its

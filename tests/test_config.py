@@ -39,7 +39,7 @@ def test_five_lines_are_enough_and_the_rest_has_defaults(file):
 
 def test_plain_units_are_read(file):
     assert load(file({**BASE, "target": {"sparsity": "75%", "max_drop": "1%"}})).target.model_dump() == {
-        "sparsity": 0.75, "params": None, "macs": None, "max_drop": 0.01,
+        "sparsity": 0.75, "params": None, "macs": None, "bits": None, "max_drop": 0.01,
     }  # fmt: skip
     assert load(file({**BASE, "target": {"params": "800k"}})).target.params == 800_000
     assert load(file({**BASE, "target": {"params": "0.4x"}})).target.params == "0.4x"
@@ -101,6 +101,8 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"search": {"trials": -1}}, "search.trials: -1 is not allowed: input should be greater than or equal to 1"),
     ({"finetune": {"epochs": -1}}, "finetune.epochs: -1 is not allowed"),
     ({"target": {}}, "target: no cost is named"),
+    ({"target": {"bits": 0}}, "target.bits: 0 is not allowed"),
+    ({"target": {"bits": 33}}, "target.bits: 33 is not allowed"),
     ({"target": {"params": "lots"}}, "target.params"),
     ({"target": {"params": "0x"}}, "above 0"),
     ({"resources": {"trial": {"cpus": 1}}}, "resources.trial.cpus: unknown key. Allowed: cpu, gpu."),

@@ -9,11 +9,12 @@ from pfray.measure import Measurement
 from pfray.objective import COST, OBJECTIVES, Objective, score, standard_error
 
 TEACHER = Measurement(
-    accuracy=0.9, loss=0.3, params=1_000, nonzero_params=1_000, macs=50_000, latency_ms=2.0, agreement=0.0
-)
+    accuracy=0.9, loss=0.3, params=1_000, nonzero_params=1_000, macs=50_000, latency_ms=2.0, agreement=0.0,
+    stored_bits=32_000,
+)  # fmt: skip
 STUDENT = Measurement(
     accuracy=0.81, loss=0.5, params=1_000, nonzero_params=250, macs=20_000, latency_ms=1.0,
-    accuracy_error=0.01, agreement=-0.4, agreement_error=0.02,
+    accuracy_error=0.01, agreement=-0.4, agreement_error=0.02, stored_bits=8_000,
 )  # fmt: skip
 
 
@@ -27,6 +28,7 @@ def test_the_scores_are_those_of_their_equations():
     assert of("accuracy_and_cost") == pytest.approx(0.81 * math.log(1.75))
     assert of("amc") == pytest.approx(-0.19 * math.log(250))
     assert of("amc", "macs") == pytest.approx(-0.19 * math.log(20_000))
+    assert of("accuracy_and_cost", "stored_bits") == pytest.approx(0.81 * math.log(1.75))
 
 
 def test_each_factor_of_ddc_counts_up_to_its_threshold_and_no_further():
