@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pfray import codebook, quantize
 
+PARTS = ("low", "step", "codebook", "bits")
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -62,9 +64,17 @@ def attach(layer: nn.Module, lattice: Lattice) -> None:
         weight.copy_(lattice.quantize(weight))
 
 
+def forget(model: nn.Module) -> None:
+    """Take the descriptions away, in place, and leave the weights: for converters that have no use for them."""
+    for module in model.modules():
+        if "weight_bits" in module._buffers:
+            for part in PARTS:
+                module._buffers.pop(f"weight_{part}", None)
+
+
 def lattice_of(state: Mapping[str, Tensor], name: str) -> Lattice | None:
     """The lattice of the entry ``name`` (such as ``conv1.weight``) of a state dict, None where it has none."""
-    parts = {key: state.get(f"{name}_{key}") for key in ("bits", "low", "step", "codebook")}
+    parts = {key: state.get(f"{name}_{key}") for key in PARTS}
     bits = parts.pop("bits")
     if bits is None or (parts["codebook"] is None and (parts["low"] is None or parts["step"] is None)):
         return None

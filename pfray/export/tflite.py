@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pfray import bench
+from pfray import bench, lattice
 from pfray.errors import ExportError, StorageError, first_line
 from pfray.files import replacing
 from pfray.measure import evaluating
@@ -29,6 +29,8 @@ def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
     try:
         clone = copy.deepcopy(model).cpu().eval()
         clone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        # The converter refuses buffers that no operator reads.
+        lattice.forget(clone)
         with _quiet(), replacing(path) as temporary:
             import litert_torch
 

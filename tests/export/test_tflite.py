@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pfray import activations, lattice, quantize
 from pfray.bench import BenchError
 from pfray.errors import ExportError
 from pfray.export import tflite
@@ -48,6 +49,17 @@ def test_the_file_reproduces_the_model_in_evaluation_mode(model: nn.Sequential, 
 def test_export_leaves_the_model_as_it_is(model: nn.Sequential, file: Path) -> None:
     assert model.training
     assert model.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_quantized_layer_is_exported_and_keeps_its_description(tmp_path: Path) -> None:
+    model = small_net().eval()
+    weight = model.get_parameter("0.weight")
+    lattice.attach(model[0], lattice.Lattice(3, *quantize.fit(weight, 3, len(weight))))
+    activations.attach(model[0], torch.tensor([-2.0]), torch.tensor([0.25]), 4)
+    tflite.export(model, torch.zeros(1, 3, 8, 8), tmp_path / "quantized.tflite")
+    # 16 levels from -2 on: rounding changes the outputs, so that they are equal says that the file rounds too.
+    assert tflite.compare(tmp_path / "quantized.tflite", model, torch.randn(6, 3, 8, 8))[1] < 1e-6
+    assert {"0.weight_bits", "0.weight_low", "0.weight_step"} <= set(model.state_dict())
 
 
 def test_compare_sees_a_changed_weight(model: nn.Sequential, file: Path) -> None:
