@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.result import ROOT, SKIPPED
 
 # Module and options of each. Not here: device_check, which needs the second environment of `make device-check`, and
-# search_quality and reward_fidelity, which take about an hour each.
+# search_quality, reward_fidelity and quant_accuracy, which take an hour and more each.
 RUNS = (
     ("search_overhead",),
     ("ddpg_pendulum",),
     ("gp_suggest",),
     ("lasso_path",),
+    ("quantize_candidate",),
     ("ddpg_search",),
     ("train_throughput",),
     ("train_throughput", "--model", "mobilenet_v1"),
