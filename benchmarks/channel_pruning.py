@@ -86,7 +86,7 @@ def pruned_model(method: str, record: Record) -> Any:
 
     learner, work = learner_and_job(method)
     model = copy.deepcopy(work.teacher)
-    learner.restructure(model, record["plan"], work.task, work.settings)
+    model = learner.restructure(model, record["plan"], work.task, work.settings)
     model.load_state_dict(torch.load(FOLDER / record["file"], weights_only=True))
     return model, work
 

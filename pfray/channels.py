@@ -122,10 +122,11 @@ def groups_left(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task) ->
     return {group: counts[group.name] for group in graph_of(model, task).groups if group.name in counts}
 
 
-def restructure(model: nn.Module, plan: Plan, task: Task, settings: ChannelSettings) -> None:
+def restructure(model: nn.Module, plan: Plan, task: Task, settings: ChannelSettings) -> nn.Module:
     """A learner's ``restructure``: prune the model to the plan's counts, in place, whichever channels those are."""
     graph = graph_of(model, task)
     prune(model, graph, {name: range(count) for name, count in kept_counts(graph, plan).items()})
+    return model
 
 
 def error_curves(

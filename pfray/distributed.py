@@ -158,7 +158,7 @@ def restored(
     """The model that a learner with a ``finish`` made of the teacher, from its state dict."""
     own, plan = job.for_plan(plan)
     model = copy.deepcopy(job.teacher)
-    learner.restructure(model, plan, own.task, own.settings)
+    model = learner.restructure(model, plan, own.task, own.settings)
     model.load_state_dict(state)
     return place(model, device)
 

@@ -67,8 +67,8 @@ class Learner(tune.Trainable):
         raise NotImplementedError
 
     @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Any) -> None:
-        """Give a copy of the teacher, in place, the structure that ``finish`` gives it; whatever the weights."""
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Any) -> nn.Module:
+        """What ``finish`` would make of a copy of the teacher, but for the weights. The copy may be used up."""
         raise NotImplementedError
 
     @staticmethod

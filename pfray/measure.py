@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,8 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 def total_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-adds of one forward pass, convolutions and matrix products counted."""
+    # Without parameters that want a gradient: the counter trips over one that is handed from module to module.
+    model = copy.deepcopy(model).requires_grad_(False)
     with FlopCounterMode(display=False) as counter, evaluating(model):
         model(example)
     return counter.get_total_flops() // 2

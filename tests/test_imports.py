@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
     {"errors", "bench", "agent"},
-    {"files", "space", "task"},
+    {"files", "space", "task", "quiet"},
     {"buckets", "quantize", "codebook", "lattice", "layers"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
     {"rows", "moments", "lasso", "channels", "ranking", "refit"},
-    {"folding", "activations", "straight_through", "bits"},
+    {"folding", "activations", "straight_through", "bits", "int8"},
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},

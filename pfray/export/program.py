@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pfray.errors import ExportError, StorageError, first_line
 from pfray.files import replacing
+from pfray.int8 import Int8Model
 
 
 def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
@@ -22,9 +23,8 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
     # Two samples, because torch.export would take a batch of one for a constant.
     batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     try:
-        program = torch.export.export(
-            copy.deepcopy(model).cpu().eval(), (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-        )
+        clone = model.converted(folded=True) if isinstance(model, Int8Model) else copy.deepcopy(model).cpu().eval()
+        program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         with replacing(path) as temporary:
             torch.export.save(program, temporary)
     except StorageError:

@@ -1,13 +1,8 @@
-"""A model as a float32 ``.tflite`` file, through litert-torch, and the check that the file does what the model does."""
+"""A model as a ``.tflite`` file, through litert-torch, and the check that the file does what the model does."""
 
 from __future__ import annotations
 
 import copy
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +11,9 @@ from torch import Tensor, nn
 from pfray import bench, lattice
 from pfray.errors import ExportError, StorageError, first_line
 from pfray.files import replacing
+from pfray.int8 import Int8Model
 from pfray.measure import evaluating
+from pfray.quiet import quiet
 
 
 def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
@@ -27,14 +24,18 @@ def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
     """
     sample = example[:1].cpu().contiguous()
     try:
-        clone = copy.deepcopy(model).cpu().eval()
-        clone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        # The converter refuses buffers that no operator reads.
-        lattice.forget(clone)
-        with _quiet(), replacing(path) as temporary:
+        with quiet(), replacing(path) as temporary:
             import litert_torch
+            from litert_torch.quantize.quant_config import QuantConfig
 
-            litert_torch.convert(clone, (sample,)).export(str(temporary))
+            clone: nn.Module
+            if isinstance(model, Int8Model):
+                clone, quantization = model.converted(), QuantConfig(pt2e_quantizer=model.quantizer)
+            else:
+                clone, quantization = copy.deepcopy(model).cpu().eval(), None
+                lattice.forget(clone)  # the converter refuses buffers that no operator reads
+            clone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            litert_torch.convert(clone, (sample,), quant_config=quantization).export(str(temporary))
     except StorageError:
         raise
     except Exception as error:
@@ -61,23 +62,3 @@ def compare(path: str | Path, model: nn.Module, inputs: Tensor, batch_size: int 
             "Remedy: repeat the export"
         )
     return outputs, float((outputs - expected).abs().max())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what the converter and its C++ libraries print; a failure still arrives as an exception.
-
-    The process's stderr itself is redirected, because the C++ side knows nothing of Python's.
-    """
-    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as sink, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            os.dup2(sink.fileno(), 2)
-            yield
-            sys.stderr.flush()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -1,0 +1,91 @@
+"""What 8 bits make of the .tflite: milliseconds against the float file, timed in turns, bytes, and test accuracy.
+
+ResNet-56 on CIFAR-10 from its weights, and MobileNet-v1 for 32x32 images, whose weights do not matter for its speed, so
+it is not trained. Both are quantized after training, without a step more (``litert_quant`` and no epochs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.result import ROOT, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import job, needed
+
+NAME = "int8_speed"
+FOLDER = ROOT / "runs" / NAME
+FASTER, SMALLER, LOST = ">= 2.5", "<= 0.30", "<= 0.3"
+
+
+def export(name: str, model: Any, task: Any) -> tuple[Path, Path]:
+    """(the float .tflite, the int8 one)."""
+    from learners.litert_quant import BITS, LitertQuant, Settings
+    from pfray.export import tflite
+    from pfray.measure import example_input, place
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    paths = FOLDER / f"{name}-float.tflite", FOLDER / f"{name}-int8.tflite"
+    model, settings, example = place(copy.deepcopy(model), "cpu").eval(), Settings(), example_input(task)
+    plan = LitertQuant.space(model, task, settings).uniform({"bits": BITS})
+    quantized = LitertQuant.finish(model, model, plan, task, settings)
+    print(f"{name}: left float {', '.join(quantized.float_layers()) or 'nothing'}", flush=True)
+    for each, path in zip((model, quantized), paths, strict=True):
+        tflite.export(each, example, path)
+    return paths
+
+
+def accuracy(path: Path, task: Any) -> float:
+    """On the whole test split, by the interpreter."""
+    import torch
+
+    from pfray import bench
+
+    outputs = torch.from_numpy(bench.predict(path, task.normalize(task.test.inputs).numpy()))
+    return task.score(outputs, task.test.targets).mean().item()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if is_missing(NAME, [path for name in ("resnet20", "resnet56") for path in needed(name)], "put the data there"):
+        return SKIPPED
+    from pfray import bench
+    from pfray.measure import evaluate
+    from pfray.models.mobilenet import mobilenet_v1
+
+    for name in options.models:
+        trained = name != "mobilenet_v1"
+        work = job(name if trained else "resnet20")
+        model = work.teacher if trained else mobilenet_v1()
+        paths = export(name, model, work.task)
+        sizes = [path.stat().st_size for path in paths]
+        for threads in (1, 2):
+            before, after = bench.latency_ms(paths, threads=threads)
+            print(f"{name}, {threads} threads: {before:.3f} ms in float, {after:.3f} ms in int8", flush=True)
+            close(f"{NAME}_{name}_{threads}", before / after, "times faster than float", FASTER)
+        close(f"{NAME}_{name}_size", sizes[1] / sizes[0], "of the float file's bytes", SMALLER)
+        if trained:
+            whole, own = evaluate(model, work.task, work.task.test).accuracy, accuracy(paths[1], work.task)
+            print(f"{name}: {100 * whole:.2f} % in PyTorch, {100 * own:.2f} % in the int8 file")
+            close(f"{NAME}_{name}_lost", 100 * (whole - own), "points of test accuracy lost", LOST)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="Measure the int8 .tflite against the float one.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    models = ("resnet20", "resnet56", "mobilenet_v1")
+    parser.add_argument("--models", nargs="+", default=list(models), choices=models)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""8-bit weights and activations for LiteRT's integer kernels (Wu et al. 2018, PocketFlow: ``UniformQuantTFLearner``).
+
+The plan says for each layer whether it computes in 8 bits or stays float (32). Candidates of a search are quantized by
+pfray's own fake quantization, which takes no graph and no second; what is trained and shipped is the PT2E graph of
+``pfray/int8.py``: post-training quantization where ``finetune.epochs`` is 0, quantization-aware training otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray import activations, int8, lattice, quantize
+from pfray.activations import Ranges
+from pfray.buckets import bucket_count, check_finite
+from pfray.errors import UnsupportedModel
+from pfray.folding import fold, foldable_norms
+from pfray.int8 import Int8Model
+from pfray.lattice import Lattice
+from pfray.layers import run_order, weight_layers
+from pfray.learner import Learner
+from pfray.measure import channels_last, example_input, layer_macs
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task
+
+BITS, FLOAT = 8, 32
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """skip: layers left float, by name. images: training inputs that the ranges of the activations are found on."""
+
+    skip: tuple[str, ...] = ()
+    images: Annotated[int, Field(ge=1)] = 1000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """norms: the batch norms to fold, by layer. lattices: of the folded weights. inputs: ranges of what layers read."""
+
+    norms: dict[str, str]
+    lattices: dict[str, Lattice]
+    inputs: Ranges
+    errors: dict[str, float]
+
+
+class LitertQuant(Learner):
+    settings_type = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, 8 or 32 bits, for every convolution and linear layer; the cost is ``bits``, the weights' mean.
+
+        Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
+        """
+        names = _names(model, task, settings)
+        layers, macs = weight_layers(model), layer_macs(model, example_input(task))
+        knobs = tuple(
+            Knob(
+                name,
+                compressed=BITS,
+                full=FLOAT,
+                choices=(BITS, FLOAT),
+                facts={"params": layers[name].weight.numel(), "macs": macs[name]},
+            )
+            for name in names
+        )
+        return CompressionSpace(knobs, partial(_costs, sizes=np.array([knob.facts["params"] for knob in knobs])))
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
+        """Raises WeightsError for weights that are not finite."""
+        names = _names(model, task, settings)
+        folded = copy.deepcopy(model)
+        norms = foldable_norms(model, example_input(task, next(model.parameters()).device))
+        fold(folded, norms)
+        lattices, errors = {}, {}
+        for name in names:
+            weight = folded.get_submodule(name).get_parameter("weight").detach()
+            check_finite(name, weight)
+            count = bucket_count(weight, "channel", 0)
+            low, step = quantize.fit(weight, BITS, count, symmetric=True, method="min_max")
+            lattices[name] = Lattice(BITS, low, step)
+            errors[name] = quantize.relative_error(weight, lattices[name].quantize(weight))
+        inputs = activations.input_ranges(
+            folded, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
+        )
+        return Prepared(norms, lattices, inputs, errors)
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """The relative squared error of a layer's weight: at 8 bits, and none where it stays float."""
+        errors = LitertQuant.prepare(model, task, settings).errors
+        return {name: np.array([error, 0.0]) for name, error in errors.items()}
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> None:
+        fold(model, cache.norms)
+        for name, bits in plan.items():
+            if bits == BITS:
+                lattice.attach(model.get_submodule(name), cache.lattices[name])
+                activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> Int8Model:
+        """The PT2E graph, its ranges those of ``images`` training inputs. Raises UnsupportedModel."""
+        device = next(model.parameters()).device
+        images = task.batches(task.train.head(settings.images), BATCH, device)
+        return _int8(model, plan, task, (channels_last(inputs) for inputs, _ in images))
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> Int8Model:
+        device = next(model.parameters()).device
+        # One batch, because the scales' shapes are known only when something was seen.
+        return _int8(model, plan, task, [example_input(task, device)])
+
+
+def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -> Int8Model:
+    folded, example = copy.deepcopy(model), example_input(task, next(model.parameters()).device)
+    fold(folded, foldable_norms(model, example))
+    floats = [name for name in weight_layers(model) if plan.get(name, FLOAT) != BITS]
+    return int8.prepare(folded, example, batches, floats)
+
+
+def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:
+    names = run_order(model, example_input(task, next(model.parameters()).device))
+    if unknown := [name for name in settings.skip if name not in names]:
+        raise UnsupportedModel(
+            f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. Allowed: {', '.join(names)}"
+        )
+    if not (chosen := [name for name in names if name not in settings.skip]):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in learner.skip"
+        )
+    return chosen
+
+
+def _costs(values: np.ndarray, sizes: Any) -> dict[str, float]:
+    return {"bits": float(values @ sizes / sizes.sum())}

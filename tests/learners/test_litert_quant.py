@@ -1,0 +1,91 @@
+"""8 bits for LiteRT: the knobs, the fast candidate, and a whole run to an int8 file."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from learners.litert_quant import LitertQuant, Settings
+from pfray.config import load
+from pfray.errors import UnsupportedModel
+from pfray.int8 import Int8Model
+from pfray.job import Job
+from pfray.measure import evaluate, place
+from pfray.run import run
+
+SETTINGS = Settings(images=200)
+
+
+@pytest.fixture(scope="module")
+def finished(job: Job) -> Int8Model:
+    plan = LitertQuant.space(job.teacher, job.task, SETTINGS).uniform({"bits": 8})
+    return LitertQuant.finish(place(copy.deepcopy(job.teacher), "cpu"), job.teacher, plan, job.task, SETTINGS)
+
+
+def test_every_layer_has_8_bits_or_stays_float(job):
+    space = LitertQuant.space(job.teacher, job.task, SETTINGS)
+    eight = space.uniform({"bits": 8})
+    assert set(eight.values()) == {8}
+    assert space.costs(eight) == {"bits": 8}
+    first = space.names[0]
+    sizes = {knob.name: knob.facts["params"] for knob in space.knobs}
+    share = sizes[first] / sum(sizes.values())
+    assert space.costs({**eight, first: 32})["bits"] == pytest.approx(8 + 24 * share)
+    curves = LitertQuant.error_curves(job.teacher, job.task, SETTINGS)
+    assert all(0 < curve[0] < 1e-3 and curve[1] == 0 for curve in curves.values())
+
+
+def test_skipped_layers_have_no_knob_and_wrong_names_are_refused(job):
+    names = LitertQuant.space(job.teacher, job.task, SETTINGS).names
+    assert LitertQuant.space(job.teacher, job.task, Settings(skip=(names[0],))).names == names[1:]
+    with pytest.raises(UnsupportedModel, match=rf"no layer 'con' in .*Allowed: {names[0]}"):
+        LitertQuant.space(job.teacher, job.task, Settings(skip=("con",)))
+    with pytest.raises(UnsupportedModel, match=r"no layer to quantize.*Remedy"):
+        LitertQuant.space(job.teacher, job.task, Settings(skip=tuple(names)))
+
+
+def test_a_candidate_loses_what_the_graph_loses(job, finished):
+    plan = LitertQuant.space(job.teacher, job.task, SETTINGS).uniform({"bits": 8})
+    candidate = copy.deepcopy(job.teacher)
+    LitertQuant.compress(candidate, plan, SETTINGS, LitertQuant.prepare(job.teacher, job.task, SETTINGS), 0)
+    inputs = job.task.normalize(job.task.validation.inputs)
+    with torch.no_grad():
+        float_, fast, graph = (each.eval()(inputs) for each in (job.teacher, candidate, finished))
+    largest = float_.abs().max()
+    assert 0 < (fast - float_).abs().mean() / largest < 0.01
+    assert 0 < (graph - float_).abs().mean() / largest < 0.01
+    accuracies = [evaluate(each, job.task, job.task.validation).accuracy for each in (job.teacher, candidate, finished)]
+    assert max(accuracies) - min(accuracies) < 0.01
+
+
+def test_the_structure_takes_the_state_of_what_was_finished(job, finished):
+    plan = LitertQuant.space(job.teacher, job.task, SETTINGS).uniform({"bits": 8})
+    other = LitertQuant.restructure(copy.deepcopy(job.teacher), plan, job.task, SETTINGS)
+    other.load_state_dict(finished.state_dict())
+    inputs = job.task.normalize(job.task.validation.inputs[:50])
+    with torch.no_grad():
+        assert torch.equal(other(inputs), finished(inputs))
+
+
+def test_a_run_trains_with_the_rounding_and_ships_an_int8_file(ray_cluster, teacher_file, tmp_path: Path):
+    raw = {
+        "name": "int8", "storage": str(tmp_path), "data": "digits",
+        "model": {"name": "lenet", "weights": str(teacher_file)},
+        "learner": {"name": "litert_quant", "images": 200}, "target": {"bits": 8},
+        "search": {"name": "uniform", "trials": 1, "baselines": []},
+        "finetune": {"epochs": 1, "lr": 0.002, "batch_size": 64}, "export": {"images": 100, "rounds": 3},
+    }  # fmt: skip
+    path = tmp_path / "int8.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    folder = run(load(path))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["compressed"]["accuracy"] > summary["teacher"]["accuracy"] - 0.02
+    exported = summary["exported"]
+    assert exported["size_bytes"] < 0.35 * exported["teacher_size_bytes"]
+    assert summary["compressed"]["size_bytes"] < 0.35 * summary["teacher"]["size_bytes"]
+    assert abs(exported["accuracy"] - exported["torch_accuracy"]) <= 0.01
