@@ -61,6 +61,7 @@ def retrain(
         # One machine is not taken away from under a run, and the watcher is one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     folder.mkdir(parents=True, exist_ok=True)
+    _forget_torn_snapshot(folder)
     # Only what an earlier session trained stays; why it failed is no longer true.
     epochs = "".join(json.dumps(entry) + "\n" for entry in _read_lines(folder, "epoch"))
     write_atomically(folder / CURVE, epochs)
@@ -95,6 +96,20 @@ def retrain(
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as directory:
         return torch.load(Path(directory) / STATE, weights_only=True, map_location="cpu")["model"]
+
+
+def _forget_torn_snapshot(folder: Path) -> None:
+    """Ray Train's list of checkpoints, where a run was killed while it was written, which Ray does in place.
+
+    The training then begins anew, instead of not at all.
+    """
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        snapshot.unlink()
 
 
 def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:

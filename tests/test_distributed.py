@@ -55,6 +55,11 @@ def test_one_worker_does_exactly_what_the_plain_loop_does(ray_cluster, job, plan
     for name, value in model.state_dict().items():
         assert torch.allclose(value, state[name], atol=1e-4), name
 
+    # Killed while Ray was writing its list of checkpoints, it is trained anew.
+    (tmp_path / "one" / "checkpoint_manager_snapshot.json").write_text("")
+    again = retrain(weight_sparse.WeightSparse, ray.put(job), plan, tmp_path / "one", cpus_per_worker=1)
+    assert all(torch.equal(value, again[name]) for name, value in state.items())
+
 
 def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_cluster, job, plan, tmp_path):
     settings = Settings(fault="worker", stage="training", at=40, counter=str(tmp_path / "counter"))
