@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import searching
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
-from benchmarks.sparse_resnet import job, needed
+from benchmarks.sparse_resnet import needed
 from benchmarks.workers import Record, run_all
 
 NAME = "channel_pruning"
@@ -71,13 +71,7 @@ def prune(piece: Sequence[Any]) -> Record:
 
 
 def learner_and_job(method: str) -> tuple[Any, Any]:
-    from dataclasses import replace
-
-    from pfray.components import find_class
-    from pfray.learner import Learner
-
-    learner: Any = find_class("learner", METHODS[method][0], Learner)
-    return learner, replace(job(MODEL), settings=learner.settings_type(skip=SKIP))
+    return searching.learner_and_job(MODEL, METHODS[method][0], skip=SKIP)
 
 
 def pruned_model(method: str, record: Record) -> Any:
@@ -93,7 +87,6 @@ def pruned_model(method: str, record: Record) -> Any:
 
 def _plan(name: str, learner: Any, work: Any, space: Any, limits: Any, trials: int, seed: int) -> dict[str, float]:
     from pfray.search.allocate import allocate_plan
-    from pfray.search.gp import GP
 
     uniform = space.uniform(limits)
     if name == "uniform":
@@ -102,9 +95,7 @@ def _plan(name: str, learner: Any, work: Any, space: Any, limits: Any, trials: i
     if name == "allocate":
         return allocated
     first = (("allocate", allocated), ("uniform", uniform))
-    searcher = GP(space, limits, GP.settings_type(), seed=seed, trials=trials, first_plans=first)
-    searching.search(learner, work, searcher)
-    return searching.choose(learner, work, searcher)[0]["plan"]
+    return searching.searched_plan("gp", learner, work, space, limits, first, trials, seed)
 
 
 def speed_up(record: Record) -> tuple[float, float]:

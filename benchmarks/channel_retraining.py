@@ -16,9 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import searching
 from benchmarks.channel_pruning import MODEL, prune_all, pruned_model
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
-from benchmarks.sparse_resnet import job, needed
+from benchmarks.sparse_resnet import needed
 from benchmarks.workers import Record, run_all
 
 NAME = "channel_retraining"
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pieces = [[*key, options.seed, options.epochs, pruned[starts[key]]] for key in wanted]
     path = FOLDER / "records.jsonl"
     records = dict(zip(wanted, run_all(retrain, pieces, path, options.processes), strict=True))
-    teacher = _teacher()
+    teacher = searching.teacher_accuracy(MODEL)
     print(f"\n{MODEL}, {options.epochs} epochs; teacher {100 * teacher:.2f} % on the test split")
     print("| MACs | method | right after pruning, % | validation, % | test, % | lost, points |")
     print("|---|---|---:|---:|---:|---:|")
@@ -119,13 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close(f"{NAME}_{factor}x", 100 * (teacher - best), "points lost by the best", f"<= {goal}")
         close(f"{NAME}_{factor}x_l1", 100 * (best - found["uniform L1"]), "points over uniform L1", "> 0")
     return 0
-
-
-def _teacher() -> float:
-    from pfray.measure import evaluate
-
-    work = job(MODEL)
-    return evaluate(work.teacher, work.task, work.task.test).accuracy
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ import copy
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import searching
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
-from benchmarks.sparse_resnet import job, needed
+from benchmarks.sparse_resnet import needed
 from benchmarks.workers import Record, run_all
 
 NAME = "quant_accuracy"
@@ -42,7 +41,7 @@ def plan_bits(piece: Sequence[Any]) -> Record:
     from pfray.train import reestimate_batch_norm
 
     model, name, fold, bits, method, trials, seed = piece
-    learner, work = learner_and_job(model, name, fold)
+    learner, work = searching.learner_and_job(model, name, fold=fold)
     started = time.perf_counter()
     plan = _plan(method, learner, work, {"bits": bits}, trials, seed)
     seconds = time.perf_counter() - started
@@ -64,7 +63,7 @@ def retrain(piece: Sequence[Any]) -> Record:
     from pfray.train import choose_precision, fit, steps_per_epoch
 
     model, name, fold, seed, epochs, plan = piece
-    learner, work = learner_and_job(model, name, fold)
+    learner, work = searching.learner_and_job(model, name, fold=fold)
     training = Training(epochs=epochs, lr=LR / 10 if fold else LR, **TRAINING)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     device, started = torch.device("cpu"), time.time()
@@ -76,14 +75,6 @@ def retrain(piece: Sequence[Any]) -> Record:
     precision = choose_precision(quantized, device)
     fit(quantized, work.task, training, seed=seed, precision=precision, hook=hook, on_epoch=show)
     return {"test": evaluate(quantized, work.task, work.task.test).accuracy, "seconds": time.time() - started}
-
-
-def learner_and_job(model: str, name: str, fold: bool) -> tuple[Any, Any]:
-    from pfray.components import find_class
-    from pfray.learner import Learner
-
-    learner: Any = find_class("learner", name, Learner)
-    return learner, replace(job(model), settings=learner.settings_type(fold=fold))
 
 
 def _plan(
@@ -98,11 +89,8 @@ def _plan(
     known = goal.plans_without_search(space, limits, curves)
     if method in known:
         return known[method]
-    found: Any = find_class("search", method, PlanSearcher)
-    first = goal.first_plans(known, found)
-    searcher = found(space, limits, found.settings_type(), seed=seed, trials=trials, first_plans=first)
-    searching.search(learner, work, searcher)
-    return searching.choose(learner, work, searcher)[0]["plan"]
+    first = goal.first_plans(known, find_class("search", method, PlanSearcher))
+    return searching.searched_plan(method, learner, work, space, limits, first, trials, seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pieces = [[key[0], key[1], options.fold, options.seed, options.epochs, plans[key]["plan"]] for key in keys]
         records = run_all(retrain, pieces, FOLDER / "trained.jsonl", options.processes)
         trained = dict(zip(keys, records, strict=True))
-    teachers = {model: _teacher(model) for model in options.models}
+    teachers = {model: searching.teacher_accuracy(model) for model in options.models}
     print(f"\nfold: {options.fold}; test split; {options.trials} trials, {options.epochs} epochs")
     print("| model | learner | bits | plan | right after quantizing, % | trained, % | lost, points |")
     print("|---|---|---:|---|---:|---:|---:|")
@@ -151,13 +139,6 @@ def _close(plans: Mapping[tuple[Any, ...], Record], teachers: Mapping[str, float
         if bits in (2, 3) and learner == LEARNERS[1] and (model, LEARNERS[0], bits, method) in test:
             other = test[model, LEARNERS[0], bits, method]
             close(f"{name}_{method}", found - other, "points, codebooks over even levels", "> 0")
-
-
-def _teacher(model: str) -> float:
-    from pfray.measure import evaluate
-
-    work = job(model)
-    return evaluate(work.teacher, work.task, work.task.test).accuracy
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,8 +3,48 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+from benchmarks.sparse_resnet import job
+
+
+def learner_and_job(model: str, name: str, **settings: Any) -> tuple[Any, Any]:
+    """(learner, job of a trial of ``model`` under it with these settings)."""
+    from pfray.components import find_class
+    from pfray.learner import Learner
+
+    learner: Any = find_class("learner", name, Learner)
+    return learner, replace(job(model), settings=learner.settings_type(**settings))
+
+
+def teacher_accuracy(model: str) -> float:
+    """On the test split."""
+    from pfray.measure import evaluate
+
+    work = job(model)
+    return evaluate(work.teacher, work.task, work.task.test).accuracy
+
+
+def searched_plan(
+    name: str,
+    learner: Any,
+    job: Any,
+    space: Any,
+    limits: Mapping[str, float],
+    first: tuple[tuple[str, dict[str, float]], ...],
+    trials: int,
+    seed: int,
+) -> dict[str, float]:
+    """The plan that the searcher ``name`` chooses with its defaults. first: the plans that it tries first."""
+    from pfray.components import find_class
+    from pfray.search.base import PlanSearcher
+
+    found: Any = find_class("search", name, PlanSearcher)
+    searcher = found(space, limits, found.settings_type(), seed=seed, trials=trials, first_plans=first)
+    search(learner, job, searcher)
+    return choose(learner, job, searcher)[0]["plan"]
 
 
 def search(learner: Any, job: Any, searcher: Any) -> tuple[Any, float]:

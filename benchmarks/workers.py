@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pfray.files import read_records
 
 Record = dict[str, Any]
 
@@ -21,7 +26,7 @@ def run_all(work: Callable[[Any], Record], pieces: Sequence[Any], path: Path, pr
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     if path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        lines, _ = read_records(path)
         done = {json.dumps(line["piece"]): line for line in lines}
         # Without the half line that a killed call may have left.
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -10,24 +10,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray import activations, int8, lattice, quantize
+from pfray import activations, bits, int8, lattice, quantize
 from pfray.activations import Ranges
 from pfray.buckets import bucket_count, check_finite
 from pfray.errors import UnsupportedModel
 from pfray.folding import fold, foldable_norms
 from pfray.int8 import Int8Model
 from pfray.lattice import Lattice
-from pfray.layers import run_order, weight_layers
+from pfray.layers import run_order, weight_layers, without_skipped
 from pfray.learner import Learner
-from pfray.measure import channels_last, example_input, layer_macs
-from pfray.space import CompressionSpace, Knob, Plan
+from pfray.measure import channels_last, example_input
+from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 
 BITS, FLOAT = 8, 32
@@ -62,18 +61,7 @@ class LitertQuant(Learner):
         Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
         """
         names = _names(model, task, settings)
-        layers, macs = weight_layers(model), layer_macs(model, example_input(task))
-        knobs = tuple(
-            Knob(
-                name,
-                compressed=BITS,
-                full=FLOAT,
-                choices=(BITS, FLOAT),
-                facts={"params": layers[name].weight.numel(), "macs": macs[name]},
-            )
-            for name in names
-        )
-        return CompressionSpace(knobs, partial(_costs, sizes=np.array([knob.facts["params"] for knob in knobs])))
+        return bits.layer_space(model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT))
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
@@ -104,8 +92,8 @@ class LitertQuant(Learner):
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> None:
         fold(model, cache.norms)
-        for name, bits in plan.items():
-            if bits == BITS:
+        for name, width in plan.items():
+            if width == BITS:
                 lattice.attach(model.get_submodule(name), cache.lattices[name])
                 activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
 
@@ -132,16 +120,8 @@ def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -
 
 def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:
     names = run_order(model, example_input(task, next(model.parameters()).device))
-    if unknown := [name for name in settings.skip if name not in names]:
-        raise UnsupportedModel(
-            f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. Allowed: {', '.join(names)}"
-        )
-    if not (chosen := [name for name in names if name not in settings.skip]):
+    if not (chosen := without_skipped(model, names, settings.skip)):
         raise UnsupportedModel(
             f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in learner.skip"
         )
     return chosen
-
-
-def _costs(values: np.ndarray, sizes: Any) -> dict[str, float]:
-    return {"bits": float(values @ sizes / sizes.sum())}

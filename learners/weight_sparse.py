@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.layers import is_depthwise, weight_layers
+from pfray.layers import is_depthwise, weight_layers, without_skipped
 from pfray.learner import Learner
 from pfray.measure import count_params, example_input, layer_macs
 from pfray.space import CompressionSpace, Knob, Plan
@@ -60,12 +60,7 @@ class WeightSparse(Learner):
         Costs: ``sparsity`` over the weights of all such layers, the skipped ones counted in; ``params``, not zero.
         """
         layers = weight_layers(model)
-        unknown = [name for name in settings.skip if name not in layers]
-        if unknown:
-            raise UnsupportedModel(
-                f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. Allowed: {', '.join(layers)}"
-            )
-        chosen = {name: m for name, m in layers.items() if name not in settings.skip}
+        chosen = {name: layers[name] for name in without_skipped(model, layers, settings.skip)}
         if not settings.depthwise:
             chosen = {name: m for name, m in chosen.items() if not is_depthwise(m)}
         if not chosen:

@@ -7,10 +7,10 @@ over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (W
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,7 @@ from pfray.buckets import Buckets, bucket_count, check_finite
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.folding import fold, foldable_norms
 from pfray.lattice import Lattice
-from pfray.layers import run_order, weight_layers
+from pfray.layers import run_order, weight_layers, without_skipped
 from pfray.measure import example_input, layer_macs
 from pfray.quantize import Range, relative_error
 from pfray.space import CompressionSpace, Knob, Plan
@@ -85,11 +85,8 @@ def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> lis
     Raises UnsupportedModel for an unknown name in ``skip``, and where none is left.
     """
     names = run_order(model, example_input(task, next(model.parameters()).device))
-    unknown = [name for name in settings.skip if name not in names]
-    if unknown:
-        raise UnsupportedModel(f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. "
-                               f"Allowed: {', '.join(names)}")  # fmt: skip
-    chosen = [name for name in (names if settings.ends else names[1:-1]) if name not in settings.skip]
+    left = without_skipped(model, names, settings.skip)
+    chosen = left if settings.ends else [name for name in left if name in names[1:-1]]
     if not chosen:
         raise UnsupportedModel(
             f"{type(model).__name__} has no layer to quantize beside its first and its last. Remedy: "
@@ -100,19 +97,17 @@ def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> lis
 
 def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> CompressionSpace:
     """One whole number, the bits, for the weight of every quantized layer; the cost is ``bits``."""
-    names, layers = quantized_layers(model, task, settings), weight_layers(model)
-    macs = layer_macs(model, example_input(task))
-    knobs = tuple(
-        Knob(
-            name,
-            compressed=settings.min_bits,
-            full=settings.max_bits,
-            integer=True,
-            facts={"params": layers[name].weight.numel(), "macs": macs[name]},
-        )
-        for name in names
-    )
-    return CompressionSpace(knobs, partial(_costs, sizes=np.array([layers[name].weight.numel() for name in names])))
+    names = quantized_layers(model, task, settings)
+    return layer_space(model, task, names, compressed=settings.min_bits, full=settings.max_bits, integer=True)
+
+
+def layer_space(model: nn.Module, task: Task, names: Sequence[str], **knob: Any) -> CompressionSpace:
+    """One knob, of the fields ``knob``, for each layer of ``names``; the cost is ``bits``."""
+    layers, macs = weight_layers(model), layer_macs(model, example_input(task))
+    facts = {name: {"params": layers[name].weight.numel(), "macs": macs[name]} for name in names}
+    sizes = np.array([facts[name]["params"] for name in names])
+    knobs = tuple(Knob(name, facts=facts[name], **knob) for name in names)
+    return CompressionSpace(knobs, partial(_costs, sizes=sizes))
 
 
 def prepare(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
 from pfray.errors import PfrayError, TrainingFailed, first_line
-from pfray.files import write_atomically
+from pfray.files import read_records, write_atomically
 from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import place
@@ -104,11 +105,12 @@ def _forget_torn_snapshot(folder: Path) -> None:
     The training then begins anew, instead of not at all.
     """
     snapshot = folder / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return
     try:
         json.loads(snapshot.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        pass
     except ValueError:
+        logging.getLogger("pfray").warning("%s is damaged; this training begins anew", snapshot)
         snapshot.unlink()
 
 
@@ -260,8 +262,7 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 def _read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
     """The whole lines of the curve's file that have ``key``; the last one may still be in writing."""
     path = folder / CURVE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [entry for line in lines if line.endswith("}") and key in (entry := json.loads(line))]
+    return [entry for entry in read_records(path)[0] if key in entry] if path.exists() else []
 
 
 def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:

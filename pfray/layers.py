@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable, Sequence
+
 from torch import Tensor, nn
+
+from pfray.errors import UnsupportedModel
+from pfray.measure import evaluating
 
 WeightLayer = nn.modules.conv._ConvNd | nn.Linear
 
@@ -20,7 +24,6 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
-@torch.no_grad()
 def run_order(model: nn.Module, example: Tensor) -> list[str]:
     """The names of ``weight_layers`` in the order in which they run; without those that do not."""
     ran: dict[str, None] = {}
@@ -28,13 +31,21 @@ def run_order(model: nn.Module, example: Tensor) -> list[str]:
         layer.register_forward_hook(lambda *_, name=name: ran.setdefault(name))
         for name, layer in weight_layers(model).items()
     ]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        model(example)
+        with evaluating(model):
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return list(ran)
+
+
+def without_skipped(model: nn.Module, names: Iterable[str], skip: Sequence[str]) -> list[str]:
+    """The layers of ``names`` that are not in the setting ``skip``. Raises UnsupportedModel for an unknown name."""
+    names = list(names)
+    unknown = [name for name in skip if name not in names]
+    if unknown:
+        raise UnsupportedModel(
+            f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. Allowed: {', '.join(names)}"
+        )
+    return [name for name in names if name not in skip]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,16 +57,22 @@ def place(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    with evaluation_mode(model), torch.inference_mode():
+        yield
 
 
 @contextmanager
@@ -173,9 +178,14 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 def total_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-adds of one forward pass, convolutions and matrix products counted."""
     # Without parameters that want a gradient: the counter trips over one that is handed from module to module.
-    model = copy.deepcopy(model).requires_grad_(False)
-    with FlopCounterMode(display=False) as counter, evaluating(model):
-        model(example)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as counter, evaluating(model):
+            model(example)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
     return counter.get_total_flops() // 2
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfray.measure import evaluation_mode
+
 Dense = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
@@ -134,13 +136,10 @@ def norms_behind(model: nn.Module, example: Tensor, wanted: Callable[[nn.Module]
             handles.append(module.register_forward_hook(lambda layer, _, output, name=name: made(name, layer, output)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: read(name, inputs)))
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        model(example)
+        with evaluation_mode(model):
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return {layer: norm for layer, norm in pairs if runs[layer] == runs[norm] == reads[layer] == 1}

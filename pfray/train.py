@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pfray.config import Distill, Training
 from pfray.errors import TrainingFailed
-from pfray.measure import autocast, channels_last, evaluating
+from pfray.measure import autocast, channels_last, evaluating, evaluation_mode
 from pfray.task import Split, Task
 
 # Called with the number of optimizer steps done, before the first and after each: a learner keeps its constraint so.
@@ -161,24 +161,21 @@ def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: 
     if not norms or not images:
         return
     momenta = [norm.momentum for norm in norms]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # None makes the running statistics a plain average over batches
-        norm.train()
     device = next(model.parameters()).device
     split = task.train.head(images)
     # Batches of nearly one size, because they all count the same, and because of a last one of one image on a 1x1
     # feature map there is no variance.
     size = math.ceil(len(split) / math.ceil(len(split) / batch_size))
-    for inputs, _ in task.batches(split, size, device):
-        with autocast(device, precision):
-            model(channels_last(inputs))
+    with evaluation_mode(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # None makes the running statistics a plain average over batches
+            norm.train()
+        for inputs, _ in task.batches(split, size, device):
+            with autocast(device, precision):
+                model(channels_last(inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode
 
 
 def _load(task: Task, batch: Tensor, noise: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:

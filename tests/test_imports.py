@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "bench", "agent"},
     {"files", "space", "task", "quiet"},
-    {"buckets", "quantize", "codebook", "lattice", "layers"},
+    {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
-    {"rows", "moments", "lasso", "channels", "ranking", "refit"},
+    {"layers", "rows", "moments", "lasso", "channels", "ranking", "refit"},
     {"folding", "activations", "straight_through", "bits", "int8"},
     {"config"},
     {"cluster"},
