@@ -21,6 +21,7 @@ from benchmarks.channel_pruning import MODEL, prune_all, pruned_model
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.workers import Record, run_all
+from pfray.files import read_records
 
 NAME = "channel_retraining"
 FOLDER = ROOT / "runs" / NAME
@@ -93,6 +94,20 @@ def retrain(piece: Sequence[Any]) -> Record:
         "seconds": time.time() - started,
         "file": f"{name}.pt",
     }
+
+
+def retrained_model(factor: float, method: str) -> Any:
+    """What an earlier call kept of this retraining; None where it has not been done."""
+    import torch
+
+    path = FOLDER / "records.jsonl"
+    for record in read_records(path)[0] if path.exists() else []:
+        at, name, *_, pruned = record["piece"]
+        if (at, name) == (factor, method):
+            model, _ = pruned_model(method.removesuffix(DISTILLED), pruned)
+            model.load_state_dict(torch.load(FOLDER / record["file"], weights_only=True))
+            return model
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

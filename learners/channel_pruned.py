@@ -56,6 +56,7 @@ class Calibration:
 
 class ChannelPruned(Learner):
     settings_type = Settings
+    lasting = True
     restructure = staticmethod(channels.restructure)
     stages = staticmethod(channels.stages)
 

@@ -66,6 +66,7 @@ class Settings(ChannelSettings):
 
 class DisChnPruned(Learner):
     settings_type = Settings
+    lasting = True
     restructure = staticmethod(channels.restructure)
     stages = staticmethod(channels.stages)
 

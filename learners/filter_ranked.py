@@ -64,6 +64,7 @@ class Settings(ChannelSettings):
 
 class FilterRanked(Learner):
     settings_type = Settings
+    lasting = True
     restructure = staticmethod(channels.restructure)
 
     @staticmethod

@@ -23,7 +23,7 @@ from pfray.errors import ConfigError, UnsupportedModel
 from pfray.folding import fold, foldable_norms
 from pfray.lattice import Lattice
 from pfray.layers import run_order, weight_layers, without_skipped
-from pfray.measure import example_input, layer_macs
+from pfray.measure import count_params, example_input, layer_macs, stored_bytes
 from pfray.quantize import Range, relative_error
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
@@ -96,18 +96,21 @@ def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> lis
 
 
 def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> CompressionSpace:
-    """One whole number, the bits, for the weight of every quantized layer; the cost is ``bits``."""
+    """One whole number, the bits, for the weight of every quantized layer; costs as of ``layer_space``."""
     names = quantized_layers(model, task, settings)
     return layer_space(model, task, names, compressed=settings.min_bits, full=settings.max_bits, integer=True)
 
 
 def layer_space(model: nn.Module, task: Task, names: Sequence[str], **knob: Any) -> CompressionSpace:
-    """One knob, of the fields ``knob``, for each layer of ``names``; the cost is ``bits``."""
+    """One knob, of the fields ``knob``, for each layer of ``names``.
+
+    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits.
+    """
     layers, macs = weight_layers(model), layer_macs(model, example_input(task))
     facts = {name: {"params": layers[name].weight.numel(), "macs": macs[name]} for name in names}
     sizes = np.array([facts[name]["params"] for name in names])
     knobs = tuple(Knob(name, facts=facts[name], **knob) for name in names)
-    return CompressionSpace(knobs, partial(_costs, sizes=sizes))
+    return CompressionSpace(knobs, partial(_costs, sizes=sizes, params=count_params(model)[0]))
 
 
 def prepare(
@@ -171,5 +174,5 @@ def compress(
     return floats
 
 
-def _costs(values: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
-    return {"bits": float(values @ sizes / sizes.sum())}
+def _costs(values: np.ndarray, sizes: np.ndarray, params: int) -> dict[str, float]:
+    return {"bits": float(values @ sizes / sizes.sum()), "size_bytes": stored_bytes(params, sizes, values)}

@@ -14,7 +14,7 @@ from torch import nn
 
 from pfray.errors import UnsupportedModel
 from pfray.graph import ChannelGraph, ChannelGroup, channel_graph, prune
-from pfray.measure import example_input
+from pfray.measure import example_input, stored_bytes
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
 
@@ -72,7 +72,8 @@ def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[Chan
 
 
 def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> CompressionSpace:
-    """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left."""
+    """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left, and
+    ``size_bytes``, the latter's as float32."""
     groups = searched_groups(graph, settings)
     knobs = []
     for group in groups:
@@ -87,7 +88,9 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
             )
         )
     rows = np.array([index for index, group in enumerate(graph.groups) if group in groups])
-    return CompressionSpace(tuple(knobs), partial(_costs, graph=graph, rows=rows))
+    return CompressionSpace(
+        tuple(knobs), partial(_costs, graph=graph, rows=rows), weights_left=partial(_weights, graph=graph, rows=rows)
+    )
 
 
 def allowed_counts(group: ChannelGroup, round_to: int) -> list[int]:
@@ -143,6 +146,15 @@ def error_curves(
 
 
 def _costs(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> dict[str, float]:
+    costs = graph.costs(_kept(values, graph, rows))
+    return {**costs, "size_bytes": stored_bytes(costs["params"])}
+
+
+def _weights(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> dict[str, float]:
+    return graph.weights(_kept(values, graph, rows))
+
+
+def _kept(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> np.ndarray:
     kept = graph.units.copy()
     kept[rows] = np.rint(values * kept[rows])
-    return graph.costs(kept)
+    return kept

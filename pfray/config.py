@@ -9,52 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from pfray import overlay
 from pfray.components import describe_errors
 from pfray.errors import ConfigError
 from pfray.ranges import check_range
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Component(Section):
-    """A thing chosen by name, with its own settings: ``digits``, or ``{name: cifar10, path: data/cifar10}``.
-
-    ``factory`` may stand for ``name`` where an import path is given.
-    """
-
-    name: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is not allowed: give a name, or a mapping with 'name' and settings")
-        given = dict(value)
-        if "factory" in given:
-            if "name" in given:
-                raise ValueError("both name and factory are given. Remedy: keep one of them")
-            given["name"] = given.pop("factory")
-        if not isinstance(given.get("settings", {}), Mapping):
-            raise ValueError(f"settings is {given['settings']!r}, not a mapping. Remedy: write them beside the name")
-        own = {key: given.pop(key) for key in cls.model_fields if key in given}
-        return {**own, "settings": {**own.get("settings", {}), **given}}
-
+from pfray.section import Component, LearnerChoice, Model, Section
 
 ComponentCheck = Callable[[Mapping[str, Component]], list[str]]
-
-
-class Model(Component):
-    """``weights``: a state-dict file; without it the teacher is trained as ``teacher`` says."""
-
-    weights: str | None = None
 
 
 def _fraction(value: Any) -> Any:
@@ -87,7 +50,7 @@ Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_
 
 
 # The units of a target that are costs.
-COSTS = ("sparsity", "params", "macs", "bits")
+COSTS = ("sparsity", "params", "macs", "bits", "size_bytes")
 
 
 class Target(Section):
@@ -96,7 +59,9 @@ class Target(Section):
     sparsity: share of the weights of all convolutions and linear layers that is zero.
     params: parameters that are not zero, as a count (``800k``) or relative to the teacher's (``0.4x``).
     macs: multiply-adds of one input (1 MAC = one multiply and one add), as a count (``50M``) or relative (``0.4x``).
-    bits: of a quantized weight, the mean over all weights of the layers that are quantized.
+    bits: of a quantized weight, the mean over all weights of the layers that are quantized, as the teacher has them.
+    size_bytes: of all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``).
+        A file has some more, for names and for the scales of quantized weights.
     max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
@@ -104,6 +69,7 @@ class Target(Section):
     params: Amount | None = None
     macs: Amount | None = None
     bits: Annotated[float, Field(ge=1, le=32)] | None = None
+    size_bytes: Amount | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -219,7 +185,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: Model
     data: Component
-    learner: Component
+    learner: LearnerChoice
     target: Target
     search: Search = Search()
     teacher: Training = Training()
@@ -272,7 +238,7 @@ def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None
 
 def _well_formed(raw: Mapping[str, Any]) -> dict[str, Component]:
     components: dict[str, Component] = {}
-    for key, section in (("model", Model), ("data", Component), ("learner", Component), ("search", Search)):
+    for key, section in (("model", Model), ("data", Component), ("learner", LearnerChoice), ("search", Search)):
         with suppress(ValidationError):
             if key in raw or key == "search":
                 components[key] = section.model_validate(raw.get(key, {}))

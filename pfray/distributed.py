@@ -161,20 +161,20 @@ def _finish(
     torch.set_num_threads(cpus)
     torch.manual_seed(job.seed)
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-    model = place(copy.deepcopy(job.teacher), device)
+    model = place(copy.deepcopy(job.model), device)
     if before is not None:
         model = restored(learner, job, before[0], ray.get(before[1]), device)
     own, plan = job.for_plan(plan)
-    teacher = place(job.teacher, device)
+    teacher = place(job.model, device)
     return {k: v.cpu() for k, v in learner.finish(model, teacher, plan, own.task, own.settings).state_dict().items()}
 
 
 def restored(
     learner: type[Learner], job: Job, plan: Plan, state: dict[str, torch.Tensor], device: torch.device
 ) -> nn.Module:
-    """The model that a learner with a ``finish`` made of the teacher, from its state dict."""
+    """The model that a learner with a ``finish`` made of the job's model, from its state dict."""
     own, plan = job.for_plan(plan)
-    model = copy.deepcopy(job.teacher)
+    model = copy.deepcopy(job.model)
     model = learner.restructure(model, plan, own.task, own.settings)
     model.load_state_dict(state)
     return place(model, device)
@@ -183,9 +183,9 @@ def restored(
 def build_compressed(
     learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
 ) -> tuple[nn.Module, Any]:
-    """(the teacher's copy on ``device`` compressed by ``plan``, the hook of its training)."""
+    """(a copy of the job's model on ``device`` compressed by ``plan``, the hook of its training)."""
     job, plan = job.for_plan(plan)
-    model = place(copy.deepcopy(job.teacher), device)
+    model = place(copy.deepcopy(job.model), device)
     cache = learner.prepare(model, job.task, job.settings)
     return model, learner.compress(model, plan, job.settings, cache, steps)
 

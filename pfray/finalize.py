@@ -1,32 +1,22 @@
-"""The end of a run: retrain the chosen and the uniform plan, read the test split, export, check and time the result."""
+"""The end of a run: read the test split, export, check and time the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from torch import nn
 
-from pfray import bench, cluster
-from pfray.cache import load_tensors, save_tensors
-from pfray.config import Export, Resources
-from pfray.distributed import build_compressed, finish, finishes, restored, retrain, run_together
-from pfray.errors import ExportError, StorageError
+from pfray import bench
+from pfray.config import Export
+from pfray.errors import ExportError
 from pfray.export import packed, program, sparse_tflite, tflite
 from pfray.int8 import Int8Model
-from pfray.job import Job, updated
-from pfray.learner import Learner
 from pfray.measure import Measurement, evaluate, example_input, measure, place
 from pfray.progress import Progress
-from pfray.space import Plan
 from pfray.task import Task
-
-EpochCallback = Callable[[str, int, float], None]
 
 # A .tflite whose outputs differ by more than this share of the largest output does not do what the model does.
 MAX_RELATIVE_DIFFERENCE = 1e-2
@@ -35,123 +25,6 @@ MAX_RELATIVE_DIFFERENCE = 1e-2
 MAX_INT8_DIFFERENCE = 0.2
 # Nor does one whose accuracy on the same images is further from the model's than this.
 MAX_ACCURACY_DIFFERENCE = 0.01
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """Where and with what trainings run: Ray resources, the run folder, what to call after each epoch."""
-
-    resources: Resources
-    folder: Path
-    progress: Progress
-    on_epoch: EpochCallback
-
-    def train(self, learner: type[Learner], job: Job, plans: dict[str, Plan]) -> dict[str, nn.Module]:
-        """The model that each named plan gives after the job's training, on the CPU; finished ones are not repeated.
-
-        The trainings run side by side where the cluster has room, because two on half the cores each are faster than
-        one after the other on all of them.
-        """
-        # Of equal plans the first is trained; a training by an equal plan gives an equal model.
-        same = {name: next(first for first in plans if plans[first] == plans[name]) for name in plans}
-        wanted = dict.fromkeys(same.values()) if job.training.epochs or finishes(learner) else ()
-        missing = [name for name in wanted if not self._done(name).exists()]
-        if missing:
-            at_once = max(1, min(len(missing), cluster.total("CPU") // self.resources.workers))
-            if self.resources.trial.gpu:
-                at_once = min(at_once, max(1, cluster.total("GPU") // self.resources.workers))
-            reference = ray.put(job)
-            stages = {name: self._stages(name, learner, job, plans[name]) for name in missing}
-            total = sum(epochs for name in missing for _, _, epochs in stages[name])
-            names = " and ".join(", ".join(missing).rsplit(", ", 1))
-            with self.progress.stage(f"train {names}", total=total) as stage:
-                epochs_done = dict.fromkeys(missing, 0)
-
-                def train_one(name: str) -> None:
-                    before = None
-                    for label, plan, epochs in stages[name]:
-                        earlier = epochs_done[name]
-
-                        def show(epoch: int, loss: float, label: str = label, earlier: int = earlier) -> None:
-                            epochs_done[name] = earlier + epoch
-                            stage.update(sum(epochs_done.values()), f"{label}: loss {loss:.4f}")
-                            self.on_epoch(label, epoch, loss)
-
-                        state = load_tensors(self._done(label))
-                        if state is None:
-                            state = self._train_stage(
-                                learner, reference, job, label, plan, epochs, before, at_once, show
-                            )
-                            save_tensors(self._done(label), state)
-                        epochs_done[name] = earlier + epochs
-                        before = (plan, ray.put(state))
-
-                run_together([partial(train_one, name) for name in missing], at_once)
-        return {name: self._rebuild(same[name], learner, job, plan) for name, plan in plans.items()}
-
-    def _stages(self, name: str, learner: type[Learner], job: Job, plan: Plan) -> list[tuple[str, Plan, int]]:
-        """(name, plan, epochs) of the trainings that lead to the plan; the last one is its own."""
-        own, model_plan = job.for_plan(plan)
-        settings = {key: value for key, value in plan.items() if key not in model_plan}
-        milder = learner.stages(model_plan, own.settings)
-        stages = [(f"{name}-{i + 1}", {**step, **settings}, epochs) for i, (step, epochs) in enumerate(milder)]
-        return [*stages, (name, plan, job.training.epochs)]
-
-    def _train_stage(
-        self,
-        learner: type[Learner],
-        reference: ray.ObjectRef,
-        job: Job,
-        name: str,
-        plan: Plan,
-        epochs: int,
-        before: tuple[Plan, ray.ObjectRef] | None,
-        at_once: int,
-        on_epoch: Callable[[int, float], None],
-    ) -> dict[str, torch.Tensor]:
-        """The state dict after the stage's training, and before that the learner's ``finish`` where it has one."""
-        cpus = cluster.processors_per_worker(at_once * self.resources.workers)
-        gpus = 1 if self.resources.trial.gpu else 0
-        start = None
-        if finishes(learner):
-            path = self.folder / "training" / f"{name}.start.safetensors"
-            start = load_tensors(path)
-            if start is None:
-                start = finish(learner, reference, plan, before, cpus, gpus)
-                save_tensors(path, start)
-            if not epochs:
-                return start
-        if epochs != job.training.epochs:
-            reference = ray.put(replace(job, training=updated(job.training, {"epochs": epochs})))
-        return retrain(
-            learner,
-            reference,
-            plan,
-            self.folder / "training" / name,
-            start=None if start is None else ray.put(start),
-            workers=self.resources.workers,
-            cpus_per_worker=cpus,
-            gpus_per_worker=gpus,
-            on_epoch=on_epoch,
-        )
-
-    def _rebuild(self, name: str, learner: type[Learner], job: Job, plan: Plan) -> nn.Module:
-        state = None
-        if job.training.epochs or finishes(learner):
-            state = load_tensors(self._done(name))
-            if state is None:
-                raise StorageError(f"{self._done(name)} is damaged. Remedy: remove it and continue with --resume")
-        if finishes(learner):
-            assert state is not None
-            return restored(learner, job, plan, state, torch.device("cpu"))
-        # Without training to come the learner meets the plan at once; the state of a trained one is loaded over it.
-        model, _ = build_compressed(learner, job, plan, torch.device("cpu"), steps=0)
-        if state is not None:
-            model.load_state_dict(state)
-        return model
-
-    def _done(self, name: str) -> Path:
-        return self.folder / "training" / f"{name}.safetensors"
 
 
 def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
@@ -14,7 +15,7 @@ from pfray.config import Experiment, Target
 from pfray.errors import ConfigError
 from pfray.job import updated
 from pfray.learner import Learner
-from pfray.measure import count_params
+from pfray.measure import FLOAT_BITS, count_params, stored_bytes
 from pfray.objective import COST, Objective
 from pfray.ranges import as_knob
 from pfray.search.allocate import Allocate, Curves, allocate_plan
@@ -23,7 +24,6 @@ from pfray.search.heuristic import heuristic_plan
 from pfray.space import CompressionSpace, Knob, Limits, Plan, within
 from pfray.task import Task
 
-FLOAT_BITS = 32
 # Trials train for a number of steps, so the first cannot be seen by them; the second has to suit the workers.
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
@@ -32,15 +32,21 @@ def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, le
     """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks."""
     full = {knob.name: knob.full for knob in space.knobs}
     offered = space.costs(full)
-    whole = {**offered, "params": count_params(model)[0]}
+    params = count_params(model)[0]
+    # At their full end weights may have 8 bits, and as they are 32.
+    as_it_is = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
+    whole = {unit: as_it_is.get(unit, cost) for unit, cost in offered.items()}
     limits = {}
     for unit, value in target.costs().items():
         if unit not in offered:
             raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
         limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
-    # At their full end weights have 8 bits, and as they are 32.
-    as_it_is = {**offered, **({"bits": FLOAT_BITS} if "bits" in offered else {})}
-    if within(as_it_is, limits):
+    for part in space.parts:
+        units = part.costs_at(np.ones(len(part)))
+        if not units.keys() & limits.keys():
+            raise ConfigError(f"target: nothing asks {part.names[0].partition(':')[0]} to compress. Remedy: add one of "
+                              f"{', '.join(units)}")  # fmt: skip
+    if within(whole, limits):
         (unit, limit), *_ = limits.items()
         low, high = space.reachable(unit)
         raise ConfigError(
@@ -129,7 +135,7 @@ def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner
     """Raises ConfigError where the searcher needs what the learner does not give."""
     if searcher is Allocate and learner.error_curves is Learner.error_curves:
         raise ConfigError(
-            f"search: allocate needs error curves, which {experiment.learner.name} does not give. "
+            f"search: allocate needs error curves, which {experiment.learner.title} does not give. "
             "Remedy: search=uniform, or a searcher that measures its plans"
         )
 

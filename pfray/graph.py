@@ -74,6 +74,10 @@ class ChannelGraph:
         """Exact ``macs`` of one example and ``params`` where group g keeps ``kept[g]`` units, ``(G,)``."""
         return self.table.costs(np.asarray(kept, dtype=float))
 
+    def weights(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
+        """Exactly how many weights each layer that loses some then has, by name."""
+        return self.table.weights(np.asarray(kept, dtype=float))
+
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
@@ -81,9 +85,12 @@ class CostTable:
 
     each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear: MACs and
     parameters that follow one side alone (depthwise convolutions, batch norms, biases), ``(2, G)``. constant: all the
-    rest, ``(2,)``.
+    rest, ``(2,)``. layers: the L names. single: of each layer whose weights follow one side alone, how many stay
+    in any case and how many each unit of every group has, ``(1 + G,)``.
     """
 
+    layers: tuple[str, ...]
+    single: dict[str, np.ndarray]
     each: np.ndarray
     fixed: np.ndarray
     pairs: np.ndarray
@@ -95,6 +102,12 @@ class CostTable:
         # The weights per pair are fractions in a grouped convolution, their sums are whole.
         macs, params = np.rint(self.pairs @ (outputs * inputs) + self.linear @ kept + self.constant).tolist()
         return {"macs": macs, "params": params}
+
+    def weights(self, kept: np.ndarray) -> dict[str, float]:
+        outputs, inputs = self.each @ kept + self.fixed
+        both = np.rint(self.pairs[1] * outputs * inputs).tolist()
+        one = {layer: float(np.rint(counts[0] + counts[1:] @ kept)) for layer, counts in self.single.items()}
+        return {**dict(zip(self.layers, both, strict=True)), **one}
 
 
 def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> ChannelGraph:
@@ -230,6 +243,8 @@ def _cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
     weights = {layer: proof.model.get_parameter(f"{layer}.weight".lstrip(".")).numel() for layer in rows}
     each, size = np.zeros((2, len(rows), len(candidates))), np.ones((2, len(rows)))
     pairs, linear = np.zeros((2, len(rows))), np.zeros((2, len(candidates)))
+    whole = np.array([candidate.units for candidate in candidates], dtype=float)
+    single: dict[str, np.ndarray] = {}
     for layer, row in rows.items():
         size[:, row] = [entries(proof.model.get_submodule(layer), side) for side in ("out", "in")]
         pairs[:, row] = np.array([proof.macs_of[layer], weights[layer]]) / size[:, row].prod()
@@ -239,13 +254,18 @@ def _cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
             params = sum(p.numel() for p in proof.model.get_submodule(cut.layer).parameters())
             if cut.layer not in rows:
                 linear[:, column] += count * np.array([proof.macs_of[cut.layer], params]) / cut.size
+                module = proof.model.get_submodule(cut.layer)
+                if isinstance(module, nn.modules.conv._ConvNd):
+                    counts = single.setdefault(cut.layer, np.array([module.weight.numel(), *np.zeros(len(candidates))]))
+                    share = count * module.weight.numel() / cut.size
+                    counts[1 + column] += share
+                    counts[0] -= share * whole[column]
                 continue
             each[int(cut.side == "in"), rows[cut.layer], column] += count
             if cut.side == "out":
                 linear[1, column] += count * (params - weights[cut.layer]) / cut.size
-    whole = np.array([candidate.units for candidate in candidates], dtype=float)
     constant = np.array([proof.macs, proof.params]) - pairs @ size.prod(0) - linear @ whole
-    return CostTable(each, size - each @ whole, pairs, linear, constant)
+    return CostTable(tuple(rows), single, each, size - each @ whole, pairs, linear, constant)
 
 
 def _explain(candidate: Candidate, failure: Failure) -> str:
@@ -302,6 +322,6 @@ def _without_groups(model: nn.Module, inputs: tuple[Any, ...], reason: str) -> C
         macs = float("nan")
     params = float(sum(parameter.numel() for parameter in model.parameters()))
     nothing = np.zeros((2, 0))
-    table = CostTable(np.zeros((2, 0, 0)), nothing, nothing, nothing, np.array([macs, params]))
+    table = CostTable((), {}, np.zeros((2, 0, 0)), nothing, nothing, nothing, np.array([macs, params]))
     layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     return ChannelGraph((), dict.fromkeys(layers, reason), table)

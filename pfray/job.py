@@ -21,6 +21,7 @@ ACCURACY = Objective("accuracy")
 class Job:
     """teacher: the uncompressed model, on the CPU. settings: the learner's own ``Settings``.
 
+    earlier: in a pipeline, what the learners before this one made of the teacher.
     searched: the names of the knobs that are settings and no part of the model, such as ``finetune.lr``.
     """
 
@@ -34,6 +35,12 @@ class Job:
     precision: str
     objective: Objective = ACCURACY
     searched: tuple[str, ...] = ()
+    earlier: nn.Module | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """What the learner compresses."""
+        return self.teacher if self.earlier is None else self.earlier
 
     def for_plan(self, plan: Plan) -> tuple[Job, Plan]:
         """(the job with the settings that ``plan`` chose, the rest of the plan: what is decided about the model)."""

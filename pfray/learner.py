@@ -9,6 +9,8 @@ in the workers of a retraining.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,10 +25,23 @@ from pfray.task import Task
 from pfray.train import Hook
 
 
+@dataclass(frozen=True)
+class Step:
+    """One learner of a pipeline. finetune: what its training has other than the experiment's ``finetune``."""
+
+    name: str
+    learner: type[Learner]
+    settings: Any
+    finetune: Mapping[str, Any]
+
+
 class Learner(tune.Trainable):
     """The base of all learners. ``settings_type`` is the frozen dataclass of a learner's own settings."""
 
     settings_type: ClassVar[type]
+    # Whether what the learner does to a model outlasts whatever is done to it afterwards, as what is gone stays gone:
+    # another learner can then follow in a pipeline.
+    lasting: ClassVar[bool] = False
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Any) -> CompressionSpace:
@@ -74,6 +89,11 @@ class Learner(tune.Trainable):
     @staticmethod
     def stages(plan: Plan, settings: Any) -> list[tuple[Plan, int]]:
         """(plan, epochs): milder plans, finished and trained for some epochs first, each from the one before."""
+        return []
+
+    @staticmethod
+    def steps(plan: Plan, settings: Any) -> list[tuple[Step, Plan]]:
+        """Of a pipeline, its learners in order, each with its own part of the plan."""
         return []
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:

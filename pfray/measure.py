@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pfray.errors import UnsupportedModel, first_line
 from pfray.task import Split, Task
 
+FLOAT_BITS = 32
 # Samples whose mean soft loss is one observation of its standard error.
 GROUP = 10
 
@@ -203,6 +205,14 @@ def stored_bits(model: nn.Module) -> int:
             bits = getattr(module, f"{name}_bits", None)
             total += parameter.numel() * (8 * parameter.element_size() if bits is None else int(bits))
     return total
+
+
+def stored_bytes(params: float, weights: np.ndarray | float = 0.0, bits: np.ndarray | float = FLOAT_BITS) -> float:
+    """Bytes of ``params`` parameters in float32 of which, in each layer, so many ``weights`` have so many ``bits``.
+
+    As ``stored_bits``: without what describes the buckets, and without a file's own overhead.
+    """
+    return float(params * FLOAT_BITS - np.sum(weights * (FLOAT_BITS - bits))) / 8
 
 
 def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:

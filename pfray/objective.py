@@ -14,7 +14,13 @@ from pfray.config import Thresholds
 from pfray.measure import Measurement
 
 # The field of a measurement that a target's unit limits.
-COST = {"sparsity": "nonzero_params", "params": "nonzero_params", "macs": "macs", "bits": "stored_bits"}
+COST = {
+    "sparsity": "nonzero_params",
+    "params": "nonzero_params",
+    "macs": "macs",
+    "bits": "stored_bits",
+    "size_bytes": "stored_bits",
+}
 
 
 @dataclass(frozen=True)

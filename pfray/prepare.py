@@ -13,13 +13,14 @@ from torch import nn
 
 from pfray.cache import cache_dir
 from pfray.components import check_arguments, find_class, find_function, parse_settings
-from pfray.config import Component, Experiment, Search
+from pfray.config import Experiment, Search
 from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError, first_line
 from pfray.goal import check_searcher, plans_without_search, resolve_limits, resolve_objective, searched_settings
 from pfray.learner import Learner
 from pfray.measure import evaluating, example_input, layer_macs
 from pfray.objective import Objective
 from pfray.search.base import PlanSearcher
+from pfray.section import Component
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task
 from pfray.warm_start import read_earlier
@@ -61,7 +62,7 @@ def load(experiment: Experiment) -> Start:
     task = build_task(experiment, parts)
     model = build_model(experiment, parts, task)
     space = parts.learner.space(model, task, parts.learner_settings)
-    limits = resolve_limits(experiment.target, space, model, experiment.learner.name)
+    limits = resolve_limits(experiment.target, space, model, experiment.learner.title)
     plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
     check_searcher(experiment, parts.searcher, parts.learner)
     knobs = searched_settings(experiment, parts.learner_settings, partial(parts.learner.space, model, task))

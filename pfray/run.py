@@ -51,7 +51,7 @@ def _compress(
     experiment: config.Experiment, start: Start, progress: Progress, *, resume: bool, force: bool
 ) -> None:
     """Teacher, search, retraining, export, report."""
-    from pfray import finalize, folder, report
+    from pfray import finalize, folder, report, retraining
     from pfray.cache import save_tensors
     from pfray.events import Events
     from pfray.goal import first_plans, plans_without_search
@@ -67,7 +67,7 @@ def _compress(
         earlier = folder.read_seconds(run_folder)
         closing.enter_context(_keep_seconds(run_folder, progress, earlier))
         events = Events(run_folder / "events")
-        trainer = finalize.Trainer(experiment.resources, run_folder, progress, events.epoch)
+        trainer = retraining.Trainer(experiment.resources, run_folder, progress, events.epoch)
         teacher = make_teacher(experiment, start.model, task, trainer)
         save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
 
@@ -111,7 +111,7 @@ def _compress(
                 measured[name] = replace(measured[name], latency_ms=exported[key])
     summary = {
         "experiment": experiment.name,
-        "learner": experiment.learner.name,
+        "learner": experiment.learner.title,
         "searcher": experiment.search.name,
         "seed": experiment.seed,
         "target": experiment.target.model_dump(exclude_none=True),

@@ -67,10 +67,15 @@ class CompressionSpace:
 
     costs_of(values): the exact cost, by unit, of the values of the knobs that are not free, in their order. It must be
         monotone: compressing one knob further never raises a cost.
+    parts: of a space put together from several, those, with the same names of knobs. A limit in a unit that only one
+        of them has is for its knobs alone to keep; no other knob is moved for it.
+    weights_left(values): by layer, the weights that a plan leaves where it takes some; None where it never does.
     """
 
     knobs: tuple[Knob, ...]
     costs_of: Callable[[np.ndarray], dict[str, float]]
+    parts: tuple[CompressionSpace, ...] = ()
+    weights_left: Callable[[np.ndarray], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
         if len({knob.full > knob.compressed for knob in self.knobs if not knob.free}) > 1:
@@ -123,13 +128,20 @@ class CompressionSpace:
 
         All positions but the free ones are moved by one common step, each stopping at the ends of its range: of all
         moves that reach the target this one has the smallest largest change. Raises InfeasibleTarget where no plan
-        meets the limits.
+        meets the limits. Of a space with parts each part is moved onto its own limits first.
         """
+        for part, own in self.own_limits(limits):
+            plan = {**plan, **part.fit_to_target({name: plan[name] for name in part.names}, own)}
+        if self.parts and not self.shared_units(limits):
+            return plan
         start = self.encode(plan)
         return self._least_compressed(lambda step: self._at(start + np.where(self.free, 0.0, step)), -1.0, 1.0, limits)
 
     def uniform(self, limits: Limits) -> Plan:
-        """The plan that meets the limits with one value for all knobs (each knob's range permitting)."""
+        """The plan that meets the limits with one value for all knobs (each knob's range permitting); of a space with
+        parts, with one value for all knobs of a part."""
+        if self.parts:
+            return self._uniform_parts(limits)
         values = [v for k in self.knobs if not k.free for v in (k.compressed, k.full)]
         bound = next(knob for knob in self.knobs if not knob.free)
         low, high = min(values), max(values)
@@ -140,6 +152,32 @@ class CompressionSpace:
             return self._allowed(np.where(self.free, defaults, value))
 
         return self._least_compressed(values_at, *ends, limits)
+
+    def _uniform_parts(self, limits: Limits) -> Plan:
+        """Limits of all parts together are met at one position for all of them, but that a knob which can only be on or
+        off is on."""
+        plan = self.decode(np.where(self.free, 0.0, 1.0))
+        plan.update({knob.name: knob.default for knob in self.knobs if knob.default is not None})
+        for part, own in self.own_limits(limits):
+            plan.update(part.uniform(own))
+        if not self.shared_units(limits):
+            return plan
+        switches = np.array([len(knob.choices) == 2 for knob in self.knobs], dtype=bool)
+        most = np.where(switches, 0.0, self.encode(plan))
+        fixed = self.free | switches
+        return self._least_compressed(lambda p: self._at(np.where(fixed, most, np.minimum(p, most))), 0.0, 1.0, limits)
+
+    def own_limits(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
+        """The parts that have limits of their own, with those."""
+        offered = [(part, part.costs_at(np.ones(len(part)))) for part in self.parts]
+        shared = self.shared_units(limits)
+        found = [(part, {u: v for u, v in limits.items() if u in units and u not in shared}) for part, units in offered]
+        return [(part, own) for part, own in found if own]
+
+    def shared_units(self, limits: Limits) -> list[str]:
+        """The units that no part, or more than one, has."""
+        offered = [part.costs_at(np.ones(len(part))) for part in self.parts]
+        return [unit for unit in limits if sum(unit in units for units in offered) != 1]
 
     def _least_compressed(
         self, values_at: Callable[[float], np.ndarray], compressed: float, full: float, limits: Limits

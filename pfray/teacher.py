@@ -7,9 +7,9 @@ from torch import nn
 from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
 from pfray.components import find_class
 from pfray.config import Distill, Experiment
-from pfray.finalize import Trainer
 from pfray.job import Job
 from pfray.learner import Learner
+from pfray.retraining import Trainer
 from pfray.task import Task
 
 

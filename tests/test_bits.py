@@ -71,8 +71,9 @@ def test_the_knobs_are_the_bits_of_all_layers_but_the_first_and_the_last(learner
 def test_the_cost_is_the_mean_of_the_bits_over_the_weights_by_hand(learner, model, task):
     space = learner.space(model, task, learner.settings_type())
     # (3 * 24 + 6 * 12) / 36, and (8 * 24 + 1 * 12) / 36.
-    assert space.costs({"2": 3, "4": 6}) == {"bits": 4.0}
-    assert space.costs({"2": 8, "4": 1}) == {"bits": pytest.approx(17 / 3)}
+    params = sum(parameter.numel() for parameter in model.parameters())
+    assert space.costs({"2": 3, "4": 6}) == {"bits": 4.0, "size_bytes": 4 * (params - 36) + 36 * 4 / 8}
+    assert space.costs({"2": 8, "4": 1})["bits"] == pytest.approx(17 / 3)
     assert space.reachable("bits") == (1.0, 8.0)
     # 4 for both, and what 5 bits a weight leave beside: 36 more bits are 1 for each weight.
     assert space.uniform({"bits": 4}) == {"2": 4, "4": 4}

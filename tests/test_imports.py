@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
     {"errors", "bench", "agent"},
-    {"files", "space", "task", "quiet"},
+    {"files", "space", "task", "quiet", "section"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal"},
     {"distributed", "trials", "prepare"},
-    {"finalize"},
+    {"finalize", "retraining"},
     {"teacher"},
     {"run", "inspect"},
 ]

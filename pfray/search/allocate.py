@@ -39,6 +39,11 @@ def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Pl
 
     Raises InfeasibleTarget where no plan meets the limits.
     """
+    if space.parts and not space.shared_units(limits):
+        plan = space.uniform(limits)
+        for part, own in space.own_limits(limits):
+            plan.update(allocate_plan(part, {name: curves[name] for name in part.names if name in curves}, own))
+        return plan
     uniform = space.encode(space.uniform(limits))
     chosen = [index for index, knob in enumerate(space.knobs) if knob.name in curves]
     grids = [np.linspace(0.0, 1.0, len(curves[space.names[index]])) for index in chosen]

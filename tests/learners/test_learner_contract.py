@@ -20,14 +20,16 @@ from pfray.components import find_class
 from pfray.config import Training
 from pfray.data import digits
 from pfray.learner import Learner
-from pfray.measure import count_params, example_input, place, total_macs
+from pfray.measure import count_params, example_input, place, stored_bits, total_macs
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
+from pfray.section import PIPELINE
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import fit, reestimate_batch_norm
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(learners.__path__))
+# A pipeline has no defaults and does what its learners do; tests/learners/test_pipeline.py.
+NAMES = sorted({module.name for module in pkgutil.iter_modules(learners.__path__)} - {PIPELINE})
 TEACHERS = {
     "lenet": lambda: lenet(in_channels=1),
     "mobilenet": lambda: mobilenet_v1(in_channels=1, width=0.25),
@@ -89,6 +91,7 @@ def measured_costs(model: nn.Module, teacher: nn.Module, task: Task, names: list
     zero_before = count_params(teacher)[0] - count_params(teacher)[1]
     layers = dict(model.named_modules())
     decided = [layers[name] for name in names if hasattr(layers.get(name), "weight")]
+    quantized = any(hasattr(m, "weight_bits") for m in decided)
     return {
         "bits": sum(m.weight.numel() * int(getattr(m, "weight_bits", 32)) for m in decided)
         / max(1, sum(m.weight.numel() for m in decided)),
@@ -96,6 +99,8 @@ def measured_costs(model: nn.Module, teacher: nn.Module, task: Task, names: list
         # Of a model that lost channels every parameter counts, of one with zeros those that are not zero.
         "params": params if params < count_params(teacher)[0] else count_params(model)[1] + zero_before,
         "macs": total_macs(model, example_input(task)),
+        # With the batch norms that were folded into quantized layers, which are no longer there.
+        "size_bytes": stored_bits(model) / 8 + (4 * (count_params(teacher)[0] - params) if quantized else 0),
     }
 
 

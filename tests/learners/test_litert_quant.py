@@ -31,7 +31,9 @@ def test_every_layer_has_8_bits_or_stays_float(job):
     space = LitertQuant.space(job.teacher, job.task, SETTINGS)
     eight = space.uniform({"bits": 8})
     assert set(eight.values()) == {8}
-    assert space.costs(eight) == {"bits": 8}
+    params = sum(parameter.numel() for parameter in job.teacher.parameters())
+    weights = sum(knob.facts["params"] for knob in space.knobs)
+    assert space.costs(eight) == {"bits": 8, "size_bytes": 4 * (params - weights) + weights}
     first = space.names[0]
     sizes = {knob.name: knob.facts["params"] for knob in space.knobs}
     share = sizes[first] / sum(sizes.values())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pfray
 from learners.channel_pruned import ChannelPruned, Settings
-from pfray import finalize
+from pfray import retraining
 from pfray.config import load
 from pfray.data import digits
 from pfray.errors import StorageError
@@ -74,7 +74,8 @@ def test_the_shipped_model_has_the_plans_channels_costs_what_was_predicted_and_k
     summary, task = json.loads((staged / "summary.json").read_text()), digits.build()
     space = ChannelPruned.space(teacher, task, SETTINGS)
     predicted = space.costs(summary["plan"])
-    assert {unit: summary["compressed"][unit] for unit in ("macs", "params")} == predicted
+    found = summary["compressed"]
+    assert (found["macs"], found["params"], found["stored_bits"] / 8) == tuple(predicted.values())
     assert summary["teacher"]["macs"] == total_macs(teacher, example_input(task))
     assert predicted["macs"] <= 0.5 * summary["teacher"]["macs"] < 1.3 * predicted["macs"]
     assert summary["compressed"]["accuracy"] > summary["teacher"]["accuracy"] - 0.03 > 0.85
@@ -117,7 +118,7 @@ def test_a_run_that_ends_between_two_stages_resumes_with_the_second_and_gives_th
 ):
     path, folder = write(tmp_path, teacher_file), tmp_path / "staged"
     finished: list[list[str]] = []
-    whole = finalize.finish
+    whole = retraining.finish
 
     def finish(learner, job, plan, before, *arguments):
         finished.append([name for name, ratio in plan.items() if ratio < 1])
@@ -125,7 +126,7 @@ def test_a_run_that_ends_between_two_stages_resumes_with_the_second_and_gives_th
             raise StorageError("the power is gone")
         return whole(learner, job, plan, before, *arguments)
 
-    monkeypatch.setattr(finalize, "finish", finish)
+    monkeypatch.setattr(retraining, "finish", finish)
     assert main([str(path), "export.tflite=false"]) == 1
     assert "the power is gone" in capsys.readouterr().err
     assert not (folder / "summary.json").exists()

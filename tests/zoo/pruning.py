@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.graph import ChannelGraph, channel_graph, prune
+from pfray.layers import weight_layers
 from pfray.measure import count_params, total_macs
 from pfray.tracing import tensors
 from tests.zoo import ZOO, Example
@@ -78,6 +79,11 @@ def check_plan(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dic
     count = [len(kept.get(group.name, range(group.units))) for group in graph.groups]
     costs = {"macs": total_macs(Unpacked(pruned), inputs), "params": count_params(pruned)[0]}  # type: ignore[arg-type]
     assert graph.costs(count) == costs
+    layers = {name: layer.weight.numel() for name, layer in weight_layers(pruned).items()}
+    weights = graph.weights(count)
+    assert weights == {name: layers[name] for name in weights}
+    before = {name: layer.weight.numel() for name, layer in weight_layers(model).items()}
+    assert {name for name in layers if layers[name] < before[name]} <= weights.keys()
     expected, found = masked_outputs(model, inputs, graph, kept), outputs(pruned, inputs)
     assert [output.shape for output in found] == [output.shape for output in expected]
     for one, other in zip(found, expected, strict=True):

@@ -1,0 +1,206 @@
+"""Which trainings make the models of a run's plans, in which order; what is finished is kept and not repeated.
+
+A plan is one training, or a row of them: the learners of a pipeline one after the other, and for each of them its
+stages. ``distributed.py`` does a single one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import ray
+import torch
+from torch import nn
+
+from pfray import cluster
+from pfray.cache import load_tensors, save_tensors
+from pfray.config import Resources
+from pfray.distributed import build_compressed, finish, finishes, restored, retrain, run_together
+from pfray.errors import StorageError
+from pfray.job import Job, updated
+from pfray.learner import Learner
+from pfray.progress import Progress
+from pfray.space import Plan
+
+EpochCallback = Callable[[str, int, float], None]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One learner's part of a plan. name: of its files. job: its own, but for what the links before it make."""
+
+    name: str
+    learner: type[Learner]
+    job: Job
+    plan: Plan
+
+    def stages(self) -> list[tuple[str, Plan, int]]:
+        """(name, plan, epochs) of the trainings that lead to the plan; the last one is its own."""
+        own, model_plan = self.job.for_plan(self.plan)
+        settings = {key: value for key, value in self.plan.items() if key not in model_plan}
+        milder = self.learner.stages(model_plan, own.settings)
+        stages = [(f"{self.name}-{i + 1}", {**step, **settings}, epochs) for i, (step, epochs) in enumerate(milder)]
+        return [*stages, (self.name, self.plan, self.job.training.epochs)]
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to do for it, and to keep."""
+        return bool(self.job.training.epochs) or finishes(self.learner)
+
+
+def links(name: str, learner: type[Learner], job: Job, plan: Plan) -> list[Link]:
+    """One link for a plain learner, one for each learner of a pipeline; the last is called ``name``."""
+    own, model_plan = job.for_plan(plan)
+    steps = learner.steps(model_plan, own.settings)
+    if not steps:
+        return [Link(name, learner, job, plan)]
+    names = [*(f"{name}-{step.name}" for step, _ in steps[:-1]), name]
+    return [
+        Link(
+            label,
+            step.learner,
+            replace(own, settings=step.settings, training=updated(own.training, step.finetune), searched=()),
+            part,
+        )
+        for label, (step, part) in zip(names, steps, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and with what trainings run: Ray resources, the run folder, what to call after each epoch."""
+
+    resources: Resources
+    folder: Path
+    progress: Progress
+    on_epoch: EpochCallback
+
+    def train(self, learner: type[Learner], job: Job, plans: dict[str, Plan]) -> dict[str, nn.Module]:
+        """The model that each named plan gives after the job's training, on the CPU; finished ones are not repeated.
+
+        The trainings run side by side where the cluster has room, because two on half the cores each are faster than
+        one after the other on all of them.
+        """
+        # Of equal plans the first is trained; a training by an equal plan gives an equal model.
+        same = {name: next(first for first in plans if plans[first] == plans[name]) for name in plans}
+        wanted = {name: links(name, learner, job, plans[name]) for name in dict.fromkeys(same.values())}
+        missing = [name for name, row in wanted.items() if any(map(self._is_missing, row))]
+        if missing:
+            at_once = max(1, min(len(missing), cluster.total("CPU") // self.resources.workers))
+            if self.resources.trial.gpu:
+                at_once = min(at_once, max(1, cluster.total("GPU") // self.resources.workers))
+            total = sum(epochs for name in missing for link in wanted[name] for _, _, epochs in link.stages())
+            names = " and ".join(", ".join(missing).rsplit(", ", 1))
+            with self.progress.stage(f"train {names}", total=total) as stage:
+                epochs_done = dict.fromkeys(missing, 0)
+                reference = ray.put(job)  # one for all, where no learner comes before another
+
+                def train_one(name: str) -> None:
+                    def show(label: str, epoch: int, loss: float, earlier: int) -> None:
+                        epochs_done[name] = earlier + epoch
+                        stage.update(sum(epochs_done.values()), f"{label}: loss {loss:.4f}")
+                        self.on_epoch(label, epoch, loss)
+
+                    earlier, model = 0, None
+                    for link in wanted[name]:
+                        own = replace(link, job=replace(link.job, earlier=model))
+                        shared = reference if link.job is job else ray.put(own.job)
+                        if link.trains:  # what is finished of it is read
+                            earlier = self._train_link(own, shared, at_once, earlier, show)
+                        if link is not wanted[name][-1]:
+                            model = self._rebuild(own)
+
+                run_together([partial(train_one, name) for name in missing], at_once)
+        built = {name: self._build(row) for name, row in wanted.items()}
+        return {name: built[same[name]] for name in plans}
+
+    def _train_link(
+        self,
+        link: Link,
+        reference: ray.ObjectRef,
+        at_once: int,
+        earlier: int,
+        show: Callable[[str, int, float, int], None],
+    ) -> int:
+        """All stages of a link, the finished ones skipped; returns the epochs done with it. earlier: those before."""
+        before = None
+        for label, plan, epochs in link.stages():
+            state = load_tensors(self._done(label))
+            if state is None:
+
+                def on_epoch(epoch: int, loss: float, label: str = label, earlier: int = earlier) -> None:
+                    show(label, epoch, loss, earlier)
+
+                state = self._train_stage(link, reference, label, plan, epochs, before, at_once, on_epoch)
+                save_tensors(self._done(label), state)
+            earlier += epochs
+            before = (plan, ray.put(state))
+        return earlier
+
+    def _train_stage(
+        self,
+        link: Link,
+        reference: ray.ObjectRef,
+        name: str,
+        plan: Plan,
+        epochs: int,
+        before: tuple[Plan, ray.ObjectRef] | None,
+        at_once: int,
+        on_epoch: Callable[[int, float], None],
+    ) -> dict[str, torch.Tensor]:
+        """The state dict after the stage's training, and before that the learner's ``finish`` where it has one."""
+        cpus = cluster.processors_per_worker(at_once * self.resources.workers)
+        gpus = 1 if self.resources.trial.gpu else 0
+        start = None
+        if finishes(link.learner):
+            path = self.folder / "training" / f"{name}.start.safetensors"
+            start = load_tensors(path)
+            if start is None:
+                start = finish(link.learner, reference, plan, before, cpus, gpus)
+                save_tensors(path, start)
+            if not epochs:
+                return start
+        if epochs != link.job.training.epochs:
+            reference = ray.put(replace(link.job, training=updated(link.job.training, {"epochs": epochs})))
+        return retrain(
+            link.learner,
+            reference,
+            plan,
+            self.folder / "training" / name,
+            start=None if start is None else ray.put(start),
+            workers=self.resources.workers,
+            cpus_per_worker=cpus,
+            gpus_per_worker=gpus,
+            on_epoch=on_epoch,
+        )
+
+    def _build(self, row: list[Link]) -> nn.Module:
+        model = None
+        for link in row:
+            model = self._rebuild(replace(link, job=replace(link.job, earlier=model)))
+        assert model is not None
+        return model
+
+    def _rebuild(self, link: Link) -> nn.Module:
+        state = None
+        if link.trains:
+            state = load_tensors(self._done(link.name))
+            if state is None:
+                raise StorageError(f"{self._done(link.name)} is damaged. Remedy: remove it and continue with --resume")
+        if finishes(link.learner):
+            assert state is not None
+            return restored(link.learner, link.job, link.plan, state, torch.device("cpu"))
+        # Without training to come the learner meets the plan at once; the state of a trained one is loaded over it.
+        model, _ = build_compressed(link.learner, link.job, link.plan, torch.device("cpu"), steps=0)
+        if state is not None:
+            model.load_state_dict(state)
+        return model
+
+    def _is_missing(self, link: Link) -> bool:
+        return link.trains and not self._done(link.name).exists()
+
+    def _done(self, name: str) -> Path:
+        return self.folder / "training" / f"{name}.safetensors"
