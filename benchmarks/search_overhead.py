@@ -110,10 +110,11 @@ def seconds_alone(raw: dict[str, Any], plan: dict[str, Any]) -> float:
 
     from pfray import config, prepare
     from pfray.job import Job
+    from pfray.progress import Progress
     from pfray.scoring import Scorer
 
     settings = config.Experiment.model_validate(raw)
-    start = prepare.load(settings)
+    start = prepare.load(settings, Progress())
     torch.set_num_threads(settings.resources.trial.cpu)
     job = Job(
         start.task, start.model, start.parts.learner_settings, settings.finetune, settings.distill, settings.search,

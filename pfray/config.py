@@ -50,7 +50,7 @@ Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_
 
 
 # The units of a target that are costs.
-COSTS = ("sparsity", "params", "macs", "bits", "size_bytes")
+COSTS = ("sparsity", "params", "macs", "bits", "size_bytes", "latency_ms")
 
 
 class Target(Section):
@@ -62,6 +62,8 @@ class Target(Section):
     bits: of a quantized weight, the mean over all weights of the layers that are quantized, as the teacher has them.
     size_bytes: of all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``).
         A file has some more, for names and for the scales of quantized weights.
+    latency_ms: of one input through the .tflite, on one thread of this machine, or relative to the teacher's; plans
+        keep it by a prediction (``latency.py``), and a result that is more than 5 % slower ends with exit code 1.
     max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
@@ -70,6 +72,7 @@ class Target(Section):
     macs: Amount | None = None
     bits: Annotated[float, Field(ge=1, le=32)] | None = None
     size_bytes: Amount | None = None
+    latency_ms: Amount | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -195,6 +198,13 @@ class Experiment(Section):
     resources: Resources = Resources()
     seed: int = Field(0, ge=0, lt=2**31)
     storage: str = "runs"
+
+    @model_validator(mode="after")
+    def _latency_needs_a_file(self) -> Experiment:
+        if self.target.latency_ms is not None and not self.export.tflite:
+            raise ValueError("target.latency_ms is the .tflite's, and export.tflite is false. "
+                             "Remedy: target.macs=0.5x, or export.tflite=true")
+        return self
 
     @model_validator(mode="after")
     def _batches_can_be_shared(self) -> Experiment:

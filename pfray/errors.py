@@ -66,7 +66,7 @@ class ExportError(PfrayError):
 
 
 class GoalMissed(PfrayError):
-    """The run is complete and its files are written, but the result loses more than ``target.max_drop``."""
+    """The run is complete and its files are written, but the result misses ``target.max_drop`` or ``latency_ms``."""
 
     exit_code = 1
 

@@ -43,7 +43,7 @@ def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, le
         limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
     for part in space.parts:
         units = part.costs_at(np.ones(len(part)))
-        if not units.keys() & limits.keys():
+        if not units.keys() & limits.keys() and not space.shared_units(limits):
             raise ConfigError(f"target: nothing asks {part.names[0].partition(':')[0]} to compress. Remedy: add one of "
                               f"{', '.join(units)}")  # fmt: skip
     if within(whole, limits):

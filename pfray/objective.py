@@ -20,6 +20,7 @@ COST = {
     "macs": "macs",
     "bits": "stored_bits",
     "size_bytes": "stored_bits",
+    "latency_ms": "macs",
 }
 
 

@@ -16,9 +16,11 @@ from pfray.components import check_arguments, find_class, find_function, parse_s
 from pfray.config import Experiment, Search
 from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError, first_line
 from pfray.goal import check_searcher, plans_without_search, resolve_limits, resolve_objective, searched_settings
+from pfray.latency import file_count, timed_space
 from pfray.learner import Learner
 from pfray.measure import evaluating, example_input, layer_macs
 from pfray.objective import Objective
+from pfray.progress import Progress
 from pfray.search.base import PlanSearcher
 from pfray.section import Component
 from pfray.space import CompressionSpace, Limits, Plan
@@ -55,13 +57,17 @@ class Start:
     earlier: Sequence[tuple[Plan, float | None]]
 
 
-def load(experiment: Experiment) -> Start:
+def load(experiment: Experiment, progress: Progress) -> Start:
     """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
-    parts = resolve(experiment)
-    cache_dir()  # one that cannot be used is found before anything is written
-    task = build_task(experiment, parts)
-    model = build_model(experiment, parts, task)
-    space = parts.learner.space(model, task, parts.learner_settings)
+    with progress.stage("load"):
+        parts = resolve(experiment)
+        cache_dir()  # one that cannot be used is found before anything is written
+        task = build_task(experiment, parts)
+        model = build_model(experiment, parts, task)
+        space = parts.learner.space(model, task, parts.learner_settings)
+    if experiment.target.latency_ms is not None:
+        with progress.stage("time plans", total=file_count(space)) as stage:
+            space = timed_space(space, parts.learner, model, task, parts.learner_settings, stage.update)
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title)
     plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
     check_searcher(experiment, parts.searcher, parts.learner)

@@ -10,6 +10,8 @@ from pfray.figures import number
 Summary = Mapping[str, Any]
 # Origins of plans that are made without measuring any.
 NO_SEARCH = ("allocate", "uniform", "heuristic")
+# By how much of the target a file may be slower before the goal counts as missed: the clock's own doubt.
+DOUBT = 0.05
 
 
 def headline(summary: Summary) -> str:
@@ -44,11 +46,23 @@ def remarks(summary: Summary) -> list[str]:
     if found is not None and start is not None and allowed is not None and start - found > allowed + 1e-9:
         notes.append(f"the goal is missed: {100 * (start - found):.2f} points lost, {100 * allowed:.2f} allowed "
                      "(target.max_drop)")
+    wanted = latency_goal(summary)
+    if wanted is not None and now is not None and now > wanted:
+        notes.append(f"the goal is missed: {latency_text(now)}, {latency_text(wanted)} allowed (target.latency_ms)")
     failed = number(summary.get("trials"), "failed")
     if failed:
         finished = number(summary.get("trials"), "finished") or 0
         notes.append(f"{failed:.0f} of {failed + finished:.0f} trials failed; they are listed at the end")
     return notes
+
+
+def latency_goal(summary: Summary) -> float | None:
+    """The milliseconds that the target allows, with the clock's own doubt on top; None where it names none."""
+    wanted = (summary.get("target") or {}).get("latency_ms")
+    whole = number(summary.get("exported"), "teacher_latency_ms")
+    if isinstance(wanted, str):
+        wanted = None if whole is None else float(wanted[:-1]) * whole
+    return None if wanted is None else (1 + DOUBT) * wanted
 
 
 def score_text(value: float, digits: int = 1) -> str:
@@ -89,5 +103,7 @@ def _goal(unit: str, value: Any) -> str:
         return f"{100 * value:.4g} % sparsity"
     if unit == "bits" and isinstance(value, int | float):
         return f"at most {value:.4g} bits a weight"
+    if unit == "latency_ms":
+        return f"at most {latency_text(value) if isinstance(value, int | float) else f'{value} latency'}"
     amount = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
-    return f"at most {amount} {unit}"
+    return f"at most {amount} {unit.removeprefix('size_')}"

@@ -34,8 +34,7 @@ def run(
     from pfray import folder, prepare, report
 
     progress = Progress(console)
-    with progress.stage("load"):
-        start = prepare.load(experiment)
+    start = prepare.load(experiment, progress)
     with folder.alone(experiment):
         run_folder = folder.check_folder(experiment, resume=resume, force=force)
         if resume and folder.is_finished(run_folder):
@@ -43,7 +42,7 @@ def run(
             progress.say(f"{run_folder} is finished already; its report is {report.write(run_folder)}")
         else:
             _compress(experiment, start, progress, resume=resume, force=force)
-    _check_drop(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
+    _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
     return run_folder
 
 
@@ -51,7 +50,7 @@ def _compress(
     experiment: config.Experiment, start: Start, progress: Progress, *, resume: bool, force: bool
 ) -> None:
     """Teacher, search, retraining, export, report."""
-    from pfray import finalize, folder, report, retraining
+    from pfray import finalize, folder, latency, report, retraining
     from pfray.cache import save_tensors
     from pfray.events import Events
     from pfray.goal import first_plans, plans_without_search
@@ -93,6 +92,11 @@ def _compress(
 
         plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
         plans["compressed"] = choice.plan
+        if "latency_ms" in start.limits:
+            with progress.stage("time plans", total=len(plans)) as stage:
+                path = run_folder / "search" / "timed_plans.json"
+                plans = latency.hold(plans, start.space, start.limits, parts.learner, job, path, stage.update)
+            choice = replace(choice, plan=plans["compressed"])
         models = trainer.train(parts.learner, job, plans)
 
     with _keep_seconds(run_folder, progress, earlier):
@@ -129,17 +133,27 @@ def _compress(
     _tell_result(summary, run_folder, progress)
 
 
-def _check_drop(experiment: config.Experiment, summary: dict[str, Any]) -> None:
-    """Raise GoalMissed where a complete run lost more accuracy than the target allows."""
-    allowed = experiment.target.max_drop
+def _check_goals(experiment: config.Experiment, summary: dict[str, Any]) -> None:
+    """Raise GoalMissed where a complete run lost more accuracy than the target allows, or its file is slower."""
+    from pfray.remarks import latency_goal
+
+    allowed, mistakes = experiment.target.max_drop, []
     drop = summary["teacher"]["accuracy"] - summary["compressed"]["accuracy"]
     # The difference of two decimal fractions is not exact; a drop of just what is allowed is allowed.
     if allowed is not None and drop > allowed + 1e-9:
-        raise GoalMissed(
+        mistakes.append(
             f"the result loses {100 * drop:.2f} points of accuracy; target.max_drop allows {100 * allowed:.2f}. "
             "The files are complete. Remedy: a milder target, more finetune.epochs, more search.trials or "
             "distill.weight=0.5"
         )
+    wanted = latency_goal(summary)
+    if wanted is not None and summary["compressed"]["latency_ms"] > wanted:
+        mistakes.append(
+            f"the .tflite takes {summary['compressed']['latency_ms']:.3f} ms; target.latency_ms allows {wanted:.3f}, "
+            "5 % of doubt in it. The files are complete. Remedy: a lower target.latency_ms"
+        )
+    if mistakes:
+        raise GoalMissed("\n".join(mistakes))
 
 
 @contextlib.contextmanager

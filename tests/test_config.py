@@ -39,7 +39,8 @@ def test_five_lines_are_enough_and_the_rest_has_defaults(file):
 
 def test_plain_units_are_read(file):
     assert load(file({**BASE, "target": {"sparsity": "75%", "max_drop": "1%"}})).target.model_dump() == {
-        "sparsity": 0.75, "params": None, "macs": None, "bits": None, "size_bytes": None, "max_drop": 0.01,
+        "sparsity": 0.75, "params": None, "macs": None, "bits": None, "size_bytes": None,
+        "latency_ms": None, "max_drop": 0.01,
     }  # fmt: skip
     assert load(file({**BASE, "target": {"params": "800k"}})).target.params == 800_000
     assert load(file({**BASE, "target": {"params": "0.4x"}})).target.params == "0.4x"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from learners.channel_pruned import ChannelPruned
 from learners.pipeline import Pipeline, Settings
@@ -19,6 +20,7 @@ from pfray.errors import ConfigError
 from pfray.goal import plans_without_search
 from pfray.measure import example_input, measure, total_macs
 from pfray.prepare import load as load_start
+from pfray.progress import Progress
 from pfray.run import run
 
 PRUNED = {"name": "channel_pruned", "images": 200, "round_to": 1}
@@ -155,7 +157,7 @@ def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
 def test_a_target_that_leaves_a_learner_nothing_to_do_is_refused(tmp_path, teacher_file):
     path = experiment(tmp_path, teacher_file, target={"macs": "0.5x"})
     with pytest.raises(ConfigError, match=r"nothing asks litert_quant to compress. Remedy: add one of bits, size"):
-        load_start(load(path))
+        load_start(load(path), Progress(Console(quiet=True)))
 
 
 def test_a_run_prunes_trains_quantizes_and_trains(ray_cluster, tmp_path, teacher_file):
