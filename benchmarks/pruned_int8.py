@@ -1,6 +1,7 @@
 """ResNet-56 pruned, retrained and then quantized: the int8 .tflite against the uncompressed network's float file.
 
-It starts from the networks that ``channel_retraining`` keeps, and quantizes them after training, without a step more.
+It starts from the networks that ``channel_retraining`` keeps, and quantizes them as they are, or with ``--epochs`` of
+training with the rounding in place.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{NAME}: skipped, {options.method} at {options.factor}x is not retrained. "
               "Remedy: python -m benchmarks.channel_retraining")  # fmt: skip
         return SKIPPED
-    pruned, quantized = int8_speed.export(f"{MODEL}-{options.factor}", model, work.task)
-    whole, _ = int8_speed.export(MODEL, work.teacher, work.task)
+    pruned, quantized = int8_speed.export(f"{MODEL}-{options.factor}", model, work, options.epochs)
+    whole, _ = int8_speed.export(MODEL, work.teacher, work)
     sizes = {path: path.stat().st_size for path in (whole, pruned, quantized)}
     accuracy = evaluate(work.teacher, work.task, work.task.test).accuracy
     for path in (pruned, quantized):
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--factor", type=float, default=2.5, choices=sorted(channel_retraining.TABLE))
     parser.add_argument("--method", default="searched LASSO, distilled")
+    parser.add_argument("--epochs", type=int, default=0, help="of quantization-aware training")
     return parser
 
 

@@ -90,9 +90,8 @@ def hold(
     held: dict[str, Plan] = {}
     for count, (name, plan) in enumerate(plans.items()):
         done(count, name)
-        held[name] = next((held[same] for same in held if plans[same] == plan), None) or _held(
-            plan, space, limits, learner, job
-        )
+        same = [earlier for earlier in held if plans[earlier] == plan]
+        held[name] = held[same[0]] if same else _held(plan, space, limits, learner, job)
     done(len(plans), "done")
     write_atomically(kept, json.dumps(held))
     return held
