@@ -28,7 +28,7 @@ DISTILL = {"weight": 0.9, "temperature": 4.0}
 
 
 def export(name: str, model: Any, work: Any, epochs: int = 0) -> tuple[Path, Path]:
-    """(the float .tflite, the int8 one). epochs: of quantization-aware training, with the job's teacher's soft labels."""
+    """(the float .tflite, the int8 one). epochs: of quantization-aware training, with the teacher's soft labels."""
     from learners.litert_quant import BITS, LitertQuant, Settings
     from pfray.export import tflite
     from pfray.measure import example_input, place
