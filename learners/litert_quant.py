@@ -48,7 +48,6 @@ class Prepared:
     norms: dict[str, str]
     lattices: dict[str, Lattice]
     inputs: Ranges
-    errors: dict[str, float]
 
 
 class LitertQuant(Learner):
@@ -70,24 +69,25 @@ class LitertQuant(Learner):
         folded = copy.deepcopy(model)
         norms = foldable_norms(model, example_input(task, next(model.parameters()).device))
         fold(folded, norms)
-        lattices, errors = {}, {}
+        lattices = {}
         for name in names:
             weight = folded.get_submodule(name).get_parameter("weight").detach()
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
             low, step = quantize.fit(weight, BITS, count, symmetric=True, method="min_max")
             lattices[name] = Lattice(BITS, low, step)
-            errors[name] = quantize.relative_error(weight, lattices[name].quantize(weight))
         inputs = activations.input_ranges(
             folded, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
         )
-        return Prepared(norms, lattices, inputs, errors)
+        return Prepared(norms, lattices, inputs)
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
-        """The relative squared error of a layer's weight: at 8 bits, and none where it stays float."""
-        errors = LitertQuant.prepare(model, task, settings).errors
-        return {name: np.array([error, 0.0]) for name, error in errors.items()}
+        """What the predictions lose, to second order, by a layer's weight in 8 bits; nothing where it stays float."""
+        prepared = LitertQuant.prepare(model, task, settings)
+        lattices = {name: [own] for name, own in prepared.lattices.items()}
+        curves = bits.error_curves(model, task, prepared.norms, lattices)
+        return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> None:

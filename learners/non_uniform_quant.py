@@ -56,8 +56,10 @@ class NonUniformQuant(Learner):
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
-        """The relative squared error of a layer's weight, by its bits."""
-        return NonUniformQuant.prepare(model, task, settings).errors
+        """What the predictions lose, to second order, by a layer's bits."""
+        prepared = NonUniformQuant.prepare(model, task, settings)
+        lattices = {name: list(own.values()) for name, own in prepared.lattices.items()}
+        return bits.error_curves(model, task, prepared.norms, lattices)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:

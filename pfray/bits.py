@@ -7,7 +7,7 @@ over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (W
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -24,7 +24,8 @@ from pfray.folding import fold, foldable_norms
 from pfray.lattice import Lattice
 from pfray.layers import run_order, weight_layers, without_skipped
 from pfray.measure import count_params, example_input, layer_macs, stored_bytes
-from pfray.quantize import Range, relative_error
+from pfray.quantize import Range
+from pfray.sensitivity import fisher, lost_share
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
 
@@ -69,13 +70,12 @@ class BitSettings:
 class Prepared:
     """What does not depend on the plan.
 
-    norms: the batch norms to fold, by layer. lattices: by layer and bits. errors: the relative squared error by layer,
-    ``(G,)`` from min_bits to max_bits. inputs: the ranges of what the layers read; empty where that stays float.
+    norms: the batch norms to fold, by layer. lattices: by layer and bits. inputs: the ranges of what the layers read;
+    empty where that stays float.
     """
 
     norms: dict[str, str]
     lattices: dict[str, dict[int, Lattice]]
-    errors: dict[str, np.ndarray]
     inputs: Ranges
 
 
@@ -127,15 +127,11 @@ def prepare(
     folded = copy.deepcopy(model)
     fold(folded, norms)
     lattices: dict[str, dict[int, Lattice]] = {}
-    errors = {}
     for name in names:
         weight = folded.get_submodule(name).get_parameter("weight").detach()
         count = bucket_count(weight, settings.buckets, settings.bucket_size)
         widths = range(settings.min_bits, settings.max_bits + 1)
         lattices[name] = {bits: fit(weight, bits, count) for bits in widths}
-        lost = [relative_error(weight, each.quantize(weight)) for each in lattices[name].values()]
-        # A wider code can do what a narrower one does, and no code has to be worse than all zeros.
-        errors[name] = np.minimum.accumulate(np.minimum(lost, 1.0))
     inputs: Ranges = {}
     if settings.activation_bits is not None:
         inputs = activations.input_ranges(
@@ -147,7 +143,22 @@ def prepare(
             method=settings.range_from,
             percentile=settings.percentile,
         )
-    return Prepared(norms, lattices, errors, inputs)
+    return Prepared(norms, lattices, inputs)
+
+
+def error_curves(
+    model: nn.Module, task: Task, norms: dict[str, str], lattices: Mapping[str, Sequence[Lattice]]
+) -> dict[str, np.ndarray]:
+    """What the predictions lose by each of a layer's lattices, the widest last, from 0 to 1 (``sensitivity.py``)."""
+    folded = copy.deepcopy(model)
+    fold(folded, norms)
+    information = fisher(folded, list(lattices), task)
+    curves = {}
+    for name, own in lattices.items():
+        weight = folded.get_submodule(name).get_parameter("weight").detach()
+        lost = [lost_share(information[name], each.quantize(weight) - weight) for each in own]
+        curves[name] = np.minimum.accumulate(lost)  # a wider code can do what a narrower one does
+    return curves
 
 
 def compress(

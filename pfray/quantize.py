@@ -74,12 +74,6 @@ def fake_quantize(values: Tensor, low: Tensor, step: Tensor, bits: int) -> Tenso
     return (clipped + (rounded - clipped).detach()).to(values.dtype)
 
 
-def relative_error(weight: Tensor, quantized: Tensor) -> float:
-    """Squared error over the weight's own square: 0 where nothing is lost."""
-    square = weight.double().square().sum().item()
-    return (weight - quantized).double().square().sum().item() / square if square else 0.0
-
-
 def check_bits(bits: float) -> None:
     """Raises ConfigError for bits other than 1 to 8."""
     if bits != int(bits) or not MIN_BITS <= bits <= MAX_BITS:

@@ -16,7 +16,7 @@ LAYERS = [
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
     {"layers", "rows", "moments", "lasso", "channels", "ranking", "refit"},
-    {"folding", "activations", "straight_through", "bits", "int8"},
+    {"folding", "activations", "straight_through", "sensitivity", "bits", "int8"},
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},
