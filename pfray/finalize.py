@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from pfray import bench
+from pfray.bench import BenchError
 from pfray.config import Export
 from pfray.errors import ExportError
-from pfray.export import packed, program, sparse_tflite, tflite
+from pfray.export import packed, program, quantized_tflite, sparse_tflite, tflite
+from pfray.export.quantized_tflite import Stored
 from pfray.int8 import Int8Model
 from pfray.measure import Measurement, evaluate, example_input, measure, place
 from pfray.progress import Progress
@@ -20,7 +22,7 @@ from pfray.task import Task
 
 # A .tflite whose outputs differ by more than this share of the largest output does not do what the model does.
 MAX_RELATIVE_DIFFERENCE = 1e-2
-# Of an int8 file, whose kernels round otherwise than the simulation in float: a step of 1/256 here and there, which
+# Of a file that rounds to 8 bits what the model does not, or otherwise: a step of 1/256 here and there, which
 # the layers behind it carry on (0.05 of the largest output for MobileNet-v1 on the digits). A wrong file differs by 1.
 MAX_INT8_DIFFERENCE = 0.2
 # Nor does one whose accuracy on the same images is further from the model's than this.
@@ -50,39 +52,62 @@ def export_model(
         stage.update(1, "model.pt2")
         if not export.tflite:
             return None
-        tflite.export(model, example, path)
-        sparse_tflite.sparsify(path, path)
-        stage.update(2, "model.tflite")
+        checked = write_checked(model, task, path, export.images)
+        stage.update(2, "model.tflite, checked")
         tflite.export(teacher, example, folder / "teacher.tflite")
         stage.update(3, "teacher.tflite")
-        test = task.test.head(export.images)
-        inputs = task.normalize(test.inputs)
-        outputs, difference = tflite.compare(path, model, inputs)
-        allowed = MAX_INT8_DIFFERENCE if isinstance(model, Int8Model) else MAX_RELATIVE_DIFFERENCE
-        if not difference <= allowed * max(1.0, outputs.abs().max().item()):
-            raise ExportError(
-                f"{path} differs from the model by up to {difference:g} on {len(inputs)} test images. "
-                "Remedy: export.tflite=false to do without it, and report the model"
-            )
-        accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
-        if abs(accuracy - torch_accuracy) > MAX_ACCURACY_DIFFERENCE:
-            raise ExportError(
-                f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
-                "test images. Remedy: export.tflite=false to do without it, and report the model"
-            )
         latency, teacher_latency = bench.latency_ms([path, folder / "teacher.tflite"], rounds=export.rounds)
-        stage.update(4, "checked and timed")
+        stage.update(4, "timed")
     return {
         "path": str(path),
         "size_bytes": path.stat().st_size,
         "teacher_size_bytes": (folder / "teacher.tflite").stat().st_size,
-        "accuracy": accuracy,
-        "torch_accuracy": torch_accuracy,
-        "images": len(test),
+        **checked,
         "latency_ms": latency,
         "teacher_latency_ms": teacher_latency,
-        "max_abs_diff": difference,
     }
+
+
+def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) -> dict[str, Any]:
+    """Write the .tflite with sparse and quantized weights stored as such, and run it on test images (None: all).
+
+    Where a form that rounds makes the outputs too different, the next one is taken. Returns a part of the summary's
+    ``exported`` entry; ``stored`` is how each layer's weight was, for a quantized model. Raises ExportError.
+    """
+    tflite.export(model, example_input(task), path)
+    dense = path.read_bytes()
+    for allowed in quantized_tflite.CHOICES:
+        path.write_bytes(dense)
+        stored = quantized_tflite.quantize(path, path, model, allowed)
+        sparse_tflite.sparsify(path, path)
+        try:
+            checked = _check(model, task, path, images, stored)
+            return {**checked, "stored": {name: asdict(each) for name, each in stored.items()}}
+        except (ExportError, BenchError):
+            if not any(each.rounds for each in stored.values()):
+                raise
+    raise AssertionError("the last choice rounds nothing")
+
+
+def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored: dict[str, Stored]) -> dict[str, Any]:
+    """Raises ExportError where the file does not do what the model does, BenchError where it does not run."""
+    test = task.test.head(images)
+    inputs = task.normalize(test.inputs)
+    outputs, difference = tflite.compare(path, model, inputs)
+    rounds = isinstance(model, Int8Model) or any(each.rounds for each in stored.values())
+    allowed = MAX_INT8_DIFFERENCE if rounds else MAX_RELATIVE_DIFFERENCE
+    if not difference <= allowed * max(1.0, outputs.abs().max().item()):
+        raise ExportError(
+            f"{path} differs from the model by up to {difference:g} on {len(inputs)} test images. "
+            "Remedy: export.tflite=false to do without it, and report the model"
+        )
+    accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
+    if abs(accuracy - torch_accuracy) > MAX_ACCURACY_DIFFERENCE:
+        raise ExportError(
+            f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
+            "test images. Remedy: export.tflite=false to do without it, and report the model"
+        )
+    return {"accuracy": accuracy, "torch_accuracy": torch_accuracy, "images": len(test), "max_abs_diff": difference}
 
 
 def pack(model: nn.Module, path: Path) -> int:

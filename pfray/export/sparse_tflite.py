@@ -9,41 +9,17 @@ is smaller.
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from pfray.errors import ExportError
+from pfray.export import flatbuffer
 from pfray.files import replacing
 
-IDENTIFIER = b"TFL3"
-OPERATORS = (
-    schema.BuiltinOperator.CONV_2D,
-    schema.BuiltinOperator.DEPTHWISE_CONV_2D,
-    schema.BuiltinOperator.FULLY_CONNECTED,
-)
-WEIGHT_INPUT = 1  # the weights' place among the inputs of all three
 # What the second tensor, its tables and the operator cost; a generous bound.
 RECORD_BYTES = 512
-
-
-class _AlignedBuffer(schema.BufferT):
-    """A constant on a 16-byte boundary, which the format demands and flatbuffers' Python writer does not do."""
-
-    def Pack(self, builder: flatbuffers.Builder) -> int:
-        values = np.asarray(self.data, np.uint8)
-        builder.StartVector(1, len(values), 16)
-        builder.head = builder.Head() - len(values)
-        builder.Bytes[builder.Head() : builder.Head() + len(values)] = values.tobytes()
-        vector = builder.EndVector()
-        schema.BufferStart(builder)
-        schema.BufferAddData(builder, vector)
-        return schema.BufferEnd(builder)
 
 
 def sparsify(path_in: str | Path, path_out: str | Path, min_sparsity: float = 0.5) -> dict[str, int]:
@@ -55,14 +31,14 @@ def sparsify(path_in: str | Path, path_out: str | Path, min_sparsity: float = 0.
     Returns counts: ``weights`` looked at, of these ``converted``, ``bytes_before`` and ``bytes_after``.
     Raises ExportError where ``path_in`` is missing or no .tflite file, StorageError where ``path_out`` is not writable.
     """
-    content = _read(path_in)
-    model = _parse(content, path_in)
+    content = flatbuffer.read(path_in)
+    model = flatbuffer.parse(content, path_in)
     converted = weights = 0
     for subgraph in model.subgraphs:
         unpacking = []
-        for index in _weight_tensors(model, subgraph):
-            tensor, buffer = subgraph.tensors[index], model.buffers[subgraph.tensors[index].buffer]
-            values = np.frombuffer(buffer.data.tobytes(), np.float32).reshape([int(size) for size in tensor.shape])
+        for index in flatbuffer.weight_tensors(model, subgraph):
+            tensor = subgraph.tensors[index]
+            values = flatbuffer.values_of(model, tensor)
             weights += 1
             # A weight folded with a negative batch-norm scale has -0.0 for its zeros, so they compare by value.
             nonzero = values != 0
@@ -71,66 +47,17 @@ def sparsify(path_in: str | Path, path_out: str | Path, min_sparsity: float = 0.
             sparsity, size = _compressed_rows(nonzero)
             if size + RECORD_BYTES >= values.nbytes:
                 continue
-            buffer.data = values[nonzero].view(np.uint8)
+            model.buffers[tensor.buffer].data = values[nonzero].view(np.uint8)
             unpacking.append(_add_densify(model, subgraph, index, sparsity))
             converted += 1
         subgraph.operators = unpacking + list(subgraph.operators)
-    written = _pack(model) if converted else content
+    written = flatbuffer.pack(model) if converted else content
     if len(written) >= len(content):
         converted, written = 0, content
     with replacing(path_out) as temporary:
         temporary.write_bytes(written)
     sizes = {"bytes_before": len(content), "bytes_after": len(written)}
     return {"weights": weights, "converted": converted, **sizes}
-
-
-def _read(path: str | Path) -> bytes:
-    if not Path(path).is_file():
-        raise ExportError(f"{path}: no such file. Remedy: give the path of a .tflite file")
-    return Path(path).read_bytes()
-
-
-def _parse(content: bytes, path: str | Path) -> Any:
-    """The model as the schema's mutable objects."""
-    try:
-        if content[4:8] != IDENTIFIER:
-            raise ValueError("no TFL3 mark")
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    except (ValueError, TypeError, struct.error, IndexError) as error:
-        raise ExportError(f"{path} is damaged or no .tflite file ({error}). Remedy: repeat the export") from error
-    # Models above 2 GB keep their constants behind the flatbuffer, where rewriting it would lose them.
-    if any(buffer.offset > 1 for buffer in model.buffers):
-        raise ExportError(f"{path} is above 2 GB, which cannot be made sparse. Remedy: ship the dense file")
-    return model
-
-
-def _weight_tensors(model: Any, subgraph: Any) -> list[int]:
-    """Float32 constants that are weights of the known operators and nothing else, and share their buffer with none."""
-    uses: Counter[int] = Counter()
-    as_weight: Counter[int] = Counter()
-    for operator in subgraph.operators:
-        uses.update(int(i) for i in _or_empty(operator.inputs))
-        if model.operatorCodes[operator.opcodeIndex].builtinCode in OPERATORS:
-            as_weight[int(operator.inputs[WEIGHT_INPUT])] += 1
-    buffers = Counter(tensor.buffer for graph in model.subgraphs for tensor in graph.tensors)
-    ends = {int(i) for i in (*_or_empty(subgraph.inputs), *_or_empty(subgraph.outputs))}
-
-    def qualifies(index: int) -> bool:
-        tensor = subgraph.tensors[index]
-        return (
-            as_weight[index] == uses[index]
-            and index not in ends
-            and tensor.type == schema.TensorType.FLOAT32
-            and tensor.sparsity is None
-            and model.buffers[tensor.buffer].data is not None
-            and buffers[tensor.buffer] == 1
-        )
-
-    return [index for index in sorted(as_weight) if qualifies(index)]
-
-
-def _or_empty(vector: Any) -> Any:
-    return () if vector is None else vector
 
 
 def _compressed_rows(nonzero: np.ndarray) -> tuple[Any, int]:
@@ -171,36 +98,9 @@ def _index_vector(values: np.ndarray) -> tuple[int, Any, int]:
 
 def _add_densify(model: Any, subgraph: Any, index: int, sparsity: Any) -> Any:
     """Give the tensor's buffer to a new sparse tensor; the operator that unpacks it into the old, now computed one."""
-    dense, sparse = subgraph.tensors[index], schema.TensorT()
-    sparse.name = f"sparse_{index}".encode()  # not the original's: a converter's names run to hundreds of bytes
-    sparse.shape, sparse.type, sparse.buffer = dense.shape, dense.type, dense.buffer
+    code = schema.BuiltinOperator.DENSIFY
+    sparse, operator = flatbuffer.unpacking(model, subgraph, index, "sparse", code, version=1)
     sparse.sparsity = sparsity
-    dense.buffer = 0  # the format's empty buffer: not a constant
-    subgraph.tensors.append(sparse)
-    operator = schema.OperatorT()
-    operator.opcodeIndex = _densify_code(model)
-    operator.inputs = np.array([len(subgraph.tensors) - 1], np.int32)
-    operator.outputs = np.array([index], np.int32)
     operator.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
     operator.builtinOptions = schema.DensifyOptionsT()
     return operator
-
-
-def _densify_code(model: Any) -> int:
-    """The place of DENSIFY among the model's operator codes, added where it is missing."""
-    densify = schema.BuiltinOperator.DENSIFY
-    for index, code in enumerate(model.operatorCodes):
-        if code.builtinCode == densify:
-            return index
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = densify
-    code.version = 1
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
-
-
-def _pack(model: Any) -> bytes:
-    model.buffers = [b if b.data is None else _AlignedBuffer(b.data) for b in model.buffers]
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), IDENTIFIER)
-    return bytes(builder.Output())
