@@ -72,7 +72,7 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
     """Write the .tflite with sparse and quantized weights stored as such, and run it on test images (None: all).
 
     Where a form that rounds makes the outputs too different, the next one is taken. Returns a part of the summary's
-    ``exported`` entry; ``stored`` is how each layer's weight was, for a quantized model. Raises ExportError.
+    ``exported`` entry; ``stored`` is how the file has each layer of a quantized model. Raises ExportError.
     """
     tflite.export(model, example_input(task), path)
     dense = path.read_bytes()
@@ -82,11 +82,20 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
         sparse_tflite.sparsify(path, path)
         try:
             checked = _check(model, task, path, images, stored)
-            return {**checked, "stored": {name: asdict(each) for name, each in stored.items()}}
+            return {**checked, "stored": _records(model, stored)}
         except (ExportError, BenchError):
             if not any(each.rounds for each in stored.values()):
                 raise
     raise AssertionError("the last choice rounds nothing")
+
+
+def _records(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Any]:
+    """How the file has each layer, as JSON values; nothing for a model in float."""
+    if isinstance(model, Int8Model):
+        operators = model.operators().items()
+        return {name: {"bits": 8 if kind == "int8" else None, "type": kind, "reason": why}
+                for name, (kind, why) in operators}  # fmt: skip
+    return {name: asdict(each) for name, each in stored.items()}
 
 
 def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored: dict[str, Stored]) -> dict[str, Any]:

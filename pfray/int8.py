@@ -22,17 +22,25 @@ from pfray.quiet import quiet
 
 # Operators that compute, as torch.export names them; of these it is worth saying that they stayed float.
 COMPUTING = ("aten.conv", "aten.linear", "aten.matmul", "aten.addmm", "aten.mm.", "aten.bmm")
+# Operators that only move or clip values, for which it does not matter.
+MOVING = (
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "slice", "select", "index_select", "unsqueeze",
+    "squeeze", "permute", "transpose", "t", "expand", "repeat", "clone", "contiguous", "alias", "detach", "dropout",
+    "pad", "constant_pad_nd", "split", "split_with_sizes", "chunk", "unbind", "stack", "sym_size", "to", "_to_copy",
+    "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "max_pool2d",
+)  # fmt: skip
 
 
 class Int8Model(nn.Module):
     """The graph of a model with fake quantization; called, trained and evaluated as the model was.
 
-    graph: what ``prepare`` made. quantizer: what litert-torch has to know to write the int8 file.
+    graph: what ``prepare`` made. quantizer: what litert-torch has to know to write the int8 file. left_out: names of
+    layers that were to stay float.
     """
 
-    def __init__(self, graph: GraphModule, quantizer: Any) -> None:
+    def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self.graph, self.quantizer = graph, quantizer
+        self.graph, self.quantizer, self.left_out = graph, quantizer, left_out
         self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -64,11 +72,33 @@ class Int8Model(nn.Module):
             if name not in used:
                 owner, _, own = name.rpartition(".")
                 delattr(graph.get_submodule(owner), own)
+        _name_constants(graph)
         return graph
 
     def float_layers(self) -> list[str]:
         """The operators that compute in float, because they have no int8 kernel or were left out, by layer."""
         return [_layer(node) for node in self.graph.graph.nodes if _computes(node) and not _is_quantized(node)]
+
+    def operators(self) -> dict[str, tuple[str, str]]:
+        """(``int8`` or ``float``, why) of the operators that compute and of others in float, by layer and in order.
+
+        Those outside of a layer are named as the graph names them.
+        """
+        found: dict[str, tuple[str, str]] = {}
+        for node in self.graph.graph.nodes:
+            layer, operator = _layer(node), _operator(node)
+            if _computes(node) and _is_quantized(node):
+                kind = "int8", f"{operator} in integers"
+            elif _computes(node) and layer in self.left_out:
+                kind = "float", "left out by the plan or by learner.skip"
+            elif _computes(node) or _stays_float(node):
+                kind = "float", f"no int8 kernel for {operator}"
+            else:
+                continue
+            # Several operators of one layer, or calls of it, must not hide each other.
+            name = layer if layer and found.get(layer, kind) == kind else f"{layer}.{node.name}".lstrip(".")
+            found[name] = kind
+        return found
 
 
 def prepare(
@@ -92,8 +122,9 @@ def prepare(
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-        quantizer = _quantizer(frozenset(float_layers))
-        prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), quantizer)
+        left_out = frozenset(float_layers)
+        quantizer = _quantizer(left_out)
+        prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), quantizer, left_out)
     prepared.to(next(model.parameters()).device)
     _calibrate(prepared, batches)
     return prepared
@@ -151,6 +182,40 @@ def _layer(node: Node) -> str:
     """The name of the innermost module whose forward made the node."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0].removeprefix("L['self'].").partition("@")[0] if stack else ""
+
+
+def _name_constants(graph: GraphModule) -> None:
+    """Call the integers of a layer's weight, and their scales and zero points, by the layer's name."""
+    parts = {"_frozen_param": "weight", "_scale_": "weight_scale", "_zero_point_": "weight_zero_point"}
+    for node in graph.graph.nodes:
+        part = next((part for start, part in parts.items() if str(node.target).startswith(start)), None)
+        if node.op != "get_attr" or part is None:
+            continue
+        readers = [reader for user in node.users for reader in user.users if _computes(reader)]
+        layer = _layer(readers[0]) if readers else ""
+        owner = graph.get_submodule(layer) if layer and _has_module(graph, layer) else None
+        if owner is not None and not hasattr(owner, part):
+            value = getattr(graph, node.target)
+            delattr(graph, node.target)
+            owner.register_buffer(part, value)
+            node.target = f"{layer}.{part}"
+    graph.recompile()
+
+
+def _has_module(graph: GraphModule, name: str) -> bool:
+    return any(name == each for each, _ in graph.named_modules())
+
+
+def _operator(node: Node) -> str:
+    """``conv2d`` for aten.conv2d.default."""
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def _stays_float(node: Node) -> bool:
+    """Whether the quantizer knew nothing to do with an operator that changes values."""
+    if node.op != "call_function" or not str(node.target).startswith("aten.") or _operator(node) in MOVING:
+        return False
+    return "quantization_annotation" not in node.meta and any(each.op != "get_attr" for each in node.all_input_nodes)
 
 
 def _computes(node: Node) -> bool:

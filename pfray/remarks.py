@@ -49,6 +49,7 @@ def remarks(summary: Summary) -> list[str]:
     wanted = latency_goal(summary)
     if wanted is not None and now is not None and now > wanted:
         notes.append(f"the goal is missed: {latency_text(now)}, {latency_text(wanted)} allowed (target.latency_ms)")
+    notes += _storage(exported)
     failed = number(summary.get("trials"), "failed")
     if failed:
         finished = number(summary.get("trials"), "finished") or 0
@@ -96,6 +97,36 @@ def _doubts(summary: Summary) -> list[str]:
         notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
                      f"choice among them is close to chance{remedy}")
     return notes
+
+
+def _storage(exported: Mapping[str, Any] | None) -> list[str]:
+    """Where the .tflite is not what the bits promise: quantized layers in float, and roundings that the model has not.
+
+    A layer that was not to be quantized is in the report's table, and no surprise.
+    """
+    stored = ((exported or {}).get("stored") or {}).items()
+    whole = [name for name, each in stored if each["type"] == "float" and (each["bits"] or _no_kernel(each))]
+    inputs = [name for name, each in stored if each["type"] == "int4" and each.get("rounds")]
+    nearest = [name for name, each in stored if each["type"] == "int8" and each.get("rounds")]
+    notes = []
+    if whole:
+        reasons = "; ".join(dict.fromkeys(each["reason"] for name, each in stored if name in whole))
+        notes.append(f"float in the .tflite, {_some(whole)}: {reasons}")
+    if inputs:
+        notes.append(f"the .tflite rounds to 8 bits what its int4 layers read: {_some(inputs)}")
+    if nearest:
+        notes.append(f"the .tflite has int8's levels nearest to the model's, not the same: {_some(nearest)}")
+    return notes
+
+
+def _no_kernel(each: Mapping[str, Any]) -> bool:
+    return str(each["reason"]).startswith("no int8 kernel")
+
+
+def _some(names: list[str]) -> str:
+    """At most four of them; the table has all."""
+    more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+    return ", ".join(names[:3] if more else names) + more
 
 
 def _goal(unit: str, value: Any) -> str:

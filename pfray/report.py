@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,9 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     if choice.get("rescored"):
         note = "The best trials, and the first, measured again on all validation images; the best of them was chosen."
         sections.insert(2, ("Chosen among the best", note, _rescored(choice["rescored"], trials)))
+    if stored := (summary.get("exported") or {}).get("stored"):
+        note = "Weights as the .tflite has them: as the narrowest type that the runtime has kernels for."
+        sections.insert(-1, ("Stored as", note, _stored(stored)))
     if failed:
         sections.append(("Failed trials", "", "".join(_failure(trial) for trial in failed)))
     body = "".join(
@@ -165,6 +168,15 @@ def _rescored(rescored: Sequence[Record], trials: Sequence[Record]) -> str:
         texts = ["" if value is None else f"{value:.4f}" for value in (score, error, first)]
         rows.append([f"{record['trial']} ({html.escape(str(record.get('origin')))})", *texts])
     return _plain_table(["trial", "score on all", "standard error", "score in the search"], rows)
+
+
+def _stored(stored: Mapping[str, Record]) -> str:
+    rows = []
+    for name, record in stored.items():
+        bits = number(record, "bits")
+        cells = ["float" if bits is None else f"{bits:.0f}", str(record.get("type")), str(record.get("reason"))]
+        rows.append([html.escape(name), *map(html.escape, cells)])
+    return _plain_table(["layer", "bits", "in the .tflite", "how and why"], rows)
 
 
 def _plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -74,6 +74,28 @@ def test_a_layer_that_is_left_out_stays_float_whatever_its_name(model, inputs):
     state = prepared.converted(folded=True).state_dict()
     assert state["second_conv.weight"].dtype == torch.float32
     assert sorted(tuple(v.shape) for v in state.values() if v.dtype == torch.int8) == [(5, 8), (8, 3, 3, 3)]
+    assert prepared.operators() == {
+        "first_conv": ("int8", "conv2d in integers"),
+        "second_conv": ("float", "left out by the plan or by learner.skip"),
+        "linear": ("int8", "linear in integers"),
+    }
+
+
+def test_operators_without_an_int8_kernel_stay_float_and_are_listed_with_the_reason(inputs, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.ConvTranspose2d(8, 8, 2), nn.Flatten(), nn.Linear(392, 5)
+    ).eval()
+    prepared = int8.prepare(model, inputs, [inputs])
+    assert prepared.operators() == {
+        "0": ("int8", "conv2d in integers"),
+        "1": ("float", "no int8 kernel for group_norm"),
+        "2": ("float", "no int8 kernel for silu"),
+        "3": ("float", "no int8 kernel for conv_transpose2d"),
+        "5": ("int8", "linear in integers"),
+    }
+    tflite.export(prepared, inputs, tmp_path / "model.tflite")
+    assert tflite.compare(tmp_path / "model.tflite", prepared, inputs)[1] < 0.05
 
 
 def test_ranges_are_the_means_of_the_batches_extremes(model, inputs):
@@ -122,8 +144,10 @@ def test_the_state_dict_restores_a_model_that_saw_one_batch(model, prepared, inp
 def test_the_converted_graph_holds_integers_and_computes_the_same(model, prepared, inputs, tmp_path):
     converted = prepared.converted(folded=True)
     dtypes = {name: value.dtype for name, value in converted.state_dict().items()}
-    assert list(dtypes.values()).count(torch.int8) == 3
-    assert not any(name.endswith("weight") for name in dtypes)
+    layers = ("first_conv", "second_conv", "linear")
+    assert {name for name, dtype in dtypes.items() if dtype == torch.int8} == {f"{layer}.weight" for layer in layers}
+    parts = ("bias", "weight", "weight_scale", "weight_zero_point")
+    assert set(dtypes) == {f"{layer}.{part}" for layer in layers for part in parts}
     assert difference(converted, prepared, inputs) < 0.02
     assert program.save(prepared, inputs, tmp_path / "model.pt2") > 0
     assert difference(load(tmp_path / "model.pt2"), converted, inputs) < 1e-6

@@ -307,3 +307,40 @@ def test_stages_keep_their_order() -> None:
     (bars,) = figures.stage_bars(SUMMARY["seconds"]).data
     assert bars.y == ("data", "teacher", "search", "finalize", "export")
     assert bars.text[1] == "61.2 s"
+
+
+STORED = {
+    "conv1": {"bits": None, "type": "float", "reason": "not quantized", "rounds": False},
+    "a": {"bits": 3, "type": "int4", "reason": "exact; its inputs are rounded to 8 bits as they come", "rounds": True},
+    "b": {"bits": 5, "type": "int8", "reason": "to the nearest, at most 0.4 % of the largest weight off",
+          "rounds": True},
+    "c": {"bits": 6, "type": "int8", "reason": "exact", "rounds": False},
+    "d": {"bits": 2, "type": "float", "reason": "a codebook's values are <no> integers", "rounds": False},
+}  # fmt: skip
+
+
+def test_the_report_lists_how_the_file_has_each_layer(tmp_path: Path) -> None:
+    summary = changed(exported={"stored": STORED})
+    text = Page(report.write(write_run(tmp_path / "run", summary, TRIALS)).read_text(encoding="utf-8")).text
+    assert "Stored as" in text
+    assert "a 3 int4 exact; its inputs are rounded" in text
+    assert "conv1 float float not quantized" in text
+    assert "d 2 float a codebook's values are <no> integers" in text
+
+
+def test_the_remarks_name_what_the_file_rounds_and_what_stays_float() -> None:
+    notes = report.remarks(changed(exported={"stored": STORED}))
+    assert [note for note in notes if ".tflite" in note] == [
+        "float in the .tflite, d: a codebook's values are <no> integers",
+        "the .tflite rounds to 8 bits what its int4 layers read: a",
+        "the .tflite has int8's levels nearest to the model's, not the same: b",
+    ]
+    assert not any(".tflite" in note for note in report.remarks(SUMMARY))
+
+
+def test_operators_without_an_int8_kernel_are_remarked_and_layers_left_out_on_purpose_are_not() -> None:
+    stored = {f"act{i}": {"bits": None, "type": "float", "reason": "no int8 kernel for silu"} for i in range(6)}
+    stored["fc"] = {"bits": None, "type": "float", "reason": "left out by the plan or by learner.skip"}
+    notes = report.remarks(changed(exported={"stored": stored}))
+    expected = "float in the .tflite, act0, act1, act2 and 3 more: no int8 kernel for silu"
+    assert [note for note in notes if ".tflite" in note] == [expected]
