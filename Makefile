@@ -7,6 +7,10 @@ DEVICE := .venv-device
 DEVICE_READY := $(DEVICE)/.ready
 DEMO := runs/mobilenet_sparse
 DEMO_FILES := $(DEMO)/teacher.tflite $(DEMO)/model.tflite
+KINDS := runs/device_files
+KIND_FILES := $(foreach kind,float sparse int8 weights8 weights4,$(KINDS)/$(kind).tflite)
+# tflite-runtime's last release is older than the int4 kernels.
+NEWER := $(KINDS)/weights4.tflite
 
 .PHONY: help demo test lint bench device-check clean
 
@@ -15,7 +19,7 @@ help:
 	@echo "make test          run the tests"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         run the benchmarks, and print what they measure against their goals"
-	@echo "make device-check  run the demo's .tflite files on tflite-runtime, in an environment of its own"
+	@echo "make device-check  run .tflite files of every kind on tflite-runtime, in an environment of its own"
 	@echo "make clean         remove the environments and caches; runs/ stays"
 
 demo: $(READY)
@@ -35,6 +39,10 @@ device-check: $(READY) $(DEVICE_READY) $(DEMO)/summary.json
 	PYTHONPATH=. $(DEVICE)/bin/python -m pfray.bench $(DEMO_FILES)
 	$(BIN)/python -m benchmarks.device_check make $(DEMO)/device_check.npz $(DEMO_FILES)
 	PYTHONPATH=. $(DEVICE)/bin/python -m benchmarks.device_check compare $(DEMO)/device_check.npz $(DEMO_FILES)
+	$(BIN)/python -m benchmarks.device_files $(KINDS)
+	$(BIN)/python -m benchmarks.device_check make $(KINDS)/device_check.npz $(KIND_FILES)
+	PYTHONPATH=. $(DEVICE)/bin/python -m benchmarks.device_check compare $(KINDS)/device_check.npz $(KIND_FILES) \
+		--may-refuse $(NEWER)
 
 clean:
 	rm -rf $(VENV) $(DEVICE) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import ROOT, SKIPPED
 
-# Module and options of each. Not here: device_check, which needs the second environment of `make device-check`, and
+# Module and options of each. Not here: device_check and device_files, for `make device-check`'s second environment, and
 # search_quality, reward_fidelity and quant_accuracy, which take an hour and more each.
 RUNS = (
     ("search_overhead",),
@@ -22,6 +22,7 @@ RUNS = (
     ("gp_suggest",),
     ("lasso_path",),
     ("quantize_candidate",),
+    ("quant_file",),
     ("ddpg_search",),
     ("train_throughput",),
     ("train_throughput", "--model", "mobilenet_v1"),

@@ -1,0 +1,79 @@
+"""Small .tflite files of every kind that a run ships, for the check on a device: LeNet, trained on the digits for a few
+seconds, in float, with sparse weights, in int8, and with its weights on 2^8 and 2^4 levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+NAME = "device_files"
+# float32, zeros left out, integer kernels, int8 weights that are unpacked, int4 weights.
+KINDS = ("float", "sparse", "int8", "weights8", "weights4")
+SPARSITY = 0.9
+
+
+def make(folder: Path) -> list[Path]:
+    """Write ``KIND.tflite`` for all ``KINDS``, each checked against its model on test images."""
+    import torch
+
+    from learners.litert_quant import LitertQuant
+    from learners.litert_quant import Settings as Int8Settings
+    from learners.uniform_quant import Settings, UniformQuant
+    from pfray import finalize, train
+    from pfray.config import Training
+    from pfray.data import digits
+    from pfray.measure import place
+    from pfray.models.lenet import lenet
+
+    torch.manual_seed(0)
+    task = digits.build()
+    model = lenet(task.num_outputs, 1)
+    train.fit(model, task, Training(lr=0.02, batch_size=64), seed=0, steps=60)
+    place(model, "cpu").eval()
+
+    def on_levels(bits: int) -> Any:
+        quantized, settings = copy.deepcopy(model), Settings(symmetric=True, ends=True)
+        plan = UniformQuant.space(model, task, settings).uniform({"bits": bits})
+        UniformQuant.compress(quantized, plan, settings, UniformQuant.prepare(model, task, settings), 0)
+        return quantized
+
+    sparse, int8 = copy.deepcopy(model), Int8Settings(images=200)
+    with torch.no_grad():
+        for weight in (each for each in sparse.parameters() if each.dim() > 1):
+            weight[weight.abs() < weight.abs().quantile(SPARSITY)] = 0
+    plan = LitertQuant.space(model, task, int8).uniform({"bits": 8})
+    models = {
+        "float": model,
+        "sparse": sparse,
+        "int8": LitertQuant.finish(copy.deepcopy(model), model, plan, task, int8),
+        "weights8": on_levels(8),
+        "weights4": on_levels(4),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in KINDS:
+        path = folder / f"{kind}.tflite"
+        found = finalize.write_checked(models[kind].eval(), task, path, 50)
+        types = sorted({each["type"] for each in found["stored"].values()}) or ["float"]
+        print(f"{path}: {path.stat().st_size} bytes, weights {' and '.join(types)}", flush=True)
+    return [folder / f"{kind}.tflite" for kind in KINDS]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="Write small .tflite files of every kind, for `make device-check`.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to; made where it is missing")
+    make(parser.parse_args(arguments).folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
