@@ -35,7 +35,7 @@ def make(folder: Path) -> list[Path]:
     torch.manual_seed(0)
     task = digits.build()
     model = lenet(task.num_outputs, 1)
-    train.fit(model, task, Training(lr=0.02, batch_size=64), seed=0, steps=60)
+    train.fit(model, task, Training(lr=0.05, batch_size=64), seed=0, steps=200)
     place(model, "cpu").eval()
 
     def on_levels(bits: int) -> Any:
@@ -59,7 +59,7 @@ def make(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:
         path = folder / f"{kind}.tflite"
-        found = finalize.write_checked(models[kind].eval(), task, path, 50)
+        found = finalize.write_checked(models[kind].eval(), task, path, None)
         types = sorted({each["type"] for each in found["stored"].values()}) or ["float"]
         print(f"{path}: {path.stat().st_size} bytes, weights {' and '.join(types)}", flush=True)
     return [folder / f"{kind}.tflite" for kind in KINDS]
