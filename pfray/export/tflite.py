@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pfray import bench, lattice
 from pfray.errors import ExportError, StorageError, first_line
+from pfray.export import short_names
 from pfray.files import replacing
 from pfray.int8 import Int8Model
 from pfray.measure import evaluating
@@ -36,6 +37,7 @@ def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
                 lattice.forget(clone)  # the converter refuses buffers that no operator reads
             clone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             litert_torch.convert(clone, (sample,), quant_config=quantization).export(str(temporary))
+            short_names.shorten(temporary)
     except StorageError:
         raise
     except Exception as error:
