@@ -22,7 +22,6 @@ from benchmarks.sparse_resnet import job, needed
 NAME = "quant_file"
 FOLDER = ROOT / "runs" / NAME
 MODEL = "resnet20"
-BN_IMAGES = 2000
 # By bits, of the float file's bytes, where zero is a level.
 GOALS = {8: "<= 0.30", 4: "<= 0.17"}
 
@@ -52,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = UniformQuant.space(model, task, settings).uniform({"bits": bits})
             UniformQuant.compress(model, plan, settings, prepared, 0)
             place(model, "cpu")
-            reestimate_batch_norm(model, task, BN_IMAGES, "float32")
+            if options.bn_images:
+                reestimate_batch_norm(model, task, options.bn_images, "float32")
             path = FOLDER / f"bits{bits}-{'symmetric' if symmetric else 'affine'}.tflite"
             found = finalize.write_checked(model.eval(), task, path, options.images)
             times = bench.latency_ms([path, whole], rounds=options.rounds)
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 3, 2])
     parser.add_argument("--images", type=int, help="test images (default: all)")
+    parser.add_argument("--bn-images", type=int, default=2000, help="that batch norm is put right on; 0: it is not")
     parser.add_argument("--rounds", type=int, default=50, help="of the timing")
     return parser
 
