@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
-    {"errors", "bench", "agent"},
+    {"errors", "bench", "agent", "widths"},
     {"files", "space", "task", "quiet", "section"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress"},

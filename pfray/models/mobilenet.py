@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pfray.widths import check_width, scaled
+
 # (output channels at width 1, stride) of the 13 depthwise-separable blocks.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 
@@ -17,10 +19,10 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        channels = _scaled(32, width)
+        channels = scaled(32, width)
         layers: list[nn.Module] = [_conv_bn(in_channels, channels, 3, stride=2)]
         for base, stride in BLOCKS:
-            out = _scaled(base, width)
+            out = scaled(base, width)
             layers += [_conv_bn(channels, channels, 3, stride, groups=channels), _conv_bn(channels, out, 1)]
             channels = out
         self.features = nn.Sequential(*layers)
@@ -37,12 +39,7 @@ def _conv_bn(in_channels: int, channels: int, kernel: int, stride: int = 1, grou
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
-def _scaled(channels: int, width: float) -> int:
-    return max(8, int(channels * width + 4) // 8 * 8)
-
-
 def mobilenet_v1(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """Raises ValueError unless ``0 < width <= 4``."""
-    if not 0 < width <= 4:
-        raise ValueError(f"width is {width}; allowed are numbers above 0 and up to 4")
+    check_width(width)
     return MobileNetV1(num_outputs, in_channels, width)

@@ -12,10 +12,14 @@ from pfray.measure import count_params, evaluate, layer_macs, total_macs
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.models.resnet import OptionAShortcut, resnet20, resnet32, resnet44, resnet56, resnet110
+from pfray.models.resnet18 import resnet18, resnet34
+from pfray.models.vgg import vgg11, vgg13, vgg16
 from pfray.task import Split, Task
 
 SHARED = Path(__file__).parents[3] / "shared/data"
-MODELS = [lenet, mobilenet_v1, resnet20, resnet32, resnet44, resnet56, resnet110]
+CIFAR_RESNETS = [resnet20, resnet32, resnet44, resnet56, resnet110]
+WITH_WIDTH = [mobilenet_v1, vgg11, vgg13, vgg16, resnet18, resnet34]
+MODELS = [lenet, *CIFAR_RESNETS, *WITH_WIDTH]
 
 
 @pytest.mark.parametrize("factory", MODELS)
@@ -34,6 +38,11 @@ def test_images_come_out_as_logits(factory: Callable[..., nn.Module]) -> None:
         (mobilenet_v1, 224, 1000, 568_740_352, 4_231_976),
         (resnet20, 32, 10, 40_551_040, 269_722),
         (resnet56, 32, 10, 125_485_696, 853_018),
+        # Without the biases of the convolutions, which the batch norms make useless.
+        (vgg11, 32, 10, 152_769_536, 9_228_362),
+        (vgg16, 32, 10, 313_201_664, 14_724_042),
+        (resnet18, 32, 10, 555_422_720, 11_173_962),
+        (resnet34, 32, 10, 1_159_402_496, 21_282_122),
     ],
 )
 def test_costs_are_the_published_ones(
@@ -51,7 +60,7 @@ def _is_leaf(model: nn.Module, name: str) -> bool:
 
 
 def test_depth_is_six_blocks_of_layers_and_two() -> None:
-    depths = [sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model().modules()) for model in MODELS[2:]]
+    depths = [sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model().modules()) for model in CIFAR_RESNETS]
     assert depths == [20, 32, 44, 56, 110]
 
 
@@ -67,23 +76,41 @@ def _channels(model: nn.Module) -> list[int]:
     return [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
 
 
-def test_half_the_width_is_half_the_channels_everywhere() -> None:
-    full, half = _channels(mobilenet_v1()), _channels(mobilenet_v1(width=0.5))
+@pytest.mark.parametrize(
+    ("factory", "first", "last"),
+    [(mobilenet_v1, 32, 1024), *((f, 64, 512) for f in (vgg11, vgg13, vgg16, resnet18, resnet34))],
+)
+def test_half_the_width_is_half_the_channels_everywhere(
+    factory: Callable[..., nn.Module], first: int, last: int
+) -> None:
+    full, half = _channels(factory()), _channels(factory(width=0.5))
     assert half == [count // 2 for count in full]
-    assert full[0] == 32
-    assert full[-1] == 1024
+    assert full[0] == first
+    assert full[-1] == last
 
 
-def test_any_width_gives_whole_multiples_of_eight_channels() -> None:
-    model = mobilenet_v1(width=0.3).eval()
+def test_the_names_of_vgg_and_resnet_count_their_layers() -> None:
+    def depth(model: nn.Module) -> int:
+        main = [m for n, m in model.named_modules() if "shortcut" not in n]
+        return sum(isinstance(m, nn.Conv2d | nn.Linear) for m in main)
+
+    assert [depth(model()) for model in (resnet18, resnet34)] == [18, 34]
+    # One linear layer instead of three.
+    assert [depth(model()) for model in (vgg11, vgg13, vgg16)] == [9, 11, 14]
+
+
+@pytest.mark.parametrize("factory", WITH_WIDTH)
+def test_any_width_gives_whole_multiples_of_eight_channels(factory: Callable[..., nn.Module]) -> None:
+    model = factory(width=0.3).eval()
     assert all(count % 8 == 0 and count >= 8 for count in _channels(model))
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("width", [0, -1, 4.1, float("nan")])
-def test_a_width_out_of_range_is_refused(width: float) -> None:
+@pytest.mark.parametrize("factory", [mobilenet_v1, vgg11, resnet18])
+def test_a_width_out_of_range_is_refused(factory: Callable[..., nn.Module], width: float) -> None:
     with pytest.raises(ValueError, match="allowed are numbers above 0 and up to 4"):
-        mobilenet_v1(width=width)
+        factory(width=width)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,53 @@
+"""VGG for 32x32 images, with batch norm (Simonyan and Zisserman 2015, table 1: configurations A, B and D).
+
+For 32x32 images the five poolings leave one position, so that a single linear layer follows instead of three.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pfray.widths import check_width, scaled
+
+# Output channels at width 1 of the convolutions of each stage; a pooling ends every stage.
+STAGES = {
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+}
+
+
+class VGG(nn.Module):
+    """``(N, in_channels, 32, 32)`` images to ``(N, num_outputs)`` logits."""
+
+    def __init__(self, depth: int, num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        check_width(width)
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for stage in STAGES[depth]:
+            for base in stage:
+                out = scaled(base, width)
+                conv = nn.Conv2d(channels, out, 3, padding=1, bias=False)
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+                layers += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+                channels = out
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def vgg11(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
+    return VGG(11, num_outputs, in_channels, width)
+
+
+def vgg13(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
+    return VGG(13, num_outputs, in_channels, width)
+
+
+def vgg16(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
+    return VGG(16, num_outputs, in_channels, width)
