@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfray.cache import cache_dir
 from pfray.components import check_arguments, find_class, find_function, parse_settings
@@ -149,12 +149,15 @@ def build_model(experiment: Experiment, parts: Parts, task: Task) -> nn.Module:
     layer_macs(model, example_input(task))
     _check_output(model, task)
     if experiment.model.weights is not None:
-        load_weights(model, Path(experiment.model.weights))
+        load_weights(model, Path(experiment.model.weights), task.classes)
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state-dict file strictly. Raises WeightsError that names the file, or the keys that do not fit."""
+def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> None:
+    """Load a state-dict file strictly. Raises WeightsError that names the file, or the keys that do not fit.
+
+    classes: where the task has some classes of a data set only, the outputs of a head for all of them that stay.
+    """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
@@ -167,6 +170,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"model.weights: {path} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
     own = model.state_dict()
+    if classes is not None:
+        state = {k: _cut_head(v, own[k], classes) if k in own else v for k, v in state.items()}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
@@ -180,6 +185,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"model.weights: {path} is of another architecture ({what}). Remedy: choose the model it is for"
         )
     model.load_state_dict(state)
+
+
+def _cut_head(tensor: Tensor, own: Tensor, classes: Sequence[int]) -> Tensor:
+    """The rows of ``classes``, where there is one of each in the model's own tensor, and more in the file's."""
+    if not own.dim() == tensor.dim() > 0 or tensor.shape[1:] != own.shape[1:] or len(own) != len(classes):
+        return tensor
+    return tensor[list(classes)] if len(tensor) > max(len(own), *classes) else tensor
 
 
 def _call(kind: str, function: Callable[..., Any], settings: dict[str, Any]) -> Any:

@@ -77,6 +77,7 @@ class Task:
     soft_loss(outputs, teacher_outputs, temperature): scalar, the distillation term.
     augment(inputs, generator): inputs of a training batch, changed at random, of the same type and shape.
     mean, std: one number a channel (or one for all), applied to inputs scaled to 0..1.
+    classes: where only some classes of a data set are left, the numbers they had in it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     score: Callable[[Tensor, Tensor], Tensor] = top1
     soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_cross_entropy
+    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):

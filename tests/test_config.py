@@ -82,7 +82,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: lenet, mobilenet_v1, resnet110, resnet20"),
+    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: lenet, mobilenet_v1, resnet110, resnet18"),
     ({"model": "resnet_20"}, "Did you mean 'resnet20'?"),
     ({"model": {"name": "mobilenet_v1", "widht": 0.5}}, "model.widht: unknown setting"),
     ({"model": "no_such_pkg.models:build"}, "model: cannot import 'no_such_pkg.models'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch
 from pfray import cache
 from pfray.data import parquet, pickles
 from pfray.data.arrays import check_count, hold_out, random_crop_flip, shuffled
+from pfray.data.subset import check_classes, keep_classes
 from pfray.errors import DataError
 from pfray.task import Split, Task
 
-CLASSES = 10
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES = len(NAMES)
 SIZE = (32, 32)
 # Part of the cache's key: changed whenever the same files would be decoded to something else.
 FORMAT = 1
@@ -27,22 +30,26 @@ def build(
     validation_size: int = 5000,
     split_seed: int = 0,
     limit_train: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Task:
     """CIFAR-10 as 3x32x32 uint8 images.
 
     path: folder with the python pickles or with parquet files (train*.parquet, test*.parquet, columns image or img, and
     label); without it the data set ``hub`` is downloaded. Either is decoded once into the cache folder.
     validation_size: images held out of the training files, stratified; the rest is cut to its first ``limit_train``.
+    classes: only the images of these, numbered in this order; the sizes before are those of all classes.
     All splits are shuffled by ``split_seed``. Training batches are padded by 4, cropped and mirrored at random.
-    Raises DataError for files that are missing, damaged or of another form; ConfigError for impossible sizes.
+    Raises DataError for files that are missing, damaged or of another form; ConfigError for impossible sizes and
+    unknown classes.
     """
+    chosen = None if classes is None else check_classes(classes, NAMES)
     check_count("validation_size", validation_size, 1)
     check_count("split_seed", split_seed, 0)
     if limit_train is not None:
         check_count("limit_train", limit_train, 1)
     everything, test = _load(None if path is None else Path(path).expanduser().absolute(), hub)
     train, validation = hold_out(everything, validation_size, split_seed, "validation_size")
-    return Task(
+    task = Task(
         name="cifar10",
         train=train.head(limit_train),
         validation=validation,
@@ -52,6 +59,7 @@ def build(
         std=(0.229, 0.224, 0.225),
         augment=partial(random_crop_flip, pad=4),
     )
+    return task if chosen is None else keep_classes(task, chosen)
 
 
 def _load(folder: Path | None, hub: str) -> tuple[Split, Split]:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 from pfray.data.arrays import check_count, check_fraction, hold_out, random_crop
+from pfray.data.subset import check_classes, keep_classes
 from pfray.errors import ConfigError
 from pfray.task import Split, Task
 
+NAMES = tuple("0123456789")
 
-def build(validation_fraction: float = 0.2, test_fraction: float = 0.2, split_seed: int = 0) -> Task:
+
+def build(
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    classes: Sequence[int | str] | None = None,
+) -> Task:
     """Digits 0..9 as 1x32x32 uint8 images, enlarged from 8x8 by bilinear interpolation.
 
     The fractions are of all 1,797 images; splits are stratified and shuffled by ``split_seed``. Training batches are
-    moved by up to 2 pixels. Raises ConfigError for fractions that leave a split without some class.
+    moved by up to 2 pixels. classes: only these digits, numbered in this order.
+    Raises ConfigError for fractions that leave a split without some class, and for unknown classes.
     """
+    chosen = None if classes is None else check_classes(classes, NAMES)
     check_fraction("validation_fraction", validation_fraction)
     check_fraction("test_fraction", test_fraction)
     check_count("split_seed", split_seed, 0)
@@ -30,7 +41,7 @@ def build(validation_fraction: float = 0.2, test_fraction: float = 0.2, split_se
         rest, round(validation_fraction * len(everything)), split_seed, "validation_fraction"
     )
     pixels = train.inputs.double() / 255
-    return Task(
+    task = Task(
         name="digits",
         train=train,
         validation=validation,
@@ -40,6 +51,7 @@ def build(validation_fraction: float = 0.2, test_fraction: float = 0.2, split_se
         std=(pixels.std().item(),),
         augment=partial(random_crop, pad=2),
     )
+    return task if chosen is None else keep_classes(task, chosen)
 
 
 def _load() -> Split:
