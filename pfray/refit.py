@@ -63,7 +63,7 @@ def refit_in_order(
     teacher = copy.deepcopy(teacher).eval()
     device = next(teacher.parameters()).device
     batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
-    nodes = _trace(teacher, {layer for layer, _ in stays}, batches[0][:1])
+    nodes = traced_nodes(teacher, {layer for layer, _ in stays}, batches[0][:1])
     student = copy.deepcopy(teacher)
     prune(student, graph, kept)
     norms = norms_behind(teacher, batches[0][:1])
@@ -80,8 +80,8 @@ def refit_in_order(
     return student
 
 
-def _trace(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.Node]:
-    """The operations of the forward pass in order, down to the layers that are cut. Raises Untraceable."""
+def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.Node]:
+    """torch.fx's operations of the forward pass in order, down to the layers that are cut. Raises Untraceable."""
     arguments = list(inspect.signature(model.forward).parameters.values())[1:]
     defaults = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
     try:

@@ -46,12 +46,13 @@ class StagedResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        for number, ((base, stride), blocks) in enumerate(zip(STAGES, BLOCKS[depth], strict=True), start=1):
+        stages = []
+        for (base, stride), blocks in zip(STAGES, BLOCKS[depth], strict=True):
             out = scaled(base, width)
             first = ProjectedBlock(channels, out, stride)
-            stage = nn.Sequential(first, *(ProjectedBlock(out, out, 1) for _ in range(blocks - 1)))
-            self.add_module(f"layer{number}", stage)
+            stages.append(nn.Sequential(first, *(ProjectedBlock(out, out, 1) for _ in range(blocks - 1))))
             channels = out
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(channels, num_outputs)
         for module in self.modules():

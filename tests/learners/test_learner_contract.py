@@ -190,7 +190,8 @@ def test_one_cache_serves_many_plans_each_giving_the_same_bits_every_time(learne
     fresh = state(compressed(learner, teacher, plan, learner.prepare(teacher, task, learner.settings_type())))
     assert equal(first, again)
     assert equal(first, fresh)
-    assert not equal(first, stronger)
+    # Of two knobs that keep or remove, all may have to go.
+    assert equal(first, stronger) == (plan == space.decode(np.zeros(len(space))))
 
 
 @pytest.mark.parametrize("steps", [1, 5])

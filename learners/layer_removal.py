@@ -1,0 +1,195 @@
+"""Whole layers and blocks taken out (Pahwa et al. 2019, "Data-driven compression"; Ashok et al. 2018, "N2N").
+
+The student starts from the teacher's weights. A residual block that goes leaves its shortcut. A layer that goes is
+replaced by the linear map that comes nearest to it, multiplied into the weights of the layers that read it
+(``pfray/bridging.py``): nothing is left of it, and they have as many input channels as then reach them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from learners import filter_ranked
+from pfray import channels, removable
+from pfray.bridging import Maps, fit_maps, take_out
+from pfray.errors import UnsupportedModel
+from pfray.find_removable import find_removable
+from pfray.learner import Learner
+from pfray.measure import example_input
+from pfray.ranking import Ranking, keep_highest
+from pfray.removable import KINDS, Removable
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task
+from pfray.train import reestimate_batch_norm
+
+# In a plan: the keep ratio of the filters where it is not the settings'.
+FILTERS = "filters"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """images: training inputs that the maps are fitted on, and filters are ranked on. skip: layers and blocks that
+    stay, by name.
+
+    filters: the second stage: the share of the filters of every layer that is kept, the chosen plan's model having been
+        trained for ``filter_epochs``; which ones, a Taylor ranking says (``filter_ranked``). 1 leaves it out. It
+        comes on top of the target. round_to: filter counts are multiples of this, as for the channel learners.
+    """
+
+    images: Annotated[int, Field(ge=1)] = 500
+    skip: tuple[str, ...] = ()
+    filters: Annotated[float, Field(gt=0, le=1)] = 1.0
+    filter_epochs: Annotated[int, Field(ge=1)] = 5
+    round_to: Annotated[int, Field(ge=1)] = 8
+
+
+class LayerRemoval(Learner):
+    settings_type = Settings
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, 0 to remove and 1 to keep, for every layer and block that can go; costs ``params`` and ``macs``.
+
+        Raises UnsupportedModel where there is none, and for an unknown name in ``skip``.
+        """
+        found = removable_of(model, task)
+        names = found.names
+        unknown = [name for name in settings.skip if name not in names]
+        if unknown:
+            raise UnsupportedModel(
+                f"learner.skip: no layer or block '{unknown[0]}' that could go. Allowed: {', '.join(names) or 'none'}"
+            )
+        chosen = [name for name in names if name not in settings.skip]
+        if not chosen:
+            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(found.kept.items())[:3])
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no layer that can be removed ({reasons or 'all are in learner.skip'}). "
+                "Remedy: another learner, such as channel_pruned"
+            )
+        facts = descriptions(model, found, chosen, example_input(task))
+        knobs = tuple(Knob(n, compressed=0.0, full=1.0, choices=(0.0, 1.0), facts=facts[n]) for n in chosen)
+        return CompressionSpace(knobs, _Costs(found, tuple(chosen)))
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Maps:
+        return fit_maps(model, removable_of(model, task), task, settings.images)
+
+    @staticmethod
+    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+        """What a layer's map leaves unexplained, and what a block adds, both as a share of the variance behind it."""
+        errors = LayerRemoval.prepare(model, task, settings).errors
+        return {n: np.array([errors[n], 0.0]) for n in LayerRemoval.space(model, task, settings).names}
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Maps, steps: int) -> None:
+        take_out(model, cache, removed(plan))
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        """The student; or, where it has been trained already, the student with fewer filters."""
+        student = copy.deepcopy(model)
+        if plan.get(FILTERS, settings.filters) == 1:
+            take_out(student, LayerRemoval.prepare(teacher, task, settings), removed(plan))
+        else:
+            ranked = filter_ranked.Settings(round_to=settings.round_to, criterion="taylor", images=settings.images)
+            graph = channels.graph_of(student, task)
+            counts = filter_counts(student, task, settings)
+            groups = [group for group in graph.groups if group.name in counts]
+            keep_highest(student, Ranking(graph, filter_ranked.rank(student, groups, task, ranked)), counts)
+        reestimate_batch_norm(student, task, settings.images, "float32")
+        return student
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        removable.remove(model, removable_of(model, task), removed(plan))
+        if plan.get(FILTERS, settings.filters) < 1:
+            graph, counts = channels.graph_of(model, task), filter_counts(model, task, settings)
+            channels.prune(model, graph, {name: range(count) for name, count in counts.items()})
+        return model
+
+    @staticmethod
+    def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
+        """Where filters are to go, the student is trained with all of them first."""
+        return [({**plan, FILTERS: 1.0}, settings.filter_epochs)] if settings.filters < 1 else []
+
+
+_found: WeakKeyDictionary[nn.Module, tuple[Any, Removable]] = WeakKeyDictionary()
+
+
+def removable_of(model: nn.Module, task: Task) -> Removable:
+    """``find_removable`` on the task's inputs, once for a model object, and again where its structure has changed."""
+    example = example_input(task)
+    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
+    if model not in _found or _found[model][0] != shapes:
+        _found[model] = shapes, find_removable(model, example)
+    return _found[model][1]
+
+
+def removed(plan: Plan) -> list[str]:
+    """The layers and blocks that a plan takes out."""
+    return [name for name, value in plan.items() if value < 0.5 and name != FILTERS]
+
+
+def filter_counts(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
+    """The filters that each group of channels keeps in the second stage."""
+    counts = {}
+    for group in channels.graph_of(model, task).groups:
+        allowed = channels.allowed_counts(group, settings.round_to)
+        counts[group.name] = min(allowed, key=lambda count: abs(count - settings.filters * allowed[-1]))
+    return counts
+
+
+class _Costs:
+    """``costs_of`` of the space: the costs of a plan's values, remembered by what they take out."""
+
+    def __init__(self, found: Removable, names: tuple[str, ...]) -> None:
+        self.found, self.names = found, names
+        self._of = lru_cache(maxsize=100_000)(lambda gone: found.costs(gone))
+
+    def __call__(self, values: np.ndarray) -> dict[str, float]:
+        costs = self._of(tuple(name for name, value in zip(self.names, values, strict=True) if value < 0.5))
+        return {"params": costs["params"], "macs": costs["macs"]}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Costs, (self.found, self.names)
+
+
+def descriptions(model: nn.Module, found: Removable, names: list[str], example: Tensor) -> dict[str, dict[str, float]]:
+    """(t, k, s, p, n, s_start, s_end) of Pahwa et al. 2019 of every knob, and what goes with it.
+
+    t: ``removable.KINDS``. k, s, p, n: kernel, stride, padding, outputs; of a block those of its first layer and the
+    stride of all. s_start, s_end: the first and the last layer, counted from 1, of the shortcut around it; 0 without.
+    block: the place, counted from 1, of the knob that takes out the block around it; 0 without.
+    """
+    whole = found.costs(())
+    places = {name: place for place, name in enumerate(names, start=1)}
+    numbers = {layer.name: number for number, layer in enumerate(found.layers)}
+    facts = {}
+    for name in names:
+        block = next((b for b in found.blocks if b.name == name), None)
+        around = block or next((b for b in found.blocks if name.startswith(f"{b.name}.")), None)
+        layer = found.layers[block.members[0] if block else numbers[name]]
+        module: Any = model.get_submodule(layer.name)
+        conv = isinstance(module, nn.Conv2d)
+        without = found.costs([name])
+        facts[name] = {
+            "type": float(KINDS["block" if block else layer.kind]),
+            "kernel": float(module.kernel_size[0]) if conv else 1.0,
+            "stride": float(module.stride[0]) if conv else 1.0,
+            "padding": float(module.padding[0]) if conv and not isinstance(module.padding, str) else 0.0,
+            "outputs": float(layer.channels),
+            "skip_start": around.members[0] + 1.0 if around else 0.0,
+            "skip_end": around.members[-1] + 1.0 if around else 0.0,
+            "block": float(places.get(around.name, 0)) if around and around is not block else 0.0,
+            "params": whole["params"] - without["params"],
+            "macs": whole["macs"] - without["macs"],
+        }
+    return facts
