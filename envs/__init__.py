@@ -3,3 +3,4 @@
 from gymnasium import register
 
 register(id="pfray/Layerwise-v0", entry_point="envs.layerwise:LayerwiseEnv")
+register(id="pfray/Removal-v0", entry_point="envs.removal:RemovalEnv")
