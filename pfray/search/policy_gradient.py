@@ -1,0 +1,220 @@
+"""A policy over the layers, learned by REINFORCE (Williams 1992), as N2N (Ashok et al. 2018, section 3.2) and Pahwa et
+al. 2019 search which layers to remove: a bidirectional LSTM reads the descriptions of all layers and gives each the
+probabilities of its actions; the students of an iteration are tried side by side, then the policy takes one step.
+
+Notation: L layers, F numbers that describe one, A actions; pi(a | l) the policy, R a student's reward, b the
+exponential moving average of rewards, the baseline. The gradient is that of the mean of (R - b) sum_l log pi(a_l | l).
+
+What differs from the papers, because a student is dear: an iteration takes several steps, on the students of the last
+few iterations as well, each layer's gradient times pi / mu, the policy now over the policy that drew the student, and
+left out where that has gone far from 1 already (Schulman et al. 2017, arXiv 1707.06347, equation 7). No student is
+tried twice.
+
+The policy knows nothing of a layer but its description, so that one that was learned on another model, or on other
+classes, can be the start (``policy_from``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray.cache import load_tensors, save_tensors
+from pfray.errors import ConfigError, first_line
+from pfray.search.base import RETRIES, PlanSearcher
+from pfray.space import Plan
+
+POLICY = "policy.safetensors"
+# Students drawn that were tried before, until others are looked for.
+DRAWS = 5
+# How far pi / mu may be from 1 for a student still to be learned from.
+CLIP = 0.3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """env: the Gymnasium environment that is walked, with Discrete actions and their masks.
+
+    students: trials of an iteration, after which the policy learns from them. memory: iterations whose students are
+    learned from; steps: taken after each (1 and 1 is plain REINFORCE). rate: step size of Adam. decay: of the
+    moving average of rewards. entropy: weight of the policy's entropy, which keeps it from settling too early. hidden:
+    width of the LSTM, each way. levels: actions for knobs that are not just kept or removed.
+
+    policy_from: the folder of an earlier run by this searcher, whose learned policy is the start.
+    """
+
+    env: str = "envs:pfray/Removal-v0"
+    students: Annotated[int, Field(ge=1)] = 5
+    memory: Annotated[int, Field(ge=1)] = 4
+    steps: Annotated[int, Field(ge=1)] = 8
+    rate: Annotated[float, Field(gt=0)] = 0.01
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    entropy: Annotated[float, Field(ge=0)] = 0.01
+    hidden: Annotated[int, Field(ge=1)] = 30
+    levels: Annotated[int, Field(ge=2)] = 5
+    policy_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """actions: ``(L,)``. masks: ``(L, A)``, of the allowed ones. log_odds: log mu ``(L,)`` of the actions."""
+
+    actions: np.ndarray
+    masks: np.ndarray
+    log_odds: np.ndarray
+    score: float | None
+
+
+class Policy(nn.Module):
+    """``(L, F)`` descriptions to ``(L, A)`` logits, each layer seeing all before and behind it."""
+
+    def __init__(self, inputs: int, hidden: int, actions: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, hidden, bidirectional=True)
+        self.head = nn.Linear(2 * hidden, actions)
+
+    def forward(self, descriptions: Tensor) -> Tensor:
+        return self.head(self.lstm(descriptions)[0])
+
+
+class PolicyGradient(PlanSearcher):
+    settings_type = Settings
+
+    def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
+        super().__init__(*arguments, seed=seed, **options)
+        set_ = self.settings
+        try:
+            env: Any = self._env().unwrapped
+            actions = int(env.action_space.n)
+            self.descriptions = torch.from_numpy(env.descriptions).float()
+        except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"search.env: '{set_.env}' is no environment to search in ({first_line(error)}). "
+                f"Remedy: {Settings.env}, or one with its arguments, its descriptions and its action_for"
+            ) from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = Policy(self.descriptions.shape[1], set_.hidden, actions)
+        if set_.policy_from is not None:
+            _load(self.policy, Path(set_.policy_from).expanduser())
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=set_.rate)
+        self.baseline: float | None = None
+        # Of the students of the last iterations; those that the policy has not learned from yet are the last ones.
+        self.students: list[Student] = []
+        self.new = 0
+
+    def ask(self) -> Plan:
+        with torch.inference_mode():
+            logits = self.policy(self.descriptions).double().numpy()
+        tried = self.tried
+        for draw in range(RETRIES):
+            # A policy that has settled draws the same student again and again: then from a flatter one.
+            plan = self._within_limits(self._drawn(logits / 2.0 ** max(0, draw - DRAWS)))
+            if plan not in tried:
+                break
+        return plan
+
+    def _drawn(self, logits: np.ndarray) -> Plan:
+        env: Any = self._env()
+        _, info = env.reset()
+        for own in logits:
+            allowed = np.where(info["action_mask"], own, -np.inf)
+            odds = np.exp(allowed - allowed.max())
+            info = env.step(int(self.rng.choice(len(odds), p=odds / odds.sum())))[-1]
+        positions = self.space.encode(info["plan"])
+        # A knob without choices may lie anywhere around the place that its action leads to.
+        loose = np.array([not knob.choices for knob in self.space.knobs])
+        reach = 0.5 / (self.settings.levels - 1)
+        return self.space.decode(positions + loose * self.rng.uniform(-reach, reach, len(positions)))
+
+    def tell(self, plan: Plan, score: float | None) -> None:
+        self.students.append(Student(*self._replayed(plan), score))
+        self.new += 1
+        if self.new >= self.settings.students:
+            self._improve()
+            self.students = self.students[-self.settings.students * (self.settings.memory - 1) :]
+            self.new = 0
+
+    def _replayed(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(actions, masks, log mu) of a plan, whoever made it."""
+        env: Any = self._env()
+        actions, masks = [], []
+        _, info = env.reset()
+        for position in self.space.encode(plan):
+            masks.append(info["action_mask"])
+            info = env.step(env.unwrapped.action_for(position))[-1]
+            actions.append(info["action"])
+        with torch.inference_mode():
+            odds = self._log_odds(torch.from_numpy(np.array(masks)))
+            own = odds.gather(1, torch.tensor(actions)[:, None])[:, 0]
+        return np.array(actions), np.array(masks), own.numpy()
+
+    def _improve(self) -> None:
+        """Learn from the students; one that failed counts as the worst there was."""
+        scores = [score for _, score in self.told if score is not None]
+        scores += [student.score for student in self.students if student.score is not None]
+        if not scores:
+            return
+        rewards = np.array([min(scores) if one.score is None else one.score for one in self.students])
+        fresh = float(rewards[-self.new :].mean())
+        baseline = fresh if self.baseline is None else self.baseline
+        # In standard deviations, so that one step size does for scores of any unit.
+        advantages = torch.from_numpy((rewards - baseline) / (rewards.std() or 1.0)).float()[:, None]
+        actions = torch.from_numpy(np.stack([one.actions for one in self.students]))
+        masks = torch.from_numpy(np.stack([one.masks for one in self.students]))
+        drawn = torch.from_numpy(np.stack([one.log_odds for one in self.students]))
+        for _ in range(self.settings.steps):
+            log_odds = self._log_odds(masks)
+            ratio = (log_odds.gather(2, actions[:, :, None])[:, :, 0] - drawn).exp()
+            gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
+            entropy = -(log_odds.exp() * log_odds).sum(2)
+            loss = -(gain + self.settings.entropy * entropy).sum(1).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.baseline = self.settings.decay * baseline + (1 - self.settings.decay) * fresh
+        if self.folder is not None:
+            save_tensors(self.folder / POLICY, self.policy.state_dict())
+
+    def _log_odds(self, masks: Tensor) -> Tensor:
+        """log pi ``(..., L, A)`` of the allowed actions; of the others a number below all."""
+        return self.policy(self.descriptions).masked_fill(masks == 0, -1e9).log_softmax(-1)
+
+    def _env(self) -> gymnasium.Env:
+        """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
+        return gymnasium.make(
+            self.settings.env,
+            space=self.space,
+            target=self.limits,
+            evaluate=_unmeasured,
+            levels=self.settings.levels,
+            disable_env_checker=True,
+        )
+
+
+def _load(policy: Policy, folder: Path) -> None:
+    """Raises ConfigError where the folder holds no policy, or one for other descriptions or actions."""
+    remedy = "Remedy: the folder of a finished run with search.name policy_gradient"
+    tensors = load_tensors(folder / "search" / POLICY)
+    if tensors is None:
+        raise ConfigError(f"search.policy_from: {folder} holds no learned policy. {remedy}")
+    own = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if own != found:
+        name = next((name for name in own if own[name] != found.get(name)), "none")
+        raise ConfigError(
+            f"search.policy_from: {folder} holds a policy of another space ({name} is {found.get(name)} and not "
+            f"{own.get(name)}). {remedy}, the same search.hidden and search.levels, and knobs of the same kind"
+        )
+    policy.load_state_dict(tensors)
+
+
+def _unmeasured(plan: Plan) -> float:
+    return 0.0
