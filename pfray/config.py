@@ -134,7 +134,7 @@ class Search(Component):
     validation_images: int | None = Field(500, ge=1)
     rescore: int = Field(5, ge=0)
     scheduler: Literal["none", "asha"] = "none"
-    objective: Literal["accuracy", "agreement", "accuracy_and_cost", "amc", "ddc"] | None = None
+    objective: Literal["accuracy", "agreement", "accuracy_and_cost", "amc", "ddc", "n2n"] | None = None
     thresholds: Thresholds = Thresholds()
     space: dict[str, Annotated[str, AfterValidator(check_range)]] = Field(default_factory=dict)
     baselines: tuple[Literal["uniform", "allocate"], ...] = ("uniform", "allocate")

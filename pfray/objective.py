@@ -85,13 +85,19 @@ def ddc(objective: Objective, measured: Measurement, teacher: Measurement) -> fl
     return math.prod(min(1.0, reward) for reward in rewards)
 
 
+def n2n(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
+    """r (2 - r) A / A_0, r = 1 - C / C_0 (Ashok et al. 2018, "N2N learning", section 3.3), no bound on either factor."""
+    saved = _saved(objective, measured, teacher)
+    return saved * (2 - saved) * measured.accuracy / max(teacher.accuracy, 1e-9)
+
+
 def _saved(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
     return 1 - getattr(measured, objective.cost) / getattr(teacher, objective.cost)
 
 
 OBJECTIVES: dict[str, Callable[[Objective, Measurement, Measurement], float]] = {
-    function.__name__: function for function in (accuracy, agreement, accuracy_and_cost, amc, ddc)
+    function.__name__: function for function in (accuracy, agreement, accuracy_and_cost, amc, ddc, n2n)
 }
 # Those that weigh the cost too: their plans need only keep the target, not use it up.
-WEIGH_COST = frozenset({"accuracy_and_cost", "amc", "ddc"})
+WEIGH_COST = frozenset({"accuracy_and_cost", "amc", "ddc", "n2n"})
 NEEDS_LATENCY = frozenset({"ddc"})

@@ -44,6 +44,7 @@ class Scorer:
         self.validation = job.task.validation.head(job.search.validation_images)
         self.reference: Measurement | None = None
         self.cache_of: Any = None
+        self.latencies: dict[str, tuple[float, float]] = {}
 
     def begin(self, plan: Plan) -> None:
         """The next plan; ``step`` then does its rounds."""
@@ -104,8 +105,17 @@ class Scorer:
         measured = measure(self.model, task, self.validation, self.precision, self.macs, self.soft_labels)
         if job.objective.name not in objective.NEEDS_LATENCY:
             return measured, self.reference
-        own, teacher = latencies_ms([self.model, self.teacher], example_input(task, self.device))
+        own, teacher = self._latencies()
         return replace(measured, latency_ms=own), replace(self.reference, latency_ms=teacher)
+
+    def _latencies(self) -> tuple[float, float]:
+        """Milliseconds of the plan's model and of the teacher, timed in turns; once for each architecture, so that
+        equal models have equal scores."""
+        architecture = repr(self.model)  # layers with their sizes and strides
+        if architecture not in self.latencies:
+            own, teacher = latencies_ms([self.model, self.teacher], example_input(self.job.task, self.device))
+            self.latencies[architecture] = own, teacher
+        return self.latencies[architecture]
 
     def _prepare(self) -> None:
         if self.reference is None:

@@ -28,6 +28,9 @@ def test_the_scores_are_those_of_their_equations():
     assert of("accuracy_and_cost") == pytest.approx(0.81 * math.log(1.75))
     assert of("amc") == pytest.approx(-0.19 * math.log(250))
     assert of("amc", "macs") == pytest.approx(-0.19 * math.log(20_000))
+    # A quarter of the parameters is left, and 0.9 of the accuracy kept.
+    assert of("n2n") == pytest.approx(0.75 * 1.25 * 0.9)
+    assert of("n2n", "macs") == pytest.approx(0.6 * 1.4 * 0.9)
     assert of("accuracy_and_cost", "stored_bits") == pytest.approx(0.81 * math.log(1.75))
 
 

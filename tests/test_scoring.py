@@ -83,6 +83,15 @@ def test_latency_is_measured_where_the_score_needs_it(job):
     assert Scorer(WeightSparse, job, CPU).score(uniform(job, 0.8))["measurement"]["latency_ms"] is None
 
 
+def test_an_architecture_is_timed_once(job):
+    scorer = Scorer(WeightSparse, replace(job, objective=Objective("ddc")), CPU)
+    first, other, again = (scorer.score(uniform(job, s)) for s in (0.8, 0.5, 0.8))
+    # Zeros change nothing about the layers.
+    assert first["measurement"]["latency_ms"] == other["measurement"]["latency_ms"]
+    assert first["score"] == again["score"] != other["score"]
+    assert len(scorer.latencies) == 1
+
+
 def test_a_task_without_soft_labels_is_scored_by_its_accuracy(job):
     # One number a sample, which no softmax takes.
     task = replace(
