@@ -86,7 +86,7 @@ def ddc(objective: Objective, measured: Measurement, teacher: Measurement) -> fl
 
 
 def n2n(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
-    """r (2 - r) A / A_0, r = 1 - C / C_0 (Ashok et al. 2018, "N2N learning", section 3.3), no bound on either factor."""
+    """r (2 - r) A / A_0, r = 1 - C / C_0 (Ashok et al. 2018, "N2N learning", section 3.3), without thresholds."""
     saved = _saved(objective, measured, teacher)
     return saved * (2 - saved) * measured.accuracy / max(teacher.accuracy, 1e-9)
 
