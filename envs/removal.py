@@ -63,12 +63,13 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.space, self.target, self.evaluate, self.render_mode = space, dict(target), evaluate, render_mode
         space.uniform(self.target)  # raises InfeasibleTarget with the reachable range
         self._positions = [_positions(knob, levels) for knob in space.knobs]
+        self._actions = max(len(own) for own in self._positions)
         self._only_removal = all(knob.choices == REMOVAL for knob in space.knobs)
         self.descriptions = describe(space)
         self._begin()
         size = self.descriptions.shape[1] + 2
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
-        self.action_space = gymnasium.spaces.Discrete(max(len(own) for own in self._positions))
+        self.action_space = gymnasium.spaces.Discrete(self._actions)
 
     def action_for(self, position: float) -> int:
         """The action that takes the present knob nearest to ``position``: with it, any plan can be replayed."""
@@ -82,8 +83,8 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._step == len(self.space):
             raise ResetNeeded("this episode is over. Remedy: call reset first")
-        if not 0 <= int(action) < self.action_space.n:
-            raise ValueError(f"an action is a whole number from 0 to {self.action_space.n - 1}, not {action}")
+        if not 0 <= int(action) < self._actions:
+            raise ValueError(f"an action is a whole number from 0 to {self._actions - 1}, not {action}")
         allowed = np.flatnonzero(self._mask)
         chosen = int(min(allowed, key=lambda other: (abs(other - int(action)), -other)))
         self._decided[self._step] = self._positions[self._step][chosen]
@@ -98,12 +99,12 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def _begin(self) -> None:
         # What is decided, with the rest at its most compressed end.
-        self._decided, self._step = np.zeros(len(self.space)), 0
-        self._mask = self._allowed()
+        self._decided: np.ndarray = np.zeros(len(self.space))
+        self._step = 0
+        self._mask: np.ndarray = self._allowed()
 
     def _allowed(self) -> np.ndarray:
-        most = max(len(own) for own in self._positions)
-        mask = np.zeros(most, dtype=np.int8)
+        mask = np.zeros(self._actions, dtype=np.int8)
         if self._step == len(self.space):
             return mask + np.int8(1)
         own = self._positions[self._step]

@@ -1,4 +1,5 @@
-"""VGG for 32x32 images, with batch norm (Simonyan and Zisserman 2015, table 1: configurations A, B and D).
+"""VGG for 32x32 images, with batch norm (Simonyan and Zisserman 2015, table 1: configurations A, B and D), and a
+student with seven layers in the same manner.
 
 For 32x32 images the five poolings leave one position, so that a single linear layer follows instead of three.
 """
@@ -11,6 +12,7 @@ from pfray.widths import check_width, scaled
 
 # Output channels at width 1 of the convolutions of each stage; a pooling ends every stage.
 STAGES = {
+    7: ((64,), (128,), (256,), (256, 512), (512,)),
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
     16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
@@ -39,6 +41,10 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def vgg7(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
+    return VGG(7, num_outputs, in_channels, width)
 
 
 def vgg11(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:

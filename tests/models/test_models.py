@@ -13,12 +13,12 @@ from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.models.resnet import OptionAShortcut, resnet20, resnet32, resnet44, resnet56, resnet110
 from pfray.models.resnet18 import resnet18, resnet34
-from pfray.models.vgg import vgg11, vgg13, vgg16
+from pfray.models.vgg import vgg7, vgg11, vgg13, vgg16
 from pfray.task import Split, Task
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 CIFAR_RESNETS = [resnet20, resnet32, resnet44, resnet56, resnet110]
-WITH_WIDTH = [mobilenet_v1, vgg11, vgg13, vgg16, resnet18, resnet34]
+WITH_WIDTH = [mobilenet_v1, vgg7, vgg11, vgg13, vgg16, resnet18, resnet34]
 MODELS = [lenet, *CIFAR_RESNETS, *WITH_WIDTH]
 
 
@@ -96,7 +96,7 @@ def test_the_names_of_vgg_and_resnet_count_their_layers() -> None:
 
     assert [depth(model()) for model in (resnet18, resnet34)] == [18, 34]
     # One linear layer instead of three.
-    assert [depth(model()) for model in (vgg11, vgg13, vgg16)] == [9, 11, 14]
+    assert [depth(model()) for model in (vgg7, vgg11, vgg13, vgg16)] == [7, 9, 11, 14]
 
 
 @pytest.mark.parametrize("factory", WITH_WIDTH)
