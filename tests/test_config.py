@@ -87,7 +87,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"model": {"name": "mobilenet_v1", "widht": 0.5}}, "model.widht: unknown setting"),
     ({"model": "no_such_pkg.models:build"}, "model: cannot import 'no_such_pkg.models'"),
     ({"model": "pfray.models.lenet:lenett"}, "has no 'lenett'. Did you mean 'lenet'?"),
-    ({"data": "digit"}, "data: unknown name 'digit'. Allowed: cifar10, digits"),
+    ({"data": "digit"}, "data: unknown name 'digit'. Allowed: cifar10, cifar100, digits"),
     ({"data": {"factory": "pfray.models:nothing"}}, "data: module 'pfray.models' has no 'nothing'"),
     ({"learner": "weight_spars"}, "Did you mean 'weight_sparse'?"),
     ({"learner": "pfray.config:Section"}, "is not a subclass of pfray.learner.Learner"),

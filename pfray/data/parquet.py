@@ -18,11 +18,11 @@ from pfray.errors import DataError, first_line
 IMAGE_COLUMNS = ("image", "img")
 
 
-def read_file(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_file(path: Path, size: tuple[int, int], label: str = "label") -> tuple[np.ndarray, np.ndarray]:
     """``(M, 3, H, W)`` uint8 images and ``(M,)`` int64 labels of one parquet file.
 
-    size: the (H, W) that every image must have. Columns: ``label``, and ``image`` or ``img``, a struct whose ``bytes``
-    is an encoded image. Raises DataError.
+    size: the (H, W) that every image must have. Columns: the one called ``label``, and ``image`` or ``img``, a struct
+    whose ``bytes`` is an encoded image. Raises DataError.
     """
     # Imported here because finding a data set by name imports every module of this folder.
     import datasets
@@ -31,7 +31,7 @@ def read_file(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
         try:
             # Streamed: the other way copies the file into a cache of the library's own first.
             rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-            return _decode(_records(rows, rows.features, str(path)), None, str(path), size)
+            return _decode(_records(rows, rows.features, str(path), label), None, str(path), size)
         except DataError:
             raise
         except Exception as error:  # pyarrow and fsspec raise many types
@@ -39,7 +39,7 @@ def read_file(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
                             "again, or give data.path another folder") from error
 
 
-def read_hub(name: str, split: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_hub(name: str, split: str, size: tuple[int, int], label: str = "label") -> tuple[np.ndarray, np.ndarray]:
     """The same of one split of a data set on the hub. Raises DataError where it cannot be downloaded."""
     import datasets
 
@@ -49,27 +49,27 @@ def read_hub(name: str, split: str, size: tuple[int, int]) -> tuple[np.ndarray, 
         except Exception as error:  # the hub's client raises many types, by cause
             raise DataError(f"'{name}' ({split}) cannot be downloaded from the Hugging Face hub ({first_line(error)}). "
                             "Remedy: give data.path, a folder with the data set's files") from error
-        return _decode(_records(rows, rows.features, name), len(rows), f"{name} ({split})", size)
+        return _decode(_records(rows, rows.features, name, label), len(rows), f"{name} ({split})", size)
 
 
-def _records(rows: Any, features: Any, where: str) -> Iterator[tuple[bytes, int]]:
+def _records(rows: Any, features: Any, where: str, target: str) -> Iterator[tuple[bytes, int]]:
     """(encoded image, label) of every row; the columns are checked first."""
     import datasets
 
     names = list(features or {})
     column = next((name for name in IMAGE_COLUMNS if name in names), None)
-    if column is None or "label" not in names:
-        raise DataError(f"{where}: columns are {', '.join(names)}. Remedy: name them image (or img) and label")
+    if column is None or target not in names:
+        raise DataError(f"{where}: columns are {', '.join(names)}. Remedy: name them image (or img) and {target}")
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     for batch in rows.iter(batch_size=500):
-        for image, label in zip(batch[column], batch["label"], strict=True):
+        for image, label in zip(batch[column], batch[target], strict=True):
             if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
                 raise DataError(f"{where}: column {column} holds no encoded images (a struct with a field bytes). "
                                 "Remedy: store the files' bytes")
             if not isinstance(label, int):
                 raise DataError(f"{where}: label {label!r} is not a class number. Remedy: store whole numbers in "
-                                "column label")
+                                f"column {target}")
             yield image["bytes"], label
 
 
