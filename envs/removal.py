@@ -66,6 +66,8 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._actions = max(len(own) for own in self._positions)
         self._only_removal = all(knob.choices == REMOVAL for knob in space.knobs)
         self.descriptions = describe(space)
+        self._decided: np.ndarray
+        self._mask: np.ndarray
         self._begin()
         size = self.descriptions.shape[1] + 2
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
@@ -99,9 +101,9 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def _begin(self) -> None:
         # What is decided, with the rest at its most compressed end.
-        self._decided: np.ndarray = np.zeros(len(self.space))
+        self._decided = np.zeros(len(self.space))
         self._step = 0
-        self._mask: np.ndarray = self._allowed()
+        self._mask = self._allowed()
 
     def _allowed(self) -> np.ndarray:
         mask = np.zeros(self._actions, dtype=np.int8)

@@ -53,6 +53,7 @@ class Settings:
 
 class LayerRemoval(Learner):
     settings_type = Settings
+    lasting = True
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:

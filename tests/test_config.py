@@ -72,7 +72,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
         "search": {"trials": -3}, "seed": "x",
     }), "data=digitz")  # fmt: skip
     assert len(found) == 6
-    assert "data: unknown name 'digitz'. Allowed: cifar10, digits" in "\n".join(found)
+    assert "data: unknown name 'digitz'. Allowed: cifar10, cifar100, digits" in "\n".join(found)
     text = "\n".join(found)
     assert "model: missing" in text
     assert "modle: unknown key. Allowed: name, model, data" in text
