@@ -111,7 +111,8 @@ def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored:
             "Remedy: export.tflite=false to do without it, and report the model"
         )
     accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
-    if abs(accuracy - torch_accuracy) > MAX_ACCURACY_DIFFERENCE:
+    # Of few images, one that is on the border between two classes says nothing yet.
+    if abs(accuracy - torch_accuracy) > max(MAX_ACCURACY_DIFFERENCE, 1.5 / len(test)):
         raise ExportError(
             f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
             "test images. Remedy: export.tflite=false to do without it, and report the model"
