@@ -53,7 +53,6 @@ class Settings:
 
 class LayerRemoval(Learner):
     settings_type = Settings
-    lasting = True
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:

@@ -44,8 +44,8 @@ def _steps(value: Any) -> tuple[Step, ...]:
     names = [step.name for step in steps]
     mistakes += [f"learner: {name} is named twice. Remedy: once" for name in sorted({*names}) if names.count(name) > 1]
     mistakes += [
-        f"learner: {step.name} cannot come before another learner, whose training would undo it. Remedy: "
-        "put it last, behind a learner that takes parts of the network away, such as channel_pruned"
+        f"learner: {step.name} cannot come before another learner, which needs all layers and must not undo what it "
+        "did. Remedy: put it last, behind a learner that takes channels away, such as channel_pruned"
         for step in steps[: len(value) - 1]
         if not step.learner.lasting
     ]

@@ -120,6 +120,7 @@ def test_a_candidate_is_pruned_and_then_quantized(job, space, settings):
     [
         (["litert_quant", "channel_pruned"], r"learner: litert_quant cannot come before .*Remedy: .*channel_pruned"),
         (["weight_sparse", "litert_quant"], r"learner: weight_sparse cannot come before"),
+        (["layer_removal", "litert_quant"], r"learner: layer_removal cannot come before"),
         (["channel_pruned", "channel_pruned"], r"learner: channel_pruned is named twice"),
         (["channel_prund", "litert_quant"], r"learner: unknown name 'channel_prund'.*Did you mean 'channel_pruned'"),
         ([{"name": "channel_pruned", "imags": 2}, "litert_quant"], r"learner\.0\.imags: unknown key.*'images'"),
