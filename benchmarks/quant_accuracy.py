@@ -36,12 +36,12 @@ LR = 0.02
 
 
 def plan_bits(piece: Sequence[Any]) -> Record:
-    """piece: (model, learner, fold, bits, method, trials, seed). A plan, and its accuracy right after quantizing."""
+    """piece: (model, learner, settings, bits, method, trials, seed). A plan, and its accuracy right after quantizing."""
     from pfray.measure import evaluate, place
     from pfray.train import reestimate_batch_norm
 
-    model, name, fold, bits, method, trials, seed = piece
-    learner, work = searching.learner_and_job(model, name, fold=fold)
+    model, name, settings, bits, method, trials, seed = piece
+    learner, work = searching.learner_and_job(model, name, **settings)
     started = time.perf_counter()
     plan = _plan(method, learner, work, {"bits": bits}, trials, seed)
     seconds = time.perf_counter() - started
@@ -55,7 +55,7 @@ def plan_bits(piece: Sequence[Any]) -> Record:
 
 
 def retrain(piece: Sequence[Any]) -> Record:
-    """piece: (model, learner, fold, seed, epochs, plan). Prints the loss after each epoch."""
+    """piece: (model, learner, settings, seed, epochs, plan). Prints the loss after each epoch."""
     import torch
 
     from pfray.config import Training
@@ -63,9 +63,9 @@ def retrain(piece: Sequence[Any]) -> Record:
     from pfray.measure import evaluate
     from pfray.train import choose_precision, fit, steps_per_epoch
 
-    model, name, fold, seed, epochs, plan = piece
-    learner, work = searching.learner_and_job(model, name, fold=fold)
-    training = Training(epochs=epochs, lr=LR / 10 if fold else LR, **TRAINING)
+    model, name, settings, seed, epochs, plan = piece
+    learner, work = searching.learner_and_job(model, name, **settings)
+    training = Training(epochs=epochs, lr=LR / 10 if settings["fold"] else LR, **TRAINING)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     device, started = torch.device("cpu"), time.time()
     quantized, hook = build_compressed(learner, work, plan, device, steps)
@@ -107,15 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # With the most bits for all there is nothing to choose.
         if method == "uniform" or bits < max(BITS)
     ]
-    pieces = [[m, name, options.fold, bits, method, options.trials, options.seed] for m, name, bits, method in keys]
+    settings: dict[str, Any] = {"fold": options.fold}
+    if options.buckets is not None:
+        settings["buckets"] = options.buckets
+    pieces = [[m, name, settings, bits, method, options.trials, options.seed] for m, name, bits, method in keys]
     plans = dict(zip(keys, run_all(plan_bits, pieces, FOLDER / "plans.jsonl", options.processes), strict=True))
     trained: dict[tuple[Any, ...], Record] = {}
     if options.epochs:
-        pieces = [[key[0], key[1], options.fold, options.seed, options.epochs, plans[key]["plan"]] for key in keys]
+        pieces = [[key[0], key[1], settings, options.seed, options.epochs, plans[key]["plan"]] for key in keys]
         records = run_all(retrain, pieces, FOLDER / "trained.jsonl", options.processes)
         trained = dict(zip(keys, records, strict=True))
     teachers = {model: searching.teacher_accuracy(model) for model in options.models}
-    print(f"\nfold: {options.fold}; test split; {options.trials} trials, {options.epochs} epochs")
+    print(f"\n{settings}; test split; {options.trials} trials, {options.epochs} epochs")
     print("| model | learner | bits | plan | right after quantizing, % | trained, % | lost, points |")
     print("|---|---|---:|---|---:|---:|---:|")
     for key, record in plans.items():
@@ -155,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, default=100, help="trials of each search")
     parser.add_argument("--epochs", type=int, default=5, help="of training after quantizing; 0 for none")
     parser.add_argument("--fold", action="store_true", help="fold batch norms before quantizing")
+    parser.add_argument("--buckets", choices=("tensor", "channel", "run"), help="other than each learner's own default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="pieces at once, of one thread each")
     return parser
