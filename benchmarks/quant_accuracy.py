@@ -36,7 +36,7 @@ LR = 0.02
 
 
 def plan_bits(piece: Sequence[Any]) -> Record:
-    """piece: (model, learner, settings, bits, method, trials, seed). A plan, and its accuracy right after quantizing."""
+    """piece: (model, learner, settings, bits, method, trials, seed). A plan, and its accuracy without training."""
     from pfray.measure import evaluate, place
     from pfray.train import reestimate_batch_norm
 
