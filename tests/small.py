@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from pfray.measure import count_params, total_macs
 from pfray.task import Split, Task
 from tests.zoo import conv, head, randomize
 
@@ -53,3 +54,9 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def channel_costs(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """What a channel learner's space says of a model, measured on the model itself."""
+    params = count_params(model)[0]
+    return {"macs": total_macs(model, example), "params": params, "size_bytes": 4 * params}

@@ -17,13 +17,14 @@ from pfray.data import digits
 from pfray.errors import InfeasibleTarget, UnsupportedModel
 from pfray.graph import prune
 from pfray.job import Job
-from pfray.measure import count_params, evaluate, example_input, outputs_of, place, total_macs
+from pfray.measure import evaluate, example_input, outputs_of, place, total_macs
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.refit import refit_in_order
 from pfray.search.allocate import allocate_plan
 from pfray.space import Plan
 from pfray.task import Split, Task
 from pfray.train import fit
+from tests.small import channel_costs
 
 SETTINGS = Settings(images=500, positions=20, round_to=2)
 CURVES: dict[int, dict[str, np.ndarray]] = {}
@@ -104,7 +105,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 def test_the_pruned_model_costs_exactly_what_the_space_predicted(teacher, task, share):
     space, plan = ChannelPruned.space(teacher, task, SETTINGS), plan_at(teacher, task, share)
     model = compressed(teacher, plan, task)
-    assert space.costs(plan) == {"macs": total_macs(model, example_input(task)), "params": count_params(model)[0]}
+    assert space.costs(plan) == channel_costs(model, example_input(task))
     assert space.costs(plan)["macs"] <= share * total_macs(teacher, example_input(task))
 
 
@@ -239,7 +240,7 @@ def test_where_torch_fx_cannot_trace_the_model_all_is_done_at_once_and_said(untr
     at_once = compressed(untraceable, plan, task).state_dict()
     assert all(torch.equal(at_once[name], tensor) for name, tensor in finished.state_dict().items())
     costs = ChannelPruned.space(untraceable, task, SETTINGS).costs(plan)
-    assert costs == {"macs": total_macs(finished, example_input(task)), "params": count_params(finished)[0]}
+    assert costs == channel_costs(finished, example_input(task))
     assert distance(finished, untraceable, task) < 0.5 * distance(
         plainly_removed(untraceable, plan, task), untraceable, task
     )

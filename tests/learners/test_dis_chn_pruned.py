@@ -15,10 +15,10 @@ from learners.dis_chn_pruned import DisChnPruned, Settings, cached_scores
 from pfray.channels import graph_of, kept_counts
 from pfray.errors import TrainingFailed, UnsupportedModel
 from pfray.extra_losses import divide, tune
-from pfray.measure import count_params, evaluate, example_input, place, total_macs
+from pfray.measure import evaluate, example_input, place
 from pfray.models.resnet import resnet20
 from pfray.task import Split
-from tests.small import chain, equal, informative, make_task, passing_on, state
+from tests.small import chain, channel_costs, equal, informative, make_task, passing_on, state
 from tests.zoo import conv, randomize
 
 QUICK = {"round_to": 1, "steps": 2, "batch_size": 16, "images": 40}
@@ -33,8 +33,7 @@ def test_finish_meets_the_plan_to_the_channel_and_the_teacher_stays_as_it_is(los
     plan = {"0.0": 0.5, "1.0": 1.0, "2.0": 1 / 6, "3.0": 3 / 7}
     small = DisChnPruned.finish(model, model, plan, task, settings)
     assert [small[i][0].out_channels for i in range(4)] == [2, 5, 1, 3]
-    costs = {"macs": total_macs(small, example_input(task)), "params": count_params(small)[0]}
-    assert costs == space.costs(plan)
+    assert channel_costs(small, example_input(task)) == space.costs(plan)
     shell = copy.deepcopy(model)
     DisChnPruned.restructure(shell, plan, task, settings)
     shell.load_state_dict(small.state_dict())

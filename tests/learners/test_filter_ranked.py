@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from learners.filter_ranked import FilterRanked, Settings, filter_magnitudes, rank, taylor_scores
 from pfray.channels import graph_of, kept_counts
 from pfray.errors import UnsupportedModel
-from pfray.measure import count_params, example_input, place, total_macs
+from pfray.measure import example_input, place
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.task import Split, Task
+from tests.small import channel_costs
 from tests.zoo import Residual, conv, head, randomize
 
 EVERY = {"round_to": 1}
@@ -225,8 +226,7 @@ def test_a_plan_is_met_to_the_channel_and_the_teacher_stays_as_it_is(criterion):
     FilterRanked.compress(small, plan, settings, FilterRanked.prepare(model, task, settings), 0)
     for name, count in kept_counts(graph_of(model, task), plan).items():
         assert small.get_submodule(name).out_channels == count, name
-    costs = {"macs": total_macs(small, example_input(task)), "params": count_params(small)[0]}
-    assert costs == space.costs(plan)
+    assert channel_costs(small, example_input(task)) == space.costs(plan)
     finished = FilterRanked.finish(model, model, plan, task, settings)
     assert {n: p.shape for n, p in finished.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
     assert equal(model.state_dict(), before)
