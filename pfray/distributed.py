@@ -19,18 +19,22 @@ import ray
 import torch
 from ray import train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchTrainer, get_device
 from torch import nn
 
+from pfray.communication import distribute
+from pfray.config import Distributed
 from pfray.errors import PfrayError, TrainingFailed, first_line
 from pfray.files import read_records, write_atomically
-from pfray.job import Job
+from pfray.job import Job, updated
 from pfray.learner import Learner
 from pfray.measure import place
 from pfray.space import Plan
 from pfray.train import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
 
 STATE = "state.pt"
+# Of each worker, what its exchange of gradients has to remember.
+EXCHANGE = "exchange-{rank}.pt"
 CURVE = "curve.jsonl"
 
 # Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
@@ -47,13 +51,15 @@ def retrain(
     workers: int = 1,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
+    distributed: Distributed | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
 
     start: the state dict that ``finish`` gave, for the learners that have it.
     folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints
-    there continues from the last one. on_epoch(epochs done, loss) is called in this process, from the calling thread.
+    there continues from the last one. Of several workers, ``curve.jsonl`` also has the bytes of gradients that each
+    sent in the epoch. on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
     """
     # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
@@ -68,7 +74,14 @@ def retrain(
     write_atomically(folder / CURVE, epochs)
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"learner": learner, "job": job, "plan": plan, "start": start, "folder": str(folder)},
+        train_loop_config={
+            "learner": learner,
+            "job": job,
+            "plan": plan,
+            "start": start,
+            "folder": str(folder),
+            "distributed": distributed or Distributed(),
+        },
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
@@ -204,22 +217,36 @@ def _train_worker(config: dict[str, Any]) -> None:
         model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
     else:
         model, hook = restored(config["learner"], whole, config["plan"], ray.get(config["start"]), device), None
-    start_epoch, optimizer_state = 0, None
+    start_epoch, optimizer_state, exchange_state = 0, None, None
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
             state = torch.load(Path(directory) / STATE, weights_only=True, map_location=device)
+            if (own := Path(directory) / EXCHANGE.format(rank=shard.rank)).exists():
+                exchange_state = torch.load(own, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         start_epoch, optimizer_state = state["epoch"], state["optimizer"]
         if isinstance(hook, StatefulHook):
             hook.load_state_dict(state["hook"])
+    trained, exchange, training = model, None, job.training
+    if shard.world > 1:
+        settings: Distributed = config["distributed"]
+        trained, exchange = distribute(model, settings, job.seed)
+        if exchange_state is not None:
+            exchange.load_state_dict(exchange_state)
+        if settings.scale_lr:
+            training = updated(training, {"lr": training.lr * shard.world})
+    sent_bytes = 0
 
     def write(**entry: float | str) -> None:
         with (Path(config["folder"]) / CURVE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def save(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        nonlocal sent_bytes
         with tempfile.TemporaryDirectory() as directory:
-            checkpoint = None
+            kept = {} if exchange is None else exchange.state_dict()
+            if kept:
+                torch.save(kept, Path(directory) / EXCHANGE.format(rank=shard.rank))
             if shard.rank == 0:
                 state = {
                     "model": model.state_dict(),
@@ -228,16 +255,19 @@ def _train_worker(config: dict[str, Any]) -> None:
                     "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
                 }
                 torch.save(state, Path(directory) / STATE)
-                checkpoint = Checkpoint.from_directory(directory)
+            # Ray Train makes one checkpoint of all workers' files.
+            checkpoint = Checkpoint.from_directory(directory) if kept or shard.rank == 0 else None
             train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
         if shard.rank == 0:
-            write(epoch=epoch, loss=loss)
+            sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
+            write(epoch=epoch, loss=loss, **sent)
+        sent_bytes = 0 if exchange is None else exchange.sent_bytes
 
     try:
         fit(
-            prepare_model(model) if shard.world > 1 else model,
+            trained,
             job.task,
-            job.training,
+            training,
             seed=job.seed,
             precision=choose_precision(model, device, job.precision),
             teacher=place(job.teacher, device) if job.distill.weight else None,

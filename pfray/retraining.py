@@ -7,7 +7,7 @@ stages. ``distributed.py`` does a single one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from pfray import cluster
 from pfray.cache import load_tensors, save_tensors
-from pfray.config import Resources
+from pfray.config import Distributed, Resources
 from pfray.distributed import build_compressed, finish, finishes, restored, retrain, run_together
 from pfray.errors import StorageError
 from pfray.job import Job, updated
@@ -77,6 +77,7 @@ class Trainer:
     folder: Path
     progress: Progress
     on_epoch: EpochCallback
+    distributed: Distributed = field(default_factory=Distributed)
 
     def train(self, learner: type[Learner], job: Job, plans: dict[str, Plan]) -> dict[str, nn.Module]:
         """The model that each named plan gives after the job's training, on the CPU; finished ones are not repeated.
@@ -174,6 +175,7 @@ class Trainer:
             workers=self.resources.workers,
             cpus_per_worker=cpus,
             gpus_per_worker=gpus,
+            distributed=self.distributed,
             on_epoch=on_epoch,
         )
 

@@ -66,7 +66,9 @@ def _compress(
         earlier = folder.read_seconds(run_folder)
         closing.enter_context(_keep_seconds(run_folder, progress, earlier))
         events = Events(run_folder / "events")
-        trainer = retraining.Trainer(experiment.resources, run_folder, progress, events.epoch)
+        trainer = retraining.Trainer(
+            experiment.resources, run_folder, progress, events.epoch, experiment.distributed
+        )
         teacher = make_teacher(experiment, start.model, task, trainer)
         save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
 from pfray.components import find_class
-from pfray.config import Distill, Experiment
+from pfray.config import Distill, Distributed, Experiment
 from pfray.job import Job
 from pfray.learner import Learner
 from pfray.retraining import Trainer
@@ -22,9 +22,12 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
     """
     if experiment.model.weights is not None:
         return model
+    # How gradients are exchanged is part of what a teacher is, where it is not the plain way.
+    plain = experiment.distributed == Distributed()
     key = content_key(
         experiment.model.model_dump_json(), experiment.data.model_dump_json(), repr(model), state_bytes(model),
         task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
+        *([] if plain else [experiment.distributed.model_dump_json()]),
     )  # fmt: skip
     path = cache_dir() / "teachers" / f"{key}.safetensors"
     if (state := load_tensors(path)) is not None:

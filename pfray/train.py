@@ -105,8 +105,8 @@ def fit(
     if hook is not None:
         hook(step)
     for epoch in range(start_epoch, math.ceil(total / per_epoch)):
-        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(_mix(seed, epoch)))
-        noise = torch.Generator().manual_seed(_mix(seed, epoch, shard.rank + 1))
+        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+        noise = torch.Generator().manual_seed(mixed_seed(seed, epoch, shard.rank + 1))
         loss_sum, batches = torch.zeros((), device=device), 0
         for index in range(min(per_epoch, total - step)):
             batch = order[index * training.batch_size : (index + 1) * training.batch_size][shard.rank :: shard.world]
@@ -185,7 +185,7 @@ def _load(task: Task, batch: Tensor, noise: torch.Generator, device: torch.devic
     return channels_last(task.normalize(inputs.to(device))), task.train.targets[batch].to(device)
 
 
-def _mix(*parts: int) -> int:
+def mixed_seed(*parts: int) -> int:
     """One seed from several numbers, so that epochs and ranks draw unrelated random numbers."""
     mixed = 0
     for part in parts:

@@ -9,6 +9,7 @@ import ray
 import torch
 
 from learners import weight_sparse
+from pfray.config import Distributed
 from pfray.distributed import build_compressed, retrain
 from pfray.job import Job
 from pfray.measure import evaluate
@@ -72,3 +73,39 @@ def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_clus
     assert sorted(set(epochs)) == [1, 2, 3, 4]
     # Step 40 lies in the third epoch.
     assert epochs.count(1) == 1
+
+
+def test_two_workers_that_send_two_bits_go_on_from_a_checkpoint_as_if_nothing_had_happened(
+    ray_cluster, job, plan, tmp_path
+):
+    two_bits = Distributed(comm_hook="ecq")
+    whole = retrain(
+        weight_sparse.WeightSparse, ray.put(job), plan, tmp_path / "whole", workers=2, distributed=two_bits
+    )
+    settings = Settings(fault="worker", stage="training", at=40, counter=str(tmp_path / "counter"))
+    faulty = Job(**{**vars(job), "settings": settings})
+    again = retrain(Faulty, ray.put(faulty), plan, tmp_path / "dies", workers=2, distributed=two_bits)
+    assert (tmp_path / "counter").exists()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    epochs = [json.loads(line) for line in (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()]
+    steps = len(job.task.train) // 64
+    elements = sum(parameter.numel() for parameter in job.teacher.parameters())
+    assert [entry["epoch"] for entry in epochs] == [1, 2, 3, 4]
+    assert len({entry["sent_bytes"] for entry in epochs}) == 1
+    assert epochs[0]["sent_bytes"] * 10 <= 4 * elements * steps
+    model, _ = build_compressed(weight_sparse.WeightSparse, job, plan, torch.device("cpu"), steps=0)
+    model.load_state_dict(whole)
+    assert evaluate(model, job.task, job.task.test).accuracy > 0.9
+
+
+def test_the_learning_rate_is_scaled_by_the_workers_on_request(ray_cluster, job, plan, tmp_path):
+    short = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": 1, "lr": 0.01})})
+    faster = Job(**{**vars(short), "training": short.training.model_copy(update={"lr": 0.02})})
+    scaled, given = (
+        retrain(
+            weight_sparse.WeightSparse, ray.put(each), plan, tmp_path / name, workers=2,
+            distributed=Distributed(scale_lr=scale),
+        )
+        for name, each, scale in (("scaled", short, True), ("given", faster, False))
+    )  # fmt: skip
+    assert all(torch.equal(value, given[name]) for name, value in scaled.items())

@@ -21,6 +21,7 @@ LAYERS = [
     {"config"},
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "search", "warm_start"},
+    {"ecq", "shared_norm", "communication"},
     {"job", "extra_losses", "greedy_choice"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal"},
