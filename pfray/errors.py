@@ -42,9 +42,13 @@ class StorageError(PfrayError):
 
 
 class ClusterError(PfrayError):
-    """Ray does not start."""
+    """Ray does not start, or a cluster does not answer, let one in or do what is asked of it."""
 
     exit_code = 1
+
+
+class UnknownJob(PfrayError):
+    """A cluster knows no job of that id."""
 
 
 class TrainingFailed(PfrayError):

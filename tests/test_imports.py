@@ -29,7 +29,8 @@ LAYERS = [
     {"prepare"},
     {"finalize", "retraining"},
     {"teacher"},
-    {"run", "inspect"},
+    {"jobs"},
+    {"run", "inspect", "submit"},
 ]
 
 

@@ -1,0 +1,169 @@
+"""Send experiments to a Ray cluster, one job each: ``python -m pfray.submit experiments/*.yaml --address http://...``.
+
+A job runs ``pfray.run`` on the cluster and outlives this command. Its id is kept beside the run folder and not in it:
+``runs/.<name>.job.json``, because a run folder with other files in it is not taken for a new run's, and --force
+removes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pfray import config, jobs
+from pfray.errors import ConfigError, PfrayError, UnknownJob, print_error
+from pfray.files import write_atomically
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@dataclass(frozen=True)
+class Request:
+    """name: of the experiment. ticket: the file that keeps the job's id. entrypoint: the job's command."""
+
+    name: str
+    ticket: Path
+    entrypoint: str
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What is kept of a job that was sent."""
+
+    job: str
+    address: str
+    entrypoint: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: with --wait the highest of the jobs' own, 2 for a wrong request, 1 for a failure."""
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        overrides = [text for text in options.experiments if "=" in text]
+        names = [text for text in options.experiments if "=" not in text]
+        if options.status or options.stop:
+            return _ask(names, overrides, options)
+        return _send([_request(Path(name), overrides, options) for name in names], options)
+    except KeyboardInterrupt:
+        print("interrupted. The jobs go on; --status asks after them, --stop ends them", file=sys.stderr)
+        return 130
+    except PfrayError as error:
+        return print_error(error)
+
+
+def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Request:
+    """Raises ConfigError for every mistake of the experiment, before anything is sent."""
+    from pfray.prepare import component_mistakes
+
+    experiment = config.load(path, overrides, component_mistakes)
+    working_dir = options.working_dir.resolve()
+    if not path.resolve().is_relative_to(working_dir):
+        raise ConfigError(
+            f"{path} is not in the working directory {working_dir}, which is all that a job sees. "
+            "Remedy: --working-dir with a folder that holds it"
+        )
+    # A job runs in a copy of the working directory that is removed after it.
+    storage = Path(experiment.storage).expanduser().resolve()
+    command = [
+        "python", "-m", "pfray.run", str(path.resolve().relative_to(working_dir)), *overrides, f"storage={storage}",
+        *(["--resume"] if options.resume else []), *(["--force"] if options.force else []),
+    ]  # fmt: skip
+    return Request(experiment.name, storage / f".{experiment.name}.job.json", shlex.join(command))
+
+
+def _send(requests: Sequence[Request], options: argparse.Namespace) -> int:
+    if not requests:
+        raise ConfigError("no experiment is given. Example: python -m pfray.submit experiments/mobilenet_sparse.yaml")
+    names = [request.name for request in requests]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two experiments are named {twice!r}, which is one run folder. Remedy: another name: in one")
+    if options.requirements is not None and not options.requirements.is_file():
+        raise ConfigError(f"--requirements: {options.requirements} is not a file. Remedy: a file that pip reads")
+    address = options.address or DEFAULT_ADDRESS
+    client = jobs.connect(address)
+    shipped = jobs.environment(options.working_dir.resolve(), options.requirements)
+    sent = {}
+    for request in requests:
+        job = f"pfray-{request.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        jobs.submit(client, job, request.entrypoint, shipped)
+        request.ticket.parent.mkdir(parents=True, exist_ok=True)
+        ticket = Ticket(job, address, request.entrypoint)
+        write_atomically(request.ticket, json.dumps(asdict(ticket), indent=2))
+        print(f"{request.name}: {job}", flush=True)
+        sent[request.name] = job
+    if not options.wait:
+        return 0
+    several = len(sent) > 1
+    codes = jobs.follow(
+        client, sent, lambda name, line: print(f"[{name}] {line}" if several else line, flush=True)
+    )
+    for name, code in codes.items():
+        print(f"{name}: exit code {code}")
+    return max(codes.values(), key=abs)
+
+
+def _ask(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
+    """--status and --stop of experiments, or of job ids."""
+    if not names:
+        raise ConfigError("no experiment and no job id is given. Example: python -m pfray.submit exp.yaml --status")
+    found = {name: _ticket(Path(name), overrides) if Path(name).exists() else None for name in names}
+    clients = {}
+    for name, ticket in found.items():
+        job = name if ticket is None else ticket.job
+        # Where it was sent to, unless another is asked for: a cluster may be reached by another address now.
+        address = options.address or (DEFAULT_ADDRESS if ticket is None else ticket.address)
+        client = clients[address] = clients.get(address) or jobs.connect(address)
+        if options.stop:
+            done = "stopped" if jobs.stop(client, job) else "had ended already"
+            print(f"{name}: {job} {done}")
+        else:
+            details = jobs.details(client, job)
+            code = "" if details.driver_exit_code is None else f", exit code {details.driver_exit_code}"
+            print(f"{name}: {job} {details.status.value}{code}")
+    return 0
+
+
+def _ticket(path: Path, overrides: Sequence[str]) -> Ticket:
+    experiment = config.load(path, overrides)
+    file = Path(experiment.storage).expanduser().resolve() / f".{experiment.name}.job.json"
+    try:
+        return Ticket(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UnknownJob(
+            f"{path} has not been sent from here: {file} cannot be read. Remedy: the job's id instead of the file"
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pfray.submit",
+        description="Run experiments as jobs of a Ray cluster, one each.",
+        epilog="example: python -m pfray.submit experiments/mobilenet_sparse.yaml search.trials=60 --wait",
+    )
+    parser.add_argument(
+        "experiments", nargs="*", metavar="experiment",
+        help="experiment files and key=value overrides of all of them; with --status and --stop job ids, too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--address", help=f"of the cluster's dashboard (default: {DEFAULT_ADDRESS}, or that of the kept job)"
+    )
+    parser.add_argument("--working-dir", type=Path, default=Path(), help="the folder that is sent along (default: .)")
+    parser.add_argument("--requirements", type=Path, help="what pip installs for the job, a requirements file")
+    parser.add_argument("--resume", action="store_true", help="continue runs that were interrupted")
+    parser.add_argument("--force", action="store_true", help="replace the runs that the run folders hold")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--wait", action="store_true", help="show the logs until all end; the exit code is theirs")
+    action.add_argument("--status", action="store_true", help="print how the jobs are")
+    action.add_argument("--stop", action="store_true", help="stop the jobs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Experiments as jobs: what is sent, kept, shown and refused. The client is Ray's, the server a stand-in."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pfray import jobs
+from pfray.submit import main
+from tests.job_server import JobServer
+
+
+@pytest.fixture
+def server(monkeypatch):
+    # Ray lets it win over any other address; what the command line says has to hold.
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    server = JobServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's folder with two experiments and a run that is not to be sent along."""
+    folder = tmp_path / "mine"
+    (folder / "runs" / "old").mkdir(parents=True)
+    (folder / "runs" / "old" / "model.packed").write_text("large")
+    (folder / "my_models.py").write_text("")
+    raw = {"model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}}
+    for name in ("first", "second"):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def ticket(folder: Path, name: str) -> dict:
+    return json.loads((folder / "runs" / f".{name}.job.json").read_text())
+
+
+def test_each_experiment_is_a_job_with_its_code_and_overrides_whose_id_is_kept(server, folder, capsys):
+    assert main(["first.yaml", "second.yaml", "search.trials=3", "--resume", "--address", server.address]) == 0
+    kept = [ticket(folder, name) for name in ("first", "second")]
+    assert capsys.readouterr().out.splitlines() == [f"first: {kept[0]['job']}", f"second: {kept[1]['job']}"]
+    assert [entry["address"] for entry in kept] == [server.address] * 2
+    assert server.jobs[kept[0]["job"]]["entrypoint"] == (
+        f"python -m pfray.run first.yaml search.trials=3 storage={folder}/runs --resume"
+    )
+    sent = server.jobs[kept[0]["job"]]["runtime_env"]
+    files = {Path(name).name for names in server.packages.values() for name in names}
+    assert {"first.yaml", "my_models.py", "weight_sparse.py", "layerwise.py", "submit.py"} <= files
+    assert "model.packed" not in files
+    assert len(sent["py_modules"]) == 3
+    # Nothing lies in a run folder before its run, or the run would refuse it.
+    assert not (folder / "runs" / "first").exists()
+
+
+def test_waiting_shows_the_logs_and_ends_with_the_jobs_exit_code(server, folder, capsys):
+    assert main(["first.yaml", "--wait", "--address", server.address]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "[load] started", "[load] done in 1.5 s", "last", "first: exit code 0",
+    ]  # fmt: skip
+    server.exits = {"second.yaml": 2}
+    assert main(["first.yaml", "second.yaml", "--wait", "--address", server.address]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert {"[first] [load] started", "[second] [load] started", "second: exit code 2"} <= set(lines)
+
+
+def test_status_and_stop_find_a_job_by_its_experiment_and_by_its_id(server, folder, capsys):
+    assert main(["first.yaml", "--address", server.address]) == 0
+    job = ticket(folder, "first")["job"]
+    capsys.readouterr()
+    assert main(["first.yaml", "--status"]) == 0
+    assert capsys.readouterr().out == f"first.yaml: {job} SUCCEEDED, exit code 0\n"
+    assert main([job, "--stop", "--address", server.address]) == 0
+    assert main(["first.yaml", "--stop"]) == 0
+    assert capsys.readouterr().out == f"{job}: {job} stopped\nfirst.yaml: {job} had ended already\n"
+    assert main([job, "--status", "--address", server.address]) == 0
+    assert "STOPPED" in capsys.readouterr().out
+
+
+def test_a_job_that_was_stopped_while_one_waits_is_no_success(server, folder):
+    client = jobs.connect(server.address)
+    jobs.submit(client, "mine", "python -m pfray.run first.yaml", {})
+    assert jobs.stop(client, "mine")
+    said = []
+    assert jobs.follow(client, {"first": "mine"}, lambda name, line: said.append(line)) == {"first": 1}
+    assert said[-1] == "STOPPED: Job was intentionally stopped."
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["missing.yaml"], "missing.yaml"),
+    ([], "no experiment is given"),
+    (["first.yaml", "first.yaml"], "two experiments are named 'first'"),
+    (["first.yaml", "search.trials=-1"], "search.trials"),
+    (["first.yaml", "--working-dir", "runs"], "which is all that a job sees"),
+    (["first.yaml", "--requirements", "none.txt"], "none.txt is not a file"),
+    (["second.yaml", "--status"], "has not been sent from here"),
+    (["no-such-job", "--status"], "no job 'no-such-job' at"),
+    (["no-such-job", "--stop"], "no job 'no-such-job' at"),
+    (["--status"], "no experiment and no job id"),
+])  # fmt: skip
+def test_a_wrong_request_sends_nothing_and_says_what_to_do(server, folder, capsys, arguments, words):
+    assert main([*arguments, "--address", server.address]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert not server.jobs
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_token_is_said_to_be_one_and_never_shown(server, folder, capsys, status, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-token")
+    server.refuse = status
+    assert main(["first.yaml", "--address", server.address]) == 1
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1
+    assert "wants another token" in errors
+    assert "RAY_AUTH_TOKEN_PATH" in errors
+    assert "secret-token" not in errors
+
+
+def test_an_address_where_nobody_is_or_nobody_answers_is_an_error(folder, capsys, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        # Nothing listens there yet, then something that takes the call and says nothing.
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert main(["first.yaml", "--address", address]) == 1
+        assert f"no job server answers at '{address}'" in capsys.readouterr().err
+        silent.listen()
+        assert jobs.PATIENCE <= 30
+        monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+        assert main(["first.yaml", "--address", address]) == 1
+        assert "timed out" in capsys.readouterr().err
+    assert main(["first.yaml", "--address", "nonsense"]) == 1
+    assert "no job server answers at 'nonsense'" in capsys.readouterr().err
+    assert not list((folder / "runs").glob(".*.job.json"))
