@@ -12,16 +12,13 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from pfray.config import Distributed
 from pfray.ecq import Ecq
 from pfray.shared_norm import share_batch_norms
-
-# PyTorch's PowerSGD begins with so many steps that are not compressed; it needs two at least.
-POWERSGD_START = 10
 
 
 class Exchange(Protocol):
@@ -46,13 +43,7 @@ def distribute(model: nn.Module, settings: Distributed, seed: int) -> tuple[nn.M
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    wrapped = DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        # PowerSGD keeps its state by bucket. DDP makes its buckets anew after the first step of every process, unless
-        # it looks for unused parameters: a training that is continued would meet other buckets.
-        find_unused_parameters=settings.comm_hook == "powersgd",
-    )
+    wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     exchange = _exchange(wrapped.module, settings, seed)
     wrapped.register_comm_hook(exchange, lambda state, bucket: state.send(bucket))
     return wrapped, exchange
@@ -69,8 +60,6 @@ def _exchange(model: nn.Module, settings: Distributed, seed: int) -> Exchange:
             decay=settings.decay,
             seed=seed,
         )
-    if settings.comm_hook == "powersgd":
-        return PowerSgd(settings.rank, seed)
     if settings.comm_hook == "fp16":
         return AllReduce(default_hooks.fp16_compress_hook, 2)
     return AllReduce(default_hooks.allreduce_hook, 4)
@@ -92,38 +81,3 @@ class AllReduce:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         pass
-
-
-class PowerSgd:
-    """PyTorch's PowerSGD (Vogels et al. 2019): matrices of ``rank`` instead of the gradients, with error feedback."""
-
-    def __init__(self, rank: int, seed: int) -> None:
-        self.state = powerSGD_hook.PowerSGDState(
-            None, matrix_approximation_rank=rank, start_powerSGD_iter=POWERSGD_START, random_seed=seed
-        )
-        self.sent_bytes = 0
-
-    def send(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        elements, before = bucket.buffer().numel(), self.state.total_numel_after_compression
-        compresses = self.state.iter >= self.state.start_powerSGD_iter
-        future = powerSGD_hook.powerSGD_hook(self.state, bucket)
-        # Its later collectives start when the earlier ones end. With another bucket's between them, in another order on
-        # every worker, gloo would take one for the other.
-        future.wait()
-        sent = self.state.total_numel_after_compression - before if compresses else elements
-        self.sent_bytes += 4 * sent
-        return future
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "iter": self.state.iter,
-            "error": self.state.error_dict,
-            "p": self.state.p_memory_dict,
-            "q": self.state.q_memory_dict,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.state.iter = state["iter"]
-        self.state.error_dict, self.state.p_memory_dict, self.state.q_memory_dict = (
-            dict(state["error"]), dict(state["p"]), dict(state["q"])
-        )  # fmt: skip

@@ -185,23 +185,20 @@ class Resources(Section):
 class Distributed(Section):
     """How the workers of a retraining work together, where ``resources.workers`` is more than one.
 
-    comm_hook: how gradients are exchanged: as they are (``none``), in half precision (``fp16``), as matrices of low
-        rank (``powersgd``, Vogels et al. 2019), or quantized with the error fed back (``ecq``, Wu et al. 2018;
-        ``ecq.py``).
+    comm_hook: how gradients are exchanged: as they are (``none``), in half precision (``fp16``), or quantized with the
+        error fed back (``ecq``, Wu et al. 2018; ``ecq.py``).
     bits: of a gradient's element with ecq. group_size: elements that share a scale. compensation, decay: the alpha and
         beta of ecq, how much of the error is made up for in a step, and how much of it is remembered.
-    rank: of powersgd's matrices.
     scale_lr: multiplies lr by the number of workers (Goyal et al. 2017). ``batch_size`` is that of all workers
         together, so this is for those who raise it with their number.
     sync_batch_norm: batch norms see the whole batch and not each worker's share.
     """
 
-    comm_hook: Literal["none", "fp16", "powersgd", "ecq"] = "none"
+    comm_hook: Literal["none", "fp16", "ecq"] = "none"
     bits: Literal[2, 4, 8] = 2
     group_size: int = Field(64, ge=8, multiple_of=4)
     compensation: float = Field(0.2, ge=0, le=1)
     decay: float = Field(0.9, ge=0, le=1)
-    rank: int = Field(2, ge=1)
     scale_lr: bool = False
     sync_batch_norm: bool = False
 

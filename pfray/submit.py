@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pfray import config, jobs
 from pfray.errors import ConfigError, PfrayError, UnknownJob, print_error
@@ -114,7 +115,7 @@ def _ask(names: Sequence[str], overrides: Sequence[str], options: argparse.Names
     if not names:
         raise ConfigError("no experiment and no job id is given. Example: python -m pfray.submit exp.yaml --status")
     found = {name: _ticket(Path(name), overrides) if Path(name).exists() else None for name in names}
-    clients = {}
+    clients: dict[str, Any] = {}
     for name, ticket in found.items():
         job = name if ticket is None else ticket.job
         # Where it was sent to, unless another is asked for: a cluster may be reached by another address now.
