@@ -138,7 +138,7 @@ def describe_errors(error: ValidationError, prefix: str, allowed: Callable[[tupl
         else:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "value_error" or isinstance(item["input"], dict):
-                lines.append(f"{key}: {message}")
+                lines.append(f"{key}: {message}" if key else message)  # a mistake of several sections has no path
             else:
                 lines.append(f"{key}: {item['input']!r} is not allowed: {message[:1].lower()}{message[1:]}")
     return lines
