@@ -23,7 +23,7 @@ from pfray.bridging import Maps, fit_maps, take_out
 from pfray.errors import UnsupportedModel
 from pfray.find_removable import find_removable
 from pfray.learner import Learner
-from pfray.measure import example_input
+from pfray.measure import example_input, once_for_structure
 from pfray.ranking import Ranking, keep_highest
 from pfray.removable import KINDS, Removable
 from pfray.space import CompressionSpace, Knob, Plan
@@ -126,11 +126,7 @@ _found: WeakKeyDictionary[nn.Module, tuple[Any, Removable]] = WeakKeyDictionary(
 
 def removable_of(model: nn.Module, task: Task) -> Removable:
     """``find_removable`` on the task's inputs, once for a model object, and again where its structure has changed."""
-    example = example_input(task)
-    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
-    if model not in _found or _found[model][0] != shapes:
-        _found[model] = shapes, find_removable(model, example)
-    return _found[model][1]
+    return once_for_structure(_found, model, example_input(task), find_removable)
 
 
 def removed(plan: Plan) -> list[str]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from pfray.errors import UnsupportedModel
 from pfray.graph import ChannelGraph, ChannelGroup, channel_graph, prune
-from pfray.measure import example_input, stored_bytes
+from pfray.measure import example_input, once_for_structure, stored_bytes
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
 
@@ -46,11 +46,7 @@ class ChannelSettings:
 def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
     """The model's channel graph for the task's inputs; it is proven, which takes seconds, once for a model object and
     again where that has been pruned."""
-    example = example_input(task)
-    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
-    if model not in _graphs or _graphs[model][0] != shapes:
-        _graphs[model] = shapes, channel_graph(model, example)
-    return _graphs[model][1]
+    return once_for_structure(_graphs, model, example_input(task), channel_graph)
 
 
 def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:

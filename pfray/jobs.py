@@ -30,9 +30,9 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 def connect(address: str) -> JobSubmissionClient:
     """The client of the job server at ``address``. Raises ClusterError where none answers, or none that lets one in."""
     try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=PATIENCE).close()
-    except urllib.error.HTTPError:
-        pass  # it answers; what it says is the client's to tell
+        # A refusal is an answer too; what it says is the client's to tell.
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=PATIENCE).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"--address: no job server answers at {address!r} ({first_line(error)}). Remedy: the address of the "

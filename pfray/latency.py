@@ -151,9 +151,9 @@ def _time(
 def _shaped(learner: type[Learner], model: nn.Module, plan: Plan, task: Task, settings: Any) -> nn.Module:
     """A copy of the model with the plan's structure, whatever its weights."""
     model = copy.deepcopy(model)
-    for step, own in learner.steps(plan, settings):
-        model = _shaped(step.learner, model, own, task, step.settings)
-    if learner.steps(plan, settings):
+    if steps := learner.steps(plan, settings):
+        for step, own in steps:
+            model = _shaped(step.learner, model, own, task, step.settings)
         return model
     if learner.restructure is not Learner.restructure:
         return learner.restructure(model, plan, task, settings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pfray.errors import UnsupportedModel, first_line
 from pfray.task import Split, Task
+
+T = TypeVar("T")
 
 FLOAT_BITS = 32
 # Samples whose mean soft loss is one observation of its standard error.
@@ -156,6 +159,19 @@ def _standard_error(values: Tensor) -> float:
 def example_input(task: Task, device: torch.device | str = "cpu") -> Tensor:
     """``(1, C, H, W)``: the first training input, normalized."""
     return task.normalize(task.train.inputs[:1]).to(device)
+
+
+def once_for_structure(
+    known: WeakKeyDictionary[nn.Module, tuple[Any, T]], model: nn.Module, example: Tensor, find: Callable[..., T]
+) -> T:
+    """``find(model, example)``, once for a model object, and again where its structure or the example's has changed.
+
+    known: what was found before, of all models.
+    """
+    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
+    if model not in known or known[model][0] != shapes:
+        known[model] = shapes, find(model, example)
+    return known[model][1]
 
 
 def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
