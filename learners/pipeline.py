@@ -99,7 +99,13 @@ class Pipeline(Learner):
             rivals = [step.name for step, costs in zip(settings.steps, offered, strict=True) if unit in costs]
             if len(rivals) > 1:
                 raise ConfigError(f"learner: {' and '.join(rivals)} both change {unit}. Remedy: keep one of them")
-        costs_of = partial(_costs, parts=parts, params=count_params(model)[0])
+        sizes = None
+        if all("size_bytes" in costs for costs in offered):
+            quantized = (part for part, costs in zip(parts, offered, strict=True) if "bits" in costs)
+            sizes = next(
+                ({knob.name.partition(":")[2]: knob.facts["params"] for knob in part.knobs} for part in quantized), None
+            )
+        costs_of = partial(_costs, parts=parts, params=count_params(model)[0], sizes=sizes)
         return CompressionSpace(tuple(knob for part in parts for knob in part.knobs), costs_of, tuple(parts))
 
     @staticmethod
@@ -143,26 +149,25 @@ def _named(prefix: str, space: CompressionSpace) -> CompressionSpace:
     return replace(space, knobs=tuple(replace(knob, name=f"{prefix}:{knob.name}") for knob in space.knobs))
 
 
-def _costs(values: np.ndarray, parts: Sequence[CompressionSpace], params: int) -> dict[str, float]:
-    found: list[dict[str, float]] = []
+def _costs(
+    values: np.ndarray, parts: Sequence[CompressionSpace], params: int, sizes: Mapping[str, float] | None
+) -> dict[str, float]:
+    """params: of the whole model. sizes: weights of each layer that is quantized; None where bytes are not offered."""
+    costs: dict[str, float] = {}
     left: dict[str, float] = {}
-    bits: Mapping[str, float] = {}
+    bits = values[:0]
     start = 0
     for part in parts:
         own = values[start : start + len(part)]
         start += len(part)
-        found.append(part.costs_of(own))
-        params = int(found[-1].get("params", params))
+        found = part.costs_of(own)
+        costs |= found
         if part.weights_left is not None:
             left |= part.weights_left(own)
-        if "bits" in found[-1]:
-            bits = dict(zip(part.names, own.tolist(), strict=True))
-            whole = {knob.name: knob.facts["params"] for knob in part.knobs}
-    costs = {unit: value for each in found for unit, value in each.items()}
-    if bits and all("size_bytes" in each for each in found):
-        layers = {name: name.partition(":")[2] for name in bits}
-        weights = np.array([left.get(layers[name], whole[name]) for name in bits])
-        costs["size_bytes"] = stored_bytes(params, weights, np.array(list(bits.values())))
-    elif "size_bytes" in costs:
-        del costs["size_bytes"]
+        if "bits" in found:
+            bits = own
+    costs.pop("size_bytes", None)
+    if sizes is not None:
+        weights = np.array([left.get(name, size) for name, size in sizes.items()])
+        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits)
     return costs

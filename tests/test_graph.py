@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import time
 
 import pytest
 import torch
@@ -283,19 +282,16 @@ def test_scales_of_zero_do_not_hide_a_wrong_group():
     assert graph.skipped["one.0"] == "shifted on the way to the next layers"
 
 
-def test_a_deep_network_is_pruned_and_counted_fast():
+def test_a_deep_network_is_pruned_and_counted_without_running_it(monkeypatch):
     model = resnet56().eval()
-    graph = channel_graph(model, torch.randn(1, 3, 32, 32))
+    example = torch.randn(1, 3, 32, 32)
+    graph = channel_graph(model, example)
     assert len(graph.groups) == 28
     kept = {group.name: list(range(group.units // 2)) for group in graph.groups}
-    seconds = []
-    for _ in range(3):
-        pruned = copy.deepcopy(model)
-        start = time.process_time()
+    pruned = copy.deepcopy(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__call__", lambda *_: pytest.fail("a layer was run"))
         prune(pruned, graph, kept)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.2
-    start = time.process_time()
-    for _ in range(200):
-        graph.costs(graph.units)
-    assert (time.process_time() - start) / 200 < 1e-3
+        costs = graph.costs([group.units // 2 for group in graph.groups])
+    assert costs["params"] == sum(p.numel() for p in pruned.parameters())
+    assert pruned(example).shape == (1, 10)
