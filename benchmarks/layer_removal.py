@@ -1,8 +1,9 @@
 """Layer removal beside other ways to the same size: accuracy, parameters and time of the student (Pahwa et al. 2019,
-tables 2 and 3), and what a policy that was learned on all classes is worth on some of them (tables 8 to 10).
+tables 2 and 3), and what the policy finds beside chance.
 
-Every student is trained for the same epochs; the test split is read once, after the last. What is finished is kept, so
-that a call that is repeated goes on. The paper's VGG-11 has four times the weights of the default here.
+Every student is trained for the same epochs; the test split is read once, after the last. Seeds are those of search and
+training; the teacher is one and the same. What is finished is kept, so that a call that is repeated goes on. The
+paper's VGG-11 has four times the channels of the default here.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from benchmarks.workers import Record, run_all
 
 NAME = "layer_removal"
 FOLDER = ROOT / "runs" / NAME
-METHODS = ("DDC", "DDC, hard labels", "DDC, fewer filters", "N2N", "random removal", "ranked filters", "distilled")
-SUBSETS: dict[str, dict[str, list[Any]]] = {
-    "cifar10": {
-        "animals": ["bird", "cat", "deer", "dog", "frog", "horse"],
-        "vehicles": ["airplane", "automobile", "ship", "truck"],
-    },
-    "digits": {"round": [0, 6, 8, 9], "straight": [1, 4, 7]},
+# (kind of search, its objective, the weight of the teacher's soft labels)
+SEARCHES = {
+    "DDC": ("policy_gradient", "ddc", 0.7),
+    "DDC, hard labels": ("policy_gradient", "ddc", 0.0),
+    "N2N": ("policy_gradient", "n2n", 0.7),
+    "random removal": ("coin flips", "ddc", 0.7),
 }
+FEWER, RANKED, RANKED_FEWER, DISTILLED = (
+    "DDC, then fewer filters", "ranked filters, as many parameters as DDC", "ranked filters, as many as the fewest",
+    "distilled, 7 layers",
+)  # fmt: skip
 LIMITS = {"params": 0.5}
-SOFT = 0.7
+# A job's teacher: (data, model, width, epochs).
+Kind = Sequence[Any]
 
 
 @lru_cache
-def job_of(data: str, classes: tuple[Any, ...] | None, model: str, width: float, epochs: int, seed: int) -> Any:
+def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any, ...] | None = None) -> Any:
     """The job of a trial of layer removal; its teacher is trained once for so many epochs and kept."""
     import torch
 
@@ -48,20 +53,20 @@ def job_of(data: str, classes: tuple[Any, ...] | None, model: str, width: float,
 
     settings: dict[str, Any] = {"path": str(DATA / "cifar10-jpeg")} if data == "cifar10" else {}
     task: Any = find_function("data", data)(**settings, classes=None if classes is None else list(classes))
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     teacher: Any = build(model, task, width)
     training = Training(epochs=epochs, lr=0.05, batch_size=128 if data == "cifar10" else 64)
     some = "all" if classes is None else "-".join(map(str, classes))
-    path = FOLDER / f"teacher-{data}-{some}-{model}-{width}-{epochs}-{seed}.safetensors"
+    path = FOLDER / f"teacher-{data}-{some}-{model}-{width}-{epochs}.safetensors"
     state = load_tensors(path)
     if state is None:
-        fit(teacher, task, training, seed=seed, precision=choose_precision(teacher, torch.device("cpu")))
+        fit(teacher, task, training, seed=0, precision=choose_precision(teacher, torch.device("cpu")))
         save_tensors(path, teacher.state_dict())
     else:
         teacher.load_state_dict(state)
     search = Search(name="policy_gradient", finetune_steps=20, validation_images=1000)
     return Job(
-        task, teacher.eval(), Settings(), training, Distill(weight=SOFT), search, seed, "auto", Objective("ddc")
+        task, teacher.eval(), Settings(), training, Distill(weight=0.7), search, 0, "auto", Objective("ddc")
     )  # fmt: skip
 
 
@@ -72,43 +77,35 @@ def build(model: str, task: Any, width: float) -> Any:
     return factory(num_outputs=task.num_outputs, in_channels=task.input_shape[0], width=width)
 
 
-def searched(
-    job: Any, name: str, students: int, objective: str, seed: int, folder: Path | None = None, policy: str | None = None
-) -> list[Any]:
-    """The records of a finished search, in order. folder: where its policy is kept. policy: the run to start from."""
-    from dataclasses import replace
-
+def searched(job: Any, students: int, seed: int, folder: Path | None = None, policy: str | None = None) -> list[Any]:
+    """The records of a search by policy gradient. folder: where its policy is kept. policy: the run to start from."""
     from benchmarks.searching import search
     from learners.layer_removal import LayerRemoval
     from pfray.components import find_class
-    from pfray.objective import Objective
     from pfray.search.base import PlanSearcher
 
     space = LayerRemoval.space(job.teacher, job.task, job.settings)
     limits = {unit: share * space.reachable(unit)[1] for unit, share in LIMITS.items()}
-    found: Any = find_class("search", name, PlanSearcher)
+    found: Any = find_class("search", "policy_gradient", PlanSearcher)
     settings = found.settings_type(**({"policy_from": policy} if policy else {}))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     searcher = found(space, limits, settings, seed=seed, trials=students, use_up=False, folder=folder)
-    search(LayerRemoval, replace(job, objective=Objective(objective)), searcher)
+    search(LayerRemoval, job, searcher)
     return searcher.records
 
 
 def coin_flips(job: Any, students: int, seed: int) -> list[Any]:
-    """Records of students of which each layer is kept or removed by chance, moved onto the limits."""
-    from dataclasses import replace
-
+    """Records of students within the limits of which each layer is kept or removed by chance."""
     import numpy as np
     import torch
 
     from learners.layer_removal import LayerRemoval
-    from pfray.objective import Objective
     from pfray.scoring import Scorer
 
     space = LayerRemoval.space(job.teacher, job.task, job.settings)
     limits = {unit: share * space.reachable(unit)[1] for unit, share in LIMITS.items()}
-    scorer = Scorer(LayerRemoval, replace(job, objective=Objective("ddc")), torch.device("cpu"))
+    scorer = Scorer(LayerRemoval, job, torch.device("cpu"))
     rng = np.random.default_rng(seed)
     records: list[Any] = []
     while len(records) < students:
@@ -116,6 +113,22 @@ def coin_flips(job: Any, students: int, seed: int) -> list[Any]:
         if space.meets(plan, limits):
             records.append({"plan": plan, "score": scorer.score(plan)["score"]})
     return records
+
+
+def choose(piece: Sequence[Any]) -> Record:
+    """piece: (key of SEARCHES, kind, students, seed). The best student's plan and reward, and all rewards in order."""
+    from dataclasses import replace
+
+    from pfray.config import Distill
+    from pfray.objective import Objective
+
+    name, kind, students, seed = piece
+    how, objective, weight = SEARCHES[name]
+    job = replace(job_of(*kind), objective=Objective(objective), distill=Distill(weight=weight), seed=seed)
+    records = coin_flips(job, students, seed) if how == "coin flips" else searched(job, students, seed)
+    scored = [record for record in records if record["score"] is not None and record["score"] == record["score"]]
+    best = max(scored, key=lambda record: record["score"])
+    return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in records]}
 
 
 def thinned(model: Any, task: Any, params: float) -> Any:
@@ -131,8 +144,11 @@ def thinned(model: Any, task: Any, params: float) -> Any:
     return student
 
 
-def compare(piece: Sequence[Any]) -> Record:
-    """piece: (method, arguments of job_of but the classes, students, epochs, parameters of ranked filters)."""
+def train(piece: Sequence[Any]) -> Record:
+    """piece: (method, kind, epochs, seed, plan or None, the parameters that filters are ranked down to, one by one).
+
+    The student is trained after each step, for all ``epochs``.
+    """
     import copy
 
     import torch
@@ -143,132 +159,101 @@ def compare(piece: Sequence[Any]) -> Record:
     from pfray.measure import count_params, evaluate, example_input, latencies_ms
     from pfray.train import choose_precision, fit
 
-    method, (data, model, width, teacher_epochs, seed), students, epochs, params = piece
-    job = job_of(data, None, model, width, teacher_epochs, seed)
+    method, kind, epochs, seed, plan, sizes = piece
+    job = job_of(*kind)
     task, teacher = job.task, job.teacher
     training = Training(epochs=epochs, lr=0.05, batch_size=job.training.batch_size)
-    weight = 0.0 if method == "DDC, hard labels" else SOFT
-    reward, records = None, []
+    distill = Distill(weight=SEARCHES[method][2] if method in SEARCHES else job.distill.weight)
+    student = copy.deepcopy(teacher)
 
-    def train(student: Any) -> Any:
+    def learn() -> None:
         precision = choose_precision(student, torch.device("cpu"))
-        distill = Distill(weight=weight)
         fit(student, task, training, seed=seed, precision=precision, teacher=teacher, distill=distill)
-        return student
 
-    if method == "distilled":
+    if method == DISTILLED:
         torch.manual_seed(seed)
-        student = train(build("vgg7", task, width))
-    elif method == "ranked filters":
-        student = train(thinned(teacher, task, params))
-    else:
-        if method == "random removal":
-            records = coin_flips(job, students, seed)
-        else:
-            records = searched(job, "policy_gradient", students, "n2n" if method == "N2N" else "ddc", seed)
-        scored = [record for record in records if record["score"] is not None and record["score"] == record["score"]]
-        best = max(scored, key=lambda record: record["score"])
-        reward, student = best["score"], copy.deepcopy(teacher)
-        take_out(student, LayerRemoval.prepare(teacher, task, job.settings), removed(best["plan"]))
-        train(student)
-        if method == "DDC, fewer filters":
-            student = train(thinned(student, task, 0.4 * count_params(student)[0]))
+        student = build("vgg7", task, kind[2])
+        learn()
+    if plan is not None:
+        take_out(student, LayerRemoval.prepare(teacher, task, job.settings), removed(plan))
+        learn()
+    for params in sizes:
+        student = thinned(student, task, params)
+        learn()
     own, its = latencies_ms([student.eval(), teacher], example_input(task))
     return {
         "test": evaluate(student, task, task.test).accuracy,
-        "teacher": evaluate(teacher, task, task.test).accuracy,
         "params": count_params(student)[0],
         "fewer": count_params(teacher)[0] / count_params(student)[0],
         "time": own / its,
-        "reward": reward,
     }
-
-
-def transfer(piece: Sequence[Any]) -> Record:
-    """piece: (subset, ``from scratch`` or the folder of a policy, arguments of job_of but the classes, students)."""
-    subset, start, (data, model, width, teacher_epochs, seed), students = piece
-    classes = None if subset == "all" else tuple(SUBSETS[data][subset])
-    job = job_of(data, classes, model, width, teacher_epochs, seed)
-    folder = FOLDER / f"policy-{data}-{model}-{width}-{seed}" if subset == "all" else None
-    policy = None if start == "from scratch" else start
-    records = searched(job, "policy_gradient", students, "ddc", seed, folder and folder / "search", policy)
-    return {"rewards": [record["score"] or 0.0 for record in records], "folder": str(folder)}
-
-
-def iterations_to(rewards: Sequence[float], wanted: float, size: int = 5) -> int:
-    """The iterations of ``size`` students until the mean reward of one is as wanted; one more than all if never."""
-    means = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
-    return next((count for count, mean in enumerate(means, 1) if mean >= wanted), len(means) + 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.data == "cifar10" and is_missing(NAME, [DATA / "cifar10-jpeg"], "put the data there"):
         return SKIPPED
-    kinds = [[options.data, options.model, options.width, options.teacher_epochs, seed] for seed in options.seeds]
-    for kind in kinds:  # each once, before processes share it
-        job_of(kind[0], None, *kind[1:])
-    if "table" in options.show:
-        _table(kinds, options)
-    if "transfer" in options.show:
-        _transfer(kinds, options)
+    kind = [options.data, options.model, options.width, options.teacher_epochs]
+    job_of(*kind)  # once, before processes share it
+    _table(kind, options)
     return 0
 
 
-def _table(kinds: list[list[Any]], options: argparse.Namespace) -> None:
-    path, settings = FOLDER / "records.jsonl", [options.students, options.epochs]
-    searches = [[m, kind, *settings, None] for m in METHODS if m != "ranked filters" for kind in kinds]
-    found = run_all(compare, searches, path, options.processes)
-    sizes = [r["params"] for r in found if r["piece"][0] == "DDC"]
-    ranked = [["ranked filters", kind, *settings, size] for kind, size in zip(kinds, sizes, strict=True)]
-    found += run_all(compare, ranked, path, options.processes)
-    teacher = 100 * sum(r["teacher"] for r in found) / len(found)
-    print(f"\n{options.model} at width {options.width} on {options.data}, {len(kinds)} seeds, {options.students} "
+def _table(kind: Kind, options: argparse.Namespace) -> None:
+    from pfray.measure import count_params, evaluate
+
+    job, count = job_of(*kind), options.processes
+    teacher = 100 * evaluate(job.teacher, job.task, job.task.test).accuracy
+    fewest = count_params(job.teacher)[0] / options.fewer
+    pieces = [[name, kind, options.students, seed] for name in SEARCHES for seed in options.seeds]
+    chosen = run_all(choose, pieces, FOLDER / "choices.jsonl", count)
+    rewards = {name: [r["reward"] for r in chosen if r["piece"][0] == name] for name in SEARCHES}
+    if options.epochs == 0:
+        print(rewards)
+        return
+    path = FOLDER / "students.jsonl"
+    plans = [[r["piece"][0], kind, options.epochs, r["piece"][3], r["plan"], []] for r in chosen]
+    found = run_all(train, plans, path, count)
+    for one in [r for r in found if r["piece"][0] == "DDC"]:
+        seed, plan = one["piece"][3:5]
+        same = one["params"]
+        rivals = [(FEWER, plan, [fewest]), (RANKED, None, [same]), (RANKED_FEWER, None, [same, fewest])]
+        rivals += [(DISTILLED, None, [])]
+        found += run_all(train, [[m, kind, options.epochs, seed, p, sizes] for m, p, sizes in rivals], path, count)
+    print(f"\n{options.model} at width {options.width} on {options.data}, seeds {options.seeds}, {options.students} "
           f"students, {options.epochs} epochs; teacher {teacher:.2f} %")  # fmt: skip
-    print("| method | test, % | parameters | time | reward |\n|---|---:|---:|---:|---:|")
-    means: dict[str, dict[str, float]] = {}
-    for method in METHODS:
+    print("| method | test, % | fewer parameters | time | best reward |\n|---|---:|---:|---:|---:|")
+    test: dict[str, float] = {}
+    for method in dict.fromkeys(r["piece"][0] for r in found):
         own = [record for record in found if record["piece"][0] == method]
-        means[method] = {k: sum(r[k] or 0.0 for r in own) / len(own) for k in ("test", "fewer", "time", "reward")}
-        mean = means[method]
-        print(f"| {method} | {100 * mean['test']:.2f} | {mean['fewer']:.1f}x fewer | {mean['time']:.2f}x | "
-              f"{mean['reward']:.3f} |")  # fmt: skip
-    close(f"{NAME}_fewer", means["DDC, fewer filters"]["fewer"], "x fewer parameters", ">= 8")
-    close(f"{NAME}_lost", teacher - 100 * means["DDC, fewer filters"]["test"], "points lost", "<= 6")
-    lead = 100 * (means["DDC"]["test"] - means["ranked filters"]["test"])
-    close(f"{NAME}_ranked", lead, "points over ranked filters of the same size", "> 0")
-    lead = means["DDC"]["reward"] - means["random removal"]["reward"]
-    close(f"{NAME}_random", lead, "reward over random removal", "> 0")
-
-
-def _transfer(kinds: list[list[Any]], options: argparse.Namespace) -> None:
-    path = FOLDER / "transfer.jsonl"
-    whole = run_all(transfer, [["all", "from scratch", k, options.students] for k in kinds], path, options.processes)
-    for subset in SUBSETS[options.data]:
-        pieces = [[subset, "from scratch", kind, options.students] for kind in kinds]
-        pieces += [[subset, r["folder"], r["piece"][2], max(5, options.students // 5)] for r in whole]
-        found = run_all(transfer, pieces, path, options.processes)
-        shares = []
-        for scratch, moved in zip(found[: len(kinds)], found[len(kinds) :], strict=True):
-            wanted = sum(scratch["rewards"][-10:]) / 10
-            shares.append(iterations_to(moved["rewards"], wanted) / iterations_to(scratch["rewards"], wanted))
-        close(f"{NAME}_transfer_{subset}", sum(shares) / len(shares), "of the iterations from scratch", "<= 0.25")
+        mean = {key: sum(record[key] for record in own) / len(own) for key in ("test", "fewer", "time")}
+        test[method] = 100 * mean["test"]
+        ends = [100 * end(record["test"] for record in own) for end in (min, max)]
+        best = f"{sum(rewards[method]) / len(own):.3f}" if method in rewards else ""
+        spread = f"{test[method]:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+        print(f"| {method} | {spread} | {mean['fewer']:.1f}x | {mean['time']:.2f}x | {best} |")
+    name = f"{NAME}_{options.model}"
+    close(f"{name}_lost", teacher - test[FEWER], f"points lost with {options.fewer:g}x fewer parameters", "<= 6")
+    close(f"{name}_ranked", test["DDC"] - test[RANKED], "points over ranked filters of DDC's size", "> 0")
+    close(f"{name}_ranked_fewer", test[FEWER] - test[RANKED_FEWER], "points over ranked filters, fewest", "> 0")
+    lead = [ours - chance for ours, chance in zip(rewards["DDC"], rewards["random removal"], strict=True)]
+    close(f"{name}_random", sum(lead) / len(lead), f"reward over random removal, least {min(lead):.3f}", "> 0")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{NAME}",
-        description="Layer removal beside other ways to the same size, and the transfer of its policy.",
+        description="Layer removal beside other ways to the same size.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data", choices=SUBSETS, default="cifar10")
+    parser.add_argument("--data", choices=("cifar10", "digits"), default="cifar10")
     parser.add_argument("--model", default="vgg11", help="or resnet18")
-    parser.add_argument("--width", type=float, default=0.5)
+    parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--teacher-epochs", type=int, default=20)
     parser.add_argument("--students", type=int, default=100, help="tried by each search")
-    parser.add_argument("--epochs", type=int, default=10, help="of each student that is chosen")
+    parser.add_argument("--epochs", type=int, default=10, help="of each student that is chosen; 0: rewards only")
+    parser.add_argument("--fewer", type=float, default=10.0, help="parameters of the teacher over the fewest")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--show", nargs="+", choices=("table", "transfer"), default=["table", "transfer"])
     parser.add_argument("--processes", type=int, default=2, help="pieces at once, of one thread each")
     return parser
 

@@ -15,7 +15,7 @@ from benchmarks import __main__ as every
 from benchmarks import (
     device_check,
     lasso_path,
-    layer_removal,
+    policy_transfer,
     result,
     reward_fidelity,
     search_overhead,
@@ -278,4 +278,4 @@ def test_the_table_of_searchers_has_means_spreads_and_the_trials_to_pass():
 
 def test_iterations_are_counted_until_their_mean_reward_is_as_wanted():
     rewards = [0.1, 0.3, 0.2, 0.6, 0.7, 0.9]
-    assert [layer_removal.iterations_to(rewards, wanted, 2) for wanted in (0.2, 0.4, 0.8, 0.81)] == [1, 2, 3, 4]
+    assert [policy_transfer.iterations_to(rewards, wanted, 2) for wanted in (0.2, 0.4, 0.8, 0.81)] == [1, 2, 3, 4]

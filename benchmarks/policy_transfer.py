@@ -1,0 +1,93 @@
+"""What a policy that was learned on all classes is worth on some of them (Pahwa et al. 2019, tables 8 to 10).
+
+On each subset a policy is learned from scratch, and another goes on from the one of all classes with a fifth of the
+students; counted are the iterations until an iteration's mean reward is that of the last two from scratch. Seeds are
+those of the searches; each subset's teacher is one and the same. What is finished is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.layer_removal import FOLDER, job_of, searched
+from benchmarks.result import DATA, SKIPPED, close, is_missing
+from benchmarks.workers import Record, run_all
+
+NAME = "policy_transfer"
+STUDENTS = 5  # of an iteration, as in configs/search/ddc.yaml
+SUBSETS: dict[str, dict[str, list[Any]]] = {
+    "cifar10": {
+        "animals": ["bird", "cat", "deer", "dog", "frog", "horse"],
+        "vehicles": ["airplane", "automobile", "ship", "truck"],
+    },
+    "digits": {"round": [0, 6, 8, 9], "straight": [1, 4, 7]},
+}
+
+
+def transfer(piece: Sequence[Any]) -> Record:
+    """piece: (subset or ``all``, ``from scratch`` or the folder of a policy, kind, students, seed)."""
+    from dataclasses import replace
+
+    subset, start, kind, students, seed = piece
+    classes = None if subset == "all" else tuple(SUBSETS[kind[0]][subset])
+    job = replace(job_of(*kind, classes), seed=seed)
+    folder = FOLDER / f"policy-{'-'.join(map(str, kind))}-{seed}" if subset == "all" else None
+    policy = None if start == "from scratch" else start
+    records = searched(job, students, seed, folder and folder / "search", policy)
+    return {"rewards": [record["score"] or 0.0 for record in records], "folder": str(folder)}
+
+
+def iterations_to(rewards: Sequence[float], wanted: float, size: int = STUDENTS) -> int:
+    """The iterations of ``size`` students until the mean reward of one is as wanted; one more than all if never."""
+    means = [sum(rewards[i : i + size]) / size for i in range(0, len(rewards), size)]
+    return next((count for count, mean in enumerate(means, 1) if mean >= wanted), len(means) + 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.data == "cifar10" and is_missing(NAME, [DATA / "cifar10-jpeg"], "put the data there"):
+        return SKIPPED
+    kind = [options.data, options.model, options.width, options.teacher_epochs]
+    for classes in (None, *map(tuple, SUBSETS[options.data].values())):
+        job_of(*kind, classes)  # each teacher once, before processes share it
+    path, students = FOLDER / "transfer.jsonl", options.students
+    pieces = [["all", "from scratch", kind, students, seed] for seed in options.seeds]
+    whole = run_all(transfer, pieces, path, options.processes)
+    for subset in SUBSETS[options.data]:
+        pieces = [[subset, "from scratch", kind, students, seed] for seed in options.seeds]
+        pieces += [[subset, r["folder"], kind, max(5, students // 5), r["piece"][4]] for r in whole]
+        found = run_all(transfer, pieces, path, options.processes)
+        shares = []
+        for scratch, moved in zip(found[: len(whole)], found[len(whole) :], strict=True):
+            wanted = sum(scratch["rewards"][-10:]) / 10
+            needed = iterations_to(moved["rewards"], wanted), iterations_to(scratch["rewards"], wanted)
+            print(f"{subset}: reward {wanted:.3f}; iterations: {needed[0]} transferred, {needed[1]} from scratch")
+            shares.append(needed[0] / needed[1])
+        close(f"{NAME}_{subset}", sum(shares) / len(shares), "of the iterations from scratch", "<= 0.25")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="Iterations that a policy of all classes saves on some of them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", choices=SUBSETS, default="cifar10")
+    parser.add_argument("--model", default="vgg11", help="or resnet18")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--teacher-epochs", type=int, default=20)
+    parser.add_argument("--students", type=int, default=100, help="tried from scratch; a fifth of it after a transfer")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=2, help="pieces at once, of one thread each")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
