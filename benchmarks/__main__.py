@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.result import ROOT, SKIPPED
 
 # Module and options of each. Not here: device_check and device_files, for `make device-check`'s second environment, and
-# search_quality, reward_fidelity, quant_accuracy, layer_removal and policy_transfer, which take an hour and more each.
+# search_quality, reward_fidelity, quant_accuracy, layer_removal, policy_transfer and gradient_exchange, which take an
+# hour and more each.
 RUNS = (
     ("search_overhead",),
     ("ddpg_pendulum",),
