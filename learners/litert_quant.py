@@ -7,7 +7,6 @@ pfray's own fake quantization, which takes no graph and no second; what is train
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,7 +19,7 @@ from pfray import activations, bits, int8, lattice, quantize
 from pfray.activations import Ranges
 from pfray.buckets import bucket_count, check_finite
 from pfray.errors import UnsupportedModel
-from pfray.folding import fold, foldable_norms
+from pfray.folding import fold, foldable_norms, folded
 from pfray.int8 import Int8Model
 from pfray.lattice import Lattice
 from pfray.layers import run_order, weight_layers, without_skipped
@@ -66,18 +65,17 @@ class LitertQuant(Learner):
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
         """Raises WeightsError for weights that are not finite."""
         names = _names(model, task, settings)
-        folded = copy.deepcopy(model)
         norms = foldable_norms(model, example_input(task, next(model.parameters()).device))
-        fold(folded, norms)
+        whole = folded(model, norms)
         lattices = {}
         for name in names:
-            weight = folded.get_submodule(name).get_parameter("weight").detach()
+            weight = whole.get_submodule(name).get_parameter("weight").detach()
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
             low, step = quantize.fit(weight, BITS, count, symmetric=True, method="min_max")
             lattices[name] = Lattice(BITS, low, step)
         inputs = activations.input_ranges(
-            folded, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
+            whole, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
         )
         return Prepared(norms, lattices, inputs)
 
@@ -112,10 +110,10 @@ class LitertQuant(Learner):
 
 
 def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -> Int8Model:
-    folded, example = copy.deepcopy(model), example_input(task, next(model.parameters()).device)
-    fold(folded, foldable_norms(model, example))
+    example = example_input(task, next(model.parameters()).device)
+    whole = folded(model, foldable_norms(model, example))
     floats = [name for name in weight_layers(model) if plan.get(name, FLOAT) != BITS]
-    return int8.prepare(folded, example, batches, floats)
+    return int8.prepare(whole, example, batches, floats)
 
 
 def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:

@@ -6,7 +6,6 @@ over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (W
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from pfray import activations, lattice
 from pfray.activations import Ranges
 from pfray.buckets import Buckets, bucket_count, check_finite
 from pfray.errors import ConfigError, UnsupportedModel
-from pfray.folding import fold, foldable_norms
+from pfray.folding import fold, foldable_norms, folded
 from pfray.lattice import Lattice
 from pfray.layers import run_order, weight_layers, without_skipped
 from pfray.measure import count_params, example_input, layer_macs, stored_bytes
@@ -124,18 +123,17 @@ def prepare(
     for name, layer in weight_layers(model).items():
         check_finite(name, layer.weight)
     norms = foldable_norms(model, example_input(task, next(model.parameters()).device)) if settings.fold else {}
-    folded = copy.deepcopy(model)
-    fold(folded, norms)
+    whole = folded(model, norms)
     lattices: dict[str, dict[int, Lattice]] = {}
     for name in names:
-        weight = folded.get_submodule(name).get_parameter("weight").detach()
+        weight = whole.get_submodule(name).get_parameter("weight").detach()
         count = bucket_count(weight, settings.buckets, settings.bucket_size)
         widths = range(settings.min_bits, settings.max_bits + 1)
         lattices[name] = {bits: fit(weight, bits, count) for bits in widths}
     inputs: Ranges = {}
     if settings.activation_bits is not None:
         inputs = activations.input_ranges(
-            folded,
+            whole,
             names,
             task,
             bits=settings.activation_bits,
@@ -150,12 +148,11 @@ def error_curves(
     model: nn.Module, task: Task, norms: dict[str, str], lattices: Mapping[str, Sequence[Lattice]]
 ) -> dict[str, np.ndarray]:
     """What the predictions lose by each of a layer's lattices, the widest last, from 0 to 1 (``sensitivity.py``)."""
-    folded = copy.deepcopy(model)
-    fold(folded, norms)
-    information = fisher(folded, list(lattices), task)
+    whole = folded(model, norms)
+    information = fisher(whole, list(lattices), task)
     curves = {}
     for name, own in lattices.items():
-        weight = folded.get_submodule(name).get_parameter("weight").detach()
+        weight = whole.get_submodule(name).get_parameter("weight").detach()
         lost = [lost_share(information[name], each.quantize(weight) - weight) for each in own]
         curves[name] = np.minimum.accumulate(lost)  # a wider code can do what a narrower one does
     return curves
