@@ -22,6 +22,7 @@ from pfray import channels, removable
 from pfray.bridging import Maps, fit_maps, take_out
 from pfray.errors import UnsupportedModel
 from pfray.find_removable import find_removable
+from pfray.layers import without_skipped
 from pfray.learner import Learner
 from pfray.measure import example_input, once_for_structure
 from pfray.ranking import Ranking, keep_highest
@@ -61,13 +62,7 @@ class LayerRemoval(Learner):
         Raises UnsupportedModel where there is none, and for an unknown name in ``skip``.
         """
         found = removable_of(model, task)
-        names = found.names
-        unknown = [name for name in settings.skip if name not in names]
-        if unknown:
-            raise UnsupportedModel(
-                f"learner.skip: no layer or block '{unknown[0]}' that could go. Allowed: {', '.join(names) or 'none'}"
-            )
-        chosen = [name for name in names if name not in settings.skip]
+        chosen = without_skipped(found.names, settings.skip, "removable layer or block")
         if not chosen:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(found.kept.items())[:3])
             raise UnsupportedModel(

@@ -118,7 +118,7 @@ def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -
 
 def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:
     names = run_order(model, example_input(task, next(model.parameters()).device))
-    if not (chosen := without_skipped(model, names, settings.skip)):
+    if not (chosen := without_skipped(names, settings.skip)):
         raise UnsupportedModel(
             f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in learner.skip"
         )

@@ -60,7 +60,7 @@ class WeightSparse(Learner):
         Costs: ``sparsity`` over the weights of all such layers, the skipped ones counted in; ``params``, not zero.
         """
         layers = weight_layers(model)
-        chosen = {name: layers[name] for name in without_skipped(model, layers, settings.skip)}
+        chosen = {name: layers[name] for name in without_skipped(layers, settings.skip)}
         if not settings.depthwise:
             chosen = {name: m for name, m in chosen.items() if not is_depthwise(m)}
         if not chosen:

@@ -84,7 +84,7 @@ def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> lis
     Raises UnsupportedModel for an unknown name in ``skip``, and where none is left.
     """
     names = run_order(model, example_input(task, next(model.parameters()).device))
-    left = without_skipped(model, names, settings.skip)
+    left = without_skipped(names, settings.skip)
     chosen = left if settings.ends else [name for name in left if name in names[1:-1]]
     if not chosen:
         raise UnsupportedModel(

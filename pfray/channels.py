@@ -14,6 +14,7 @@ from torch import nn
 
 from pfray.errors import UnsupportedModel
 from pfray.graph import ChannelGraph, ChannelGroup, channel_graph, prune
+from pfray.layers import without_skipped
 from pfray.measure import example_input, once_for_structure, stored_bytes
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
@@ -51,13 +52,8 @@ def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
 
 def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:
     """The groups that have a knob. Raises UnsupportedModel for an unknown name in ``skip``, and where none is left."""
-    names = [group.name for group in graph.groups]
-    unknown = [name for name in settings.skip if name not in names]
-    if unknown:
-        raise UnsupportedModel(
-            f"learner.skip: no channel group '{unknown[0]}'. Allowed: {', '.join(names) or 'none, all stay whole'}"
-        )
-    chosen = [group for group in graph.groups if group.name not in settings.skip]
+    names = without_skipped((group.name for group in graph.groups), settings.skip, "channel group")
+    chosen = [group for group in graph.groups if group.name in names]
     if not chosen:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(graph.skipped.items())[:3])
         raise UnsupportedModel(

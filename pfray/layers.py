@@ -40,12 +40,13 @@ def run_order(model: nn.Module, example: Tensor) -> list[str]:
     return list(ran)
 
 
-def without_skipped(model: nn.Module, names: Iterable[str], skip: Sequence[str]) -> list[str]:
-    """The layers of ``names`` that are not in the setting ``skip``. Raises UnsupportedModel for an unknown name."""
+def without_skipped(names: Iterable[str], skip: Sequence[str], kind: str = "layer") -> list[str]:
+    """Those of ``names`` that are not in the setting ``skip``. kind: what they are names of.
+
+    Raises UnsupportedModel for an unknown name.
+    """
     names = list(names)
     unknown = [name for name in skip if name not in names]
     if unknown:
-        raise UnsupportedModel(
-            f"learner.skip: no layer '{unknown[0]}' in {type(model).__name__}. Allowed: {', '.join(names)}"
-        )
+        raise UnsupportedModel(f"learner.skip: no {kind} '{unknown[0]}'. Allowed: {', '.join(names) or 'none'}")
     return [name for name in names if name not in skip]

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pfray import cache
 from pfray.data import parquet, pickles
 from pfray.data.arrays import check_count, hold_out, random_crop_flip, shuffled
+from pfray.data.decoded import Labelled, decoded_once
 from pfray.data.subset import check_classes, keep_classes
 from pfray.errors import DataError
 from pfray.task import Split, Task
@@ -65,24 +65,16 @@ def build(
 def _load(folder: Path | None, hub: str) -> tuple[Split, Split]:
     """(training files, test files), from the cache where it holds them."""
     files = None if folder is None else _find(folder)
-    source = hub if files is None else [cache.file_stamp(file) for part in files for file in part]
-    cached = cache.cache_dir() / f"cifar10-{cache.content_key(FORMAT, str(folder), source)}.safetensors"
-    tensors = cache.load_tensors(cached)
-    if tensors is None:
-        tensors = {}
-        for index, part in enumerate(("train", "test")):
-            read = [_read_hub(hub, part)] if files is None else [_read_file(file) for file in files[index]]
-            tensors[f"{part}.inputs"] = torch.from_numpy(np.concatenate([images for images, _ in read]))
-            tensors[f"{part}.targets"] = torch.from_numpy(np.concatenate([labels for _, labels in read]))
-        cache.save_tensors(cached, tensors)
-    return (
-        Split(tensors["train.inputs"], tensors["train.targets"]),
-        Split(tensors["test.inputs"], tensors["test.targets"]),
-    )
+
+    def read(part: str) -> list[Labelled]:
+        return [_read_hub(hub, part)] if files is None else [_read_file(file) for file in files[part]]
+
+    source = hub if files is None else [cache.file_stamp(file) for found in files.values() for file in found]
+    return decoded_once("cifar10", (FORMAT, str(folder), source), read)
 
 
-def _find(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The (training, test) files of a folder, or of a folder in it, as archives and hub snapshots are unpacked."""
+def _find(folder: Path) -> dict[str, list[Path]]:
+    """The files of both parts in a folder, or in a folder in it, as archives and hub snapshots are unpacked."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Remedy: give data.path a folder with {FORMS}")
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
@@ -91,22 +83,22 @@ def _find(folder: Path) -> tuple[list[Path], list[Path]]:
             missing = [file for file in (*train, *test) if not file.is_file()]
             if missing:
                 raise DataError(f"{missing[0]}: the file is missing. {pickles.REMEDY}")
-            return train, test
+            return {"train": train, "test": test}
         train, test = sorted(place.glob("train*.parquet")), sorted(place.glob("test*.parquet"))
         if train or test:
             if not (train and test):
                 raise DataError(f"{place}: {'train' if test else 'test'}*.parquet is missing beside "
                                 f"{(train or test)[0].name}. Remedy: add it")
-            return train, test
+            return {"train": train, "test": test}
     raise DataError(f"{folder}: no CIFAR-10 files. Remedy: give data.path a folder with {FORMS}")
 
 
-def _read_file(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_file(file: Path) -> Labelled:
     images, labels = parquet.read_file(file, SIZE) if file.suffix == ".parquet" else pickles.read_batch(file)
     return images, _checked(labels, str(file))
 
 
-def _read_hub(hub: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_hub(hub: str, part: str) -> Labelled:
     images, labels = parquet.read_hub(hub, part, SIZE)
     return images, _checked(labels, f"{hub} ({part})")
 

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pfray import cache
 from pfray.components import nearest
 from pfray.data import parquet
 from pfray.data.arrays import check_count, hold_out, random_crop_flip, shuffled
+from pfray.data.decoded import Labelled, decoded_once
 from pfray.data.subset import check_classes, keep_classes
 from pfray.errors import ConfigError, DataError
 from pfray.task import Split, Task
@@ -97,22 +97,15 @@ def _load(folder: Path | None, hub: str) -> tuple[Split, Split]:
         missing = next(part for part, found in files.items() if not found)
         raise DataError(f"{folder}: no {missing}*.parquet. Remedy: give data.path a folder with train*.parquet and "
                         "test*.parquet")
+
+    def read(part: str) -> list[Labelled]:
+        found = [parquet.read_file(file, SIZE, LABEL) for file in files[part]]
+        found = found or [parquet.read_hub(hub, part, SIZE, LABEL)]
+        labels = np.concatenate([own for _, own in found])
+        if not len(labels) or labels.min() < 0 or labels.max() >= len(NAMES):
+            raise DataError(f"{folder or hub} ({part}): holds no images with labels from 0 to {len(NAMES) - 1}. "
+                            "Remedy: give data.path a folder with CIFAR-100")
+        return found
+
     source = hub if folder is None else [cache.file_stamp(file) for found in files.values() for file in found]
-    cached = cache.cache_dir() / f"cifar100-{cache.content_key(FORMAT, str(folder), source)}.safetensors"
-    tensors = cache.load_tensors(cached)
-    if tensors is None:
-        tensors = {}
-        for part, found in files.items():
-            read = [parquet.read_file(file, SIZE, LABEL) for file in found]
-            read = read or [parquet.read_hub(hub, part, SIZE, LABEL)]
-            labels = np.concatenate([own for _, own in read])
-            if not len(labels) or labels.min() < 0 or labels.max() >= len(NAMES):
-                raise DataError(f"{folder or hub} ({part}): holds no images with labels from 0 to {len(NAMES) - 1}. "
-                                "Remedy: give data.path a folder with CIFAR-100")
-            tensors[f"{part}.inputs"] = torch.from_numpy(np.concatenate([images for images, _ in read]))
-            tensors[f"{part}.targets"] = torch.from_numpy(labels)
-        cache.save_tensors(cached, tensors)
-    return (
-        Split(tensors["train.inputs"], tensors["train.targets"]),
-        Split(tensors["test.inputs"], tensors["test.targets"]),
-    )
+    return decoded_once("cifar100", (FORMAT, str(folder), source), read)

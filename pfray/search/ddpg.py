@@ -23,14 +23,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import gymnasium
 import numpy as np
 from pydantic import Field
 
 from pfray.agent import Agent
-from pfray.errors import ConfigError, first_line
+from pfray.environment import make_environment
 from pfray.search.base import PlanSearcher, best_plan
 from pfray.space import Plan
+
+# What the search asks its environment for.
+NEEDS = ("action_for", "knob")
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,7 @@ class DDPG(PlanSearcher):
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
         set_, knobs = self.settings, len(self.space)
-        try:
-            env = self._env()
-            env.unwrapped.action_for(0.0)  # type: ignore[attr-defined]
-        except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"search.env: '{set_.env}' is no environment to search in ({first_line(error)}). "
-                f"Remedy: {Settings.env}, or one with its arguments and its action_for"
-            ) from error
+        env = self._env()
         self.agent = Agent(
             env.observation_space,
             env.action_space,
@@ -102,7 +97,7 @@ class DDPG(PlanSearcher):
     def ask(self) -> Plan:
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
-        env: Any = self._env()
+        env = self._env()
         seed = int(self.rng.integers(2**31))
         knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
         wanted = np.empty(len(self.space))
@@ -166,7 +161,7 @@ class DDPG(PlanSearcher):
 
         The actions are the plan's own, for it is the plan that was measured, even where it misses this search's target.
         """
-        env: Any = self._env()
+        env = self._env()
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         for step in range(len(positions)):
@@ -187,18 +182,18 @@ class DDPG(PlanSearcher):
         """``(L,)``: how far from there an action of 1 leads."""
         return np.where(self.space.free, 0.5, self.settings.spread)
 
-    def _env(self) -> gymnasium.Env:
+    def _env(self) -> Any:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
-        return gymnasium.make(
+        return make_environment(
             self.settings.env,
-            space=self.space,
-            target=self.limits,
-            evaluate=_unmeasured,
+            self.space,
+            self.limits,
+            NEEDS,
+            Settings.env,
             center=self._middle,
             spread=self._spread,
             shuffle=self.settings.shuffle,
             static=True,
-            disable_env_checker=True,
         )
 
 
@@ -213,7 +208,3 @@ def normalized(scores: list[float | None]) -> np.ndarray:
     filled = np.array([worst if score is None else score for score in scores])
     low, middle, high = np.quantile(filled, (0.25, 0.5, 0.75))
     return np.clip((filled - middle) / (high - low or 1.0), -3.0, 5.0)
-
-
-def _unmeasured(plan: Plan) -> float:
-    return 0.0

@@ -20,18 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import gymnasium
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.cache import load_tensors, save_tensors
-from pfray.errors import ConfigError, first_line
+from pfray.environment import make_environment
+from pfray.errors import ConfigError
 from pfray.search.base import RETRIES, PlanSearcher
 from pfray.space import Plan
 
 POLICY = "policy.safetensors"
+# What the search asks its environment for.
+NEEDS = ("action_for", "descriptions", "action_space.n")
 # Students drawn that were tried before, until others are looked for.
 DRAWS = 5
 # How far pi / mu may be from 1 for a student still to be learned from.
@@ -90,15 +92,9 @@ class PolicyGradient(PlanSearcher):
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
         set_ = self.settings
-        try:
-            env: Any = self._env().unwrapped
-            actions = int(env.action_space.n)
-            self.descriptions = torch.from_numpy(env.descriptions).float()
-        except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"search.env: '{set_.env}' is no environment to search in ({first_line(error)}). "
-                f"Remedy: {Settings.env}, or one with its arguments, its descriptions and its action_for"
-            ) from error
+        env = self._env().unwrapped
+        actions = int(env.action_space.n)
+        self.descriptions = torch.from_numpy(env.descriptions).float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = Policy(self.descriptions.shape[1], set_.hidden, actions)
@@ -122,7 +118,7 @@ class PolicyGradient(PlanSearcher):
         return plan
 
     def _drawn(self, logits: np.ndarray) -> Plan:
-        env: Any = self._env()
+        env = self._env()
         _, info = env.reset()
         for own in logits:
             allowed = np.where(info["action_mask"], own, -np.inf)
@@ -144,7 +140,7 @@ class PolicyGradient(PlanSearcher):
 
     def _replayed(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(actions, masks, log mu) of a plan, whoever made it."""
-        env: Any = self._env()
+        env = self._env()
         actions, masks = [], []
         _, info = env.reset()
         for position in self.space.encode(plan):
@@ -187,15 +183,10 @@ class PolicyGradient(PlanSearcher):
         """log pi ``(..., L, A)`` of the allowed actions; of the others a number below all."""
         return self.policy(self.descriptions).masked_fill(masks == 0, -1e9).log_softmax(-1)
 
-    def _env(self) -> gymnasium.Env:
+    def _env(self) -> Any:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
-        return gymnasium.make(
-            self.settings.env,
-            space=self.space,
-            target=self.limits,
-            evaluate=_unmeasured,
-            levels=self.settings.levels,
-            disable_env_checker=True,
+        return make_environment(
+            self.settings.env, self.space, self.limits, NEEDS, Settings.env, levels=self.settings.levels
         )
 
 
@@ -214,7 +205,3 @@ def _load(policy: Policy, folder: Path) -> None:
             f"{own.get(name)}). {remedy}, the same search.hidden and search.levels, and knobs of the same kind"
         )
     policy.load_state_dict(tensors)
-
-
-def _unmeasured(plan: Plan) -> float:
-    return 0.0

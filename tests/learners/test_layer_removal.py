@@ -106,7 +106,7 @@ def test_the_second_stage_leaves_the_share_of_the_filters(teacher, task):
 def test_skipped_layers_have_no_knob_and_unknown_ones_are_refused(teacher, task):
     names = LayerRemoval.space(teacher, task, Settings()).names
     assert LayerRemoval.space(teacher, task, Settings(skip=tuple(names[1:]))).names == names[:1]
-    with pytest.raises(UnsupportedModel, match=r"learner.skip: no layer or block 'features.0' that could go. Allowed:"):
+    with pytest.raises(UnsupportedModel, match=r"learner.skip: no removable layer or block 'features.0'. Allowed:"):
         LayerRemoval.space(teacher, task, Settings(skip=("features.0",)))
     with pytest.raises(UnsupportedModel, match=r"no layer that can be removed \(features.0: it reads the input"):
         LayerRemoval.space(teacher, task, Settings(skip=tuple(names)))

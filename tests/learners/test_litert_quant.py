@@ -45,7 +45,7 @@ def test_every_layer_has_8_bits_or_stays_float(job):
 def test_skipped_layers_have_no_knob_and_wrong_names_are_refused(job):
     names = LitertQuant.space(job.teacher, job.task, SETTINGS).names
     assert LitertQuant.space(job.teacher, job.task, Settings(skip=(names[0],))).names == names[1:]
-    with pytest.raises(UnsupportedModel, match=rf"no layer 'con' in .*Allowed: {names[0]}"):
+    with pytest.raises(UnsupportedModel, match=rf"no layer 'con'. Allowed: {names[0]}"):
         LitertQuant.space(job.teacher, job.task, Settings(skip=("con",)))
     with pytest.raises(UnsupportedModel, match=r"no layer to quantize.*Remedy"):
         LitertQuant.space(job.teacher, job.task, Settings(skip=tuple(names)))

@@ -212,7 +212,7 @@ def test_a_skipped_layer_has_no_knob_and_an_unknown_one_is_refused(model, task):
     assert space.names == ["conv2", "fc1", "fc2"]
     # 2,400 + 48,000 + 10,080 of all 61,470 weights.
     assert space.costs(dict.fromkeys(space.names, 0.5))["sparsity"] == pytest.approx(30_240 / 61_470)
-    with pytest.raises(UnsupportedModel, match=r"no layer 'conv9' in LeNet. Allowed: conv1, conv2, fc1, fc2, fc3"):
+    with pytest.raises(UnsupportedModel, match=r"no layer 'conv9'. Allowed: conv1, conv2, fc1, fc2, fc3"):
         WeightSparse.space(model, task, Settings(skip=("conv1", "conv9")))
 
 
