@@ -75,6 +75,8 @@ class PlanSearcher(Searcher):
             {"trial": i, "origin": origin, "plan": plan} for i, (origin, plan) in enumerate(first_plans[:trials])
         ]
         self.asked = len(self.queue)
+        # Numbers of trials whose plan a killed run took with it; they get new ones.
+        self.lost: list[int] = []
         self.running: dict[str, int] = {}
         # Whether no plan is left that was not tried.
         self.exhausted = False
@@ -192,12 +194,15 @@ class PlanSearcher(Searcher):
                 self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
                 self.asked = max(self.asked, record["trial"] + 1)
                 self._learn(record)
+        # Plans that were out while a later one was finished and written, in a run killed before its state was saved.
+        accounted = {entry["trial"] for entry in (*self.records, *self.queue)}
+        self.lost = [number for number in range(self.asked) if number not in accounted]
 
     def finished(self) -> bool:
         """Whether no plan is left to try: the budget is used up, or ``ask`` has no more to offer."""
         if self.queue or self.pending:
             return False
-        return self.asked >= self.trials or not self.open_ended or self.exhausted
+        return not self._may_ask() or self.exhausted
 
     def count(self) -> dict[str, int | None]:
         """The numbers of finished and failed trials, and the best one's."""
@@ -230,10 +235,16 @@ class PlanSearcher(Searcher):
         """The next trial: one left over, or a new one as long as there is budget and something to ask."""
         if self.queue:
             return self.queue.pop(0)
-        if not self.open_ended or self.asked >= self.trials or (plan := self._new_plan()) is None:
+        if not self._may_ask() or (plan := self._new_plan()) is None:
             return None
-        self.asked += 1
-        return {"trial": self.asked - 1, "origin": self.origin, "plan": plan}
+        if self.lost:
+            number = self.lost.pop(0)
+        else:
+            number, self.asked = self.asked, self.asked + 1
+        return {"trial": number, "origin": self.origin, "plan": plan}
+
+    def _may_ask(self) -> bool:
+        return self.open_ended and (bool(self.lost) or self.asked < self.trials)
 
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask`` on the target that was not tried before; None where there is none."""

@@ -80,6 +80,21 @@ def test_resuming_a_search_of_many_at_once_repeats_no_trial_number(open_ended, t
     assert plans(entries[:4]) == [out[number]["plan"] for number in (0, 1, 3, 4)]
 
 
+def test_plans_out_before_anything_was_saved_are_made_up_for(open_ended, tmp_path):
+    folder = tmp_path / "search"
+    killed = make(open_ended, folder)
+    out = [killed.suggest(str(number)) for number in range(6)]
+    killed.on_trial_complete("5", result(out[5]["plan"]))
+    # As if the kill came between the two files of the very first trial that was finished.
+    (folder / "searcher.pkl").unlink()
+    resumed = make(open_ended, folder)
+    resumed.resume()
+    assert not resumed.finished()
+    assert sorted(entry["trial"] for entry in drive(resumed)) == [0, 1, 2, 3, 4, *range(6, 16)]
+    assert resumed.finished()
+    assert len({json.dumps(record["plan"]) for record in resumed.records}) == 16
+
+
 def test_a_search_without_a_state_is_rebuilt_from_the_trial_file_alone(open_ended, tmp_path):
     drive(make(open_ended, tmp_path / "search"), 5)
     (tmp_path / "search" / "searcher.pkl").unlink()
