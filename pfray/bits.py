@@ -7,7 +7,7 @@ over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (W
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
@@ -70,12 +70,14 @@ class Prepared:
     """What does not depend on the plan.
 
     norms: the batch norms to fold, by layer. lattices: by layer and bits. inputs: the ranges of what the layers read;
-    empty where that stays float.
+    empty where that stays float. information: the Fisher information of the weights, by layer; empty where the
+    lattices do not depend on it.
     """
 
     norms: dict[str, str]
     lattices: dict[str, dict[int, Lattice]]
     inputs: Ranges
+    information: dict[str, Tensor] = field(default_factory=dict)
 
 
 def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
@@ -113,9 +115,10 @@ def layer_space(model: nn.Module, task: Task, names: Sequence[str], **knob: Any)
 
 
 def prepare(
-    model: nn.Module, task: Task, settings: BitSettings, fit: Callable[[Tensor, int, int], Lattice]
+    model: nn.Module, task: Task, settings: BitSettings, fit: Callable[..., Lattice], *, weighed: bool = False
 ) -> Prepared:
-    """All of ``Prepared``. fit(weight, bits, buckets): the lattice of a weight.
+    """All of ``Prepared``. fit(weight, bits, buckets): the lattice of a weight; ``weighed``, fit(weight, bits, buckets,
+    information) with the Fisher information of the weight.
 
     Raises WeightsError for weights that are not finite, UnsupportedModel for a layer that calibration does not reach.
     """
@@ -124,12 +127,14 @@ def prepare(
         check_finite(name, layer.weight)
     norms = foldable_norms(model, example_input(task, next(model.parameters()).device)) if settings.fold else {}
     whole = folded(model, norms)
+    information = fisher(whole, names, task) if weighed else {}
     lattices: dict[str, dict[int, Lattice]] = {}
     for name in names:
         weight = whole.get_submodule(name).get_parameter("weight").detach()
         count = bucket_count(weight, settings.buckets, settings.bucket_size)
         widths = range(settings.min_bits, settings.max_bits + 1)
-        lattices[name] = {bits: fit(weight, bits, count) for bits in widths}
+        beside = (information[name],) if weighed else ()
+        lattices[name] = {bits: fit(weight, bits, count, *beside) for bits in widths}
     inputs: Ranges = {}
     if settings.activation_bits is not None:
         inputs = activations.input_ranges(
@@ -141,15 +146,22 @@ def prepare(
             method=settings.range_from,
             percentile=settings.percentile,
         )
-    return Prepared(norms, lattices, inputs)
+    return Prepared(norms, lattices, inputs, information)
 
 
 def error_curves(
-    model: nn.Module, task: Task, norms: dict[str, str], lattices: Mapping[str, Sequence[Lattice]]
+    model: nn.Module,
+    task: Task,
+    norms: dict[str, str],
+    lattices: Mapping[str, Sequence[Lattice]],
+    information: Mapping[str, Tensor] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What the predictions lose by each of a layer's lattices, the widest last, from 0 to 1 (``sensitivity.py``)."""
+    """What the predictions lose by each of a layer's lattices, the widest last, from 0 to 1 (``sensitivity.py``).
+
+    information: the Fisher information of the folded weights where it is known already.
+    """
     whole = folded(model, norms)
-    information = fisher(whole, list(lattices), task)
+    information = information or fisher(whole, list(lattices), task)
     curves = {}
     for name, own in lattices.items():
         weight = whole.get_submodule(name).get_parameter("weight").detach()

@@ -31,15 +31,22 @@ def run_length(size: int, count: int) -> int:
     return math.ceil(size / count)
 
 
-def per_bucket(function: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor, count: int) -> list[Tensor]:
+def per_bucket(
+    function: Callable[..., tuple[Tensor, ...]], weight: Tensor, count: int, *beside: Tensor
+) -> list[Tensor]:
     """``function`` of the buckets as the rows of a matrix ``(B, R)``; each tensor it gives has B for its first axis.
 
-    Where the last run is shorter it is a matrix of its own.
+    beside: tensors of the weight's shape that are cut like it, for the function's further arguments. Where the last run
+    is shorter it is a matrix of its own.
     """
-    flat, run = weight.detach().flatten(), run_length(weight.numel(), count)
+    run = run_length(weight.numel(), count)
     whole = weight.numel() // run
-    parts = [flat[: whole * run].view(whole, run), flat[whole * run :].view(1, -1)]
-    results = [function(part) for part in parts if part.numel()]
+    flats = [tensor.detach().flatten() for tensor in (weight, *beside)]
+    parts = [
+        [flat[: whole * run].view(whole, run) for flat in flats],
+        [flat[whole * run :].view(1, -1) for flat in flats],
+    ]
+    results = [function(*part) for part in parts if part[0].numel()]
     return [torch.cat(pieces) for pieces in zip(*results, strict=True)]
 
 

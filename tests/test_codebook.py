@@ -53,6 +53,33 @@ def test_k_means_loses_less_than_its_starts_and_than_even_levels(bits):
     assert best < error(weight, quantize.quantize(weight, *quantize.fit(weight, bits), bits))
 
 
+def test_codewords_are_the_means_of_their_weights_weighed_by_importance():
+    weight = torch.tensor([[0.0, 1.0, 5.0], [4.0, 6.0, 0.5]])
+    importance = torch.tensor([[3.0, 2.0, 2.0], [0.0, 3.0, 2.0]])
+    low, high = codebook.fit(weight, 1, importance=importance)[0].tolist()
+    # 0, 1 and 0.5 weigh 3, 2 and 2; 5, 4 and 6 weigh 2, half of the mean of 2, and 3.
+    assert low == pytest.approx((0 * 3 + 1 * 2 + 0.5 * 2) / 7)
+    assert high == pytest.approx((5 * 2 + 4 * 1 + 6 * 3) / 6)
+
+
+def test_of_a_row_where_nothing_matters_all_weights_matter_the_same():
+    weight = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    importance = torch.zeros_like(weight)
+    importance[1] = 7.0
+    assert torch.equal(codebook.fit(weight, 2, 2, importance=importance), codebook.fit(weight, 2, 2))
+
+
+@pytest.mark.parametrize("count", [1, 40, 7])
+def test_the_weighed_error_is_lower_with_importance_and_the_plain_one_without(count):
+    weight = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    importance = weight.clamp_min(0) ** 2
+    words = [codebook.fit(weight, 2, count, importance=i) for i in (importance, None)]
+    errors = [(weight - codebook.decode(codebook.encode(weight, own), own)).double().square() for own in words]
+    weighed = [(importance * own).sum() for own in errors]
+    assert weighed[0] < 0.9 * weighed[1]
+    assert errors[1].sum() < errors[0].sum()
+
+
 def test_buckets_have_their_own_codebooks_and_the_same_ones_as_alone():
     weight = torch.randn(5, 31, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 1, 5)[:, None]
     words = codebook.fit(weight, 2, 5)

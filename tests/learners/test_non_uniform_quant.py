@@ -12,6 +12,7 @@ from learners.non_uniform_quant import MovingCodewords, NonUniformQuant, Setting
 from pfray.codebook import decode, encode
 from pfray.config import Training
 from pfray.lattice import Lattice, attach
+from pfray.sensitivity import fisher
 from pfray.train import fit
 from tests.small import chain, make_task
 
@@ -137,3 +138,15 @@ def test_a_start_of_the_codebook_can_be_chosen():
         else:
             counts = encode(teacher[2][0].weight, lattice.codebook).flatten().bincount(minlength=4)
             assert counts.min() > 0.15 * counts.sum()
+
+
+def test_by_default_a_codebook_lies_where_the_predictions_need_it():
+    task, teacher = make_task(), chain()
+    information = fisher(teacher, ["2.0"], task)["2.0"]
+    weight = teacher.get_submodule("2.0").weight.detach()
+    lost = {}
+    for method in ("weighted", "kmeans"):
+        lattice = NonUniformQuant.prepare(teacher, task, Settings(codebook=method)).lattices["2.0"][2]
+        lost[method] = (information.sqrt() * (lattice.quantize(weight) - weight).square()).sum().item()
+    assert lost["weighted"] < lost["kmeans"]
+    assert Settings().codebook == "weighted"
