@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pfray.errors import ConfigError
+from pfray.errors import ConfigError, PfrayError, first_line
 
 # Where the short names of each kind live. Kept as strings: the framework imports no particular learner.
 PACKAGES = {"data": "pfray.data", "learner": "learners", "search": "pfray.search", "model": "pfray.models"}
@@ -94,6 +94,20 @@ def check_arguments(path: str, function: Callable[..., Any], settings: Mapping[s
         if key not in parameters
     ]
     return mistakes
+
+
+def call(kind: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """What ``function`` makes of its settings. Raises ConfigError, naming the section ``kind``, where it fails."""
+    try:
+        return function(**settings)
+    except PfrayError:
+        raise
+    except Exception as error:
+        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
+        kind_of_error = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(
+            f"{kind}: {kind_of_error}{first_line(error)}. Remedy: correct the settings of '{kind}'"
+        ) from error
 
 
 def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], beside: Iterable[str] = ()) -> Any:

@@ -16,7 +16,7 @@ from pfray.errors import ConfigError
 from pfray.job import updated
 from pfray.learner import Learner
 from pfray.measure import FLOAT_BITS, count_params, stored_bytes
-from pfray.objective import COST, Objective
+from pfray.objective import COST, WEIGH_COST, Objective
 from pfray.ranges import as_knob
 from pfray.search.allocate import Allocate, Curves, allocate_plan
 from pfray.search.base import PlanSearcher
@@ -28,13 +28,20 @@ from pfray.task import Task
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
 
-def resolve_limits(target: Target, space: CompressionSpace, model: nn.Module, learner: str) -> dict[str, float]:
-    """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks."""
+def resolve_limits(
+    target: Target, space: CompressionSpace, model: nn.Module, learner: str, macs: float | None = None
+) -> dict[str, float]:
+    """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks.
+
+    macs: those of the model; None where they are those of the space's full end.
+    """
     full = {knob.name: knob.full for knob in space.knobs}
     offered = space.costs(full)
     params = count_params(model)[0]
     # At their full end weights may have 8 bits, and as they are 32.
     as_it_is = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
+    if macs is not None:
+        as_it_is["macs"] = macs
     whole = {unit: as_it_is.get(unit, cost) for unit, cost in offered.items()}
     limits = {}
     for unit, value in target.costs().items():
@@ -112,7 +119,8 @@ def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves
     """
     plans = {"allocate": allocate_plan(space, curves, limits)} if curves else {}
     plans["uniform"] = space.uniform(limits)
-    if all("params" in knob.facts for knob in space.knobs if not knob.free):
+    sizes = ["params" in knob.facts for knob in space.knobs if not knob.free]
+    if sizes and all(sizes):
         plans["heuristic"] = heuristic_plan(space, limits)
     return plans
 
@@ -138,6 +146,34 @@ def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner
             f"search: allocate needs error curves, which {experiment.learner.title} does not give. "
             "Remedy: search=uniform, or a searcher that measures its plans"
         )
+
+
+def check_from_scratch(
+    experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner], knobs: int, objective: str
+) -> None:
+    """Raises ConfigError where models that start with random weights would be judged untrained, or cannot be timed.
+
+    knobs: how many there are to decide.
+    """
+    if not learner.from_scratch:
+        return
+    search, mistakes = experiment.search, []
+    title = experiment.learner.title
+    if not knobs and searcher.open_ended and not search.space:
+        mistakes.append(f"search.name: {title} has nothing to decide for {search.name} here. Remedy: search=uniform")
+    # One knob under a target has one value, and whatever its trial says, it is chosen.
+    choice = knobs > 1 or (knobs and objective in WEIGH_COST)
+    if choice and searcher.open_ended and search.trials > 1 and not search.finetune_steps:
+        mistakes.append(f"search.finetune_steps: 0 is not allowed: the models of {title} start untrained, and all are "
+                        "worth as little. Remedy: search.finetune_steps=60 or more")  # fmt: skip
+    if not experiment.finetune.epochs:
+        mistakes.append(f"finetune.epochs: 0 is not allowed: the model of {title} starts untrained. "
+                        "Remedy: finetune.epochs=10")  # fmt: skip
+    if isinstance(experiment.target.latency_ms, str):
+        mistakes.append(f"target.latency_ms: {experiment.target.latency_ms!r} is not allowed with {title}, whose times "
+                        "are not those of the teacher's shape. Remedy: milliseconds, such as 1.5")  # fmt: skip
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
 
 
 def _shapes_space(space_of: Callable[[Any], CompressionSpace], settings: Sequence[Any]) -> bool:

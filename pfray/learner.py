@@ -42,6 +42,8 @@ class Learner(tune.Trainable):
     # Whether what the learner does to a model outlasts whatever is done to it afterwards, as what is gone stays gone,
     # and all layers are still there: another learner can then follow in a pipeline.
     lasting: ClassVar[bool] = False
+    # Whether its models start with random weights, and are nothing before they were trained.
+    from_scratch: ClassVar[bool] = False
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Any) -> CompressionSpace:

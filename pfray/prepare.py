@@ -12,18 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from pfray.cache import cache_dir
-from pfray.components import check_arguments, find_class, find_function, parse_settings
+from pfray.components import call, check_arguments, find_class, find_function, parse_settings
 from pfray.config import Experiment, Search
-from pfray.errors import ConfigError, PfrayError, UnsupportedModel, WeightsError, first_line
-from pfray.goal import check_searcher, plans_without_search, resolve_limits, resolve_objective, searched_settings
+from pfray.errors import ConfigError, WeightsError, first_line
+from pfray.goal import (
+    check_from_scratch,
+    check_searcher,
+    plans_without_search,
+    resolve_limits,
+    resolve_objective,
+    searched_settings,
+)
 from pfray.latency import file_count, timed_space
 from pfray.learner import Learner
-from pfray.measure import evaluating, example_input, layer_macs
+from pfray.measure import example_input, layer_macs, total_macs
 from pfray.objective import Objective
 from pfray.progress import Progress
 from pfray.search.base import PlanSearcher
 from pfray.section import Component
 from pfray.space import CompressionSpace, Limits, Plan
+from pfray.students import build, check_output, task_arguments
 from pfray.task import Task
 from pfray.warm_start import read_earlier
 
@@ -65,15 +73,17 @@ def load(experiment: Experiment, progress: Progress) -> Start:
         task = build_task(experiment, parts)
         model = build_model(experiment, parts, task)
         space = parts.learner.space(model, task, parts.learner_settings)
+    objective = resolve_objective(experiment, task)
+    check_from_scratch(experiment, parts.searcher, parts.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:
         with progress.stage("time plans", total=file_count(space)) as stage:
             space = timed_space(space, parts.learner, model, task, parts.learner_settings, stage.update)
-    limits = resolve_limits(experiment.target, space, model, experiment.learner.title)
+    macs = total_macs(model, example_input(task))
+    limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
     plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
     check_searcher(experiment, parts.searcher, parts.learner)
     knobs = searched_settings(experiment, parts.learner_settings, partial(parts.learner.space, model, task))
     space = space.with_free(knobs)
-    objective = resolve_objective(experiment, task)
     parts.searcher(space, limits, parts.search_settings)  # so are settings that only the searcher can judge
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
     return Start(parts, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
@@ -126,7 +136,7 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
 
 def build_task(experiment: Experiment, parts: Parts) -> Task:
     """Load the data. Raises DataError for missing or damaged files, ConfigError where no Task comes back."""
-    task = _call("data", parts.data, experiment.data.settings)
+    task = call("data", parts.data, experiment.data.settings)
     if not isinstance(task, Task):
         raise ConfigError(
             f"data: '{experiment.data.name}' returned a {type(task).__name__}. Remedy: return a pfray.task.Task"
@@ -140,14 +150,12 @@ def build_model(experiment: Experiment, parts: Parts, task: Task) -> nn.Module:
     The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment
     does not set them. Raises UnsupportedModel where the model cannot run on the data, WeightsError for unfit weights.
     """
-    known = {"num_outputs": task.num_outputs, "in_channels": task.input_shape[0]}
-    taken = {k: v for k, v in known.items() if not check_arguments("model", parts.model, {k: v})}
     torch.manual_seed(experiment.seed)
-    model = _call("model", parts.model, {**taken, **experiment.model.settings})
+    model = build("model", parts.model, task_arguments(task), experiment.model.settings)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
     layer_macs(model, example_input(task))
-    _check_output(model, task)
+    check_output(model, task)
     if experiment.model.weights is not None:
         load_weights(model, Path(experiment.model.weights), task.classes)
     return model
@@ -192,41 +200,6 @@ def _cut_head(tensor: Tensor, own: Tensor, classes: Sequence[int]) -> Tensor:
     if not own.dim() == tensor.dim() > 0 or tensor.shape[1:] != own.shape[1:] or len(own) != len(classes):
         return tensor
     return tensor[list(classes)] if len(tensor) > max(len(own), *classes) else tensor
-
-
-def _call(kind: str, function: Callable[..., Any], settings: dict[str, Any]) -> Any:
-    try:
-        return function(**settings)
-    except PfrayError:
-        raise
-    except Exception as error:
-        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
-        kind_of_error = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
-        raise ConfigError(
-            f"{kind}: {kind_of_error}{first_line(error)}. Remedy: correct the settings of '{kind}'"
-        ) from error
-
-
-def _check_output(model: nn.Module, task: Task) -> None:
-    """Two samples through model, loss and score, so that what does not fit is found now and not in a trial."""
-    inputs, targets = task.normalize(task.train.inputs[:2]), task.train.targets[:2]
-    outputs = None
-    try:
-        with evaluating(model):
-            outputs = model(inputs)
-        task.loss(outputs, targets)
-        scores = task.score(outputs, targets)
-        if scores.shape != (len(inputs),):
-            raise ValueError(f"score gives a shape of {tuple(scores.shape)}, not one number a sample")
-        # The loss alone would let too few outputs pass where the first targets happen to be small.
-        if outputs.dim() > 1 and outputs.shape[1] < task.num_outputs:
-            raise ValueError(f"{outputs.shape[1]} outputs are too few")
-    except Exception as error:
-        raise UnsupportedModel(
-            f"the model's output of shape {tuple(getattr(outputs, 'shape', ()))} does not fit the task {task.name}: "
-            f"{first_line(error)}. Remedy: a model with {task.num_outputs} outputs that takes any batch size, and a "
-            "loss and score for them"
-        ) from error
 
 
 def _few(keys: list[str], most: int = 4) -> str:

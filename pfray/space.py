@@ -142,11 +142,13 @@ class CompressionSpace:
         parts, with one value for all knobs of a part."""
         if self.parts:
             return self._uniform_parts(limits)
+        defaults = np.array([knob.default or 0.0 for knob in self.knobs])
         values = [v for k in self.knobs if not k.free for v in (k.compressed, k.full)]
+        if not values:  # nothing can be decided; the limits are met or not
+            return self._least_compressed(lambda _: self._allowed(defaults), 0.0, 0.0, limits)
         bound = next(knob for knob in self.knobs if not knob.free)
         low, high = min(values), max(values)
         ends = (low, high) if bound.full > bound.compressed else (high, low)
-        defaults = np.array([knob.default or 0.0 for knob in self.knobs])
 
         def values_at(value: float) -> np.ndarray:
             return self._allowed(np.where(self.free, defaults, value))

@@ -16,7 +16,7 @@ LAYERS = [
     {"cache", "components", "measure", "overlay", "ranges", "progress"},
     {"tracing", "coupling", "removal", "graph"},
     {"layers", "rows", "moments", "lasso", "channels", "ranking", "refit"},
-    {"removable", "find_removable", "bridging"},
+    {"removable", "find_removable", "bridging", "students"},
     {"folding", "activations", "straight_through", "sensitivity", "bits", "int8"},
     {"config"},
     {"cluster"},

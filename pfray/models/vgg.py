@@ -6,6 +6,8 @@ For 32x32 images the five poolings leave one position, so that a single linear l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from pfray.widths import check_width, scaled
@@ -20,16 +22,17 @@ STAGES = {
 
 
 class VGG(nn.Module):
-    """``(N, in_channels, 32, 32)`` images to ``(N, num_outputs)`` logits."""
+    """``(N, in_channels, 32, 32)`` images to ``(N, num_outputs)`` logits.
 
-    def __init__(self, depth: int, num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
+    stages: the output channels of the convolutions, 3x3, of each stage; other sizes fit that can be halved as often.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[int]], num_outputs: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        check_width(width)
         layers: list[nn.Module] = []
         channels = in_channels
-        for stage in STAGES[depth]:
-            for base in stage:
-                out = scaled(base, width)
+        for stage in stages:
+            for out in stage:
                 conv = nn.Conv2d(channels, out, 3, padding=1, bias=False)
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out")
                 layers += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
@@ -43,17 +46,22 @@ class VGG(nn.Module):
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
+def _scaled(depth: int, width: float) -> list[list[int]]:
+    check_width(width)
+    return [[scaled(base, width) for base in stage] for stage in STAGES[depth]]
+
+
 def vgg7(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
-    return VGG(7, num_outputs, in_channels, width)
+    return VGG(_scaled(7, width), num_outputs, in_channels)
 
 
 def vgg11(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
-    return VGG(11, num_outputs, in_channels, width)
+    return VGG(_scaled(11, width), num_outputs, in_channels)
 
 
 def vgg13(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
-    return VGG(13, num_outputs, in_channels, width)
+    return VGG(_scaled(13, width), num_outputs, in_channels)
 
 
 def vgg16(num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
-    return VGG(16, num_outputs, in_channels, width)
+    return VGG(_scaled(16, width), num_outputs, in_channels)

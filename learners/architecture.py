@@ -1,0 +1,137 @@
+"""A convolutional network searched from nothing, trained from scratch: what compression has to beat (Pahwa et al. 2019
+compare with Auto-Keras, Jin et al. 2019, which searches by Bayesian optimization too; here any searcher does).
+
+The networks are VGG-like (``pfray/models/vgg.py``): S stages of 3x3 convolutions with batch norm, a pooling behind each
+that halves the feature map, and one linear layer. The knobs are the depth and the width of every stage. Of the teacher
+nothing is kept but its soft labels, in as far as ``distill`` asks for them.
+
+Notation: stage s has d_s of at most D layers and c_s of at most C_s channels; a plan has the shares d_s / D, c_s / C_s.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from pfray.errors import UnsupportedModel
+from pfray.learner import Learner
+from pfray.measure import stored_bytes
+from pfray.models.vgg import VGG
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.students import become, check_output, task_arguments
+from pfray.task import Task
+from pfray.widths import scaled
+
+# Widths that a stage can have, at most.
+WIDTHS = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """channels: C_s, the most that each stage can have, multiples of 8; there are as many stages.
+
+    depth: D, the most layers of a stage.
+    """
+
+    channels: tuple[Annotated[int, Field(ge=16, multiple_of=8)], ...] = (64, 128, 256, 512, 512)
+    depth: Annotated[int, Field(ge=1)] = 3
+
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError("channels is empty. Remedy: one number for each stage, such as [64, 128, 256]")
+
+
+class Architecture(Learner):
+    settings_type = Settings
+    from_scratch = True
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """Two knobs a stage, ``depth`` and ``width``, as shares of the largest; costs ``macs``, ``params``, and
+        ``size_bytes``, the latter's as float32.
+
+        Raises UnsupportedModel where the inputs cannot be halved so often, or the outputs do not fit the task.
+        """
+        shape, least = task.input_shape, 2 ** len(settings.channels)
+        if len(shape) != 3 or min(shape[1:]) < least:
+            raise UnsupportedModel(
+                f"learner.channels: {len(settings.channels)} stages halve the input as often, and one of shape {shape} "
+                f"cannot be. Remedy: fewer stages, or images of {least}x{least} or more"
+            )
+        knobs = []
+        for number, channels in enumerate(settings.channels):
+            largest = {"params": float(9 * channels * channels), "outputs": float(channels)}
+            if settings.depth > 1:
+                depths = tuple((d + 1) / settings.depth for d in range(settings.depth))
+                knobs.append(Knob(_name(number, "depth"), depths[0], 1.0, choices=depths, facts=largest))
+            counts = sorted({scaled(channels, (k + 1) / WIDTHS) for k in range(WIDTHS)})
+            widths = tuple(count / channels for count in counts)
+            knobs.append(Knob(_name(number, "width"), widths[0], 1.0, choices=widths, facts=largest))
+        names = [knob.name for knob in knobs]
+        smallest = {knob.name: knob.compressed for knob in knobs}
+        with torch.random.fork_rng(devices=[]):
+            check_output(network(smallest, settings, task_arguments(task)), task)
+        return CompressionSpace(
+            tuple(knobs), partial(_costs, names=names, settings=settings, shape=shape, outputs=task.num_outputs)
+        )
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
+        return task_arguments(task)
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Mapping[str, int], steps: int) -> None:
+        become(model, network(plan, settings, cache))
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        """The network as it is made: there is nothing that more care could improve before it is trained."""
+        return Architecture.restructure(copy.deepcopy(model), plan, task, settings)
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        become(model, network(plan, settings, task_arguments(task)))
+        return model
+
+
+def network(plan: Plan, settings: Settings, known: Mapping[str, int]) -> nn.Module:
+    """The network of a plan, its weights drawn from torch's generator. known: of the task."""
+    return VGG(stages(plan, settings), **known)
+
+
+def stages(plan: Plan, settings: Settings) -> list[list[int]]:
+    """The channels of each layer of each stage."""
+    found = []
+    for number, channels in enumerate(settings.channels):
+        depth = round(plan.get(_name(number, "depth"), 1.0) * settings.depth)
+        found.append([round(plan[_name(number, "width")] * channels)] * depth)
+    return found
+
+
+def _name(number: int, what: str) -> str:
+    return f"stage{number + 1}.{what}"
+
+
+def _costs(
+    values: np.ndarray, names: Sequence[str], settings: Settings, shape: tuple[int, ...], outputs: int
+) -> dict[str, float]:
+    channels, height, width = shape
+    params = macs = 0
+    for stage in stages(dict(zip(names, values.tolist(), strict=True)), settings):
+        for count in stage:
+            weights = 9 * channels * count
+            params += weights + 2 * count  # a scale and a shift for each channel
+            macs += weights * height * width
+            channels = count
+        height, width = height // 2, width // 2
+    params += (channels + 1) * outputs
+    macs += channels * outputs
+    return {"macs": float(macs), "params": float(params), "size_bytes": stored_bytes(params)}

@@ -1,0 +1,124 @@
+"""Another, smaller network in the teacher's place, trained from scratch with the teacher's soft labels (Hinton et al.
+2015): the baseline of Pahwa et al. 2019, "Data-driven compression", whose student is a VGG-like network of 7 layers.
+
+The one knob is the student's width multiplier, so that any target can be met with it. Of the teacher nothing is kept
+but its soft labels, in as far as ``distill`` asks for them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from pfray.components import check_arguments, find_function
+from pfray.errors import ConfigError
+from pfray.learner import Learner
+from pfray.measure import count_params, example_input, layer_macs, stored_bytes, total_macs
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.students import become, build, check_output, task_arguments
+from pfray.task import Task
+
+WIDTH = "width"
+# Widths are multiples of this: of 512 channels, 8.
+STEP = 1 / 64
+
+
+def _known(name: str) -> str:
+    try:
+        find_function("model", name)
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("model: ")) from error
+    return name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """student: the model's name, or an import path, as in the section ``model``. width: its largest width multiplier; a
+    student whose function takes none, such as resnet20, has the one size that it has, and a target is met or not."""
+
+    student: Annotated[str, AfterValidator(_known)] = "vgg7"
+    width: Annotated[float, Field(ge=2 * STEP, le=4)] = 1.0
+
+    @property
+    def has_width(self) -> bool:
+        return not check_arguments("learner.student", find_function("model", self.student), {WIDTH: self.width})
+
+
+class Distilled(Learner):
+    settings_type = Settings
+    from_scratch = True
+
+    @staticmethod
+    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+        """One knob, the student's width; costs ``macs``, ``params``, and ``size_bytes``, the latter's as float32.
+
+        Raises ConfigError where the student cannot be built, UnsupportedModel where it cannot run on the data.
+        """
+        known, example = task_arguments(task), example_input(task)
+        largest = student(settings, {WIDTH: settings.width}, known)
+        layer_macs(largest, example)
+        check_output(largest, task)
+        if not settings.has_width:
+            return CompressionSpace((), _Costs(settings, known, example))
+        widths = (*np.arange(STEP, settings.width, STEP).tolist(), settings.width)
+        facts = {"params": float(count_params(largest)[0])}
+        knob = Knob(WIDTH, compressed=widths[0], full=settings.width, choices=widths, facts=facts)
+        return CompressionSpace((knob,), _Costs(settings, known, example))
+
+    @staticmethod
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
+        return task_arguments(task)
+
+    @staticmethod
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Mapping[str, int], steps: int) -> None:
+        become(model, student(settings, plan, cache))
+
+    @staticmethod
+    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        """The student as it is made: there is nothing that more care could improve before it is trained."""
+        return Distilled.restructure(copy.deepcopy(model), plan, task, settings)
+
+    @staticmethod
+    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+        become(model, student(settings, plan, task_arguments(task)))
+        return model
+
+
+def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Module:
+    """The student of the plan's width, its weights drawn from torch's generator. known: of the task."""
+    own = {WIDTH: plan[WIDTH]} if settings.has_width else {}
+    made: Any = build("learner.student", find_function("model", settings.student), known, own)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"learner.student: '{settings.student}' returned a {type(made).__name__}, not a torch.nn.Module. "
+            "Remedy: name a function that builds a model"
+        )
+    return made
+
+
+class _Costs:
+    """``costs_of`` of the space: what the student of each width costs, counted on one, once."""
+
+    def __init__(self, settings: Settings, known: Mapping[str, int], example: Tensor) -> None:
+        self.settings, self.known, self.example = settings, known, example
+        self._of = lru_cache(maxsize=None)(self._count)
+
+    def __call__(self, values: np.ndarray) -> dict[str, float]:
+        return dict(self._of(float(values[0]) if len(values) else self.settings.width))
+
+    def _count(self, width: float) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):
+            model = student(self.settings, {WIDTH: width}, self.known)
+        params = float(count_params(model)[0])
+        return {"macs": float(total_macs(model, self.example)), "params": params, "size_bytes": stored_bytes(params)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Costs, (self.settings, self.known, self.example)
