@@ -120,7 +120,8 @@ class Search(Component):
     rescore: the best plans, so many, are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
     objective: what a trial's score is (null: ``agreement`` where the task has soft labels, else ``accuracy``).
-    thresholds: of the objective ``ddc``.
+    thresholds: of the objective ``ddc``. latency: what its inference times are those of, the model in PyTorch or its
+        .tflite, which takes seconds to make for every architecture.
     space: settings that are searched beside the model, such as ``finetune.lr: loguniform(1e-4, 1e-1)``.
     baselines: plans that are retrained beside the best one.
     warm_start: the folder of an earlier run, whose trials the searcher learns from first.
@@ -136,6 +137,7 @@ class Search(Component):
     scheduler: Literal["none", "asha"] = "none"
     objective: Literal["accuracy", "agreement", "accuracy_and_cost", "amc", "ddc", "n2n"] | None = None
     thresholds: Thresholds = Thresholds()
+    latency: Literal["torch", "litert"] = "torch"
     space: dict[str, Annotated[str, AfterValidator(check_range)]] = Field(default_factory=dict)
     baselines: tuple[Literal["uniform", "allocate"], ...] = ("uniform", "allocate")
     warm_start: str | None = None

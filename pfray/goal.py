@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
+from pfray import bench
+from pfray.bench import BenchError
 from pfray.components import nearest
 from pfray.config import Experiment, Target
 from pfray.errors import ConfigError
 from pfray.job import updated
 from pfray.learner import Learner
 from pfray.measure import FLOAT_BITS, count_params, stored_bytes
-from pfray.objective import COST, WEIGH_COST, Objective
+from pfray.objective import COST, NEEDS_LATENCY, WEIGH_COST, Objective
 from pfray.ranges import as_knob
 from pfray.search.allocate import Allocate, Curves, allocate_plan
 from pfray.search.base import PlanSearcher
@@ -64,7 +67,10 @@ def resolve_limits(
 
 
 def resolve_objective(experiment: Experiment, task: Task) -> Objective:
-    """What a trial's score is. Raises ConfigError for an agreement that the task does not define."""
+    """What a trial's score is.
+
+    Raises ConfigError for an agreement that the task does not define, and for times that nothing here can measure.
+    """
     search = experiment.search
     name = search.objective or ("agreement" if task.has_soft_labels else "accuracy")
     if name == "agreement" and not task.has_soft_labels:
@@ -72,8 +78,23 @@ def resolve_objective(experiment: Experiment, task: Task) -> Objective:
             f"search.objective: the task {task.name} has a loss of its own and no soft_loss, so agreement with the "
             "teacher is not defined. Remedy: give the Task a soft_loss, or search.objective=accuracy"
         )
+    if name in NEEDS_LATENCY and search.latency == "litert":
+        _check_litert()
     cost = next(COST[unit] for unit in experiment.target.costs())
     return Objective(name, cost, search.thresholds)
+
+
+def _check_litert() -> None:
+    reason = "" if importlib.util.find_spec("litert_torch") else "there is no package litert_torch"
+    try:
+        bench.runtime()
+    except BenchError as error:
+        reason = str(error).partition(". Remedy")[0]
+    if reason:
+        raise ConfigError(
+            f"search.latency: litert cannot be timed here: {reason}. Remedy: search.latency=torch, or "
+            "pip install litert-torch ai-edge-litert"
+        )
 
 
 def searched_settings(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pfray import objective
+from pfray import bench, objective
 from pfray.errors import TrainingFailed, first_line
+from pfray.export import tflite
 from pfray.job import Job
 from pfray.measure import (
     Measurement,
@@ -45,6 +48,7 @@ class Scorer:
         self.reference: Measurement | None = None
         self.cache_of: Any = None
         self.latencies: dict[str, tuple[float, float]] = {}
+        self.teacher_file: bytes | None = None
 
     def begin(self, plan: Plan) -> None:
         """The next plan; ``step`` then does its rounds."""
@@ -113,9 +117,25 @@ class Scorer:
         equal models have equal scores."""
         architecture = repr(self.model)  # layers with their sizes and strides
         if architecture not in self.latencies:
-            own, teacher = latencies_ms([self.model, self.teacher], example_input(self.job.task, self.device))
+            timed = self._litert_ms if self.job.search.latency == "litert" else self._torch_ms
+            own, teacher = timed()
             self.latencies[architecture] = own, teacher
         return self.latencies[architecture]
+
+    def _torch_ms(self) -> list[float]:
+        return latencies_ms([self.model, self.teacher], example_input(self.job.task, self.device))
+
+    def _litert_ms(self) -> list[float]:
+        """Of .tflite files on one thread. Making one takes seconds, so the teacher's is kept."""
+        example = example_input(self.job.task)
+        with tempfile.TemporaryDirectory() as folder:
+            own, teacher = (Path(folder) / f"{name}.tflite" for name in ("own", "teacher"))
+            if self.teacher_file is None:
+                tflite.export(self.teacher, example, teacher)
+                self.teacher_file = teacher.read_bytes()
+            teacher.write_bytes(self.teacher_file)
+            tflite.export(self.model, example, own)
+            return bench.latency_ms([own, teacher])
 
     def _prepare(self) -> None:
         if self.reference is None:

@@ -15,7 +15,7 @@ from pfray.space import CompressionSpace, Limits, Plan
 
 # A score means the same in two runs where these sections and settings of the search are the same,
 SECTIONS = ("model", "data", "learner")
-SETTINGS = ("thresholds", "rounds", "finetune_steps")
+SETTINGS = ("thresholds", "latency", "rounds", "finetune_steps")
 # and where trials are fine-tuned, these sections too.
 TRAINING = ("finetune", "distill")
 REMEDY = "Remedy: the folder of a run with the same model, learner and kind of score"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from learners.full_precision import FullPrecision
 from learners.weight_sparse import Settings, WeightSparse
+from pfray import bench
 from pfray.config import Experiment
 from pfray.data import digits
 from pfray.errors import ConfigError, InfeasibleTarget
@@ -102,6 +103,16 @@ def test_the_score_is_agreement_where_there_are_soft_labels_and_accuracy_where_t
     assert resolve_objective(experiment(objective="amc"), task).cost == "nonzero_params"
     with pytest.raises(ConfigError, match="agreement with the teacher is not defined"):
         resolve_objective(experiment(objective="agreement"), regression)
+
+
+def test_times_of_litert_are_refused_where_it_is_not_there(task, monkeypatch):
+    timed = experiment(objective="ddc", latency="litert")
+    assert resolve_objective(timed, task).name == "ddc"
+    monkeypatch.setattr(bench, "RUNTIMES", ("no_such_runtime",))
+    with pytest.raises(ConfigError, match=r"search.latency: litert cannot be timed here: .*Remedy: search.lat"):
+        resolve_objective(timed, task)
+    assert resolve_objective(experiment(objective="ddc"), task).name == "ddc"
+    assert resolve_objective(experiment(latency="litert"), task).name == "agreement"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from learners.distilled import Distilled
+from learners.distilled import Settings as Small
 from learners.weight_sparse import WeightSparse
+from pfray import bench
 from pfray.config import Search, Training
+from pfray.export import tflite
 from pfray.job import Job
 from pfray.measure import evaluate
 from pfray.objective import Objective
@@ -90,6 +96,31 @@ def test_an_architecture_is_timed_once(job):
     assert first["measurement"]["latency_ms"] == other["measurement"]["latency_ms"]
     assert first["score"] == again["score"] != other["score"]
     assert len(scorer.latencies) == 1
+
+
+def test_times_may_be_those_of_files_one_made_for_each_architecture(job, monkeypatch):
+    made: list[str] = []
+    timed: list[list[float]] = []
+    export, latency_ms = tflite.export, bench.latency_ms
+
+    def exported(model: nn.Module, *arguments: Any) -> int:
+        made.append(type(model).__name__)
+        return export(model, *arguments)
+
+    def time(paths: list[Path], **options: Any) -> list[float]:
+        assert paths[0].stat().st_size < paths[1].stat().st_size  # the student's before the teacher's
+        timed.append(latency_ms(paths, rounds=2))
+        return timed[-1]
+
+    monkeypatch.setattr(tflite, "export", exported)
+    monkeypatch.setattr(bench, "latency_ms", time)
+    search = job.search.model_copy(update={"latency": "litert", "bn_images": 50})
+    own = replace(job, search=search, objective=Objective("ddc"), settings=Small())
+    scorer = Scorer(Distilled, own, CPU)
+    first, other, again = (scorer.score({"width": width}) for width in (1 / 64, 0.0625, 1 / 64))
+    assert made == ["LeNet", "VGG", "VGG"]
+    assert [first["measurement"]["latency_ms"], other["measurement"]["latency_ms"]] == [own for own, _ in timed]
+    assert first["measurement"]["latency_ms"] == again["measurement"]["latency_ms"]
 
 
 def test_a_task_without_soft_labels_is_scored_by_its_accuracy(job):
