@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from pfray import overlay
+from pfray.bucket import check_storage
 from pfray.components import describe_errors
 from pfray.errors import ConfigError
 from pfray.ranges import check_range
@@ -47,7 +48,6 @@ def _check_amount(value: float | str) -> float | str:
 
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(gt=0, lt=1)]
 Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_amount)]
-
 
 # The units of a target that are costs.
 COSTS = ("sparsity", "params", "macs", "bits", "size_bytes", "latency_ms")
@@ -221,7 +221,7 @@ class Experiment(Section):
     resources: Resources = Resources()
     distributed: Distributed = Distributed()
     seed: int = Field(0, ge=0, lt=2**31)
-    storage: str = "runs"
+    storage: Annotated[str, AfterValidator(check_storage)] = "runs"
 
     @model_validator(mode="after")
     def _latency_needs_a_file(self) -> Experiment:

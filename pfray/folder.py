@@ -13,6 +13,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from pfray import config
+from pfray.bucket import is_url
+from pfray.cache import cache_dir, content_key
 from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
 from pfray.files import write_atomically
@@ -21,9 +23,23 @@ from pfray.files import write_atomically
 SUMMARY = "summary.json"
 
 
+def storage_folder(experiment: Experiment) -> Path:
+    """Where the run's folder is on this machine: for a storage that is a URL, in the cache."""
+    if is_url(experiment.storage):
+        return cache_dir() / "runs" / content_key(experiment.storage)
+    return Path(experiment.storage).expanduser().resolve()
+
+
+def title(experiment: Experiment) -> str:
+    """What the user knows the run's folder by."""
+    if is_url(experiment.storage):
+        return f"{experiment.storage}/{experiment.name}"
+    return str(storage_folder(experiment) / experiment.name)
+
+
 def check_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
     """The run's folder, looked at and not touched. Raises RunExists where a run there would mix files or be lost."""
-    folder = Path(experiment.storage).expanduser().resolve() / experiment.name
+    folder = storage_folder(experiment) / experiment.name
     saved = folder / "experiment.yaml"
     if saved.exists():
         if resume:
@@ -31,7 +47,8 @@ def check_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
         elif not force:
             state = "finished" if is_finished(folder) else "unfinished"
             raise RunExists(
-                f"{folder} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
+                f"{title(experiment)} holds a run, {state}. "
+                "Remedy: --resume to continue it, --force to replace it, or name=..."
             )
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         # Such files would be taken for an earlier session's, or be lost to a later --force.
@@ -63,7 +80,7 @@ def alone(experiment: Experiment) -> Iterator[None]:
 
     Raises RunExists where another process is at work there, StorageError where the storage folder cannot be written.
     """
-    storage = Path(experiment.storage).expanduser().resolve()
+    storage = storage_folder(experiment)
     try:
         storage.mkdir(parents=True, exist_ok=True)
         # Beside the folder and not in it, because --force removes the folder.
@@ -71,7 +88,7 @@ def alone(experiment: Experiment) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise RunExists(
-            f"{storage / experiment.name} is in use by another process. Remedy: wait for it or stop it, or name=..."
+            f"{title(experiment)} is in use by another process. Remedy: wait for it or stop it, or name=..."
         ) from None
     except OSError as error:
         raise StorageError(
@@ -109,6 +126,6 @@ def _check_same(saved: Path, experiment: Experiment) -> None:
     changed = [key for key in new if key != "storage" and old.get(key) != new[key]]
     if changed:
         raise RunExists(
-            f"{saved.parent} holds a run of another experiment; these differ: {', '.join(changed)}. "
+            f"{title(experiment)} holds a run of another experiment; these differ: {', '.join(changed)}. "
             "Remedy: resume with the same file and overrides, use --force to replace it, or name=..."
         )

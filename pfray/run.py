@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pfray import config
+from pfray.bucket import is_url
 from pfray.errors import ClusterError, ConfigError, GoalMissed, PfrayError, StorageError, first_line, print_error
 from pfray.progress import Progress
 
@@ -32,22 +33,34 @@ def run(
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray import folder, prepare, report
+    from pfray.mirror import mirrored
 
     progress = Progress(console)
     start = prepare.load(experiment, progress)
-    with folder.alone(experiment):
+    working = folder.storage_folder(experiment) / experiment.name
+    with folder.alone(experiment), contextlib.ExitStack() as closing:
+        # A lock that a killed run left behind is watched for a while, and a run to go on with is fetched.
+        with progress.stage("open storage") if is_url(experiment.storage) else contextlib.nullcontext():
+            begin_mirror = closing.enter_context(mirrored(experiment, working, resume=resume))
         run_folder = folder.check_folder(experiment, resume=resume, force=force)
         if resume and folder.is_finished(run_folder):
             # Made again because a run may have been killed between its last two files.
-            progress.say(f"{run_folder} is finished already; its report is {report.write(run_folder)}")
+            progress.say(f"{folder.title(experiment)} is finished already; its report is {report.write(run_folder)}")
+            begin_mirror()
         else:
-            _compress(experiment, start, progress, resume=resume, force=force)
+            _compress(experiment, start, progress, begin_mirror, resume=resume, force=force)
     _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
     return run_folder
 
 
 def _compress(
-    experiment: config.Experiment, start: Start, progress: Progress, *, resume: bool, force: bool
+    experiment: config.Experiment,
+    start: Start,
+    progress: Progress,
+    begin_mirror: Callable[[], None],
+    *,
+    resume: bool,
+    force: bool,
 ) -> None:
     """Teacher, search, retraining, export, report."""
     from pfray import finalize, folder, latency, report, retraining
@@ -63,6 +76,7 @@ def _compress(
     with ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
         # Only now, when nothing can be wrong with the request any more, is anything written.
         run_folder = folder.open_folder(experiment, resume=resume, force=force)
+        begin_mirror()
         earlier = folder.read_seconds(run_folder)
         closing.enter_context(_keep_seconds(run_folder, progress, earlier))
         events = Events(run_folder / "events")
@@ -132,7 +146,7 @@ def _compress(
     }
     folder.write_summary(run_folder, summary)
     report.write(run_folder)
-    _tell_result(summary, run_folder, progress)
+    _tell_result(summary, folder.title(experiment), run_folder, progress)
 
 
 def _check_goals(experiment: config.Experiment, summary: dict[str, Any]) -> None:
@@ -211,14 +225,14 @@ def _keep_seconds(run_folder: Path, progress: Progress, earlier: dict[str, float
         folder.write_seconds(run_folder, {n: earlier.get(n, 0.0) + progress.seconds.get(n, 0.0) for n in names})
 
 
-def _tell_result(summary: dict[str, Any], run_folder: Path, progress: Progress) -> None:
+def _tell_result(summary: dict[str, Any], title: str, run_folder: Path, progress: Progress) -> None:
     from pfray import report
 
     progress.say("")
     progress.say(report.headline(summary))
     for remark in report.remarks(summary):
         progress.say(f"note: {remark}")
-    progress.say(f"files: {run_folder}")
+    progress.say(f"files: {title}")
     progress.say(f"report: {run_folder / 'report.html'}")
 
 

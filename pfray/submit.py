@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pfray import config, jobs
+from pfray.bucket import is_url
 from pfray.errors import ConfigError, PfrayError, UnknownJob, print_error
 from pfray.files import write_atomically
 
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Request:
     """Raises ConfigError for every mistake of the experiment, before anything is sent."""
+    from pfray.folder import storage_folder
     from pfray.prepare import component_mistakes
 
     experiment = config.load(path, overrides, component_mistakes)
@@ -71,12 +73,13 @@ def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) 
             "Remedy: --working-dir with a folder that holds it"
         )
     # A job runs in a copy of the working directory that is removed after it.
-    storage = Path(experiment.storage).expanduser().resolve()
+    kept = storage_folder(experiment)
+    storage = experiment.storage if is_url(experiment.storage) else kept
     command = [
         "python", "-m", "pfray.run", str(path.resolve().relative_to(working_dir)), *overrides, f"storage={storage}",
         *(["--resume"] if options.resume else []), *(["--force"] if options.force else []),
     ]  # fmt: skip
-    return Request(experiment.name, storage / f".{experiment.name}.job.json", shlex.join(command))
+    return Request(experiment.name, kept / f".{experiment.name}.job.json", shlex.join(command))
 
 
 def _send(requests: Sequence[Request], options: argparse.Namespace) -> int:
@@ -132,8 +135,10 @@ def _ask(names: Sequence[str], overrides: Sequence[str], options: argparse.Names
 
 
 def _ticket(path: Path, overrides: Sequence[str]) -> Ticket:
+    from pfray.folder import storage_folder
+
     experiment = config.load(path, overrides)
-    file = Path(experiment.storage).expanduser().resolve() / f".{experiment.name}.job.json"
+    file = storage_folder(experiment) / f".{experiment.name}.job.json"
     try:
         return Ticket(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -1,0 +1,197 @@
+"""A storage folder behind an fsspec URL, such as ``s3://bucket/runs``: files listed, read and written.
+
+What fails there is one StorageError, whose text holds no secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pfray.errors import StorageError, first_line
+
+T = TypeVar("T")
+
+# Seconds for a store to answer at all.
+PATIENCE = 20.0
+# A put of theirs is seen whole or not at all; elsewhere a file is put under another name and then renamed.
+WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
+# A run that goes on must not wait for minutes where nobody answers.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        "use_listings_cache": False,
+        "config_kwargs": {"connect_timeout": 4, "read_timeout": 15, "retries": {"total_max_attempts": 2}},
+    }
+}
+OPTIONS["s3a"] = OPTIONS["s3"]
+
+
+def is_url(storage: str) -> bool:
+    return "://" in storage
+
+
+def check_storage(storage: str) -> str:
+    """A folder or a URL that may be kept in files and shown. Raises ValueError, whose text has no part of a secret."""
+    if not is_url(storage):
+        return storage
+    parts = urlsplit(storage)
+    if parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(
+            f"the {parts.scheme} URL has a password, a key or a query in it, and it is written into files. Remedy: "
+            "leave them out and give them by environment variables, or in the library's own file (~/.aws/credentials)"
+        )
+    from fsspec import available_protocols
+
+    known = sorted(available_protocols())
+    if parts.scheme not in known or parts.scheme == "memory":
+        raise ValueError(f"storage of the kind '{parts.scheme}://' is not known. Allowed: a folder, or s3://, gs://, "
+                         "abfs://, sftp://, file:// and others of fsspec's")  # fmt: skip
+    return storage.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The folder at ``url``. Paths are relative to it. Methods raise StorageError where the store fails."""
+
+    url: str
+    fs: Any
+    root: str
+
+    def names(self, folder: str) -> list[str]:
+        """Of all files below ``folder``, the paths relative to it; those that were not finished left out."""
+        with self._told("read"):
+            self.fs.invalidate_cache()
+            top = self._at(folder)
+            found = [str(path)[len(top) + 1 :] for path in self.fs.find(top)]
+        # A store is not trusted to keep to the folder.
+        return sorted(name for name in found if name and not is_unfinished(name) and ".." not in name.split("/"))
+
+    def read(self, path: str) -> bytes | None:
+        """None where there is no such file."""
+        with self._told("read"):
+            try:
+                self.fs.invalidate_cache()
+                return bytes(self.fs.cat_file(self._at(path)))
+            except FileNotFoundError:
+                return None
+
+    def get(self, path: str, local: Path) -> None:
+        with self._told("read"):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(self._at(path), str(local))
+
+    def put(self, local: Path, path: str) -> None:
+        """A reader never sees half of it."""
+        target = self._at(path)
+        with self._told("written"):
+            if self._puts_whole:
+                self.fs.put_file(str(local), target)
+                return
+            folder, name = posixpath.split(target)
+            self.fs.makedirs(folder, exist_ok=True)
+            temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
+            self.fs.put_file(str(local), temporary)
+            self.fs.mv(temporary, target)
+
+    def write(self, path: str, content: bytes, *, new: bool = False) -> bool:
+        """A small file. new: only where there is none; returns whether it was written."""
+        target = self._at(path)
+        with self._told("written"):
+            if not self._puts_whole:
+                self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
+            try:
+                self.fs.pipe_file(target, content, **({"mode": "create"} if new else {}))
+            except OSError:
+                # Stores that refuse to overwrite have several ways to say so.
+                if new and self.fs.exists(target):
+                    return False
+                raise
+        return True
+
+    def remove(self, path: str) -> None:
+        with self._told("written"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self._at(path))
+
+    @property
+    def _puts_whole(self) -> bool:
+        kinds = self.fs.protocol
+        return bool(WHOLE_PUTS & {kinds} if isinstance(kinds, str) else WHOLE_PUTS & set(kinds))
+
+    def _at(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the libraries behind fsspec have kinds of their own
+            raise _failure(self.url, what, error) from None
+
+
+def open_bucket(url: str) -> Bucket:
+    """The store at ``url``, not asked for anything yet. Raises StorageError where its library is not installed."""
+    from fsspec.core import url_to_fs
+
+    try:
+        fs, root = url_to_fs(url, skip_instance_cache=True, **OPTIONS.get(urlsplit(url).scheme, {}))
+    except ImportError as error:
+        package = "pfray[s3]" if url.startswith("s3") else "the package of that name"
+        raise StorageError(f"{url}: {first_line(error)}. Remedy: pip install '{package}'") from error
+    except Exception as error:
+        raise _failure(url, "reached", error) from None
+    if hasattr(fs, "retries"):
+        fs.retries = 2
+    return Bucket(url, fs, str(root).rstrip("/"))
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a path is of a file that is still being written."""
+    last = name.rpartition("/")[2]
+    return last.startswith(".") and ".part" in last
+
+
+def within(seconds: float, url: str, action: Callable[[], T]) -> T:
+    """The result of ``action``, or StorageError where it takes longer. Libraries wait minutes for a dead address."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise StorageError(f"{url} does not answer within {seconds:.0f} s. Remedy: check the address and the network")
+    return results[0]
+
+
+def _failure(url: str, what: str, error: Exception) -> StorageError:
+    kind = type(error).__name__
+    text = first_line(error)
+    return StorageError(
+        f"{url} cannot be {what} ({hidden(text if kind in text else f'{kind}: {text}')}). Remedy: check the address, "
+        "the network, and the credentials in the environment"
+    )
+
+
+def hidden(text: str) -> str:
+    """``text`` without the values of environment variables that are named like a secret."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and re.search("SECRET|TOKEN|PASSWORD|ACCESS_KEY", name):
+            text = text.replace(value, "***")
+    return text
