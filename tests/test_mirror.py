@@ -24,13 +24,27 @@ from pfray.run import main
 from pfray.search.base import read_trials
 from tests.stores import ENVIRONMENT, MISSING, s3_server
 
+# Killed after the third trial, once one is known to the store.
 DRIVER = """
-import os, sys
-os.environ["PFRAY_TEST_DRIVER"] = str(os.getpid())
+import os, signal, sys, time
 from pfray import mirror
-mirror.INTERVAL = 0.01
+from pfray.bucket import open_bucket
 from pfray.run import main
-sys.exit(main(sys.argv[1:]))
+from pfray.search.base import PlanSearcher
+
+mirror.INTERVAL = 0.01
+write = PlanSearcher._write
+
+def write_and_die(self, record):
+    write(self, record)
+    if len(self.records) == 3:
+        store, deadline = open_bucket(sys.argv[1]), time.monotonic() + 100
+        while not store.read("far/search/trials.jsonl") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+PlanSearcher._write = write_and_die
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -248,19 +262,19 @@ def test_a_killed_run_goes_on_from_another_machine_with_every_trial_once(
     storage, tmp_path, quick, ray_cluster, capfd, monkeypatch
 ):
     experiment = tmp_path / "far.yaml"
-    learner = {"name": "tests.faults:Faulty", "counter": str(tmp_path / "counter"), "fault": "driver", "at": 4}
-    raw = {**quick, "learner": learner, "storage": storage, "finetune": {"epochs": 1}, "export": {"tflite": False}}
+    raw = {**quick, "storage": storage, "finetune": {"epochs": 1}, "export": {"tflite": False}}
     experiment.write_text(yaml.safe_dump(raw))
     environment = {**os.environ, "PFRAY_CACHE": str(tmp_path / "one")}
     # In the Ray that is up, which outlives its driver.
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", DRIVER, str(experiment), f"resources.address={address}"]
+    command = [sys.executable, "-c", DRIVER, storage, str(experiment), f"resources.address={address}"]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert killed.returncode == -9, killed.stderr
     there = open_bucket(storage)
     assert "experiment.yaml" in there.names("far")
     assert "summary.json" not in there.names("far")
-    before = there.read("far/search/trials.jsonl") or b""
+    before = there.read("far/search/trials.jsonl")
+    assert 1 <= len(before.splitlines()) <= 3
     assert there.read(".far.lock")
 
     monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "another"))
