@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from pfray.config import Resources
+from pfray.config import Resources, Share
 from pfray.errors import ConfigError
 
 
@@ -30,16 +30,26 @@ def check(resources: Resources) -> None:
         for key, value, most in asked
         if value > most
     ]
+    share = resources.trial
+    if not mistakes and not any(node["Alive"] and _room(node["Resources"], share) for node in ray.nodes()):
+        mistakes = [
+            f"resources.trial: no machine of the cluster has {share.cpu} CPU and {share.gpu:g} GPU together. "
+            "Remedy: a smaller share, or a larger machine"
+        ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 
 
 def parallel_trials(resources: Resources) -> int:
-    """How many trials fit on the cluster at once."""
-    fits = [total("CPU") / resources.trial.cpu]
-    if resources.trial.gpu:
-        fits.append(total("GPU") / resources.trial.gpu)
-    return max(1, int(min(fits)))
+    """How many trials fit on the cluster at once; one trial is on one machine."""
+    return max(1, sum(_room(node["Resources"], resources.trial) for node in ray.nodes() if node["Alive"]))
+
+
+def _room(has: dict[str, float], share: Share) -> int:
+    fits = [has.get("CPU", 0) / share.cpu]
+    if share.gpu:
+        fits.append(has.get("GPU", 0) / share.gpu)
+    return int(min(fits) + 1e-9)  # 1 / 0.1 and the like are not exact
 
 
 def processors_per_worker(workers: int) -> int:

@@ -175,12 +175,14 @@ class Share(Section):
 
 
 class Resources(Section):
-    """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining."""
+    """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining.
+    shrink_on_oom: a trial whose training has no memory left is tried once more with half the batch."""
 
     trial: Share = Share()
     parallel: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)
     precision: Literal["auto", "bf16", "float32"] = "auto"
+    shrink_on_oom: bool = False
     address: str | None = None
 
 

@@ -36,6 +36,7 @@ class Job:
     objective: Objective = ACCURACY
     searched: tuple[str, ...] = ()
     earlier: nn.Module | None = None
+    shrink_on_oom: bool = False
 
     @property
     def model(self) -> nn.Module:

@@ -54,6 +54,10 @@ def remarks(summary: Summary) -> list[str]:
     if failed:
         finished = number(summary.get("trials"), "finished") or 0
         notes.append(f"{failed:.0f} of {failed + finished:.0f} trials failed; they are listed at the end")
+    halved = number(summary.get("trials"), "halved_batch")
+    if halved:
+        notes.append(f"{halved:.0f} trials ran out of memory and were tuned with half the batch "
+                     "(resources.shrink_on_oom)")
     return notes
 
 

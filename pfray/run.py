@@ -89,6 +89,7 @@ def _compress(
         job = Job(
             task, teacher, parts.learner_settings, experiment.finetune, experiment.distill, experiment.search,
             experiment.seed, experiment.resources.precision, start.objective, start.searched,
+            shrink_on_oom=experiment.resources.shrink_on_oom,
         )  # fmt: skip
         with progress.stage("plans without search"):
             curves = parts.learner.error_curves(teacher, task, parts.learner_settings)

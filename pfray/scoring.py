@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import tempfile
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pfray import bench, objective
+from pfray.config import Training
 from pfray.errors import TrainingFailed, first_line
 from pfray.export import tflite
 from pfray.job import Job
@@ -47,16 +49,37 @@ class Scorer:
         self.validation = job.task.validation.head(job.search.validation_images)
         self.reference: Measurement | None = None
         self.cache_of: Any = None
+        self.model: Any = None
+        self.hook: Any = None
         self.latencies: dict[str, tuple[float, float]] = {}
         self.teacher_file: bytes | None = None
 
     def begin(self, plan: Plan) -> None:
         """The next plan; ``step`` then does its rounds."""
-        self.plan, self.round = plan, 0
+        self.plan, self.round, self.halved = plan, 0, False
 
     def step(self) -> dict[str, Any]:
-        """One round. Returns score, standard_error and measurement; a failure is a result, with the score NaN."""
+        """One round. Returns score, standard_error and measurement; a failure is a result, with the score NaN.
+
+        A plan that runs out of memory begins anew with half the batch, once, where the job says so; its results then
+        say so too, with ``halved_batch``.
+        """
         self.round += 1
+        result, out_of_memory = self._try_round()
+        if out_of_memory and self.job.shrink_on_oom and not self.halved:
+            self.halved, again = True, self.round
+            self.model = self.hook = None
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            for self.round in range(1, again + 1):
+                result, _ = self._try_round()
+                if "error" in result:
+                    break
+        return {**result, "halved_batch": True} if self.halved else result
+
+    def _try_round(self) -> tuple[dict[str, Any], bool]:
+        """(the result, whether it is that no memory was left)."""
         try:
             measured, reference = self._round()
             # A model of NaNs still has an accuracy, that of always guessing the first class.
@@ -67,9 +90,10 @@ class Scorer:
                 "score": objective.score(goal, measured, reference),
                 "standard_error": objective.standard_error(goal, measured, reference),
                 "measurement": measured.to_dict(),
-            }
+            }, False
         except Exception as error:
-            return {"score": float("nan"), "error": f"{type(error).__name__}: {first_line(error)}"}
+            failure = {"score": float("nan"), "error": f"{type(error).__name__}: {first_line(error)}"}
+            return failure, is_out_of_memory(error)
 
     def score(self, plan: Plan) -> dict[str, Any]:
         """All rounds of ``plan``; what the last one gave."""
@@ -96,7 +120,7 @@ class Scorer:
             fit(
                 self.model,
                 task,
-                job.training,
+                halved(job.training) if self.halved else job.training,
                 seed=job.seed + self.round,
                 precision=self.precision,
                 teacher=self.teacher,
@@ -150,3 +174,15 @@ class Scorer:
             self.cache = self.learner.prepare(self.teacher, job.task, job.settings)
             self.cache_of = job.settings
         return self.cache
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. On the CPU PyTorch has no type of its own for that."""
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return True
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def halved(training: Training) -> Training:
+    """The same training with half the batch, of at least one sample."""
+    return training.model_copy(update={"batch_size": max(1, training.batch_size // 2)})

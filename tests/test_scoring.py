@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from learners.distilled import Distilled
 from learners.distilled import Settings as Small
 from learners.weight_sparse import WeightSparse
-from pfray import bench
+from pfray import bench, scoring
 from pfray.config import Search, Training
 from pfray.export import tflite
 from pfray.job import Job
 from pfray.measure import evaluate
 from pfray.objective import Objective
-from pfray.scoring import Scorer
+from pfray.scoring import Scorer, is_out_of_memory
 from pfray.task import soft_cross_entropy
+from pfray.train import fit
 
 CPU = torch.device("cpu")
 
@@ -155,3 +156,65 @@ def test_a_failure_is_a_result(job):
     assert math.isnan(result["score"])
     broken = Scorer(Breaking, job, CPU).score(uniform(job, 0.8))
     assert broken["error"] == "TrainingFailed: the loss on the validation images is nan"
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), MemoryError("no more"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to "
+                 "allocate 1 bytes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_plan_without_memory_is_tried_once_more_with_half_the_batch(job, monkeypatch, error):
+    tuned = replace(job, search=job.search.model_copy(update={"finetune_steps": 2}), shrink_on_oom=True)
+    sizes, most = [], 32
+
+    def fit_what_fits(model, task, training, **more):
+        sizes.append(training.batch_size)
+        if training.batch_size > most:
+            raise error
+        return fit(model, task, training, **more)
+
+    monkeypatch.setattr(scoring, "fit", fit_what_fits)
+    scorer = Scorer(WeightSparse, tuned, CPU)
+    plan = uniform(job, 0.8)
+    result = scorer.score(plan)
+    assert (sizes, result["halved_batch"]) == ([64, 32], True)
+    half = replace(tuned, training=tuned.training.model_copy(update={"batch_size": 32}))
+    assert result["score"] == Scorer(WeightSparse, half, CPU).score(plan)["score"]
+    # The next plan starts with the whole batch again; where even half is too much, the trial has failed.
+    sizes.clear()
+    most = 16
+    result = scorer.score(plan)
+    assert sizes == [64, 32]
+    assert math.isnan(result["score"])
+    assert result["error"] == f"{type(error).__name__}: {error}"
+    # Unasked for, nothing is changed.
+    sizes.clear()
+    result = Scorer(WeightSparse, replace(tuned, shrink_on_oom=False), CPU).score(plan)
+    assert sizes == [64]
+    assert math.isnan(result["score"])
+    assert "halved_batch" not in result
+
+
+def test_a_plan_that_runs_out_of_memory_in_a_later_round_begins_anew(job, monkeypatch):
+    search = job.search.model_copy(update={"finetune_steps": 2, "rounds": 2})
+    sizes = []
+
+    def fit_once(model, task, training, **more):
+        sizes.append(training.batch_size)
+        if len(sizes) == 2:
+            raise MemoryError
+        return fit(model, task, training, **more)
+
+    monkeypatch.setattr(scoring, "fit", fit_once)
+    result = Scorer(WeightSparse, replace(job, search=search, shrink_on_oom=True), CPU).score(uniform(job, 0.8))
+    assert sizes == [64, 64, 32, 32]
+    assert result["halved_batch"]
+    assert math.isfinite(result["score"])
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory():
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))

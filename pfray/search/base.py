@@ -153,6 +153,7 @@ class PlanSearcher(Searcher):
             "finished_at": result.get("finished_at"),
             "rounds": result.get("training_iteration"),
             "error": failure,
+            **({"halved_batch": True} if result.get("halved_batch") else {}),
         }
         self._learn(record)
         try:
@@ -205,10 +206,14 @@ class PlanSearcher(Searcher):
         return not self._may_ask() or self.exhausted
 
     def count(self) -> dict[str, int | None]:
-        """The numbers of finished and failed trials, and the best one's."""
+        """The numbers of finished and failed trials, of those that had half a batch, if any, and the best one's."""
         failed = sum(record["error"] is not None for record in self.records)
         best = self.best()
-        return {"finished": len(self.records) - failed, "failed": failed, "best": best["trial"] if best else None}
+        halved = sum(record.get("halved_batch", False) for record in self.records)
+        return {
+            "finished": len(self.records) - failed, "failed": failed, "best": best["trial"] if best else None,
+            **({"halved_batch": halved} if halved else {}),
+        }  # fmt: skip
 
     def best(self) -> dict[str, Any] | None:
         """The record of the best trial; the earlier one of equals."""
