@@ -1,11 +1,68 @@
-"""What the Ray cluster has, against what an experiment asks of it."""
+"""Whether a Ray cluster can be used, and what it has, against what an experiment asks of it."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import re
+import socket
+from typing import Any
+
 import ray
 
+from pfray.bucket import within
 from pfray.config import Resources, Share
-from pfray.errors import ConfigError
+from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, StorageError, first_line
+
+# Seconds for a cluster to answer.
+PATIENCE = 15.0
+
+
+def reach(address: str | None) -> None:
+    """Try the cluster at ``host:port``, before ``ray.init``, which tries for minutes and seldom says what is wrong.
+
+    Raises ConfigError where none answers, ClusterError for another token, and for other versions of Ray or Python.
+    Other forms of an address, and none at all, are left to Ray.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None or not re.fullmatch(r"[^/\s]+:\d+", address):
+        return
+    from ray.exceptions import AuthenticationError
+
+    try:
+        found = within(PATIENCE, address, lambda: _versions(address))
+    except AuthenticationError:
+        raise ClusterError(f"resources.address: the cluster at {address} wants another token. {TOKEN_REMEDY}") from None
+    except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError, StorageError) as error:
+        reason = "it does not answer" if isinstance(error, StorageError) else first_line(error)
+        raise ConfigError(
+            f"resources.address: no Ray cluster answers at {address!r} ({reason}). "
+            "Remedy: start one with 'ray start --head', or leave the address out"
+        ) from error
+    own = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor":
+        for versions in (own, found):
+            versions["python_version"] = versions.get("python_version", "").rpartition(".")[0]
+    other = [
+        f"{name} {found[key]} there, {own[key]} here"
+        for name, key in (("Ray", "ray_version"), ("Python", "python_version"))
+        if found.get(key, own[key]) != own[key]
+    ]
+    if other:
+        raise ClusterError(
+            f"resources.address: the cluster at {address} has other versions: {'; '.join(other)}. "
+            "Remedy: the same on all machines, or python -m pfray.submit, which runs on the cluster itself"
+        )
+
+
+def _versions(address: str) -> dict[str, Any]:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    # Ray's client would go on trying where nobody listens.
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), PATIENCE / 2).close()
+    return json.loads(GcsClient(address=address).internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster") or b"{}")
 
 
 def total(kind: str) -> int:

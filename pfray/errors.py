@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import sys
 
+# Of whatever a cluster refuses for want of its token.
+TOKEN_REMEDY = (
+    "Remedy: RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in a file named by RAY_AUTH_TOKEN_PATH, "
+    "or in ~/.ray/auth_token"
+)
+
 
 class PfrayError(Exception):
     """Base of all errors shown without a traceback. ``exit_code``: 2 for a wrong request, 1 for a failed run."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfray.errors import ClusterError, UnknownJob, first_line
+from pfray.errors import TOKEN_REMEDY, ClusterError, UnknownJob, first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -122,10 +122,7 @@ def _refusals(address: str, job: str = "") -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise ClusterError(
-            f"--address: {address} wants another token ({first_line(error)}). Remedy: RAY_AUTH_MODE=token, and the "
-            "cluster's token in RAY_AUTH_TOKEN, in a file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"
-        ) from error
+        raise ClusterError(f"--address: {address} wants another token ({first_line(error)}). {TOKEN_REMEDY}") from error
     except (RuntimeError, ValueError, OSError) as error:
         if job and "status code 404" in str(error):
             raise UnknownJob(

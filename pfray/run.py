@@ -63,7 +63,7 @@ def _compress(
     force: bool,
 ) -> None:
     """Teacher, search, retraining, export, report."""
-    from pfray import finalize, folder, latency, report, retraining
+    from pfray import finalize, folder, latency, nodes, report, retraining
     from pfray.cache import save_tensors
     from pfray.events import Events
     from pfray.goal import first_plans, plans_without_search
@@ -74,6 +74,8 @@ def _compress(
 
     parts, task = start.parts, start.task
     with ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
+        used = (parts.learner, parts.learner_settings, start.model)
+        nodes.check_nodes(task, used, folder.storage_folder(experiment))
         # Only now, when nothing can be wrong with the request any more, is anything written.
         run_folder = folder.open_folder(experiment, resume=resume, force=force)
         begin_mirror()
@@ -186,6 +188,7 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
     with progress.stage("start ray"):
+        cluster.reach(resources.address)
         try:
             ray.init(
                 address=resources.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR

@@ -25,7 +25,7 @@ LAYERS = [
     {"job", "extra_losses", "greedy_choice"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal"},
-    {"distributed", "trials", "latency"},
+    {"distributed", "trials", "latency", "nodes"},
     {"prepare"},
     {"finalize", "retraining"},
     {"teacher"},

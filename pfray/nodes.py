@@ -1,0 +1,88 @@
+"""Whether the other machines of a cluster can do a run's work, asked before its first trial and not found out by it.
+
+The data and the teacher come to a trial through Ray's object store, so no machine needs their files. It needs the
+modules that they and the learner are made of, and for a retraining the run's folder, where checkpoints are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pfray.errors import ClusterError, StorageError, first_line
+from pfray.task import Task
+
+# Seconds to wait for the machines' answers; one that takes longer to start a process is left to prove itself.
+PATIENCE = 25.0
+
+
+def check_nodes(task: Task, used: Any, folder: Path) -> None:
+    """Ask every machine but this one to load what trials are made of, and to find ``folder``.
+
+    used: learner, settings and model. Raises ClusterError for what a machine lacks, StorageError where ``folder``
+    cannot be written here.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here and n["Resources"].get("CPU", 0) > 0]
+    if not others:
+        return
+    # All that is written in Python, and next to nothing of the data.
+    small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
+    pickled = ray.cloudpickle.dumps((small, used))
+    mark = folder / f".{uuid.uuid4().hex}.here"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}). Remedy: storage=... elsewhere") from error
+    try:
+        look = ray.remote(num_cpus=0, max_retries=0)(what_is_missing)
+        asked = {
+            look.options(
+                name=f"look at {node['NodeManagerAddress']}",
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            ).remote(pickled, str(mark)): node["NodeManagerAddress"]
+            for node in others
+        }
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
+        lacking = {asked[answer]: problem for answer in ready if (problem := _answer(answer))}
+    finally:
+        with contextlib.suppress(OSError):
+            mark.unlink()
+    if lacking:
+        raise ClusterError("\n".join(f"the machine {name}: {problem}" for name, problem in sorted(lacking.items())))
+
+
+def what_is_missing(pickled: bytes, mark: str) -> str | None:
+    """What keeps this machine from the run's work, and the remedy; None for nothing."""
+    try:
+        pickle.loads(pickled)
+    except Exception as error:
+        return (
+            f"what a trial needs cannot be loaded ({type(error).__name__}: {first_line(error)}). Remedy: the code at "
+            "the same path on all machines, or python -m pfray.submit, which sends it along"
+        )
+    if not Path(mark).exists():
+        return (
+            f"the folder {Path(mark).parent} is another one there, or none. Remedy: storage=... in a folder that all "
+            "machines share (of a storage that is a URL: PFRAY_CACHE)"
+        )
+    return None
+
+
+def _answer(answer: ray.ObjectRef) -> str | None:
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayTaskError as error:
+        return (
+            f"pfray itself does not work ({first_line(error.cause or error)}). Remedy: the same pfray on all machines"
+        )
+    except ray.exceptions.RayError:
+        return None  # lost meanwhile: its trials go to others
