@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from pfray.train import Hook
 @dataclass(frozen=True)
 class Settings(weight_sparse.Settings):
     """fault: what happens. stage: ``search`` or ``training``. at: in which call of compress (search), or after which
-    step (training). counter: a file that counts, so that a fault comes once."""
+    step (training). counter: a file that counts, so that a fault comes once. release: the file that ends ``wait``."""
 
     fault: str = ""
     stage: str = "search"
     at: int = 1
     counter: str = ""
+    release: str = ""
 
 
 class Faulty(weight_sparse.WeightSparse):
@@ -34,7 +36,7 @@ class Faulty(weight_sparse.WeightSparse):
         hook = weight_sparse.WeightSparse.compress(model, plan, settings, cache, steps)
         if settings.stage == "search":
             if steps == 0 and _count(settings) == settings.at:
-                _strike(settings.fault, model)
+                _strike(settings, model)
             return hook
         if steps == 0:
             return hook
@@ -43,7 +45,7 @@ class Faulty(weight_sparse.WeightSparse):
             hook(step)
             if step == settings.at and not Path(settings.counter).exists():
                 _count(settings)
-                _strike(settings.fault, model)
+                _strike(settings, model)
 
         return strike_after
 
@@ -66,13 +68,20 @@ def _count(settings: Settings) -> int:
     return os.path.getsize(settings.counter)
 
 
-def _strike(fault: str, model: nn.Module) -> None:
+def _strike(settings: Settings, model: nn.Module) -> None:
+    fault = settings.fault
+    if fault == "wait":
+        deadline = time.monotonic() + 300
+        while not Path(settings.release).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
     if fault == "raise":
         raise RuntimeError("a layer <of this plan> broke")
     if fault == "nan":
         next(model.parameters()).data.fill_(float("nan"))
     if fault == "worker":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "node":
+        os.kill(os.getppid(), signal.SIGKILL)  # the raylet that started this worker
     if fault == "driver":
         os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGKILL)
     if fault == "interrupt":

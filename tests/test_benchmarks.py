@@ -25,7 +25,7 @@ from benchmarks import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ("__init__", "result", "searching", "sparse_resnet", "workers")
+SHARED = ("__init__", "raylets", "result", "searching", "sparse_resnet", "workers")
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 
 
