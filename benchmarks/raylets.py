@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.result import ROOT
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -13,27 +20,47 @@ if TYPE_CHECKING:
 # A raylet that is gone is noticed within a second, and not within the 15 of Ray's default.
 NOTICE_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 200, "health_check_timeout_ms": 5000}
 
+# On a busy machine a raylet's helpers may take longer than the 15 seconds after which it gives up.
+ATTEMPTS = 4
+
 
 @contextlib.contextmanager
 def cluster(raylets: int, cpus: int = 1, *, head_cpus: int = 0, dashboard: bool = False) -> Iterator[Cluster]:
     """A head, to which drivers connect, and ``raylets`` machines of ``cpus`` processors.
 
     They share a folder, so that a job whose code is sent along has to run on a head alone: each raylet that runs a part
-    of it would unpack the code anew, over that of the others. Ended with the block. Other Rays on this machine do not notice it: the address file in which ``ray.init`` looks for
-    a cluster that is up is left alone.
+    of it would unpack the code anew, over that of the others. All of it ends with the block. Other Rays on this machine
+    do not notice it: the address file in which ``ray.init`` looks for a cluster that is up is left alone.
+    Workers, and what is started inside the block, find the modules of this repository.
     """
     from ray.cluster_utils import Cluster
 
-    with mock.patch("ray._private.utils.write_ray_address"):
-        found = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": head_cpus, "include_dashboard": dashboard, "_system_config": NOTICE_SOON,
-            },
-        )  # fmt: skip
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    address_file = mock.patch("ray._private.utils.write_ray_address")
+    with address_file, mock.patch.dict(os.environ, PYTHONPATH=paths):
+        found = Cluster()
         try:
+            add(found, head_cpus, include_dashboard=dashboard, _system_config=NOTICE_SOON)
             for _ in range(raylets):
-                found.add_node(num_cpus=cpus)
+                add(found, cpus)
             yield found
         finally:
             found.shutdown()
+
+
+def add(found: Cluster, cpus: int, **options: Any) -> None:
+    """Another machine of ``cpus`` processors."""
+    import psutil
+
+    own = psutil.Process()
+    for attempt in range(ATTEMPTS):
+        before = {child.pid for child in own.children()}
+        try:
+            found.add_node(num_cpus=cpus, **options)
+            return
+        except Exception as error:  # Ray has no type of its own for it
+            for child in own.children():
+                if child.pid not in before:
+                    child.kill()
+            if attempt == ATTEMPTS - 1 or "timed out during startup" not in str(error):
+                raise

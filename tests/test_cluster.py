@@ -75,6 +75,6 @@ def test_a_search_that_loses_a_machine_finishes_with_every_trial_once(raylets, t
     command = [sys.executable, "-m", "pfray.run", str(path), f"resources.address={raylets.address}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    lost = [node for node in raylets.worker_nodes if not node.all_processes["raylet"][0].process.poll() is None]
+    lost = [node for node in raylets.worker_nodes if node.all_processes["raylet"][0].process.poll() is not None]
     assert len(lost) == 1
     check_complete(Path(quick["storage"]) / "lost")

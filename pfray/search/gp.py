@@ -45,7 +45,8 @@ class Settings:
     spread: standard deviation of the random plans around the first one. startup: trials before the process is asked.
     trust: half the side of the box around the best plan in which the next one is looked for. kappa: how many standard
     deviations of the posterior a plan's mean is credited with. refit: trials between two fits of the length scale, the
-    variance and the noise.
+    variance and the noise. nearest: plans that the process knows, those nearest to the best; a fit takes the cube of
+    their number.
     """
 
     spread: Annotated[float, Field(gt=0, le=10)] = 0.4
@@ -53,6 +54,7 @@ class Settings:
     trust: Annotated[float, Field(gt=0, le=10)] = 0.4
     kappa: Annotated[float, Field(ge=0)] = 3.0
     refit: Annotated[int, Field(ge=1)] = 10
+    nearest: Annotated[int, Field(ge=10)] = 500
 
 
 class GP(PlanSearcher):
@@ -72,8 +74,8 @@ class GP(PlanSearcher):
 
     def _best_bound(self) -> Plan:
         """The plan of the highest upper confidence bound near the best one; beside it where that was tried before."""
-        positions, scores = self._history()
         moved = self._moved
+        positions, scores = self._near_best(*self._history())
         reach = np.where(self.space.free, 1.0, self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
@@ -101,6 +103,12 @@ class GP(PlanSearcher):
         if self._within_limits(plan) in self.tried:
             return self.scattered(bound.best, self.settings.spread)
         return plan
+
+    def _near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of positions ``(n, L)`` and scores ``(n,)`` those of the ``nearest`` plans to that of the best score."""
+        away = without_common_step(positions - positions[scores.argmax()], self._moved)
+        kept = np.sort(np.argsort((away**2).sum(1), kind="stable")[: self.settings.nearest])
+        return positions[kept], scores[kept]
 
     @property
     def _moved(self) -> np.ndarray:

@@ -7,6 +7,7 @@ measured.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ from pfray.space import Plan
 
 # The prior's standard deviation for a searched setting, as a share of its range.
 FREE_SPREAD = 0.3
+# Hyperopt counts no more than so many trials as good ones.
+GOOD = 25
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,15 @@ class Settings:
 
     gamma: of n trials, ceil(gamma * sqrt(n)) count as good. candidates: draws among which the expected improvement
     chooses; few, because where neither the good nor the bad trials are dense it is largest, and so many draws lead far
-    away from all that was tried.
+    away from all that was tried. memory: trials that are looked at, the ``GOOD`` best of all and the latest others; a
+    suggestion takes as long as they are many, and the estimator gives old ones little weight anyway.
     """
 
     spread: Annotated[float, Field(gt=0, le=10)] = 0.4
     startup: Annotated[int, Field(ge=1)] = 10
     gamma: Annotated[float, Field(gt=0)] = 0.5
     candidates: Annotated[int, Field(ge=1)] = 5
+    memory: Annotated[int, Field(ge=100)] = 1000
 
 
 class TPE(PlanSearcher):
@@ -70,7 +75,7 @@ class TPE(PlanSearcher):
     def _history(self) -> Trials:
         """All trials as hyperopt wants them; those still running count as bad, so that none is suggested twice."""
         trials = Trials()
-        told = [(plan, score, True) for plan, score in self.told]
+        told = [(plan, score, True) for plan, score in _remembered(self.told, self.settings.memory)]
         told += [(entry["plan"], None, False) for entry in self.pending.values()]
         trials.insert_trial_docs([self._document(number, *trial) for number, trial in enumerate(told)])
         trials.refresh()
@@ -98,6 +103,18 @@ class TPE(PlanSearcher):
                 "vals": {name: [float(value)] for name, value in zip(names, drawn, strict=True)},
             },
         }
+
+
+def _remembered(
+    told: list[tuple[Plan, float | None]], memory: int
+) -> list[tuple[Plan, float | None]]:
+    """The ``GOOD`` best of (plan, score) and the latest others, ``memory`` in all, in their order."""
+    if len(told) <= memory:
+        return told
+    scores = [-math.inf if score is None else score for _, score in told]
+    best = set(sorted(range(len(told)), key=lambda i: -scores[i])[:GOOD])
+    others = [i for i in range(len(told)) if i not in best]
+    return [told[i] for i in sorted([*best, *others[len(best) - memory :]])]
 
 
 @lru_cache(maxsize=1)

@@ -136,3 +136,15 @@ def _descend(plan: Plan) -> list[Plan]:
         if score(tried) > score(found[-1]):
             found.append(tried)
     return found
+
+
+def test_of_many_plans_the_process_knows_those_nearest_to_the_best():
+    searcher = make(Settings(nearest=10))
+    positions = np.random.default_rng(0).random((40, KNOBS))
+    scores = np.arange(40.0)
+    near, own = searcher._near_best(positions, scores)
+    assert len(near) == len(own) == 10
+    assert own[-1] == 39
+    away = np.linalg.norm(without_common_step(positions - positions[-1], searcher._moved), axis=1)
+    assert set(own) == set(np.argsort(away)[:10].astype(float))
+    assert (np.diff(own) > 0).all()
