@@ -176,7 +176,9 @@ class Share(Section):
 
 class Resources(Section):
     """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining.
-    shrink_on_oom: a trial whose training has no memory left is tried once more with half the batch."""
+    shrink_on_oom: a trial whose training has no memory left is tried once more with half the batch.
+    dashboard: whether a Ray of the run's own has one, on 127.0.0.1, whose address is then printed.
+    """
 
     trial: Share = Share()
     parallel: int | None = Field(None, ge=1)
@@ -184,6 +186,7 @@ class Resources(Section):
     precision: Literal["auto", "bf16", "float32"] = "auto"
     shrink_on_oom: bool = False
     address: str | None = None
+    dashboard: bool = False
 
 
 class Distributed(Section):

@@ -163,7 +163,8 @@ def finish(
     Raises the task's own PfrayError, or TrainingFailed.
     """
     try:
-        return ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish).remote(learner, job, plan, before, cpus))
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish).options(name=f"{learner.__name__}.finish")
+        return ray.get(task.remote(learner, job, plan, before, cpus))
     except ray.exceptions.RayError as error:
         raise _as_pfray_error(error) from error
 

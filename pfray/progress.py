@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -60,21 +60,29 @@ class Stage:
 
 
 class Progress:
-    """The stages of one run, on one console, and the seconds each of them took."""
+    """The stages of one run, on one console, and the seconds each of them took.
+
+    on_stage(name, running): called where a stage begins and where it ends, while it is set.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         self.seconds: dict[str, float] = {}
+        self.on_stage: Callable[[str, bool], None] | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
         stage = Stage(self.console, name, total)
         started, failed = time.monotonic(), True
+        if self.on_stage is not None:
+            self.on_stage(name, True)
         try:
             yield stage
             failed = False
         finally:
             stage.close(failed)
+            if self.on_stage is not None:
+                self.on_stage(name, False)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def say(self, text: str) -> None:

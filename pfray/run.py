@@ -68,6 +68,7 @@ def _compress(
     from pfray.events import Events
     from pfray.goal import first_plans, plans_without_search
     from pfray.job import Job
+    from pfray.metrics import Metrics
     from pfray.objective import WEIGH_COST
     from pfray.teacher import make_teacher
     from pfray.trials import choose, run_trials
@@ -81,7 +82,9 @@ def _compress(
         begin_mirror()
         earlier = folder.read_seconds(run_folder)
         closing.enter_context(_keep_seconds(run_folder, progress, earlier))
-        events = Events(run_folder / "events")
+        events, metrics = Events(run_folder / "events"), Metrics(experiment.name)
+        closing.callback(setattr, progress, "on_stage", None)
+        progress.on_stage = metrics.enter
         trainer = retraining.Trainer(
             experiment.resources, run_folder, progress, events.epoch, experiment.distributed
         )
@@ -105,8 +108,9 @@ def _compress(
         searcher.resume()
         if not searcher.finished():
             run_trials(
-                parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events
-            )
+                parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events,
+                metrics=metrics,
+            )  # fmt: skip
         choice = choose(parts.learner, job, searcher, experiment.resources, run_folder, progress)
 
         plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
@@ -190,9 +194,10 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
     with progress.stage("start ray"):
         cluster.reach(resources.address)
         try:
-            ray.init(
-                address=resources.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
+            context = ray.init(
+                address=resources.address, include_dashboard=resources.dashboard, dashboard_host="127.0.0.1",
+                log_to_driver=False, logging_level=logging.ERROR,
+            )  # fmt: skip
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
                 f"resources.address: no Ray cluster answers at {resources.address!r} ({first_line(error)}). "
@@ -205,6 +210,8 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
                 f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end what "
                 "earlier sessions may have left with 'ray stop'"
             ) from error
+    if resources.dashboard:
+        progress.say(f"dashboard: http://{context.dashboard_url}")
     try:
         cluster.check(resources)
         yield

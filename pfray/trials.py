@@ -19,6 +19,7 @@ from pfray.errors import SearchFailed
 from pfray.events import Events
 from pfray.job import Job
 from pfray.learner import Learner
+from pfray.metrics import Metrics
 from pfray.progress import Progress, Stage
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
@@ -37,6 +38,7 @@ def run_trials(
     progress: Progress,
     events: Events | None,
     name: str = "search",
+    metrics: Metrics | None = None,
 ) -> None:
     """Run the plans that ``searcher`` still wants, and tell it each result. name: of the stage."""
     # Per-trial loggers would cost more than most trials, and Tune's own Ctrl-C handling ends a search silently.
@@ -72,7 +74,7 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 # A trial is cheap to run again, and a checkpoint of it would cost more than it.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[_ShowProgress(searcher, stage, events)],
+                callbacks=[_ShowProgress(searcher, stage, events, metrics)],
             ),
         )
         tuner.fit()
@@ -152,8 +154,10 @@ class _Again(PlanSearcher):
 
 
 class _ShowProgress(Callback):
-    def __init__(self, searcher: PlanSearcher, stage: Stage, events: Events | None) -> None:
-        self.searcher, self.stage, self.events = searcher, stage, events
+    def __init__(
+        self, searcher: PlanSearcher, stage: Stage, events: Events | None, metrics: Metrics | None
+    ) -> None:
+        self.searcher, self.stage, self.events, self.metrics = searcher, stage, events, metrics
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         best = self.searcher.best()
@@ -161,6 +165,8 @@ class _ShowProgress(Callback):
         note = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
         if self.searcher.records and self.events is not None:
             self.events.trial(self.searcher.records[-1], best["score"] if best else None)
+        if self.metrics is not None:
+            self.metrics.trial(self.searcher)
         self.stage.update(len(self.searcher.records), note + (f", {failed} failed" if failed else ""))
 
     on_trial_error = on_trial_complete
