@@ -63,7 +63,7 @@ def seconds_each(name: str, knobs: int, observations: int, repeats: int, folder:
     from pfray.components import find_class
     from pfray.search.base import PlanSearcher
 
-    found = find_class("search", name, PlanSearcher)
+    found: type[PlanSearcher] = find_class("search", name, PlanSearcher)
     space, limits = make_space(knobs, choices=name == "policy_gradient")
     rng = np.random.default_rng(1)
     settings = found.settings_type()

@@ -14,6 +14,7 @@ import torch
 from benchmarks import __main__ as every
 from benchmarks import (
     device_check,
+    kills,
     lasso_path,
     policy_transfer,
     result,
@@ -21,11 +22,12 @@ from benchmarks import (
     search_overhead,
     search_quality,
     sparse_accuracy,
+    weak_scaling,
     workers,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ("__init__", "raylets", "result", "searching", "sparse_resnet", "workers")
+SHARED = ("__init__", "raylets", "result", "searching", "sleeping", "sleeping_trial", "sparse_resnet", "workers")
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 
 
@@ -279,3 +281,31 @@ def test_the_table_of_searchers_has_means_spreads_and_the_trials_to_pass():
 def test_iterations_are_counted_until_their_mean_reward_is_as_wanted():
     rewards = [0.1, 0.3, 0.2, 0.6, 0.7, 0.9]
     assert [policy_transfer.iterations_to(rewards, wanted, 2) for wanted in (0.2, 0.4, 0.8, 0.81)] == [1, 2, 3, 4]
+
+
+def test_kills_are_the_same_for_a_seed_of_all_kinds_and_before_the_search_ends():
+    planned = kills.schedule(20, trials=80, seed=0)
+    assert planned == kills.schedule(20, trials=80, seed=0) != kills.schedule(20, trials=80, seed=1)
+    assert {kind: sum(k == kind for _, k in planned) for kind in kills.SHARES} == kills.SHARES
+    moments = [done for done, _ in planned]
+    assert moments == sorted(moments)
+    assert moments[0] >= 1
+    assert moments[-1] < 72
+
+
+def test_trials_that_are_lost_doubled_or_failed_are_counted():
+    records = [{"trial": number, "plan": {"a": number}, "error": None} for number in (0, 1, 1, 3)]
+    records[3]["error"] = "its worker died"
+    assert kills.faults(records, trials=5, plans=5) == {"lost": 2, "doubled": 1, "failed": 1, "fewer plans": 2}
+    assert kills.faults([{**records[0], "trial": 0}], trials=1, plans=1) == dict.fromkeys(
+        ("lost", "doubled", "failed", "fewer plans"), 0
+    )
+
+
+def test_the_rate_is_that_of_the_time_in_which_all_slots_were_taken():
+    # Two slots: 0..4, 4..8, 8..12, and from 2 on 2..6, 7..11, the second one a second late.
+    trials = [trial(end, end - begin) for begin, end in ((0, 4), (4, 8), (8, 12), (2, 6), (7, 11))]
+    assert weak_scaling.window(trials, 2) == (2, 8)
+    rate, busy = weak_scaling.rates(trials, 2)
+    assert rate == pytest.approx(60 * 3 / 6)
+    assert busy == pytest.approx(11 / 12)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from pfray.config import load
+from pfray.config import Resources, load
 from pfray.metrics import per_minute
-from pfray.run import run
+from pfray.progress import Progress
+from pfray.run import ray_session, run
 from pfray.search.base import read_trials
 
 
@@ -54,3 +56,21 @@ def test_a_runs_numbers_are_exported_by_ray(ray_cluster, tmp_path, quick):
         per_minute([record["finished_at"] for record in records])
     )
     assert found[("stage", "search")] == 0
+
+
+def test_a_dashboard_is_started_on_request_for_this_machine_only_and_its_address_said(monkeypatch, capsys):
+    asked: dict[str, object] = {}
+
+    def init(**options: object) -> SimpleNamespace:
+        asked.update(options)
+        return SimpleNamespace(dashboard_url="127.0.0.1:8270")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("pfray.cluster.check", lambda *_: None)
+    for wanted in (True, False):
+        with ray_session(Resources(dashboard=wanted), Progress()):
+            pass
+        assert (asked["include_dashboard"], asked["dashboard_host"]) == (wanted, "127.0.0.1")
+        assert ("dashboard: http://127.0.0.1:8270" in capsys.readouterr().out) is wanted

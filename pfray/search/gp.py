@@ -123,13 +123,15 @@ class GP(PlanSearcher):
         """
         finite = [score for _, score in self.told if score is not None]
         worst, mean = min(finite), float(np.mean(finite))
-        found: dict[bytes, tuple[np.ndarray, list[float]]] = {}
         told = [(plan, worst if score is None else score) for plan, score in self.told]
-        for plan, score in [*told, *((entry["plan"], mean) for entry in self.pending.values())]:
-            x = self.space.encode(plan)
-            z = np.round(without_common_step(x, self._moved), 9) + 0.0  # -0.0 would be another key
-            found.setdefault(z.tobytes(), (x, []))[1].append(score)
-        return np.array([x for x, _ in found.values()]), np.array([np.mean(scores) for _, scores in found.values()])
+        told += [(entry["plan"], mean) for entry in self.pending.values()]
+        positions = np.array([self.space.encode(plan) for plan, _ in told])
+        keys = np.round(without_common_step(positions, self._moved), 9) + 0.0  # -0.0 would be another key
+        found: dict[bytes, tuple[int, list[float]]] = {}
+        for number, (_, score) in enumerate(told):
+            found.setdefault(keys[number].tobytes(), (number, []))[1].append(score)
+        scores = [own[0] if len(own) == 1 else np.mean(own) for _, own in found.values()]
+        return positions[[number for number, _ in found.values()]], np.array(scores)
 
 
 class NearBest(UpperConfidenceBound):
