@@ -24,7 +24,7 @@ from pfray.errors import UnsupportedModel
 from pfray.find_removable import find_removable
 from pfray.layers import without_skipped
 from pfray.learner import Learner
-from pfray.measure import example_input, once_for_structure
+from pfray.measure import example_input, once_for_structure, stored_bytes
 from pfray.ranking import Ranking, keep_highest
 from pfray.removable import KINDS, Removable
 from pfray.space import CompressionSpace, Knob, Plan
@@ -54,10 +54,12 @@ class Settings:
 
 class LayerRemoval(Learner):
     settings_type = Settings
+    lasting = True
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
-        """One knob, 0 to remove and 1 to keep, for every layer and block that can go; costs ``params`` and ``macs``.
+        """One knob, 0 to remove and 1 to keep, for every layer and block that can go; costs ``params``, ``macs``, and
+        ``size_bytes``, the first's as float32.
 
         Raises UnsupportedModel where there is none, and for an unknown name in ``skip``.
         """
@@ -71,7 +73,8 @@ class LayerRemoval(Learner):
             )
         facts = descriptions(model, found, chosen, example_input(task))
         knobs = tuple(Knob(n, compressed=0.0, full=1.0, choices=(0.0, 1.0), facts=facts[n]) for n in chosen)
-        return CompressionSpace(knobs, _Costs(found, tuple(chosen)))
+        costs = _Costs(found, tuple(chosen))
+        return CompressionSpace(knobs, costs, weights_left=costs.weights)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Maps:
@@ -146,8 +149,15 @@ class _Costs:
         self._of = lru_cache(maxsize=100_000)(lambda gone: found.costs(gone))
 
     def __call__(self, values: np.ndarray) -> dict[str, float]:
-        costs = self._of(tuple(name for name, value in zip(self.names, values, strict=True) if value < 0.5))
-        return {"params": costs["params"], "macs": costs["macs"]}
+        costs = self._of(self._gone(values))
+        return {"params": costs["params"], "macs": costs["macs"], "size_bytes": stored_bytes(costs["params"])}
+
+    def weights(self, values: np.ndarray) -> dict[str, float]:
+        """``weights_left`` of the space."""
+        return self.found.weights(self._gone(values))
+
+    def _gone(self, values: np.ndarray) -> tuple[str, ...]:
+        return tuple(name for name, value in zip(self.names, values, strict=True) if value < 0.5)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Costs, (self.found, self.names)

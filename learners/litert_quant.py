@@ -58,7 +58,12 @@ class LitertQuant(Learner):
 
         Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
         """
-        names = _names(model, task, settings)
+        without_skipped(run_order(model, example_input(task)), settings.skip)
+        if not (names := _names(model, task, settings)):
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in "
+                "learner.skip"
+            )
         return bits.layer_space(model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT))
 
     @staticmethod
@@ -91,7 +96,7 @@ class LitertQuant(Learner):
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> None:
         fold(model, cache.norms)
         for name, width in plan.items():
-            if width == BITS:
+            if width == BITS and name in cache.lattices:  # not where an earlier learner has taken the layer out
                 lattice.attach(model.get_submodule(name), cache.lattices[name])
                 activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
 
@@ -118,8 +123,4 @@ def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -
 
 def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:
     names = run_order(model, example_input(task, next(model.parameters()).device))
-    if not (chosen := without_skipped(names, settings.skip)):
-        raise UnsupportedModel(
-            f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in learner.skip"
-        )
-    return chosen
+    return [name for name in names if name not in settings.skip]

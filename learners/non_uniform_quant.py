@@ -67,7 +67,7 @@ class NonUniformQuant(Learner):
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
         """The weights are quantized at once; with training the hook keeps them so."""
         latents = bits.compress(model, plan, settings, cache)
-        layers = {name: model.get_submodule(name) for name in plan}
+        layers = {name: model.get_submodule(name) for name in latents}
         return MovingCodewords(layers, latents, settings) if steps else None
 
 

@@ -24,7 +24,10 @@ from pfray.measure import count_params, stored_bytes
 from pfray.section import Component
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
-from pfray.train import Hook
+from pfray.train import Hook, reestimate_batch_norm
+
+# Training images for the batch norms of what one learner leaves to the next in a trial.
+BN_IMAGES = 250
 
 
 def _steps(value: Any) -> tuple[Step, ...]:
@@ -44,8 +47,8 @@ def _steps(value: Any) -> tuple[Step, ...]:
     names = [step.name for step in steps]
     mistakes += [f"learner: {name} is named twice. Remedy: once" for name in sorted({*names}) if names.count(name) > 1]
     mistakes += [
-        f"learner: {step.name} cannot come before another learner, which needs all layers and must not undo what it "
-        "did. Remedy: put it last, behind a learner that takes channels away, such as channel_pruned"
+        f"learner: {step.name} cannot come before another learner, which would undo what it did. Remedy: put it "
+        "last, behind a learner that takes channels or layers away, such as channel_pruned"
         for step in steps[: len(value) - 1]
         if not step.learner.lasting
     ]
@@ -130,6 +133,8 @@ class Pipeline(Learner):
         hook = None
         for index, (step, own) in enumerate(Pipeline.steps(plan, settings)):
             if index:
+                # A learner may fold them into the weights, and then they cannot be put right any more.
+                reestimate_batch_norm(model, task, BN_IMAGES, "float32")
                 prepared = step.learner.prepare(model, task, step.settings)
             hook = step.learner.compress(model, own, step.settings, prepared, steps)
         return hook

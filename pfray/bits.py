@@ -81,24 +81,23 @@ class Prepared:
 
 
 def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
-    """The layers that have a knob, in the order in which they run.
-
-    Raises UnsupportedModel for an unknown name in ``skip``, and where none is left.
-    """
+    """The layers that are quantized, in the order in which they run."""
     names = run_order(model, example_input(task, next(model.parameters()).device))
-    left = without_skipped(names, settings.skip)
-    chosen = left if settings.ends else [name for name in left if name in names[1:-1]]
-    if not chosen:
+    return [name for name in (names if settings.ends else names[1:-1]) if name not in settings.skip]
+
+
+def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> CompressionSpace:
+    """One whole number, the bits, for the weight of every quantized layer; costs as of ``layer_space``.
+
+    Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
+    """
+    without_skipped(run_order(model, example_input(task)), settings.skip)
+    names = quantized_layers(model, task, settings)
+    if not names:
         raise UnsupportedModel(
             f"{type(model).__name__} has no layer to quantize beside its first and its last. Remedy: "
             "learner.ends=true quantizes those too, or fewer layers in learner.skip"
         )
-    return chosen
-
-
-def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> CompressionSpace:
-    """One whole number, the bits, for the weight of every quantized layer; costs as of ``layer_space``."""
-    names = quantized_layers(model, task, settings)
     return layer_space(model, task, names, compressed=settings.min_bits, full=settings.max_bits, integer=True)
 
 
@@ -176,13 +175,15 @@ def compress(
     settings: BitSettings,
     prepared: Prepared,
 ) -> dict[str, Tensor]:
-    """Fold and quantize in place. Returns the folded float weights of the plan's layers, by name.
+    """Fold and quantize in place. Returns the folded float weights of the plan's layers that the model has, by name.
 
     Raises ConfigError for bits that the settings do not allow.
     """
     fold(model, prepared.norms)
     floats = {}
     for name, bits in plan.items():
+        if name not in prepared.lattices:
+            continue  # an earlier learner has taken the layer out
         if bits not in prepared.lattices[name]:
             raise ConfigError(f"{name}: {bits:g} bits are not allowed. Allowed: whole numbers from {settings.min_bits} "
                               f"to {settings.max_bits}. Remedy: learner.min_bits and learner.max_bits")  # fmt: skip

@@ -119,9 +119,8 @@ def file_count(space: CompressionSpace) -> int:
 
 def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
     """Positions ``(L,)`` that the curves start from, by what they say of the switches: those to 8 bits on or off."""
-    switches = np.array([len(knob.choices) == 2 for knob in space.knobs], dtype=bool)
     full = np.ones(len(space))
-    return {"float": full, "int8": np.where(switches, 0.0, full)} if switches.any() else {"float": full}
+    return {"float": full, "int8": np.where(space.switches, 0.0, full)} if space.switches.any() else {"float": full}
 
 
 def _bits(space: CompressionSpace) -> tuple[float, float]:

@@ -39,8 +39,8 @@ class Learner(tune.Trainable):
     """The base of all learners. ``settings_type`` is the frozen dataclass of a learner's own settings."""
 
     settings_type: ClassVar[type]
-    # Whether what the learner does to a model outlasts whatever is done to it afterwards, as what is gone stays gone,
-    # and all layers are still there: another learner can then follow in a pipeline.
+    # Whether what the learner does to a model outlasts whatever is done to it afterwards, as what is gone stays gone:
+    # another learner can then follow in a pipeline. Its plan may have knobs of layers that are no longer there.
     lasting: ClassVar[bool] = False
     # Whether its models start with random weights, and are nothing before they were trained.
     from_scratch: ClassVar[bool] = False

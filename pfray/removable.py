@@ -97,6 +97,15 @@ class Removable:
                 total += layer.per_entry * width + layer.own
         return {"macs": float(np.rint(total[0])), "params": float(np.rint(total[1]))}
 
+    def weights(self, gone: Collection[str]) -> dict[str, float]:
+        """The weights left in every dense layer, and 0 of those that are out, without the named layers and blocks."""
+        out = self.out(gone)
+        left = {}
+        for index, (layer, width) in enumerate(zip(self.layers, self.widths(out), strict=True)):
+            if index in out or layer.per_entry.any():
+                left[layer.name] = 0.0 if index in out else float(np.rint(layer.per_entry[1] * width))
+        return left
+
 
 def remove(model: nn.Module, found: Removable, gone: Collection[str]) -> None:
     """Take the named layers and blocks out of ``model``, in place; the layers behind get weights of 0 of the new shape.

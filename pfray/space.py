@@ -93,6 +93,11 @@ class CompressionSpace:
         """``(L,)`` booleans: the knobs that are searched settings, which cost nothing and which no target moves."""
         return np.array([knob.free for knob in self.knobs], dtype=bool)
 
+    @property
+    def switches(self) -> np.ndarray:
+        """``(L,)`` booleans: the knobs that turn 8 bits on or off; shares that have two values are none."""
+        return np.array([len(knob.choices) == 2 and min(knob.choices) > 1 for knob in self.knobs], dtype=bool)
+
     def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:
         """The same space with searched settings beside its own knobs."""
         return replace(self, knobs=(*self.knobs, *knobs))
@@ -164,9 +169,8 @@ class CompressionSpace:
             plan.update(part.uniform(own))
         if not self.shared_units(limits):
             return plan
-        switches = np.array([len(knob.choices) == 2 for knob in self.knobs], dtype=bool)
-        most = np.where(switches, 0.0, self.encode(plan))
-        fixed = self.free | switches
+        most = np.where(self.switches, 0.0, self.encode(plan))
+        fixed = self.free | self.switches
         return self._least_compressed(lambda p: self._at(np.where(fixed, most, np.minimum(p, most))), 0.0, 1.0, limits)
 
     def own_limits(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:

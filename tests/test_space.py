@@ -248,3 +248,9 @@ def test_a_plan_is_allocated_among_the_choices():
     curves = {name: 1 - np.exp(-w * (1 - values) ** 2) for name, w in (("a", 1.0), ("b", 3.0))}
     # 0.5 and 0.75 lose 0.25 + 3 / 16; the other plans lose more: 0.25 and 1.0 lose 9 / 16, 0.75 and 0.5 13 / 16.
     assert allocate_plan(space, curves, {"macs": 1.25}) == {"a": 0.5, "b": 0.75}
+
+
+def test_only_knobs_of_bits_are_switches():
+    pairs = {"bits": (8.0, 32.0), "layer": (0.0, 1.0), "two_channels": (0.5, 1.0)}
+    knobs = tuple(Knob(name, low, high, choices=(low, high)) for name, (low, high) in pairs.items())
+    assert CompressionSpace(knobs, lambda values: {}).switches.tolist() == [True, False, False]

@@ -45,7 +45,7 @@ def test_a_run_trains_a_student_of_the_asked_size_and_ships_it(ray_cluster, quic
     summary = json.loads((folder / "summary.json").read_text())
     teacher, student = summary["teacher"], summary["compressed"]
     assert student["params"] <= 0.4 * teacher["params"] < 1.5 * student["params"]
-    assert student["accuracy"] > 0.85
+    assert student["accuracy"] > 0.8
     assert summary["exported"]["accuracy"] == pytest.approx(summary["exported"]["torch_accuracy"], abs=0.02)
     assert (folder / "model.tflite").stat().st_size < 0.5 * (folder / "teacher.tflite").stat().st_size
     # Both files hold the student.

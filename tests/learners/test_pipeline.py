@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -16,12 +17,16 @@ from learners.channel_pruned import ChannelPruned
 from learners.pipeline import Pipeline, Settings
 from pfray.components import parse_settings
 from pfray.config import load
+from pfray.data import digits
 from pfray.errors import ConfigError
 from pfray.goal import plans_without_search
-from pfray.measure import example_input, measure, total_macs
+from pfray.measure import count_params, example_input, measure, stored_bytes, total_macs
+from pfray.models.vgg import vgg11
 from pfray.prepare import load as load_start
 from pfray.progress import Progress
 from pfray.run import run
+from pfray.task import Task
+from pfray.train import reestimate_batch_norm
 
 PRUNED = {"name": "channel_pruned", "images": 200, "round_to": 1}
 EIGHT = {"name": "litert_quant", "images": 200}
@@ -120,7 +125,7 @@ def test_a_candidate_is_pruned_and_then_quantized(job, space, settings):
     [
         (["litert_quant", "channel_pruned"], r"learner: litert_quant cannot come before .*Remedy: .*channel_pruned"),
         (["weight_sparse", "litert_quant"], r"learner: weight_sparse cannot come before"),
-        (["layer_removal", "litert_quant"], r"learner: layer_removal cannot come before"),
+        (["distilled", "litert_quant"], r"learner: distilled cannot come before"),
         (["channel_pruned", "channel_pruned"], r"learner: channel_pruned is named twice"),
         (["channel_prund", "litert_quant"], r"learner: unknown name 'channel_prund'.*Did you mean 'channel_pruned'"),
         ([{"name": "channel_pruned", "imags": 2}, "litert_quant"], r"learner\.0\.imags: unknown key.*'images'"),
@@ -137,8 +142,9 @@ def test_wrong_pipelines_are_refused(steps, message):
 
 
 def test_two_learners_of_one_cost_are_refused(job):
-    with pytest.raises(ConfigError, match=r"channel_pruned and filter_ranked both change macs"):
-        Pipeline.space(job.teacher, job.task, parsed("channel_pruned", "filter_ranked"))
+    for first, second in (("channel_pruned", "filter_ranked"), ("layer_removal", "channel_pruned")):
+        with pytest.raises(ConfigError, match=rf"{first} and {second} both change (macs|params)"):
+            Pipeline.space(job.teacher, job.task, parsed(first, second))
 
 
 def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
@@ -184,3 +190,81 @@ def test_a_run_prunes_trains_quantizes_and_trains(ray_cluster, tmp_path, teacher
     assert again["compressed"]["accuracy"] == pytest.approx(summary["compressed"]["accuracy"], abs=0.02)
     assert again["plan"] == summary["plan"]
     assert first.stat().st_mtime_ns == written
+
+
+@pytest.fixture(scope="module")
+def deep() -> tuple[torch.nn.Module, Task]:
+    """A narrow VGG-11 with batch norms, of which six layers can go."""
+    torch.manual_seed(0)
+    task = digits.build()
+    model = vgg11(in_channels=1, width=0.125).eval()
+    reestimate_batch_norm(model, task, 250, "float32")
+    return model, task
+
+
+@pytest.mark.parametrize("second", [
+    {"name": "litert_quant", "images": 20},
+    {"name": "uniform_quant", "ends": True, "images": 20},
+    {"name": "non_uniform_quant", "min_bits": 2, "max_bits": 3},
+], ids=lambda second: second["name"])  # fmt: skip
+def test_layers_are_removed_and_the_others_quantized_and_what_is_left_is_what_was_predicted(deep, second):
+    model, task = deep
+    settings = parsed({"name": "layer_removal", "images": 100}, second)
+    space = Pipeline.space(model, task, settings)
+    plan = space.decode(np.zeros(len(space)))
+    gone = ["features.4", "features.11", "features.22"]
+    plan |= {name: float(name.partition(":")[2] not in gone) for name in plan if name.startswith("layer_removal:")}
+    student = copy.deepcopy(model)
+    Pipeline.compress(student, plan, settings, Pipeline.prepare(model, task, settings), 0)
+    layers = {name: layer for name, layer in student.named_modules() if hasattr(layer, "weight_bits")}
+    assert layers
+    assert not layers.keys() & set(gone)
+    first = copy.deepcopy(model)
+    (step, own), _ = Pipeline.steps(plan, settings)
+    step.learner.compress(first, own, step.settings, step.learner.prepare(model, task, step.settings), 0)
+    weights, bits = [layer.weight.numel() for layer in layers.values()], [int(x.weight_bits) for x in layers.values()]
+    expected = stored_bytes(count_params(first)[0], np.array(weights), np.array(bits))
+    costs = space.costs(plan)
+    assert costs["size_bytes"] == expected
+    assert costs["params"] == count_params(first)[0] < count_params(model)[0]
+    assert costs["macs"] == total_macs(student, example_input(task)) < total_macs(model, example_input(task))
+    with torch.inference_mode():
+        assert student.eval()(example_input(task)).isfinite().all()
+
+
+def test_what_is_left_of_the_layers_is_trained_and_shipped_in_8_bits(deep):
+    model, task = deep
+    settings = parsed({"name": "layer_removal", "images": 100}, {"name": "litert_quant", "images": 20})
+    space = Pipeline.space(model, task, settings)
+    plan = space.decode(np.zeros(len(space)))
+    (removal, gone), (quantization, bits) = Pipeline.steps(plan, settings)
+    student = removal.learner.finish(model, model, gone, task, removal.settings)
+    int8 = quantization.learner.finish(student, student, bits, task, quantization.settings)
+    again = quantization.learner.restructure(copy.deepcopy(student), bits, task, quantization.settings)
+    again.load_state_dict(int8.state_dict())
+    found = {name for name, (kind, _) in again.operators().items() if kind == "int8"}
+    assert {"features.0", "classifier"} <= found
+    assert not found & {name for name, kept in gone.items() if not kept}
+
+
+def test_a_size_that_eight_bits_reach_removes_no_layer(deep):
+    model, task = deep
+    space = Pipeline.space(model, task, parsed("layer_removal", EIGHT))
+    params = count_params(model)[0]
+    for share in (0.3, 0.1):
+        plan = space.uniform({"size_bytes": share * 4 * params})
+        assert {v for n, v in plan.items() if n.startswith("litert_quant:")} == {8}
+        kept = [v for n, v in plan.items() if n.startswith("layer_removal:")]
+        assert (min(kept) == 1) == (share == 0.3)
+        assert max(kept) == 1
+
+
+def test_a_skipped_layer_may_be_taken_out(deep):
+    model, task = deep
+    settings = parsed({"name": "layer_removal", "images": 100}, {"name": "litert_quant", "images": 20, "skip": ["features.11", "classifier"]})
+    space = Pipeline.space(model, task, settings)
+    plan = space.decode(np.zeros(len(space)))
+    assert plan["layer_removal:features.11"] == 0
+    student = copy.deepcopy(model)
+    Pipeline.compress(student, plan, settings, Pipeline.prepare(model, task, settings), 0)
+    assert [n for n, m in student.named_modules() if hasattr(m, "weight_bits")] == ["features.0"]
