@@ -261,7 +261,8 @@ def test_a_size_that_eight_bits_reach_removes_no_layer(deep):
 
 def test_a_skipped_layer_may_be_taken_out(deep):
     model, task = deep
-    settings = parsed({"name": "layer_removal", "images": 100}, {"name": "litert_quant", "images": 20, "skip": ["features.11", "classifier"]})
+    left_float = {"name": "litert_quant", "images": 20, "skip": ["features.11", "classifier"]}
+    settings = parsed({"name": "layer_removal", "images": 100}, left_float)
     space = Pipeline.space(model, task, settings)
     plan = space.decode(np.zeros(len(space)))
     assert plan["layer_removal:features.11"] == 0
