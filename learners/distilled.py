@@ -63,7 +63,8 @@ class Distilled(Learner):
         Raises ConfigError where the student cannot be built, UnsupportedModel where it cannot run on the data.
         """
         known, example = task_arguments(task), example_input(task)
-        largest = student(settings, {WIDTH: settings.width}, known)
+        with torch.random.fork_rng(devices=[]):
+            largest = student(settings, {WIDTH: settings.width}, known)
         layer_macs(largest, example)
         check_output(largest, task)
         if not settings.has_width:
