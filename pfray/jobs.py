@@ -40,6 +40,7 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
     from ray.job_submission import JobSubmissionClient
 
+    _use_token()
     # Ray lets these variables win over the address that it is given, without a word.
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
@@ -47,6 +48,15 @@ def connect(address: str) -> JobSubmissionClient:
             return JobSubmissionClient(address)
     finally:
         os.environ.update(hidden)
+
+
+def _use_token() -> None:
+    """Show the cluster the token that Ray finds, unless RAY_AUTH_MODE says otherwise; Ray itself would not."""
+    # Older Rays cannot be told so, and want the variable.
+    with contextlib.suppress(ImportError):
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:

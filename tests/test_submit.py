@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ from tests.job_server import JobServer
 def server(monkeypatch):
     # Ray lets it win over any other address; what the command line says has to hold.
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    # A token would be kept by this process, and be shown to the Ray of other tests.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     server = JobServer()
     yield server
     server.close()
@@ -56,6 +61,17 @@ def test_each_experiment_is_a_job_with_its_code_and_overrides_whose_id_is_kept(s
     assert len(sent["py_modules"]) == 3
     # Nothing lies in a run folder before its run, or the run would refuse it.
     assert not (folder / "runs" / "first").exists()
+
+
+def test_runs_behind_a_url_stay_there_and_their_jobs_ids_in_the_cache(server, folder, capsys):
+    storage = f"file://{folder}/bucket"
+    assert main(["first.yaml", f"storage={storage}", "--address", server.address]) == 0
+    [job] = server.jobs.values()
+    assert job["entrypoint"] == f"python -m pfray.run first.yaml storage={storage} storage={storage}"
+    capsys.readouterr()
+    assert main(["first.yaml", f"storage={storage}", "--status"]) == 0
+    assert capsys.readouterr().out.endswith("SUCCEEDED, exit code 0\n")
+    assert not (folder / "runs" / ".first.job.json").exists()
 
 
 def test_waiting_shows_the_logs_and_ends_with_the_jobs_exit_code(server, folder, capsys):
@@ -109,6 +125,23 @@ def test_a_wrong_request_sends_nothing_and_says_what_to_do(server, folder, capsy
     assert len(errors) == 1
     assert words in errors[0]
     assert not server.jobs
+
+
+@pytest.mark.parametrize(("variables", "shown"), [
+    ({}, "that of the file"), ({"RAY_AUTH_MODE": "disabled"}, ""),
+])  # fmt: skip
+def test_the_token_that_ray_finds_is_shown_to_the_cluster_unless_told_otherwise(tmp_path, variables, shown):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("that of the file")
+    code = (
+        "from pfray.jobs import _use_token as use; use()\n"
+        "from ray._private.authentication import http_token_authentication as http\n"
+        "print(*(value.removeprefix('Bearer ') for value in http.get_auth_headers_if_auth_enabled({}).values()))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    variables = {**kept, "HOME": str(tmp_path), **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300)
+    assert done.stdout == shown + "\n"
 
 
 @pytest.mark.parametrize("status", [401, 403])
