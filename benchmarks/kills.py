@@ -15,6 +15,7 @@ as the one in peace has.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -96,9 +97,9 @@ def workers(found: Cluster) -> list[psutil.Process]:
     running = []
     for node in found.worker_nodes:
         for process in psutil.Process(node.all_processes["raylet"][0].process.pid).children():
-            with_title = " ".join(process.cmdline())
-            if with_title.startswith("ray::Drowsy"):
-                running.append(process)
+            with contextlib.suppress(psutil.Error):  # it may be gone by now
+                if " ".join(process.cmdline()).startswith("ray::Drowsy"):
+                    running.append(process)
     return sorted(running, key=lambda process: process.pid)
 
 
@@ -183,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = faults(found["kills"], options.trials, different(found["peace"]))
     print("killed:", ", ".join(f"{count} {kind}s" for kind, count in Counter(kind for _, kind in kills).items()))
     print(", ".join(f"{what}: {count}" for what, count in wrong.items()))
+    for record in found["kills"]:
+        if record["error"] is not None:
+            print(f"trial {record['trial']} failed: {record['error']}")
     close(NAME, sum(wrong.values()), f"trials lost, doubled or failed, plans fewer, after {len(kills)} kills", GOAL)
     return 0
 

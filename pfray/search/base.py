@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from pfray.space import CompressionSpace, Limits, Plan
 # A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole
 # numbers, or a single knob that the target decides.
 RETRIES = 20
+# A state that takes longer to save, in seconds of the processor, is saved only so often that this share of the time
+# goes to it: of thousands of trials it is large, and what it lacks the trial file has.
+QUICK, SAVE_SHARE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class PlanSearcher(Searcher):
         self.running: dict[str, int] = {}
         # Whether no plan is left that was not tried.
         self.exhausted = False
+        # When the state is to be saved again, by the monotonic clock.
+        self.next_save = 0.0
         # What kept the last record from being written.
         self.failure: Exception | None = None
 
@@ -168,11 +174,15 @@ class PlanSearcher(Searcher):
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self.save(str(self.folder / "searcher.pkl"))
+            if time.monotonic() >= self.next_save:
+                began = time.process_time()
+                self.save(str(self.folder / "searcher.pkl"))
+                spent = time.process_time() - began
+                self.next_save = time.monotonic() + spent / SAVE_SHARE if spent > QUICK else 0.0
 
     def save(self, checkpoint_path: str) -> None:
         """The whole state: records, random generator, model of the optimizer, plans that are out."""
-        hidden = ("folder", "running", "space", "settings", "failure")
+        hidden = ("folder", "running", "space", "settings", "failure", "next_save")
         state = {key: value for key, value in self.__dict__.items() if key not in hidden}
         write_atomically(Path(checkpoint_path), pickle.dumps(state))
 
@@ -195,6 +205,9 @@ class PlanSearcher(Searcher):
                 self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
                 self.asked = max(self.asked, record["trial"] + 1)
                 self._learn(record)
+        if len(self.records) > len(known) + 1:
+            # Drawn again, the plans of these trials would be refused one after the other.
+            self.rng = np.random.default_rng([int(self.rng.integers(2**31)), len(self.records)])
         # Plans that were out while a later one was finished and written, in a run killed before its state was saved.
         accounted = {entry["trial"] for entry in (*self.records, *self.queue)}
         self.lost = [number for number in range(self.asked) if number not in accounted]

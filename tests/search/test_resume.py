@@ -95,6 +95,24 @@ def test_plans_out_before_anything_was_saved_are_made_up_for(open_ended, tmp_pat
     assert len({json.dumps(record["plan"]) for record in resumed.records}) == 16
 
 
+def test_a_large_state_is_saved_now_and_then_and_nothing_is_lost_by_it(open_ended, tmp_path, monkeypatch):
+    monkeypatch.setattr("pfray.search.base.QUICK", 0.0)
+    # No time after the first would be late enough.
+    monkeypatch.setattr("pfray.search.base.SAVE_SHARE", 1e-9)
+    folder = tmp_path / "search"
+    killed = make(open_ended, folder, trials=60)
+    drive(killed, 1)
+    first = (folder / "searcher.pkl").read_bytes()
+    drive(killed, 40)
+    assert (folder / "searcher.pkl").read_bytes() == first
+    resumed = make(open_ended, folder, trials=60)
+    resumed.resume()
+    assert resumed.records == killed.records
+    drive(resumed)
+    assert [record["trial"] for record in resumed.records] == list(range(60))
+    assert len({json.dumps(record["plan"]) for record in resumed.records}) == 60
+
+
 def test_a_search_without_a_state_is_rebuilt_from_the_trial_file_alone(open_ended, tmp_path):
     drive(make(open_ended, tmp_path / "search"), 5)
     (tmp_path / "search" / "searcher.pkl").unlink()
