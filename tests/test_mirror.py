@@ -149,6 +149,23 @@ def test_a_list_of_checkpoints_that_changes_meanwhile_is_read_again(bucket, tmp_
     }  # fmt: skip
 
 
+def test_a_list_of_checkpoints_that_was_half_written_when_it_was_read_is_read_again(bucket, tmp_path, monkeypatch):
+    here, snapshot = tmp_path / "here" / "exp", "training__checkpoint_manager_snapshot_json"
+    write(here, experiment_yaml="", **{snapshot: "one"})
+    copyfile, half = shutil.copyfile, ["on"]
+
+    def read_while_it_is_written(source: Path, target: Path) -> None:
+        if half:
+            target.write_text(half.pop())
+            write(here, **{snapshot: "one and two"})
+        else:
+            copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", read_while_it_is_written)
+    Mirror(bucket, "exp", here).push()
+    assert bucket.read("exp/training/checkpoint_manager_snapshot.json") == b"one and two"
+
+
 def test_fetching_makes_the_folder_what_is_there_and_nothing_else(bucket, tmp_path):
     here, other = tmp_path / "here" / "exp", tmp_path / "other" / "exp"
     write(here, experiment_yaml="e", summary_json="{}", search__trials="t")

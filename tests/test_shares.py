@@ -54,3 +54,9 @@ def test_a_trial_does_not_spread_over_machines(monkeypatch, share, most):
     nodes.append({"Alive": False, "Resources": {"CPU": 64, "GPU": 8}})
     monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
     assert cluster.parallel_trials(Resources.model_validate({"trial": share})) == most
+
+
+def test_a_share_that_goes_into_a_machine_but_for_rounding_fits(monkeypatch):
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64, "GPU": 7}}])
+    assert 7 / 0.28 < 25
+    assert cluster.parallel_trials(Resources.model_validate({"trial": {"cpu": 1, "gpu": 0.28}})) == 25
