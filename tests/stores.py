@@ -33,10 +33,13 @@ def s3_server() -> Iterator[str]:
             patch.setenv(name, value)
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/runs", method="PUT")).close()
         yield endpoint
+        ask_for_keys(endpoint, float("inf"))  # moto remembers it from one server to the next
     server.stop()
 
 
-def ask_for_keys(endpoint: str, after: int) -> None:
+def ask_for_keys(endpoint: str, after: float) -> None:
     """From so many requests on, the server lets in only keys that it knows, which are none."""
-    request = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", data=str(after).encode(), method="POST")
+    request = urllib.request.Request(
+        f"{endpoint}/moto-api/reset-auth", str(after).encode(), {"Content-Type": "text/plain"}, method="POST"
+    )
     urllib.request.urlopen(request).close()
