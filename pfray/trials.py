@@ -24,8 +24,8 @@ from pfray.progress import Progress, Stage
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
-# A trial whose worker dies is run again this many times; one that raises is a result, and is not. Nor is one whose worker
-# dies between two trials, as it is given the next plan: Tune takes that for an error of the trial.
+# A trial whose worker dies is run again this many times; one that raises is a result, and is not. Nor is one whose
+# worker dies between two trials, as it is given the next plan: Tune takes that for an error of the trial.
 WORKER_RETRIES = 2
 
 
