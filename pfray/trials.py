@@ -24,8 +24,8 @@ from pfray.progress import Progress, Stage
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
-# A trial whose worker dies is run again this many times; one that raises is a result, and is not. Nor is one whose
-# worker dies between two trials, as it is given the next plan: Tune takes that for an error of the trial.
+# A trial whose worker dies is run again this many times, and then as often as the searcher suggests it again; one that
+# raises is a result, and is not.
 WORKER_RETRIES = 2
 
 
@@ -62,7 +62,7 @@ def run_trials(
                 mode="max",
                 search_alg=searcher,
                 scheduler=scheduler,
-                num_samples=searcher.trials - len(searcher.records),
+                num_samples=-1,  # the searcher knows when it is done
                 max_concurrent_trials=resources.parallel or parallel_trials(resources),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from pfray.space import CompressionSpace, Limits, Plan
 # A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole
 # numbers, or a single knob that the target decides.
 RETRIES = 20
+# A trial whose worker died is suggested again so many times, beside what Tune itself does about it: where the worker
+# dies as it is given the plan, Tune takes that for an error of the trial.
+RESTARTS = 2
 # A state that takes longer to save, in seconds of the processor, is saved only so often that this share of the time
 # goes to it: of thousands of trials it is large, and what it lacks the trial file has.
 QUICK, SAVE_SHARE = 0.02, 0.1
@@ -82,6 +86,8 @@ class PlanSearcher(Searcher):
         # Numbers of trials whose plan a killed run took with it; they get new ones.
         self.lost: list[int] = []
         self.running: dict[str, int] = {}
+        # How often a trial was suggested again because its worker died.
+        self.restarts: Counter[int] = Counter()
         # Whether no plan is left that was not tried.
         self.exhausted = False
         # When the state is to be saved again, by the monotonic clock.
@@ -134,7 +140,9 @@ class PlanSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         entry = self._next() if self.failure is None else None
         if entry is None:
-            return Searcher.FINISHED  # type: ignore[return-value]
+            # One that is out may have to be suggested again; Tune then asks anew.
+            waiting = self.pending and self.failure is None
+            return None if waiting else Searcher.FINISHED  # type: ignore[return-value]
         self.pending[entry["trial"]] = entry
         self.running[trial_id] = entry["trial"]
         return dict(entry)
@@ -146,6 +154,10 @@ class PlanSearcher(Searcher):
         entry, result = self.pending.pop(number), result or {}
         score = result.get("score")
         failure = result.get("error")
+        if failure is None and score is None and self.restarts[number] < RESTARTS:
+            self.restarts[number] += 1
+            self.queue.insert(0, entry)
+            return
         if failure is None and (score is None or not math.isfinite(score)):
             failure = "the score is not a number" if score is not None else "its worker died and retrying did not help"
         record = {
@@ -216,7 +228,7 @@ class PlanSearcher(Searcher):
         """Whether no plan is left to try: the budget is used up, or ``ask`` has no more to offer."""
         if self.queue or self.pending:
             return False
-        return not self._may_ask() or self.exhausted
+        return not self._may_ask()
 
     def count(self) -> dict[str, int | None]:
         """The numbers of finished and failed trials, of those that had half a batch, if any, and the best one's."""
@@ -262,7 +274,7 @@ class PlanSearcher(Searcher):
         return {"trial": number, "origin": self.origin, "plan": plan}
 
     def _may_ask(self) -> bool:
-        return self.open_ended and (bool(self.lost) or self.asked < self.trials)
+        return self.open_ended and not self.exhausted and (bool(self.lost) or self.asked < self.trials)
 
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask`` on the target that was not tried before; None where there is none."""

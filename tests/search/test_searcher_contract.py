@@ -61,9 +61,23 @@ def test_after_the_budget_it_is_finished_and_says_so(name, open_ended):
 def test_a_trial_that_is_running_is_not_finished(name):
     searcher = make(name, trials=1)
     searcher.suggest("a")
-    assert searcher.suggest("b") == Searcher.FINISHED
+    assert searcher.suggest("b") is None
     assert not searcher.finished()
     searcher.on_trial_complete("a", {"score": 0.5})
+    assert searcher.suggest("b") == Searcher.FINISHED
+    assert searcher.finished()
+
+
+def test_a_trial_whose_worker_died_is_suggested_again_before_any_other(open_ended):
+    searcher = make(open_ended, trials=12)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    searcher.on_trial_complete("a", None, error=True)
+    assert searcher.suggest("c") == first
+    searcher.on_trial_complete("b", result(second["plan"]))
+    searcher.on_trial_complete("c", result(first["plan"]))
+    assert len(drive(searcher)) == 10
+    assert [record["trial"] for record in searcher.records] == [1, 0, *range(2, 12)]
+    assert all(record["error"] is None for record in searcher.records)
     assert searcher.finished()
 
 
@@ -111,7 +125,8 @@ def test_failed_trials_are_recorded_with_their_cause_and_never_best(open_ended):
     }
     searcher = make(open_ended, trials=20)
     entries = drive(searcher, outcome=lambda entry: outcomes.get(entry["trial"], result(entry["plan"])))
-    assert len(entries) == 20
+    # Those whose worker died are tried three times.
+    assert [entry["trial"] for entry in entries] == sorted([*range(20), 5, 5, 9, 9, 14, 14])
     failed = {record["trial"]: record["error"] for record in searcher.records if record["error"]}
     assert failed == {
         1: "the score is not a number",
@@ -123,7 +138,7 @@ def test_failed_trials_are_recorded_with_their_cause_and_never_best(open_ended):
     }
     assert all(searcher.records[number]["score"] is None for number in failed)
     assert searcher.best()["trial"] not in failed
-    assert searcher.best()["score"] == max(score(plan) for i, plan in enumerate(plans(entries)) if i not in failed)
+    assert searcher.best()["score"] == max(score(e["plan"]) for e in entries if e["trial"] not in failed)
     assert (searcher.count()["finished"], searcher.count()["failed"]) == (14, 6)
 
 
@@ -152,6 +167,7 @@ def test_after_any_kind_of_failure_the_search_goes_on(open_ended):
     failures = [{"score": float(v)} for v in ("inf", "-inf", "nan")] + [{"score": None}, None, {"error": "broke"}]
     searcher = make(open_ended, trials=30)
     entries = drive(searcher, outcome=lambda e: failures[e["trial"] % 7] if e["trial"] % 7 < 6 else result(e["plan"]))
-    assert len(entries) == 30
+    tried = {entry["trial"]: entry["plan"] for entry in entries}
+    assert len(tried) == len(searcher.records) == 30
     assert [record["score"] is not None for record in searcher.records] == [number % 7 == 6 for number in range(30)]
-    assert [plan for plan, _ in searcher.told] == plans(entries)
+    assert [plan for plan, _ in searcher.told] == list(tried.values())
