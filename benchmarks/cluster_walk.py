@@ -103,7 +103,11 @@ def walk(folder: Path, python: str) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cluster_walk",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--python", default=sys.executable, help="the Python whose environment has Ray (default: this)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pfray-walk-") as folder:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PATIENCE = 10
 # What a working directory holds that no job needs; what .gitignore names stays behind too.
 LEFT_BEHIND = [".git", ".venv*", "runs", "**/__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"]
+# Seconds for a cluster that was just started to be able to start jobs, and between two questions whether it is.
+YOUNG, PAUSE = 60.0, 1.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -75,8 +77,17 @@ def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:
 
 def submit(client: JobSubmissionClient, job: str, entrypoint: str, shipped: Mapping[str, Any]) -> None:
     """Raises ClusterError for what the server refuses, such as a working directory that is too large."""
-    with _refusals(client.get_address()):
-        client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=dict(shipped))
+    deadline = time.monotonic() + YOUNG
+    while True:
+        try:
+            with _refusals(client.get_address()):
+                client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=dict(shipped))
+            return
+        except ClusterError as error:
+            # A cluster answers before it can start a job.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:

@@ -13,14 +13,15 @@ from aiohttp import web
 
 
 class JobServer:
-    """exits: the exit code that a job ends with, by a word in its command. refuse: a status for every request.
+    """exits: the exit code that a job ends with, by a word in its command. refuse: a status for every request. young:
+    how often it can start no job yet.
 
     jobs: what was sent, by id. packages: the names of the files in what was uploaded, by package.
     """
 
     def __init__(self) -> None:
         self.exits: dict[str, int] = {}
-        self.refuse = 0
+        self.refuse = self.young = 0
         self.jobs: dict[str, dict[str, Any]] = {}
         self.packages: dict[str, list[str]] = {}
         self.stopped: set[str] = set()
@@ -72,6 +73,9 @@ class JobServer:
         return web.Response()
 
     async def _submit(self, request: web.Request) -> web.Response:
+        if self.young:
+            self.young -= 1
+            return web.Response(status=500, text="No available agent to submit job, please try again later.")
         sent = await request.json()
         self.jobs[sent["submission_id"]] = sent
         return web.json_response({"job_id": sent["submission_id"], "submission_id": sent["submission_id"]})

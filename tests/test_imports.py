@@ -22,7 +22,7 @@ LAYERS = [
     {"cluster"},
     {"data", "models", "export", "objective", "train", "events", "folder", "mirror", "search", "warm_start"},
     {"ecq", "shared_norm", "communication"},
-    {"job", "extra_losses", "greedy_choice"},
+    {"job", "extra_losses", "greedy_choice", "metrics"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal"},
     {"distributed", "trials", "latency", "nodes"},

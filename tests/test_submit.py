@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pfray import jobs
+from pfray.errors import ClusterError
 from pfray.submit import main
 from tests.job_server import JobServer
 
@@ -105,6 +106,18 @@ def test_a_job_that_was_stopped_while_one_waits_is_no_success(server, folder):
     said = []
     assert jobs.follow(client, {"first": "mine"}, lambda name, line: said.append(line)) == {"first": 1}
     assert said[-1] == "STOPPED: Job was intentionally stopped."
+
+
+def test_a_cluster_that_has_just_been_started_is_asked_again_for_a_while(server, folder, monkeypatch):
+    monkeypatch.setattr(jobs, "PAUSE", 0.0)
+    client = jobs.connect(server.address)
+    server.young = 3
+    jobs.submit(client, "mine", "python -m pfray.run first.yaml", {})
+    assert "mine" in server.jobs
+    monkeypatch.setattr(jobs, "YOUNG", 0.0)
+    server.young = 3
+    with pytest.raises(ClusterError, match="No available agent"):
+        jobs.submit(client, "yours", "python -m pfray.run first.yaml", {})
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
