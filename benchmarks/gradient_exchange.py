@@ -52,8 +52,8 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     from benchmarks.sparse_resnet import job, plans_without_search
     from learners.weight_sparse import WeightSparse
     from pfray.communication import distribute
+    from pfray.compressed import build_compressed
     from pfray.config import Distributed, Training
-    from pfray.distributed import build_compressed
     from pfray.measure import evaluate
     from pfray.train import Shard, choose_precision, fit, steps_per_epoch
 

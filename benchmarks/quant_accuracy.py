@@ -58,8 +58,8 @@ def retrain(piece: Sequence[Any]) -> Record:
     """piece: (model, learner, settings, seed, epochs, plan). Prints the loss after each epoch."""
     import torch
 
+    from pfray.compressed import build_compressed
     from pfray.config import Training
-    from pfray.distributed import build_compressed
     from pfray.measure import evaluate
     from pfray.train import choose_precision, fit, steps_per_epoch
 

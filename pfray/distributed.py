@@ -5,7 +5,6 @@ The loop is ``train.fit``, unchanged; here are only the workers around it, a che
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -20,9 +19,9 @@ import torch
 from ray import train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
-from torch import nn
 
 from pfray.communication import distribute
+from pfray.compressed import build_compressed, finished, restored
 from pfray.config import Distributed
 from pfray.errors import PfrayError, TrainingFailed, first_line
 from pfray.files import read_records, write_atomically
@@ -145,11 +144,6 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
         future.result()
 
 
-def finishes(learner: type[Learner]) -> bool:
-    """Whether the learner has a ``finish`` of its own."""
-    return learner.finish is not Learner.finish
-
-
 def finish(
     learner: type[Learner],
     job: ray.ObjectRef,
@@ -173,35 +167,9 @@ def _finish(
     learner: type[Learner], job: Job, plan: Plan, before: tuple[Plan, ray.ObjectRef] | None, cpus: int
 ) -> dict[str, torch.Tensor]:
     torch.set_num_threads(cpus)
-    torch.manual_seed(job.seed)
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-    model = place(copy.deepcopy(job.model), device)
-    if before is not None:
-        model = restored(learner, job, before[0], ray.get(before[1]), device)
-    own, plan = job.for_plan(plan)
-    teacher = place(job.model, device)
-    return {k: v.cpu() for k, v in learner.finish(model, teacher, plan, own.task, own.settings).state_dict().items()}
-
-
-def restored(
-    learner: type[Learner], job: Job, plan: Plan, state: dict[str, torch.Tensor], device: torch.device
-) -> nn.Module:
-    """The model that a learner with a ``finish`` made of the job's model, from its state dict."""
-    own, plan = job.for_plan(plan)
-    model = copy.deepcopy(job.model)
-    model = learner.restructure(model, plan, own.task, own.settings)
-    model.load_state_dict(state)
-    return place(model, device)
-
-
-def build_compressed(
-    learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
-) -> tuple[nn.Module, Any]:
-    """(a copy of the job's model on ``device`` compressed by ``plan``, the hook of its training)."""
-    job, plan = job.for_plan(plan)
-    model = place(copy.deepcopy(job.model), device)
-    cache = learner.prepare(model, job.task, job.settings)
-    return model, learner.compress(model, plan, job.settings, cache, steps)
+    known = None if before is None else (before[0], ray.get(before[1]))
+    return {k: v.cpu() for k, v in finished(learner, job, plan, known, device).state_dict().items()}
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from torch import nn
 
 from pfray import cluster
 from pfray.cache import load_tensors, save_tensors
+from pfray.compressed import build_compressed, finishes, restored
 from pfray.config import Distributed, Resources
-from pfray.distributed import build_compressed, finish, finishes, restored, retrain, run_together
+from pfray.distributed import finish, retrain, run_together
 from pfray.errors import StorageError
 from pfray.job import Job, updated
 from pfray.learner import Learner

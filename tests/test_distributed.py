@@ -9,8 +9,9 @@ import ray
 import torch
 
 from learners import weight_sparse
+from pfray.compressed import build_compressed
 from pfray.config import Distributed
-from pfray.distributed import build_compressed, retrain
+from pfray.distributed import retrain
 from pfray.job import Job
 from pfray.measure import evaluate
 from pfray.train import fit

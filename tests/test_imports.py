@@ -24,7 +24,7 @@ LAYERS = [
     {"ecq", "shared_norm", "communication"},
     {"job", "extra_losses", "greedy_choice", "metrics"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
-    {"goal"},
+    {"goal", "compressed"},
     {"distributed", "trials", "latency", "nodes"},
     {"prepare"},
     {"finalize", "retraining"},

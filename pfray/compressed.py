@@ -1,0 +1,54 @@
+"""The compressed model of a plan, as a training starts from it: made at once, with care, or from what was kept."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfray.job import Job
+from pfray.learner import Learner
+from pfray.measure import place
+from pfray.space import Plan
+
+
+def build_compressed(
+    learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
+) -> tuple[nn.Module, Any]:
+    """(a copy of the job's model on ``device`` compressed by ``plan``, the hook of its training)."""
+    job, plan = job.for_plan(plan)
+    model = place(copy.deepcopy(job.model), device)
+    cache = learner.prepare(model, job.task, job.settings)
+    return model, learner.compress(model, plan, job.settings, cache, steps)
+
+
+def finishes(learner: type[Learner]) -> bool:
+    """Whether the learner has a ``finish`` of its own."""
+    return learner.finish is not Learner.finish
+
+
+def finished(
+    learner: type[Learner],
+    job: Job,
+    plan: Plan,
+    before: tuple[Plan, dict[str, torch.Tensor]] | None,
+    device: torch.device,
+) -> nn.Module:
+    """What ``learner.finish`` makes of the job's model. before: an earlier stage's plan and state dict."""
+    torch.manual_seed(job.seed)
+    model = place(copy.deepcopy(job.model), device) if before is None else restored(learner, job, *before, device)
+    own, plan = job.for_plan(plan)
+    return learner.finish(model, place(job.model, device), plan, own.task, own.settings)
+
+
+def restored(
+    learner: type[Learner], job: Job, plan: Plan, state: dict[str, torch.Tensor], device: torch.device
+) -> nn.Module:
+    """The model that a learner with a ``finish`` made of the job's model, from its state dict."""
+    own, plan = job.for_plan(plan)
+    model = copy.deepcopy(job.model)
+    model = learner.restructure(model, plan, own.task, own.settings)
+    model.load_state_dict(state)
+    return place(model, device)
