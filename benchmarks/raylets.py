@@ -56,7 +56,8 @@ def add(found: Cluster, cpus: int, **options: Any) -> None:
     for attempt in range(ATTEMPTS):
         before = {child.pid for child in own.children()}
         try:
-            found.add_node(num_cpus=cpus, **options)
+            # Without a port of its own an agent cannot start jobs while another Ray of this machine has the usual one.
+            found.add_node(num_cpus=cpus, dashboard_agent_listen_port=0, **options)
             return
         except Exception as error:  # Ray has no type of its own for it
             for child in own.children():

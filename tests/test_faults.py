@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,12 @@ sys.exit(main(sys.argv[1:]))
 
 def start(experiment: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(experiment), *arguments], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", DRIVER, str(experiment), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        # Tests that were started in the background are deaf to Ctrl-C, and so would be what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
