@@ -5,11 +5,10 @@ All are gauges of the driver with the tag ``experiment``; ``docs/guide.md`` list
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ray.util.metrics import Gauge
-
-from pfray.search.base import PlanSearcher
 
 # Finished trials that the rate is taken over: enough to smooth it, few enough to show a change.
 RECENT = 20
@@ -30,14 +29,15 @@ class Metrics:
         self.rate = gauge("candidates_per_minute", f"Trials finished in a minute, of the last {RECENT}.")
         self.stage = gauge("stage", "1 for the stage that the run is in, 0 for those it was in.", "stage")
 
-    def trial(self, searcher: PlanSearcher) -> None:
-        """What the search knows after another trial."""
-        count = searcher.count()
+    def trial(
+        self, records: Sequence[Mapping[str, Any]], count: Mapping[str, Any], best: Mapping[str, Any] | None
+    ) -> None:
+        """What the search knows after another trial: a searcher's ``records``, ``count`` and ``best``."""
         self.done.set(count["finished"])
         self.failed.set(count["failed"])
-        if (best := searcher.best()) is not None:
+        if best is not None:
             self.best.set(best["score"])
-        times = [record["finished_at"] for record in searcher.records if record["finished_at"] is not None]
+        times = [record["finished_at"] for record in records if record["finished_at"] is not None]
         if (rate := per_minute(times[-RECENT:])) is not None:
             self.rate.set(rate)
 

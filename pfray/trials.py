@@ -159,15 +159,19 @@ class _ShowProgress(Callback):
         self, searcher: PlanSearcher, stage: Stage, events: Events | None, metrics: Metrics | None
     ) -> None:
         self.searcher, self.stage, self.events, self.metrics = searcher, stage, events, metrics
+        self.seen = len(searcher.records)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        best = self.searcher.best()
-        failed = self.searcher.count()["failed"]
+        if len(self.searcher.records) == self.seen:
+            return  # its worker died, and it is suggested again
+        self.seen = len(self.searcher.records)
+        best, count = self.searcher.best(), self.searcher.count()
+        failed = count["failed"]
         note = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
-        if self.searcher.records and self.events is not None:
+        if self.events is not None:
             self.events.trial(self.searcher.records[-1], best["score"] if best else None)
         if self.metrics is not None:
-            self.metrics.trial(self.searcher)
+            self.metrics.trial(self.searcher.records, count, best)
         self.stage.update(len(self.searcher.records), note + (f", {failed} failed" if failed else ""))
 
     on_trial_error = on_trial_complete
