@@ -59,7 +59,9 @@ def test_a_submitted_job_survives_its_client(head, tmp_path, quick):
     address = f"http://{head.webui_url}"
     command = [sys.executable, "-m", "pfray.submit", str(path), "--address", address, "--working-dir", str(tmp_path)]
     with subprocess.Popen([*command, "--wait"], stdout=subprocess.PIPE, text=True) as client:
-        wait_until(lambda: (tmp_path / "counter").exists() and (tmp_path / "counter").stat().st_size == 2)
+        counter = tmp_path / "counter"
+        wait_until(lambda: client.poll() is not None or (counter.exists() and counter.stat().st_size == 2))
+        assert client.poll() is None, client.communicate()[0]
         client.send_signal(signal.SIGKILL)
     ticket = json.loads((Path(quick["storage"]) / ".lost.job.json").read_text())
     server = jobs.connect(address)
