@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.raylets import free_ports
 from benchmarks.result import ROOT
 
 COMMANDS = str(ROOT / "configs" / "cluster" / "on_premise.sh")
@@ -35,14 +36,6 @@ finetune: {epochs: 1}
 search: {name: random, trials: 4, baselines: []}
 export: {tflite: false}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as taken:
-        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,10 @@ from benchmarks.result import ROOT
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
+# On a busy machine a raylet's helpers may take longer than the 15 seconds after which it gives up.
+PATIENT = {"agent_register_timeout_ms": 90_000}
 # A raylet that is gone is noticed within a second, and not within the 15 of Ray's default.
 NOTICE_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 200, "health_check_timeout_ms": 5000}
-
-# On a busy machine a raylet's helpers may take longer than the 15 seconds after which it gives up.
 ATTEMPTS = 4
 
 
@@ -29,8 +30,9 @@ def cluster(raylets: int, cpus: int = 1, *, head_cpus: int = 0, dashboard: bool 
     """A head, to which drivers connect, and ``raylets`` machines of ``cpus`` processors.
 
     They share a folder, so that a job whose code is sent along has to run on a head alone: each raylet that runs a part
-    of it would unpack the code anew, over that of the others. All of it ends with the block. Other Rays on this machine
-    do not notice it: the address file in which ``ray.init`` looks for a cluster that is up is left alone.
+    of it would unpack the code anew, over that of the others. dashboard: whether the head has one, and with it a job
+    server, at ``webui_url``. All of it ends with the block. Other Rays on this machine do not notice it: the address
+    file in which ``ray.init`` looks for a cluster that is up is left alone, and no usual port is taken.
     Workers, and what is started inside the block, find the modules of this repository.
     """
     from ray.cluster_utils import Cluster
@@ -40,12 +42,23 @@ def cluster(raylets: int, cpus: int = 1, *, head_cpus: int = 0, dashboard: bool 
     with address_file, mock.patch.dict(os.environ, PYTHONPATH=paths):
         found = Cluster()
         try:
-            add(found, head_cpus, include_dashboard=dashboard, _system_config=NOTICE_SOON)
+            settings = {**PATIENT, **(NOTICE_SOON if raylets else {})}
+            (port,) = free_ports(1)
+            add(found, head_cpus, include_dashboard=dashboard, dashboard_port=port, _system_config=settings)
             for _ in range(raylets):
                 add(found, cpus)
             yield found
         finally:
             found.shutdown()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with contextlib.ExitStack() as taken:
+        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def add(found: Cluster, cpus: int, **options: Any) -> None:

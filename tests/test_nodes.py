@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.raylets import free_ports
 from pfray import cluster
 from pfray.config import Resources
 from pfray.errors import ConfigError
@@ -67,12 +68,6 @@ os._exit(0)
 """
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 def environment(*paths: Path, token: str = TOKEN) -> dict[str, str]:
     hidden = ("RAY_ADDRESS", "PYTHONPATH", "RAY_AUTH_TOKEN_PATH")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -94,7 +89,7 @@ def own(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(own) -> Iterator[str]:
     """Where the head of the two raylets is."""
-    port = free_port()
+    (port,) = free_ports(1)
     # Sockets have short names; and the file in which Ray looks for a cluster that is up stays as it is.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     common = ["--block", "--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats"]
