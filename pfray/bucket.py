@@ -10,19 +10,14 @@ import os
 import posixpath
 import re
 import secrets
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from pfray.errors import StorageError, first_line
 
-T = TypeVar("T")
-
-# Seconds for a store to answer at all.
-PATIENCE = 20.0
 # A put of theirs is seen whole or not at all; elsewhere a file is put under another name and then renamed.
 WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
 # A run that goes on must not wait for minutes where nobody answers.
@@ -157,27 +152,6 @@ def is_unfinished(name: str) -> bool:
     """Whether a path is of a file that is still being written."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and ".part" in last
-
-
-def within(seconds: float, url: str, action: Callable[[], T]) -> T:
-    """The result of ``action``, or StorageError where it takes longer. Libraries wait minutes for a dead address."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(action())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise StorageError(f"{url} does not answer within {seconds:.0f} s. Remedy: check the address and the network")
-    return results[0]
 
 
 def _failure(url: str, what: str, error: Exception) -> StorageError:

@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
-from pfray.bucket import within
 from pfray.config import Resources, Share
-from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, StorageError, first_line
+from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, first_line
+from pfray.patience import within
 
 # Seconds for a cluster to answer.
 PATIENCE = 15.0
@@ -31,13 +31,12 @@ def reach(address: str | None) -> None:
     from ray.exceptions import AuthenticationError
 
     try:
-        found = within(PATIENCE, address, lambda: _versions(address))
+        found = within(PATIENCE, lambda: _versions(address))
     except AuthenticationError:
         raise ClusterError(f"resources.address: the cluster at {address} wants another token. {TOKEN_REMEDY}") from None
-    except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError, StorageError) as error:
-        reason = "it does not answer" if isinstance(error, StorageError) else first_line(error)
+    except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError) as error:
         raise ConfigError(
-            f"resources.address: no Ray cluster answers at {address!r} ({reason}). "
+            f"resources.address: no Ray cluster answers at {address!r} ({first_line(error)}). "
             "Remedy: start one with 'ray start --head', or leave the address out"
         ) from error
     own = {"ray_version": ray.__version__, "python_version": platform.python_version()}

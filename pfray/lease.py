@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pfray.bucket import PATIENCE, Bucket, within
+from pfray.bucket import Bucket
 from pfray.errors import RunExists, StorageError
+from pfray.patience import within
 
+# Seconds for a store to answer at all.
+PATIENCE = 20.0
 # Seconds between two signs of life of a lock's owner, and how long a lock is watched for one before it is taken over.
 BEAT, WATCH = 5.0, 25.0
 
@@ -51,7 +54,10 @@ def locked(bucket: Bucket, path: str, owner: str) -> Iterator[tuple[bool, Callab
 
 
 def _acquire(bucket: Bucket, path: str, owner: str) -> bool:
-    found = within(PATIENCE, bucket.url, lambda: _try(bucket, path, owner))
+    try:
+        found = within(PATIENCE, lambda: _try(bucket, path, owner))
+    except TimeoutError as error:
+        raise StorageError(f"{bucket.url}: {error}. Remedy: check the address and the network") from error
     if found is None:
         return False
     left = _signed(found).get("owner") == owner
