@@ -9,19 +9,19 @@ paper's VGG-11 has four times the channels of the default here.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.result import DATA, ROOT, SKIPPED, close, is_missing
+from benchmarks.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
+from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.workers import Record, run_all
 
 NAME = "layer_removal"
-FOLDER = ROOT / "runs" / NAME
 # (kind of search, its objective, the weight of the teacher's soft labels)
 SEARCHES = {
     "DDC": ("policy_gradient", "ddc", 0.7),
@@ -33,86 +33,6 @@ FEWER, RANKED, RANKED_FEWER, DISTILLED = (
     "DDC, then fewer filters", "ranked filters, as many parameters as DDC", "ranked filters, as many as the fewest",
     "distilled, 7 layers",
 )  # fmt: skip
-LIMITS = {"params": 0.5}
-# A job's teacher: (data, model, width, epochs).
-Kind = Sequence[Any]
-
-
-@lru_cache
-def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any, ...] | None = None) -> Any:
-    """The job of a trial of layer removal; its teacher is trained once for so many epochs and kept."""
-    import torch
-
-    from learners.layer_removal import Settings
-    from pfray.cache import load_tensors, save_tensors
-    from pfray.components import find_function
-    from pfray.config import Distill, Search, Training
-    from pfray.job import Job
-    from pfray.objective import Objective
-    from pfray.train import choose_precision, fit
-
-    settings: dict[str, Any] = {"path": str(DATA / "cifar10-jpeg")} if data == "cifar10" else {}
-    task: Any = find_function("data", data)(**settings, classes=None if classes is None else list(classes))
-    torch.manual_seed(0)
-    teacher: Any = build(model, task, width)
-    training = Training(epochs=epochs, lr=0.05, batch_size=128 if data == "cifar10" else 64)
-    some = "all" if classes is None else "-".join(map(str, classes))
-    path = FOLDER / f"teacher-{data}-{some}-{model}-{width}-{epochs}.safetensors"
-    state = load_tensors(path)
-    if state is None:
-        fit(teacher, task, training, seed=0, precision=choose_precision(teacher, torch.device("cpu")))
-        save_tensors(path, teacher.state_dict())
-    else:
-        teacher.load_state_dict(state)
-    search = Search(name="policy_gradient", finetune_steps=20, validation_images=1000)
-    return Job(
-        task, teacher.eval(), Settings(), training, Distill(weight=0.7), search, 0, "auto", Objective("ddc")
-    )  # fmt: skip
-
-
-def build(model: str, task: Any, width: float) -> Any:
-    from pfray.components import find_function
-
-    factory = find_function("model", model)
-    return factory(num_outputs=task.num_outputs, in_channels=task.input_shape[0], width=width)
-
-
-def searched(job: Any, students: int, seed: int, folder: Path | None = None, policy: str | None = None) -> list[Any]:
-    """The records of a search by policy gradient. folder: where its policy is kept. policy: the run to start from."""
-    from benchmarks.searching import search
-    from learners.layer_removal import LayerRemoval
-    from pfray.components import find_class
-    from pfray.search.base import PlanSearcher
-
-    space = LayerRemoval.space(job.teacher, job.task, job.settings)
-    limits = {unit: share * space.reachable(unit)[1] for unit, share in LIMITS.items()}
-    found: Any = find_class("search", "policy_gradient", PlanSearcher)
-    settings = found.settings_type(**({"policy_from": policy} if policy else {}))
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    searcher = found(space, limits, settings, seed=seed, trials=students, use_up=False, folder=folder)
-    search(LayerRemoval, job, searcher)
-    return searcher.records
-
-
-def coin_flips(job: Any, students: int, seed: int) -> list[Any]:
-    """Records of students within the limits of which each layer is kept or removed by chance."""
-    import numpy as np
-    import torch
-
-    from learners.layer_removal import LayerRemoval
-    from pfray.scoring import Scorer
-
-    space = LayerRemoval.space(job.teacher, job.task, job.settings)
-    limits = {unit: share * space.reachable(unit)[1] for unit, share in LIMITS.items()}
-    scorer = Scorer(LayerRemoval, job, torch.device("cpu"))
-    rng = np.random.default_rng(seed)
-    records: list[Any] = []
-    while len(records) < students:
-        plan = space.decode(rng.integers(0, 2, len(space)).astype(float))
-        if space.meets(plan, limits):
-            records.append({"plan": plan, "score": scorer.score(plan)["score"]})
-    return records
 
 
 def choose(piece: Sequence[Any]) -> Record:
@@ -124,11 +44,13 @@ def choose(piece: Sequence[Any]) -> Record:
 
     name, kind, students, seed = piece
     how, objective, weight = SEARCHES[name]
-    job = replace(job_of(*kind), objective=Objective(objective), distill=Distill(weight=weight), seed=seed)
-    records = coin_flips(job, students, seed) if how == "coin flips" else searched(job, students, seed)
-    scored = [record for record in records if record["score"] is not None and record["score"] == record["score"]]
-    best = max(scored, key=lambda record: record["score"])
-    return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in records]}
+    job = replace(job_of(*kind), objective=Objective(objective), distill=Distill(weight=weight))
+    rewards = Rewards(job, "-".join(map(str, (*kind, objective, weight))))
+    records = coin_flips(rewards, students, seed) if how == "coin flips" else searched(rewards, students, seed)
+    # A student that failed has no score, or one that is no number.
+    scores = [-math.inf if (own := record["score"]) is None or math.isnan(own) else own for record in records]
+    best = max(range(len(records)), key=scores.__getitem__)
+    return {"plan": records[best]["plan"], "reward": scores[best], "rewards": scores}
 
 
 def thinned(model: Any, task: Any, params: float) -> Any:
@@ -144,49 +66,64 @@ def thinned(model: Any, task: Any, params: float) -> Any:
     return student
 
 
-def train(piece: Sequence[Any]) -> Record:
-    """piece: (method, kind, epochs, seed, plan or None, the parameters that filters are ranked down to, one by one).
-
-    The student is trained after each step, for all ``epochs``.
-    """
+def student_of(piece: Sequence[Any], learn: Callable[[Any], None]) -> Any:
+    """The student of a piece of ``train``. learn(student): called after each step."""
     import copy
 
     import torch
 
     from learners.layer_removal import LayerRemoval, removed
     from pfray.bridging import take_out
-    from pfray.config import Distill, Training
-    from pfray.measure import count_params, evaluate, example_input, latencies_ms
-    from pfray.train import choose_precision, fit
 
-    method, kind, epochs, seed, plan, sizes = piece
+    method, kind, _, seed, plan, sizes = piece
     job = job_of(*kind)
-    task, teacher = job.task, job.teacher
-    training = Training(epochs=epochs, lr=0.05, batch_size=job.training.batch_size)
-    distill = Distill(weight=SEARCHES[method][2] if method in SEARCHES else job.distill.weight)
-    student = copy.deepcopy(teacher)
-
-    def learn() -> None:
-        precision = choose_precision(student, torch.device("cpu"))
-        fit(student, task, training, seed=seed, precision=precision, teacher=teacher, distill=distill)
-
+    student = copy.deepcopy(job.teacher)
     if method == DISTILLED:
         torch.manual_seed(seed)
-        student = build("vgg7", task, kind[2])
-        learn()
+        student = build("vgg7", job.task, kind[2])
+        learn(student)
     if plan is not None:
-        take_out(student, LayerRemoval.prepare(teacher, task, job.settings), removed(plan))
-        learn()
+        take_out(student, LayerRemoval.prepare(job.teacher, job.task, job.settings), removed(plan))
+        learn(student)
     for params in sizes:
-        student = thinned(student, task, params)
-        learn()
-    own, its = latencies_ms([student.eval(), teacher], example_input(task))
-    return {
-        "test": evaluate(student, task, task.test).accuracy,
-        "params": count_params(student)[0],
-        "fewer": count_params(teacher)[0] / count_params(student)[0],
-        "time": own / its,
-    }
+        student = thinned(student, job.task, params)
+        learn(student)
+    return student
+
+
+def train(piece: Sequence[Any]) -> Record:
+    """piece: (method, kind, epochs, seed, plan or None, the parameters that filters are ranked down to, one by one).
+
+    The student is trained after each step, for all ``epochs``.
+    """
+    import torch
+
+    from pfray.config import Distill, Training
+    from pfray.measure import count_params, evaluate
+    from pfray.train import choose_precision, fit
+
+    method, kind, epochs, seed, *_ = piece
+    job = job_of(*kind)
+    training = Training(epochs=epochs, lr=0.05, batch_size=job.training.batch_size)
+    distill = Distill(weight=SEARCHES[method][2] if method in SEARCHES else job.distill.weight)
+
+    def learn(student: Any) -> None:
+        precision = choose_precision(student, torch.device("cpu"))
+        fit(student, job.task, training, seed=seed, precision=precision, teacher=job.teacher, distill=distill)
+
+    student = student_of(piece, learn)
+    params, whole = count_params(student)[0], count_params(job.teacher)[0]
+    return {"test": evaluate(student, job.task, job.task.test).accuracy, "params": params, "fewer": whole / params}
+
+
+def time_of(piece: Sequence[Any]) -> float:
+    """The student's inference time over the teacher's: of one image, in turns. No weights are needed for it."""
+    from pfray.measure import example_input, latencies_ms, place
+
+    job = job_of(*piece[1])
+    models = [place(model, "cpu").eval() for model in (student_of(piece, lambda student: None), job.teacher)]
+    own, its = latencies_ms(models, example_input(job.task), rounds=200)
+    return own / its
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,8 +145,8 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
     pieces = [[name, kind, options.students, seed] for name in SEARCHES for seed in options.seeds]
     chosen = run_all(choose, pieces, FOLDER / "choices.jsonl", count)
     rewards = {name: [r["reward"] for r in chosen if r["piece"][0] == name] for name in SEARCHES}
+    _policy_and_chance(chosen, f"{NAME}_{options.model}")
     if options.epochs == 0:
-        print(rewards)
         return
     path = FOLDER / "students.jsonl"
     plans = [[r["piece"][0], kind, options.epochs, r["piece"][3], r["plan"], []] for r in chosen]
@@ -226,18 +163,34 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
     test: dict[str, float] = {}
     for method in dict.fromkeys(r["piece"][0] for r in found):
         own = [record for record in found if record["piece"][0] == method]
-        mean = {key: sum(record[key] for record in own) / len(own) for key in ("test", "fewer", "time")}
+        mean = {key: sum(record[key] for record in own) / len(own) for key in ("test", "fewer")}
+        time = sum(time_of(record["piece"]) for record in own) / len(own)
         test[method] = 100 * mean["test"]
         ends = [100 * end(record["test"] for record in own) for end in (min, max)]
         best = f"{sum(rewards[method]) / len(own):.3f}" if method in rewards else ""
         spread = f"{test[method]:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
-        print(f"| {method} | {spread} | {mean['fewer']:.1f}x | {mean['time']:.2f}x | {best} |")
+        print(f"| {method} | {spread} | {mean['fewer']:.1f}x | {time:.2f}x | {best} |")
     name = f"{NAME}_{options.model}"
     close(f"{name}_lost", teacher - test[FEWER], f"points lost with {options.fewer:g}x fewer parameters", "<= 6")
     close(f"{name}_ranked", test["DDC"] - test[RANKED], "points over ranked filters of DDC's size", "> 0")
     close(f"{name}_ranked_fewer", test[FEWER] - test[RANKED_FEWER], "points over ranked filters, fewest", "> 0")
-    lead = [ours - chance for ours, chance in zip(rewards["DDC"], rewards["random removal"], strict=True)]
-    close(f"{name}_random", sum(lead) / len(lead), f"reward over random removal, least {min(lead):.3f}", "> 0")
+
+
+def _policy_and_chance(chosen: Sequence[Record], name: str) -> None:
+    """What the policy has found after so many students, and chance after as many."""
+    counts = [10, 20, 40, 70, 100]
+    print("| search | seed | mean reward | " + " | ".join(f"best of {count}" for count in counts) + " |")
+    print("|---|---:|---:|" + "---:|" * len(counts))
+    means: dict[str, list[float]] = {method: [] for method in SEARCHES}
+    for record in chosen:
+        method, _, _, seed = record["piece"]
+        means[method].append(sum(record["rewards"]) / len(record["rewards"]))
+        best = " | ".join(f"{max(record['rewards'][:count]):.3f}" for count in counts)
+        print(f"| {method} | {seed} | {means[method][-1]:.3f} | {best} |")
+    kinds = {"mean": means, "best": {m: [r["reward"] for r in chosen if r["piece"][0] == m] for m in SEARCHES}}
+    for kind, found in kinds.items():
+        lead = [ours - chance for ours, chance in zip(found["DDC"], found["random removal"], strict=True)]
+        close(f"{name}_{kind}", sum(lead) / len(lead), f"{kind} reward over chance's, least {min(lead):.3f}", "> 0")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.layer_removal import FOLDER, job_of, searched
+from benchmarks.removal_search import FOLDER, Rewards, job_of, searched
 from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.workers import Record, run_all
 
@@ -32,14 +32,13 @@ SUBSETS: dict[str, dict[str, list[Any]]] = {
 
 def transfer(piece: Sequence[Any]) -> Record:
     """piece: (subset or ``all``, ``from scratch`` or the folder of a policy, kind, students, seed)."""
-    from dataclasses import replace
-
     subset, start, kind, students, seed = piece
     classes = None if subset == "all" else tuple(SUBSETS[kind[0]][subset])
-    job = replace(job_of(*kind, classes), seed=seed)
-    folder = FOLDER / f"policy-{'-'.join(map(str, kind))}-{seed}" if subset == "all" else None
+    name = "-".join(map(str, kind))
+    folder = FOLDER / f"policy-{name}-{seed}" if subset == "all" else None
     policy = None if start == "from scratch" else start
-    records = searched(job, students, seed, folder and folder / "search", policy)
+    rewards = Rewards(job_of(*kind, classes), f"{name}-{subset}")
+    records = searched(rewards, students, seed, folder and folder / "search", policy)
     return {"rewards": [record["score"] or 0.0 for record in records], "folder": str(folder)}
 
 

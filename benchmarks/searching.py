@@ -53,14 +53,20 @@ def search(learner: Any, job: Any, searcher: Any) -> tuple[Any, float]:
 
     from pfray.scoring import Scorer
 
-    scorer, scoring = Scorer(learner, job, torch.device("cpu")), 0.0
+    scorer = Scorer(learner, job, torch.device("cpu"))
+    return scorer, run_search(scorer, searcher)
+
+
+def run_search(scorer: Any, searcher: Any) -> float:
+    """Run the searcher to its end, with what ``scorer.score`` gives for each plan. Returns the seconds of scoring."""
+    scoring = 0.0
     while isinstance(entry := searcher.suggest("trial"), dict):
         begun = time.perf_counter()
         result = scorer.score(entry["plan"])
         scoring += time.perf_counter() - begun
         measured = {f"measurement/{key}": value for key, value in result.get("measurement", {}).items()}
         searcher.on_trial_complete("trial", {**result, **measured})
-    return scorer, scoring
+    return scoring
 
 
 def choose(learner: Any, job: Any, searcher: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,122 @@
+"""What the benchmarks of layer removal search: the job, the rewards of its students, and two ways to draw students.
+
+A student is rewarded once, whoever asks: its reward is kept in a file, so that searches with several seeds cost little
+more than one. What differs between seeds is then the search alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.result import DATA, ROOT
+from pfray.files import read_records
+
+FOLDER = ROOT / "runs" / "layer_removal"
+LIMITS = {"params": 0.5}
+# A job's teacher: (data, model, width, epochs).
+Kind = Sequence[Any]
+
+
+@lru_cache
+def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any, ...] | None = None) -> Any:
+    """The job of a trial of layer removal; its teacher is trained once for so many epochs and kept."""
+    import torch
+
+    from learners.layer_removal import Settings
+    from pfray.cache import load_tensors, save_tensors
+    from pfray.components import find_function
+    from pfray.config import Distill, Search, Training
+    from pfray.job import Job
+    from pfray.objective import Objective
+    from pfray.train import choose_precision, fit
+
+    settings: dict[str, Any] = {"path": str(DATA / "cifar10-jpeg")} if data == "cifar10" else {}
+    task: Any = find_function("data", data)(**settings, classes=None if classes is None else list(classes))
+    torch.manual_seed(0)
+    teacher: Any = build(model, task, width)
+    training = Training(epochs=epochs, lr=0.05, batch_size=128 if data == "cifar10" else 64)
+    some = "all" if classes is None else "-".join(map(str, classes))
+    path = FOLDER / f"teacher-{data}-{some}-{model}-{width}-{epochs}.safetensors"
+    state = load_tensors(path)
+    if state is None:
+        fit(teacher, task, training, seed=0, precision=choose_precision(teacher, torch.device("cpu")))
+        save_tensors(path, teacher.state_dict())
+    else:
+        teacher.load_state_dict(state)
+    search = Search(name="policy_gradient", finetune_steps=20, validation_images=1000)
+    return Job(
+        task, teacher.eval(), Settings(), training, Distill(weight=0.7), search, 0, "auto", Objective("ddc")
+    )  # fmt: skip
+
+
+def build(model: str, task: Any, width: float) -> Any:
+    from pfray.components import find_function
+
+    factory = find_function("model", model)
+    return factory(num_outputs=task.num_outputs, in_channels=task.input_shape[0], width=width)
+
+
+class Rewards:
+    """What ``Scorer.score`` gives for the plans of a job, known ones from a file. name: of the file."""
+
+    def __init__(self, job: Any, name: str) -> None:
+        import torch
+
+        from learners.layer_removal import LayerRemoval
+        from pfray.scoring import Scorer
+
+        self.space = LayerRemoval.space(job.teacher, job.task, job.settings)
+        self.limits = {unit: share * self.space.reachable(unit)[1] for unit, share in LIMITS.items()}
+        self.scorer = Scorer(LayerRemoval, job, torch.device("cpu"))
+        self.path = FOLDER / "rewards" / f"{name}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = read_records(self.path)[0] if self.path.exists() else []
+        self.known = {json.dumps(line["plan"]): line["result"] for line in lines}
+
+    def score(self, plan: Any) -> dict[str, Any]:
+        key = json.dumps(plan)
+        if key not in self.known:
+            self.known[key] = self.scorer.score(plan)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"plan": plan, "result": self.known[key]}) + "\n")
+        return self.known[key]
+
+
+def searched(
+    rewards: Rewards, students: int, seed: int, folder: Path | None = None, policy: str | None = None
+) -> list[Any]:
+    """The records of a search by policy gradient. folder: where its policy is kept. policy: the run to start from."""
+    from benchmarks.searching import run_search
+    from pfray.components import find_class
+    from pfray.search.base import PlanSearcher
+
+    found: Any = find_class("search", "policy_gradient", PlanSearcher)
+    settings = found.settings_type(**({"policy_from": policy} if policy else {}))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    options = {"seed": seed, "trials": students, "use_up": False, "folder": folder}
+    searcher = found(rewards.space, rewards.limits, settings, **options)
+    run_search(rewards, searcher)
+    return searcher.records
+
+
+def coin_flips(rewards: Rewards, students: int, seed: int) -> list[Any]:
+    """Records of students within the limits of which each layer is kept or removed by chance, none of them twice."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    records: dict[str, Any] = {}
+    for _ in range(1000 * students):
+        plan = rewards.space.decode(rng.integers(0, 2, len(rewards.space)).astype(float))
+        if json.dumps(plan) not in records and rewards.space.meets(plan, rewards.limits):
+            records[json.dumps(plan)] = {"plan": plan, "score": rewards.score(plan)["score"]}
+        if len(records) == students:
+            break
+    return list(records.values())
