@@ -85,9 +85,7 @@ def _compress(
         events, metrics = Events(run_folder / "events"), Metrics(experiment.name)
         closing.callback(setattr, progress, "on_stage", None)
         progress.on_stage = metrics.enter
-        trainer = retraining.Trainer(
-            experiment.resources, run_folder, progress, events.epoch, experiment.distributed
-        )
+        trainer = retraining.Trainer(experiment.resources, run_folder, progress, events.epoch, experiment.distributed)
         teacher = make_teacher(experiment, start.model, task, trainer)
         save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
 
@@ -250,16 +248,15 @@ def _tell_result(summary: dict[str, Any], title: str, run_folder: Path, progress
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130."""
     options = _parser().parse_intermixed_args(arguments)
-    warm = ["--warm-start", options.warm_start] if options.warm_start is not None else []
-    command = f"python -m pfray.run {shlex.join([str(options.experiment), *options.overrides, *warm])}"
+    # Some options stand for a setting.
+    given = {key: value for key, value in vars(options).items() if "." in key and value is not None}
+    overrides = [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+    command = f"python -m pfray.run {shlex.join([str(options.experiment), *overrides])}"
     try:
         if options.resume and options.force:
             raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
         from pfray.prepare import component_mistakes
 
-        overrides = list(options.overrides)
-        if options.warm_start is not None:
-            overrides.append(f"search.warm_start={json.dumps(options.warm_start)}")
         experiment = config.load(options.experiment, overrides, component_mistakes)
         if options.show:
             print(config.dump(experiment), end="")
@@ -294,7 +291,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted or killed")
     parser.add_argument("--force", action="store_true", help="replace the run that the run folder holds")
-    parser.add_argument("--warm-start", metavar="RUN", help="learn from the trials of an earlier run's folder first")
+    parser.add_argument(
+        "--warm-start", metavar="RUN", dest="search.warm_start", help="learn from the trials of an earlier run's folder"
+    )
+    parser.add_argument("--address", metavar="HOST:PORT", dest="resources.address", help="of a Ray cluster to run on")
     parser.add_argument("--show", action="store_true", help="print the experiment as resolved, and do nothing")
     return parser
 

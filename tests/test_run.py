@@ -270,5 +270,9 @@ def test_a_full_disk_is_a_clear_error_and_the_run_resumes(ray_cluster, tmp_path,
 
 
 def test_the_resolved_experiment_can_be_shown_without_a_run(tmp_path, quick, capsys):
-    assert main([str(write(tmp_path, quick)), "--show", "search.trials=9"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["search"]["trials"] == 9
+    options = ["--show", "search.trials=9", "--address", "head:6379", "--warm-start", "runs/[1]"]
+    assert main([str(write(tmp_path, quick)), *options]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["search"]["trials"] == 9
+    assert shown["search"]["warm_start"] == "runs/[1]"
+    assert shown["resources"]["address"] == "head:6379"
