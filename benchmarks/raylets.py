@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -31,25 +34,31 @@ def cluster(raylets: int, cpus: int = 1, *, head_cpus: int = 0, dashboard: bool 
 
     They share a folder, so that a job whose code is sent along has to run on a head alone: each raylet that runs a part
     of it would unpack the code anew, over that of the others. dashboard: whether the head has one, and with it a job
-    server, at ``webui_url``. All of it ends with the block. Other Rays on this machine do not notice it: the address
-    file in which ``ray.init`` looks for a cluster that is up is left alone, and no usual port is taken.
+    server, at ``webui_url``. All of it ends with the block. Other Rays on this machine do not notice it, nor it
+    them: no usual port is taken, and the file in which Ray looks for the cluster that is up, as jobs do, is one in a
+    folder of its own.
     Workers, and what is started inside the block, find the modules of this repository.
     """
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    address_file = mock.patch("ray._private.utils.write_ray_address")
+    # In /tmp, because the names of sockets have to be short.
+    own = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    address_file = mock.patch("ray._private.utils.write_ray_address", partial(write_ray_address, temp_dir=own))
     with address_file, mock.patch.dict(os.environ, PYTHONPATH=paths):
         found = Cluster()
         try:
             settings = {**PATIENT, **(NOTICE_SOON if raylets else {})}
             (port,) = free_ports(1)
-            add(found, head_cpus, include_dashboard=dashboard, dashboard_port=port, _system_config=settings)
+            head = {"temp_dir": own, "include_dashboard": dashboard, "dashboard_port": port}
+            add(found, head_cpus, **head, _system_config=settings)
             for _ in range(raylets):
                 add(found, cpus)
             yield found
         finally:
             found.shutdown()
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def free_ports(count: int) -> list[int]:
