@@ -27,7 +27,10 @@ from benchmarks import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ("__init__", "raylets", "result", "searching", "sleeping", "sleeping_trial", "sparse_resnet", "workers")
+SHARED = (
+    "__init__", "raylets", "removal_search", "result", "searching", "sleeping", "sleeping_trial", "sparse_resnet",
+    "workers",
+)  # fmt: skip
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 
 
