@@ -1,12 +1,14 @@
-"""Make the pictures of the documentation again: the report, Ray's dashboard during a run, and TensorBoard.
+"""Make the guide's pictures of a run again: Ray's dashboard, and TensorBoard.
 
-``pip install -e ".[docs]"``, then ``python docs/screenshots.py``; needs Chromium. Two minutes: it runs the demo with
+``pip install -e ".[docs]"``, then ``python docs/screenshots.py``; needs Chromium. Three minutes: it runs the demo with
 more trials in a folder of its own, and looks at it while it searches.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -19,6 +21,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import aiohttp
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.raylets import free_ports
@@ -27,18 +31,33 @@ HERE = Path(__file__).resolve().parent
 RUN = [sys.executable, "-u", "-m", "pfray.run", "experiments/mobilenet_sparse.yaml", "resources.dashboard=true"]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Trials of the run, and how many of them are done when the dashboard is looked at.
-TRIALS, ENOUGH = 40, 8
+TRIALS, ENOUGH = 120, 8
+# Seconds that a page has to load and to draw.
+SETTLE = 20
 
 
-def shoot(browser: str, url: str, picture: Path, width: int, height: int) -> None:
-    """What ``browser`` shows of ``url`` when it has had time to load it, as a PNG file of that many pixels."""
+async def shoot(browser: str, url: str, picture: Path, width: int, height: int) -> None:
+    """What ``browser`` shows of ``url`` after SETTLE seconds, as a PNG file of that many pixels.
+
+    By Chrome's DevTools protocol: its own --screenshot does not wait for what a page draws later.
+    """
     with tempfile.TemporaryDirectory() as profile:
         command = [
-            browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            f"--user-data-dir={profile}", f"--window-size={width},{height}", "--virtual-time-budget=20000",
-            f"--screenshot={picture}", url,
+            browser, "--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--hide-scrollbars",
+            f"--user-data-dir={profile}", f"--window-size={width},{height}", "--remote-debugging-port=0", url,
         ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+            port_file = Path(profile, "DevToolsActivePort")
+            wait_for(lambda: port_file.exists() and "\n" in port_file.read_text(), running)
+            home = f"http://127.0.0.1:{port_file.read_text().splitlines()[0]}"
+            await asyncio.sleep(SETTLE)
+            async with aiohttp.ClientSession() as session:
+                pages = await (await session.get(f"{home}/json/list")).json()
+                address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
+                async with session.ws_connect(address, max_msg_size=0) as socket:
+                    await socket.send_json({"id": 1, "method": "Page.captureScreenshot"})
+                    answer = await socket.receive_json()
+    picture.write_bytes(base64.b64decode(answer["result"]["data"]))
     print(picture)
 
 
@@ -71,7 +90,7 @@ def watch_a_run(browser: str, storage: Path) -> Path:
         assert run.stdout is not None
         address = next(line.split()[-1] for line in run.stdout if re.match(r"\s*dashboard: ", line))
         wait_for(lambda: trials.exists() and len(trials.read_text().splitlines()) >= ENOUGH, run)
-        shoot(browser, f"{address}/#/actors", HERE / "dashboard.png", 1400, 760)
+        asyncio.run(shoot(browser, f"{address}/#/actors", HERE / "dashboard.png", 1400, 760))
         for _ in run.stdout:
             pass
         if run.wait() != 0:
@@ -93,7 +112,8 @@ def watch_tensorboard(browser: str, folder: Path) -> None:
     command = [str(program), "--logdir", str(folder / "events"), "--port", str(port)]
     with started(command, stderr=subprocess.DEVNULL) as board:
         wait_for(answers, board)
-        shoot(browser, f"{url}?darkMode=false&tagFilter=search%7Ctrain#timeseries", HERE / "tensorboard.png", 1400, 900)
+        shown = f"{url}?darkMode=false&tagFilter=search%7Ctrain#timeseries"
+        asyncio.run(shoot(browser, shown, HERE / "tensorboard.png", 1400, 900))
 
 
 def main() -> int:
@@ -103,9 +123,7 @@ def main() -> int:
         print(f"no Chromium: none of {', '.join(CHROMIUM)} is there", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as storage:
-        folder = watch_a_run(browser, Path(storage))
-        watch_tensorboard(browser, folder)
-        shoot(browser, (folder / "report.html").as_uri(), HERE / "report.png", 1200, 1700)
+        watch_tensorboard(browser, watch_a_run(browser, Path(storage)))
     return 0
 
 

@@ -51,6 +51,8 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
     trainable = tune.with_resources(tune.with_parameters(learner, job=job), {"cpu": share.cpu, "gpu": share.gpu})
+    # What Ray's dashboard calls the actors.
+    trainable.__qualname__ = learner.__qualname__
     scheduler = None
     if search.scheduler == "asha":
         scheduler = AsyncHyperBandScheduler(time_attr="training_iteration", max_t=search.rounds, grace_period=1)

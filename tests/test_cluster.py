@@ -63,9 +63,13 @@ def test_a_submitted_job_survives_its_client(head, tmp_path, quick):
         wait_until(lambda: client.poll() is not None or (counter.exists() and counter.stat().st_size == 2))
         assert client.poll() is None, client.communicate()[0]
         client.send_signal(signal.SIGKILL)
+    from ray.util.state import list_actors
+
     ticket = json.loads((Path(quick["storage"]) / ".lost.job.json").read_text())
     server = jobs.connect(address)
     assert jobs.details(server, ticket["job"]).status.value == "RUNNING"
+    # As the dashboard shows them: trials under the learner's name.
+    assert "Faulty" in {actor.class_name for actor in list_actors(address, filters=[("state", "=", "ALIVE")])}
     (tmp_path / "release").touch()
     ended = wait_until(lambda: (found := jobs.details(server, ticket["job"])).status.value in jobs.ENDED and found)
     assert (ended.status.value, ended.driver_exit_code) == ("SUCCEEDED", 0)
