@@ -10,8 +10,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 
 from pfray.moments import Moments
@@ -47,6 +45,10 @@ def lasso_selections(gram: np.ndarray) -> list[np.ndarray]:
     first is the selection for k. Where no support has k units (two enter together), those of the next larger one with
     the largest contribution |b_u| sqrt(G_uu); where the path ends early, the largest G_uu are added.
     """
+    # Takes a second, which workers that have the selections already need not wait.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path_gram
+
     count = len(gram)
     energy = np.clip(np.diag(gram), 0.0, None)
     scale = energy.mean() or 1.0
