@@ -10,7 +10,6 @@ Notation: stage s has d_s of at most D layers and c_s of at most C_s channels; a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,16 +89,6 @@ class Architecture(Learner):
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Mapping[str, int], steps: int) -> None:
         become(model, network(plan, settings, cache))
-
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        """The network as it is made: there is nothing that more care could improve before it is trained."""
-        return Architecture.restructure(copy.deepcopy(model), plan, task, settings)
-
-    @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        become(model, network(plan, settings, task_arguments(task)))
-        return model
 
 
 def network(plan: Plan, settings: Settings, known: Mapping[str, int]) -> nn.Module:

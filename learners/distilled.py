@@ -7,7 +7,6 @@ but its soft labels, in as far as ``distill`` asks for them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,16 +80,6 @@ class Distilled(Learner):
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Mapping[str, int], steps: int) -> None:
         become(model, student(settings, plan, cache))
-
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        """The student as it is made: there is nothing that more care could improve before it is trained."""
-        return Distilled.restructure(copy.deepcopy(model), plan, task, settings)
-
-    @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        become(model, student(settings, plan, task_arguments(task)))
-        return model
 
 
 def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Module:

@@ -71,9 +71,6 @@ def test_it_starts_anew_with_weights_of_the_runs_seed(job):
     weights = [model.features[0].weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    torch.manual_seed(0)
-    finished = Distilled.finish(job.teacher, job.teacher, {"width": 0.125}, job.task, SMALL)
-    assert torch.equal(finished.features[0].weight, weights[0])
     assert type(job.teacher).__name__ == "LeNet"
 
 
