@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pfray.errors import ExportError, StorageError, first_line
 from pfray.files import replacing
 from pfray.int8 import Int8Model
+from pfray.quiet import quiet
 
 
 def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
@@ -24,8 +25,8 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
     batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     try:
         clone = model.converted(folded=True) if isinstance(model, Int8Model) else copy.deepcopy(model).cpu().eval()
-        program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        with replacing(path) as temporary:
+        with quiet(), replacing(path) as temporary:
+            program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             torch.export.save(program, temporary)
     except StorageError:
         raise
