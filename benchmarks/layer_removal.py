@@ -45,7 +45,7 @@ def choose(piece: Sequence[Any]) -> Record:
     name, kind, students, seed = piece
     how, objective, weight = SEARCHES[name]
     job = replace(job_of(*kind), objective=Objective(objective), distill=Distill(weight=weight))
-    rewards = Rewards(job, "-".join(map(str, (*kind, objective, weight))))
+    rewards = Rewards(job, kind)
     records = coin_flips(rewards, students, seed) if how == "coin flips" else searched(rewards, students, seed)
     # A student that failed has no score, or one that is no number.
     scores = [-math.inf if (own := record["score"]) is None or math.isnan(own) else own for record in records]

@@ -35,10 +35,9 @@ def transfer(piece: Sequence[Any]) -> Record:
     """piece: (subset or ``all``, ``from scratch`` or the folder of a policy, kind, students, seed)."""
     subset, start, kind, students, seed = piece
     classes = None if subset == "all" else tuple(SUBSETS[kind[0]][subset])
-    name = "-".join(map(str, kind))
-    folder = FOLDER / f"policy-{name}-{seed}" if subset == "all" else None
+    folder = FOLDER / f"policy-{'-'.join(map(str, kind))}-{seed}" if subset == "all" else None
     policy = None if start == "from scratch" else start
-    rewards = Rewards(job_of(*kind, classes), f"{name}-{subset}")
+    rewards = Rewards(job_of(*kind, classes), kind, subset)
     records = searched(rewards, students, seed, folder and folder / "search", policy)
     return {"rewards": [record["score"] or 0.0 for record in records], "folder": str(folder)}
 

@@ -1,7 +1,7 @@
 """What the benchmarks of layer removal search: the job, the rewards of its students, and two ways to draw students.
 
-A student is rewarded once, whoever asks: its reward is kept in a file, so that searches with several seeds cost little
-more than one. What differs between seeds is then the search alone.
+A student is measured once, whoever asks, and kept in a file, so that searches with several seeds or by another reward
+cost little more than one. What differs between seeds is then the search alone.
 """
 
 from __future__ import annotations
@@ -64,29 +64,49 @@ def build(model: str, task: Any, width: float) -> Any:
 
 
 class Rewards:
-    """What ``Scorer.score`` gives for the plans of a job, known ones from a file. name: of the file."""
+    """The score of plans, by the job's objective, from measurements that are kept in a file.
 
-    def __init__(self, job: Any, name: str) -> None:
+    subset: the classes' name. Jobs of the same kind, subset and weight of the soft labels have the same file.
+    """
+
+    def __init__(self, job: Any, kind: Kind, subset: str = "all") -> None:
+        from dataclasses import replace
+
         import torch
 
         from learners.layer_removal import LayerRemoval
+        from pfray.objective import Objective
         from pfray.scoring import Scorer
 
         self.space = LayerRemoval.space(job.teacher, job.task, job.settings)
         self.limits = {unit: share * self.space.reachable(unit)[1] for unit, share in LIMITS.items()}
-        self.scorer = Scorer(LayerRemoval, job, torch.device("cpu"))
-        self.path = FOLDER / "rewards" / f"{name}.jsonl"
+        self.objective = job.objective
+        # Measures the times too, whatever the objective.
+        self.scorer = Scorer(LayerRemoval, replace(job, objective=Objective("ddc")), torch.device("cpu"))
+        name = "-".join(map(str, (*kind, subset, job.distill.weight)))
+        self.path = FOLDER / "measured" / f"{name}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = read_records(self.path)[0] if self.path.exists() else []
-        self.known = {json.dumps(line["plan"]): line["result"] for line in lines}
+        self.known = {json.dumps(line["plan"]): line for line in lines}
 
     def score(self, plan: Any) -> dict[str, Any]:
+        """As ``Scorer.score`` gives it. A plan that fails ends the benchmark."""
+        from pfray import objective
+        from pfray.measure import Measurement
+
         key = json.dumps(plan)
         if key not in self.known:
-            self.known[key] = self.scorer.score(plan)
+            result, scorer = self.scorer.score(plan), self.scorer
+            if "error" in result:
+                raise RuntimeError(f"{plan}: {result['error']}")
+            assert scorer.reference is not None
+            _, its = scorer.latencies[repr(scorer.model)]
+            reference = {**scorer.reference.to_dict(), "latency_ms": its}
+            self.known[key] = {"plan": plan, "student": result["measurement"], "teacher": reference}
             with self.path.open("a") as file:
-                file.write(json.dumps({"plan": plan, "result": self.known[key]}) + "\n")
-        return self.known[key]
+                file.write(json.dumps(self.known[key]) + "\n")
+        own, teacher = (Measurement(**self.known[key][which]) for which in ("student", "teacher"))
+        return {"score": objective.score(self.objective, own, teacher), "measurement": own.to_dict()}
 
 
 def searched(

@@ -234,17 +234,32 @@ def stored_bytes(params: float, weights: np.ndarray | float = 0.0, bits: np.ndar
 def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
     """Median milliseconds of one forward pass of ``example`` for each model.
 
-    They are timed in turns, so that all are disturbed alike.
+    They are timed in turns, so that all are disturbed alike; passes that another process interrupted do not count,
+    since on a busy machine that befalls the slower model more often. Where most were interrupted, all of them count.
     """
-    times: list[list[float]] = [[] for _ in models]
+    times: list[list[tuple[float, bool]]] = [[] for _ in models]
     for turn in range(rounds + 3):
         for model, own in zip(models, times, strict=True):
             with evaluating(model):
-                start = time.perf_counter()
+                before, start = _interruptions(), time.perf_counter()
                 model(example).sum().item()  # waits for the device
                 if turn >= 3:
-                    own.append(1e3 * (time.perf_counter() - start))
-    return [median(own) for own in times]
+                    own.append((1e3 * (time.perf_counter() - start), _interruptions() > before))
+    alone = [[took for took, interrupted in own if not interrupted] for own in times]
+    return [
+        median(few if 3 * len(few) >= rounds else [took for took, _ in own])
+        for few, own in zip(alone, times, strict=True)
+    ]
+
+
+def _interruptions() -> int:
+    """How often this thread has lost its processor to another; 0 where the system does not tell."""
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    except (ImportError, AttributeError, OSError):
+        return 0
 
 
 def measure(

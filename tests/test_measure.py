@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfray import measure as module
 from pfray.errors import UnsupportedModel
 from pfray.measure import (
     count_params,
@@ -143,3 +144,28 @@ def test_example_input_is_one_normalized_training_input() -> None:
 def test_first_line_of_an_error_is_its_text_or_its_type() -> None:
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
+
+
+class Passing(nn.Module):
+    """A model whose passes take ``seconds`` of a clock that is only said to go on; every few of them is interrupted."""
+
+    def __init__(self, clock: dict[str, float], seconds: float, every: int) -> None:
+        super().__init__()
+        self.clock, self.seconds, self.every, self.passes = clock, seconds, every, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        self.clock["now"] += self.seconds
+        if self.every and self.passes % self.every:
+            self.clock["now"] += 1.0
+            self.clock["interruptions"] += 1
+        return x
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, 2.0), (2, 2.0), (3, 2.0), (10, 1002.0)])
+def test_passes_that_were_interrupted_count_only_where_most_were(monkeypatch, every, expected):
+    clock = {"now": 0.0, "interruptions": 0}
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(module, "_interruptions", lambda: clock["interruptions"])
+    models = [Passing(clock, 0.001, 0), Passing(clock, 0.002, every)]
+    assert module.latencies_ms(models, torch.zeros(1)) == pytest.approx([1.0, expected])
