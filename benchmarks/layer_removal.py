@@ -9,9 +9,8 @@ paper's VGG-11 has four times the channels of the default here.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,8 @@ def choose(piece: Sequence[Any]) -> Record:
     job = replace(job_of(*kind), objective=Objective(objective), distill=Distill(weight=weight))
     rewards = Rewards(job, kind)
     records = coin_flips(rewards, students, seed) if how == "coin flips" else searched(rewards, students, seed)
-    # A student that failed has no score, or one that is no number.
-    scores = [-math.inf if (own := record["score"]) is None or math.isnan(own) else own for record in records]
-    best = max(range(len(records)), key=scores.__getitem__)
-    return {"plan": records[best]["plan"], "reward": scores[best], "rewards": scores}
+    best = max(records, key=lambda record: record["score"])
+    return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in records]}
 
 
 def thinned(model: Any, task: Any, params: float) -> Any:
@@ -117,9 +114,12 @@ def train(piece: Sequence[Any]) -> Record:
 
 
 def time_of(piece: Sequence[Any]) -> float:
-    """The student's inference time over the teacher's: of one image, in turns. No weights are needed for it."""
+    """The student's inference time over the teacher's: of one image, in turns, on one thread. Weights do not matter."""
+    import torch
+
     from pfray.measure import example_input, latencies_ms, place
 
+    torch.set_num_threads(1)  # as where rewards are measured
     job = job_of(*piece[1])
     models = [place(model, "cpu").eval() for model in (student_of(piece, lambda student: None), job.teacher)]
     own, its = latencies_ms(models, example_input(job.task), rounds=200)
@@ -145,7 +145,7 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
     pieces = [[name, kind, options.students, seed] for name in SEARCHES for seed in options.seeds]
     chosen = run_all(choose, pieces, FOLDER / "choices.jsonl", count)
     rewards = {name: [r["reward"] for r in chosen if r["piece"][0] == name] for name in SEARCHES}
-    _policy_and_chance(chosen, f"{NAME}_{options.model}")
+    _policy_and_chance(chosen, rewards, f"{NAME}_{options.model}")
     if options.epochs == 0:
         return
     path = FOLDER / "students.jsonl"
@@ -176,8 +176,8 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
     close(f"{name}_ranked_fewer", test[FEWER] - test[RANKED_FEWER], "points over ranked filters, fewest", "> 0")
 
 
-def _policy_and_chance(chosen: Sequence[Record], name: str) -> None:
-    """What the policy has found after so many students, and chance after as many."""
+def _policy_and_chance(chosen: Sequence[Record], rewards: Mapping[str, Sequence[float]], name: str) -> None:
+    """What the policy has found after so many students, and chance after as many. rewards: the best of each search."""
     counts = [10, 20, 40, 70, 100]
     print("| search | seed | mean reward | " + " | ".join(f"best of {count}" for count in counts) + " |")
     print("|---|---:|---:|" + "---:|" * len(counts))
@@ -187,8 +187,7 @@ def _policy_and_chance(chosen: Sequence[Record], name: str) -> None:
         means[method].append(sum(record["rewards"]) / len(record["rewards"]))
         best = " | ".join(f"{max(record['rewards'][:count]):.3f}" for count in counts)
         print(f"| {method} | {seed} | {means[method][-1]:.3f} | {best} |")
-    kinds = {"mean": means, "best": {m: [r["reward"] for r in chosen if r["piece"][0] == m] for m in SEARCHES}}
-    for kind, found in kinds.items():
+    for kind, found in (("mean", means), ("best", rewards)):
         lead = [ours - chance for ours, chance in zip(found["DDC"], found["random removal"], strict=True)]
         close(f"{name}_{kind}", sum(lead) / len(lead), f"{kind} reward over chance's, least {min(lead):.3f}", "> 0")
 

@@ -235,7 +235,7 @@ def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30)
     """Median milliseconds of one forward pass of ``example`` for each model.
 
     They are timed in turns, so that all are disturbed alike; passes that another process interrupted do not count,
-    since on a busy machine that befalls the slower model more often. Where most were interrupted, all of them count.
+    since on a busy machine that befalls the slower model more often. Where less than a third are left, all count.
     """
     times: list[list[tuple[float, bool]]] = [[] for _ in models]
     for turn in range(rounds + 3):

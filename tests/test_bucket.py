@@ -128,6 +128,8 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
 
 
 def test_a_store_that_does_not_answer_is_an_error_and_no_wait(monkeypatch, tmp_path):
+    # The first answer, the watch over a lock, and a little for the rest.
+    assert max(lease.PATIENCE, lease.WATCH) <= 25
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
