@@ -1,6 +1,8 @@
-"""Full-data training through Ray Train: the teacher's, and the retraining of a chosen plan.
+"""Full-data training on the cluster: the teacher's, and the retraining of a chosen plan.
 
-The loop is ``train.fit``, unchanged; here are only the workers around it, a checkpoint after every epoch, and resuming.
+``worker.py`` has what a worker does; here are its processes, a checkpoint after every epoch, and resuming.
+Several workers are Ray Train's. One alone is a plain task: Ray gives the next one the same process, where each training
+of Ray Train starts two, which is 6 s before the first step.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +22,24 @@ import torch
 from ray import train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from torch import Tensor
 
-from pfray.communication import distribute
-from pfray.compressed import build_compressed, finished, restored
+from pfray.compressed import finished
 from pfray.config import Distributed
 from pfray.errors import PfrayError, TrainingFailed, first_line
-from pfray.files import read_records, write_atomically
-from pfray.job import Job, updated
+from pfray.files import replacing, write_atomically
+from pfray.job import Job
 from pfray.learner import Learner
-from pfray.measure import place
 from pfray.space import Plan
-from pfray.train import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
+from pfray.train import Shard
+from pfray.worker import CURVE, add_line, read_curve, read_lines, train_plan
 
 STATE = "state.pt"
 # Of each worker, what its exchange of gradients has to remember.
 EXCHANGE = "exchange-{rank}.pt"
-CURVE = "curve.jsonl"
 
 # Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
 RETRIES = 2
-
-
-class LeanTrainer(TorchTrainer):
-    """Without two of Ray Train's helpers, each a process that takes 1.5 s of a processor to start: one hands out Ray
-    datasets, of which there are none; the other frees the resources of a controller that dies while its driver lives
-    on, where a run ends. They are named and not imported: another version of Ray that has none is as welcome.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]
-        spared = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-        return [each for each in made if type(each).__name__ not in spared]
 
 
 def retrain(
@@ -64,7 +54,7 @@ def retrain(
     gpus_per_worker: float = 0,
     distributed: Distributed | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
 
     start: the state dict that ``finish`` gave, for the learners that have it.
@@ -73,69 +63,30 @@ def retrain(
     sent in the epoch. on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
     """
-    # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    if len(ray.nodes()) == 1:
-        # One machine is not taken away from under a run, and the watcher is one more process to start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     folder.mkdir(parents=True, exist_ok=True)
-    _forget_torn_snapshot(folder)
     # Only what an earlier session trained stays; why it failed is no longer true.
-    epochs = "".join(json.dumps(entry) + "\n" for entry in _read_lines(folder, "epoch"))
+    epochs = "".join(json.dumps(entry) + "\n" for entry in read_lines(folder, "epoch"))
     write_atomically(folder / CURVE, epochs)
-    trainer = LeanTrainer(
-        _train_worker,
-        train_loop_config={
-            "learner": learner,
-            "job": job,
-            "plan": plan,
-            "start": start,
-            "folder": str(folder),
-            "distributed": distributed or Distributed(),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus_per_worker > 0,
-            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})},
-        ),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
-            failure_config=FailureConfig(max_failures=RETRIES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
+    config = {
+        "learner": learner,
+        "job": job,
+        "plan": plan,
+        "start": start,
+        "folder": str(folder),
+        "distributed": distributed or Distributed(),
+    }
+    train_all = _train_alone if workers == 1 else partial(_train_together, workers=workers)
     seen = 0
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(trainer.fit)
+        future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
         while not future.done():
             wait([future], timeout=0.5)
             seen = _report_new(folder, seen, on_epoch)
         _report_new(folder, seen, on_epoch)
         try:
-            result = future.result()
-        except train.TrainingFailedError as error:
+            return future.result()
+        except (train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise _as_pfray_error(error) from error
-    if errors := _read_lines(folder, "error"):
-        raise TrainingFailed(errors[-1]["error"])
-    assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as directory:
-        return torch.load(Path(directory) / STATE, weights_only=True, map_location="cpu")["model"]
-
-
-def _forget_torn_snapshot(folder: Path) -> None:
-    """Ray Train's list of checkpoints, where a run was killed while it was written, which Ray does in place.
-
-    The training then begins anew, instead of not at all.
-    """
-    snapshot = folder / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
-        return
-    try:
-        json.loads(snapshot.read_text(encoding="utf-8"))
-    except ValueError:
-        logging.getLogger("pfray").warning("%s is damaged; this training begins anew", snapshot)
-        snapshot.unlink()
 
 
 def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
@@ -163,7 +114,7 @@ def finish(
     before: tuple[Plan, ray.ObjectRef] | None,
     cpus: int,
     gpus: float,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """The state dict of ``learner.finish``, computed in a Ray task. before: an earlier stage's plan and state dict.
 
     Raises the task's own PfrayError, or TrainingFailed.
@@ -177,103 +128,106 @@ def finish(
 
 def _finish(
     learner: type[Learner], job: Job, plan: Plan, before: tuple[Plan, ray.ObjectRef] | None, cpus: int
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
-    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
     known = None if before is None else (before[0], ray.get(before[1]))
-    return {k: v.cpu() for k, v in finished(learner, job, plan, known, device).state_dict().items()}
+    return {k: v.cpu() for k, v in finished(learner, job, plan, known, _task_device()).state_dict().items()}
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """What each worker of the training runs."""
-    whole: Job = ray.get(config["job"])
-    job, _ = whole.for_plan(config["plan"])
+def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_work_alone)
+    return ray.get(task.options(name=f"{config['learner'].__name__}.train").remote(config, cpus))
+
+
+def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
+    torch.set_num_threads(cpus)
+    path = Path(config["folder"]) / STATE
+
+    def save(epoch: int, loss: float, state: dict[str, Any]) -> None:
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+    model = train_plan(config, Shard(), _task_device(), state, {}, save)
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int) -> dict[str, Tensor]:
+    folder = Path(config["folder"])
+    # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    _forget_torn_snapshot(folder)
+    trainer = TorchTrainer(
+        _work_together,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    checkpoint = trainer.fit().checkpoint
+    if errors := read_lines(folder, "error"):
+        raise TrainingFailed(errors[-1]["error"])
+    assert checkpoint is not None
+    with checkpoint.as_directory() as directory:
+        return torch.load(Path(directory) / STATE, weights_only=True, map_location="cpu")["model"]
+
+
+def _work_together(config: dict[str, Any]) -> None:
+    """What each of Ray Train's workers runs."""
     context = train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    device = get_device()
-    torch.manual_seed(job.seed)
-    steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
-    if config["start"] is None:
-        model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
-    else:
-        model, hook = restored(config["learner"], whole, config["plan"], ray.get(config["start"]), device), None
-    start_epoch, optimizer_state, exchange_state = 0, None, None
+    device, state, exchange_state = get_device(), None, {}
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
             state = torch.load(Path(directory) / STATE, weights_only=True, map_location=device)
             if (own := Path(directory) / EXCHANGE.format(rank=shard.rank)).exists():
                 exchange_state = torch.load(own, weights_only=True, map_location=device)
-        model.load_state_dict(state["model"])
-        start_epoch, optimizer_state = state["epoch"], state["optimizer"]
-        if isinstance(hook, StatefulHook):
-            hook.load_state_dict(state["hook"])
-    trained, exchange, training = model, None, job.training
-    if shard.world > 1:
-        settings: Distributed = config["distributed"]
-        trained, exchange = distribute(model, settings, job.seed)
-        if exchange_state is not None:
-            exchange.load_state_dict(exchange_state)
-        if settings.scale_lr:
-            training = updated(training, {"lr": training.lr * shard.world})
-    sent_bytes = 0
 
-    def write(**entry: float | str) -> None:
-        with (Path(config["folder"]) / CURVE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def save(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
-        nonlocal sent_bytes
+    def save(epoch: int, loss: float, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as directory:
-            kept = {} if exchange is None else exchange.state_dict()
+            kept = state.pop("exchange")
             if kept:
                 torch.save(kept, Path(directory) / EXCHANGE.format(rank=shard.rank))
             if shard.rank == 0:
-                state = {
-                    "model": model.state_dict(),
-                    "epoch": epoch,
-                    "optimizer": optimizer.state_dict(),
-                    "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
-                }
                 torch.save(state, Path(directory) / STATE)
             # Ray Train makes one checkpoint of all workers' files.
             checkpoint = Checkpoint.from_directory(directory) if kept or shard.rank == 0 else None
             train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
-        if shard.rank == 0:
-            sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
-            write(epoch=epoch, loss=loss, **sent)
-        sent_bytes = 0 if exchange is None else exchange.sent_bytes
 
     try:
-        fit(
-            trained,
-            job.task,
-            training,
-            seed=job.seed,
-            precision=choose_precision(model, device, job.precision),
-            teacher=place(job.teacher, device) if job.distill.weight else None,
-            distill=job.distill,
-            hook=hook,
-            start_epoch=start_epoch,
-            optimizer_state=optimizer_state,
-            on_epoch=save,
-            shard=shard,
-        )
+        train_plan(config, shard, device, state, exchange_state, save)
     except TrainingFailed as error:
         # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
         if shard.rank == 0:
-            write(error=str(error))
+            add_line(Path(config["folder"]), error=str(error))
 
 
-def read_curve(folder: Path) -> list[dict[str, float]]:
-    """(epoch, loss) of the training in ``folder`` so far; of an epoch run again after a fault, the last time."""
-    return sorted({e["epoch"]: e for e in _read_lines(folder, "epoch")}.values(), key=lambda entry: entry["epoch"])
+def _forget_torn_snapshot(folder: Path) -> None:
+    """Ray Train's list of checkpoints, where a run was killed while it was written, which Ray does in place.
+
+    The training then begins anew, instead of not at all.
+    """
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except ValueError:
+        logging.getLogger("pfray").warning("%s is damaged; this training begins anew", snapshot)
+        snapshot.unlink()
 
 
-def _read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """The whole lines of the curve's file that have ``key``; the last one may still be in writing."""
-    path = folder / CURVE
-    return [entry for entry in read_records(path)[0] if key in entry] if path.exists() else []
+def _task_device() -> torch.device:
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
 def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:

@@ -1,4 +1,4 @@
-"""Training through Ray Train: one worker or two, and faults on the way."""
+"""Trainings on the cluster: one worker, or two through Ray Train, and faults on the way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from learners import weight_sparse
 from pfray.compressed import build_compressed
 from pfray.config import Distributed
 from pfray.distributed import retrain
+from pfray.errors import TrainingFailed
 from pfray.job import Job
 from pfray.measure import evaluate
 from pfray.train import fit
@@ -57,10 +58,11 @@ def test_one_worker_does_exactly_what_the_plain_loop_does(ray_cluster, job, plan
     for name, value in model.state_dict().items():
         assert torch.allclose(value, state[name], atol=1e-4), name
 
-    # Killed while Ray was writing its list of checkpoints, it is trained anew.
-    (tmp_path / "one" / "checkpoint_manager_snapshot.json").write_text("")
+    # Killed after the last epoch and before its result was kept, it is not trained again.
+    curve = (tmp_path / "one" / "curve.jsonl").read_text()
     again = retrain(weight_sparse.WeightSparse, ray.put(job), plan, tmp_path / "one", cpus_per_worker=1)
     assert all(torch.equal(value, again[name]) for name, value in state.items())
+    assert (tmp_path / "one" / "curve.jsonl").read_text() == curve
 
 
 def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_cluster, job, plan, tmp_path):
@@ -85,6 +87,9 @@ def test_two_workers_that_send_two_bits_go_on_from_a_checkpoint_as_if_nothing_ha
     )
     settings = Settings(fault="worker", stage="training", at=40, counter=str(tmp_path / "counter"))
     faulty = Job(**{**vars(job), "settings": settings})
+    # Killed before while Ray was writing its list of checkpoints, it begins anew.
+    (tmp_path / "dies").mkdir()
+    (tmp_path / "dies" / "checkpoint_manager_snapshot.json").write_text("")
     again = retrain(Faulty, ray.put(faulty), plan, tmp_path / "dies", workers=2, distributed=two_bits)
     assert (tmp_path / "counter").exists()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
@@ -110,3 +115,10 @@ def test_the_learning_rate_is_scaled_by_the_workers_on_request(ray_cluster, job,
         for name, each, scale in (("scaled", short, True), ("given", faster, False))
     )  # fmt: skip
     assert all(torch.equal(value, given[name]) for name, value in scaled.items())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_that_diverges_is_not_tried_again(ray_cluster, job, plan, tmp_path, workers):
+    steep = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": 2, "lr": 1e9})})
+    with pytest.raises(TrainingFailed, match=r"in epoch 1\. Remedy: an lr below 1e"):
+        retrain(weight_sparse.WeightSparse, ray.put(steep), plan, tmp_path / "steep", workers=workers)

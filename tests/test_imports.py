@@ -25,7 +25,7 @@ LAYERS = [
     {"job", "extra_losses", "greedy_choice", "metrics"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
     {"goal", "compressed"},
-    {"distributed", "trials", "latency", "nodes"},
+    {"worker", "distributed", "trials", "latency", "nodes"},
     {"prepare"},
     {"finalize", "retraining"},
     {"teacher"},

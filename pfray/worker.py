@@ -1,0 +1,109 @@
+"""What one worker of a training does, alone or among others: the model of a plan, trained by ``train.fit``, and the
+curve that the run's folder gets a line of after each epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from pfray.communication import distribute
+from pfray.compressed import build_compressed, restored
+from pfray.config import Distributed
+from pfray.files import read_records
+from pfray.job import Job, updated
+from pfray.measure import place
+from pfray.train import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
+
+CURVE = "curve.jsonl"
+
+
+def train_plan(
+    config: dict[str, Any],
+    shard: Shard,
+    device: torch.device,
+    known: dict[str, Any] | None,
+    exchange_state: dict[str, Any],
+    save: Callable[[int, float, dict[str, Any]], None],
+) -> nn.Module:
+    """The model of the plan after all epochs; from where ``known`` and ``exchange_state`` were saved, if they were.
+
+    config: as ``distributed.retrain`` makes it. save(epochs done, loss, state), after each epoch: ``exchange`` of the
+    state is this worker's own, and empty where it has nothing to remember; the rest is the same for all.
+    Raises TrainingFailed.
+    """
+    whole: Job = ray.get(config["job"])
+    job, _ = whole.for_plan(config["plan"])
+    torch.manual_seed(job.seed)
+    steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
+    if config["start"] is None:
+        model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
+    else:
+        model, hook = restored(config["learner"], whole, config["plan"], ray.get(config["start"]), device), None
+    if known is not None:
+        model.load_state_dict(known["model"])
+        if isinstance(hook, StatefulHook):
+            hook.load_state_dict(known["hook"])
+    trained, exchange, training = model, None, job.training
+    if shard.world > 1:
+        settings: Distributed = config["distributed"]
+        trained, exchange = distribute(model, settings, job.seed)
+        if exchange_state:
+            exchange.load_state_dict(exchange_state)
+        if settings.scale_lr:
+            training = updated(training, {"lr": training.lr * shard.world})
+    sent_bytes = 0
+
+    def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        nonlocal sent_bytes
+        state = {
+            "model": model.state_dict(),
+            "epoch": epoch,
+            "optimizer": optimizer.state_dict(),
+            "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
+            "exchange": {} if exchange is None else exchange.state_dict(),
+        }
+        save(epoch, loss, state)
+        if shard.rank == 0:
+            sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
+            add_line(Path(config["folder"]), epoch=epoch, loss=loss, **sent)
+        sent_bytes = 0 if exchange is None else exchange.sent_bytes
+
+    fit(
+        trained,
+        job.task,
+        training,
+        seed=job.seed,
+        precision=choose_precision(model, device, job.precision),
+        teacher=place(job.teacher, device) if job.distill.weight else None,
+        distill=job.distill,
+        hook=hook,
+        start_epoch=0 if known is None else known["epoch"],
+        optimizer_state=None if known is None else known["optimizer"],
+        on_epoch=keep,
+        shard=shard,
+    )
+    return model
+
+
+def add_line(folder: Path, **entry: float | str) -> None:
+    """To the curve's file."""
+    with (folder / CURVE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """(epoch, loss) of the training in ``folder`` so far; of an epoch run again after a fault, the last time."""
+    return sorted({e["epoch"]: e for e in read_lines(folder, "epoch")}.values(), key=lambda entry: entry["epoch"])
+
+
+def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
+    """The whole lines of the curve's file that have ``key``; the last one may still be in writing."""
+    path = folder / CURVE
+    return [entry for entry in read_records(path)[0] if key in entry] if path.exists() else []
