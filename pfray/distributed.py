@@ -32,7 +32,7 @@ from pfray.job import Job
 from pfray.learner import Learner
 from pfray.space import Plan
 from pfray.train import Shard
-from pfray.worker import CURVE, add_line, read_curve, read_lines, train_plan
+from pfray.worker import CURVE, Work, add_line, read_curve, read_lines, train_plan
 
 STATE = "state.pt"
 # Of each worker, what its exchange of gradients has to remember.
@@ -72,7 +72,7 @@ def retrain(
         "job": job,
         "plan": plan,
         "start": start,
-        "folder": str(folder),
+        "folder": folder,
         "distributed": distributed or Distributed(),
     }
     train_all = _train_alone if workers == 1 else partial(_train_together, workers=workers)
@@ -141,19 +141,19 @@ def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Te
 
 def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
-    path = Path(config["folder"]) / STATE
+    path = config["folder"] / STATE
 
     def save(epoch: int, loss: float, state: dict[str, Any]) -> None:
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
     state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-    model = train_plan(config, Shard(), _task_device(), state, {}, save)
+    model = train_plan(_work(config), Shard(), _task_device(), state, {}, save)
     return {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int) -> dict[str, Tensor]:
-    folder = Path(config["folder"])
+    folder = config["folder"]
     # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     _forget_torn_snapshot(folder)
@@ -204,11 +204,17 @@ def _work_together(config: dict[str, Any]) -> None:
             train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
 
     try:
-        train_plan(config, shard, device, state, exchange_state, save)
+        train_plan(_work(config), shard, device, state, exchange_state, save)
     except TrainingFailed as error:
         # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
         if shard.rank == 0:
-            add_line(Path(config["folder"]), error=str(error))
+            add_line(config["folder"], error=str(error))
+
+
+def _work(config: dict[str, Any]) -> Work:
+    """What Ray holds for all workers is fetched."""
+    fetched = {name: ray.get(value) for name, value in config.items() if isinstance(value, ray.ObjectRef)}
+    return Work(**{**config, **fetched})
 
 
 def _forget_torn_snapshot(folder: Path) -> None:

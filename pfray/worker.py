@@ -6,26 +6,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfray.communication import distribute
 from pfray.compressed import build_compressed, restored
 from pfray.config import Distributed
 from pfray.files import read_records
 from pfray.job import Job, updated
+from pfray.learner import Learner
 from pfray.measure import place
+from pfray.space import Plan
 from pfray.train import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
 
 CURVE = "curve.jsonl"
 
 
+@dataclass(frozen=True)
+class Work:
+    """The job's teacher is compressed by ``plan``, or ``start`` is the state dict that the learner's ``finish`` gave.
+
+    folder: of the curve. distributed: how gradients are exchanged, where there is somebody to do so with.
+    """
+
+    learner: type[Learner]
+    job: Job
+    plan: Plan
+    folder: Path
+    start: dict[str, Tensor] | None = None
+    distributed: Distributed = field(default_factory=Distributed)
+
+
 def train_plan(
-    config: dict[str, Any],
+    work: Work,
     shard: Shard,
     device: torch.device,
     known: dict[str, Any] | None,
@@ -34,29 +51,27 @@ def train_plan(
 ) -> nn.Module:
     """The model of the plan after all epochs; from where ``known`` and ``exchange_state`` were saved, if they were.
 
-    config: as ``distributed.retrain`` makes it. save(epochs done, loss, state), after each epoch: ``exchange`` of the
-    state is this worker's own, and empty where it has nothing to remember; the rest is the same for all.
+    save(epochs done, loss, state), after each epoch: ``exchange`` of the state is this worker's own, and empty where it
+    has nothing to remember; the rest is the same for all.
     Raises TrainingFailed.
     """
-    whole: Job = ray.get(config["job"])
-    job, _ = whole.for_plan(config["plan"])
+    job, _ = work.job.for_plan(work.plan)
     torch.manual_seed(job.seed)
     steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
-    if config["start"] is None:
-        model, hook = build_compressed(config["learner"], whole, config["plan"], device, steps)
+    if work.start is None:
+        model, hook = build_compressed(work.learner, work.job, work.plan, device, steps)
     else:
-        model, hook = restored(config["learner"], whole, config["plan"], ray.get(config["start"]), device), None
+        model, hook = restored(work.learner, work.job, work.plan, work.start, device), None
     if known is not None:
         model.load_state_dict(known["model"])
         if isinstance(hook, StatefulHook):
             hook.load_state_dict(known["hook"])
     trained, exchange, training = model, None, job.training
     if shard.world > 1:
-        settings: Distributed = config["distributed"]
-        trained, exchange = distribute(model, settings, job.seed)
+        trained, exchange = distribute(model, work.distributed, job.seed)
         if exchange_state:
             exchange.load_state_dict(exchange_state)
-        if settings.scale_lr:
+        if work.distributed.scale_lr:
             training = updated(training, {"lr": training.lr * shard.world})
     sent_bytes = 0
 
@@ -72,7 +87,7 @@ def train_plan(
         save(epoch, loss, state)
         if shard.rank == 0:
             sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
-            add_line(Path(config["folder"]), epoch=epoch, loss=loss, **sent)
+            add_line(work.folder, epoch=epoch, loss=loss, **sent)
         sent_bytes = 0 if exchange is None else exchange.sent_bytes
 
     fit(

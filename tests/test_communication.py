@@ -9,7 +9,7 @@ import torch
 
 from pfray.config import Distributed
 from pfray.train import fit
-from tests.two_ranks import TRAINING, learned, normalized, on_two_ranks, small_digits, train, with_norms
+from tests.two_ranks import TRAINING, learned, normalized, on_two_ranks, planned, small_digits, train, with_norms
 
 HOOKS = ("none", "fp16", "ecq")
 # With quantized gradients, the harder case; plain ones for a mask and a codebook, too.
@@ -30,7 +30,9 @@ def results(tmp_path_factory):
     cases = {hook: partial(train, Distributed(comm_hook=hook)) for hook in HOOKS}
     cases |= {"shared norms": partial(normalized, True), "own norms": partial(normalized, False)}
     cases |= {f"{name} {hook}": partial(learned, name, LEARNERS[name], hook) for name, hook in TRAINED}
-    return on_two_ranks(cases, tmp_path_factory.mktemp("ranks"))
+    folder = tmp_path_factory.mktemp("ranks")
+    cases |= {"scaled": partial(planned, folder, 0.05, True), "as given": partial(planned, folder, 0.1, False)}
+    return on_two_ranks(cases, folder)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -68,6 +70,10 @@ def test_shared_batch_norms_are_those_of_one_process_with_the_whole_batch(result
         assert torch.allclose(shared[0][name], value, rtol=1e-4, atol=1e-4), name
         assert torch.equal(shared[0][name], shared[1][name])
     assert not torch.allclose(own[0]["1.running_mean"], own[1]["1.running_mean"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_learning_rate_is_scaled_by_the_workers_on_request(results):
+    assert all(torch.equal(*pair) for pair in zip(results["scaled"], results["as given"], strict=True))
 
 
 @pytest.mark.parametrize(("name", "hook"), TRAINED)

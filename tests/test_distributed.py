@@ -104,19 +104,6 @@ def test_two_workers_that_send_two_bits_go_on_from_a_checkpoint_as_if_nothing_ha
     assert evaluate(model, job.task, job.task.test).accuracy > 0.9
 
 
-def test_the_learning_rate_is_scaled_by_the_workers_on_request(ray_cluster, job, plan, tmp_path):
-    short = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": 1, "lr": 0.01})})
-    faster = Job(**{**vars(short), "training": short.training.model_copy(update={"lr": 0.02})})
-    scaled, given = (
-        retrain(
-            weight_sparse.WeightSparse, ray.put(each), plan, tmp_path / name, workers=2,
-            distributed=Distributed(scale_lr=scale),
-        )
-        for name, each, scale in (("scaled", short, True), ("given", faster, False))
-    )  # fmt: skip
-    assert all(torch.equal(value, given[name]) for name, value in scaled.items())
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_training_that_diverges_is_not_tried_again(ray_cluster, job, plan, tmp_path, workers):
     steep = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": 2, "lr": 1e9})})

@@ -12,15 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from learners.weight_sparse import Settings, WeightSparse
 from pfray.communication import distribute
 from pfray.components import find_class
-from pfray.config import Distributed, Training
+from pfray.config import Distill, Distributed, Search, Training
 from pfray.data import digits
+from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import evaluate, place
 from pfray.models.lenet import lenet
 from pfray.task import Split, Task
 from pfray.train import Shard, fit
+from pfray.worker import Work, train_plan
 
 EPOCHS = 4
 TRAINING = Training(epochs=EPOCHS, lr=0.1, batch_size=64)
@@ -123,6 +126,17 @@ def learned(name: str, settings: Mapping[str, Any], hook_of_exchange: str) -> di
     _fit(wrapped, task, steps=steps, hook=hook)
     levels = {key: value for key, value in model.named_buffers() if key.split(".")[-1].startswith("weight_")}
     return {**{key: value.detach() for key, value in model.named_parameters()}, **levels}
+
+
+def planned(folder: Path, lr: float, scale_lr: bool) -> Tensor:
+    """The weights after an epoch, half of them gone."""
+    training = TRAINING.model_copy(update={"epochs": 1, "lr": lr})
+    teacher, task = place(perceptron(), "cpu"), small_digits()
+    job = Job(task, teacher, Settings(), training, Distill(), Search(), 0, "float32")
+    plan = WeightSparse.space(teacher, task, job.settings).uniform({"sparsity": 0.5})
+    work = Work(WeightSparse, job, plan, folder, distributed=Distributed(scale_lr=scale_lr))
+    shard = Shard(dist.get_rank(), dist.get_world_size())
+    return weights(train_plan(work, shard, torch.device("cpu"), None, {}, lambda epoch, loss, state: None))
 
 
 def weights(model: nn.Module) -> Tensor:
