@@ -135,8 +135,17 @@ def _finish(
 
 
 def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_work_alone)
-    return ray.get(task.options(name=f"{config['learner'].__name__}.train").remote(config, cpus))
+    # Retried here, because Ray itself would go on for ever where a worker is killed for the memory that it takes.
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
+    named = task.options(name=f"{config['learner'].__name__}.train")
+    for _ in range(RETRIES):
+        try:
+            return ray.get(named.remote(config, cpus))
+        except ray.exceptions.RayTaskError:
+            raise  # the training's own error
+        except ray.exceptions.RayError as error:
+            logging.getLogger("pfray").warning("a training lost its worker and goes on: %s", first_line(error))
+    return ray.get(named.remote(config, cpus))
 
 
 def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
