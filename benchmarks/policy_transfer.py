@@ -1,17 +1,19 @@
 """What a policy that was learned on all classes is worth on some of them (Pahwa et al. 2019, tables 8 to 10).
 
 On each subset a policy is learned from scratch, and another goes on from the one of all classes with a fifth of the
-students; counted are the iterations until one has found a student as good as the best from scratch. No policy tries a
-student twice, so there have to be fewer tries than students: VGG-11 has 88 of at most half the parameters. Seeds are
-those of the searches; each subset's teacher is one and the same. What is finished is kept.
+students. Counted are the iterations until a policy's students have, on average, the reward of those that the last third
+of the iterations from scratch has drawn; and until one has found a student as good as the best from scratch. No policy
+tries a student twice, so there have to be fewer tries than students: VGG-11 has 88 of at most half the parameters.
+Seeds are those of the searches; each subset's teacher is one and the same. What is finished is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,10 +44,14 @@ def transfer(piece: Sequence[Any]) -> Record:
     return {"rewards": [record["score"] or 0.0 for record in records], "folder": str(folder)}
 
 
-def iterations_to(rewards: Sequence[float], wanted: float, size: int = STUDENTS) -> int:
-    """The iterations of ``size`` students until one of them has the reward wanted; one more than all if none has."""
-    found = next((number for number, reward in enumerate(rewards) if reward >= wanted), len(rewards))
-    return found // size + 1
+def by_iteration(rewards: Sequence[float], of: Callable[[Sequence[float]], float]) -> list[float]:
+    """``of`` (``max``, ``fmean``) the rewards of each iteration."""
+    return [of(rewards[i : i + STUDENTS]) for i in range(0, len(rewards), STUDENTS)]
+
+
+def iterations_to(wanted: float, found: Sequence[float]) -> int:
+    """The first iteration, from 1, of which as much as is wanted was found; one more than all where none is."""
+    return next((number for number, value in enumerate(found, 1) if value >= wanted), len(found) + 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,19 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pieces = [[subset, "from scratch", kind, students, seed] for seed in options.seeds]
         pieces += [[subset, r["folder"], kind, max(5, students // 5), r["piece"][4]] for r in whole]
         found = run_all(transfer, pieces, path, options.processes)
-        shares = []
-        for scratch, moved in zip(found[: len(whole)], found[len(whole) :], strict=True):
-            wanted = max(scratch["rewards"])
-            needed = iterations_to(moved["rewards"], wanted), iterations_to(scratch["rewards"], wanted)
-            best = max(moved["rewards"])
-            own, all_of_them = (len(each["rewards"]) // STUDENTS for each in (moved, scratch))
-            print(
-                f"{subset}: {best:.3f} in {own} iterations, {wanted:.3f} in {all_of_them} from scratch; "
-                f"that was found in iteration {needed[0]} of {own}, and {needed[1]} of {all_of_them}"
-            )
-            shares.append(needed[0] / needed[1])
-        close(f"{NAME}_{subset}", sum(shares) / len(shares), "of the iterations from scratch", "<= 0.25")
+        pairs = [
+            (moved["rewards"], scratch["rewards"])
+            for scratch, moved in zip(found[: len(whole)], found[len(whole) :], strict=True)
+        ]
+        print(f"\n{subset}: mean reward of each iteration, transferred / from scratch")
+        for pair in pairs:
+            print(" / ".join(" ".join(f"{mean:.3f}" for mean in by_iteration(own, fmean)) for own in pair))
+        _compare(f"{NAME}_{subset}_mean", pairs, fmean, lambda own: fmean(own[-(len(own) // 3) :]))
+        _compare(f"{NAME}_{subset}_best", pairs, max, max)
     return 0
+
+
+def _compare(
+    name: str, pairs: Sequence[tuple[Any, Any]], of: Callable[[Any], float], goal: Callable[[Any], float]
+) -> None:
+    """pairs: rewards (transferred, from scratch). goal(rewards from scratch): what both have to reach."""
+    shares = []
+    for moved, scratch in pairs:
+        wanted = goal(scratch)
+        needed = [iterations_to(wanted, by_iteration(own, of)) for own in (moved, scratch)]
+        print(f"  {of.__name__} {wanted:.3f}: iteration {needed[0]} after the transfer, {needed[1]} from scratch")
+        shares.append(needed[0] / needed[1])
+    close(name, fmean(shares), "of the iterations from scratch", "<= 0.25")
 
 
 def _parser() -> argparse.ArgumentParser:

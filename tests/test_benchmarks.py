@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -282,8 +283,12 @@ def test_the_table_of_searchers_has_means_spreads_and_the_trials_to_pass():
 
 
 def test_iterations_are_counted_until_a_student_has_the_reward_wanted():
-    rewards = [0.1, 0.3, 0.2, 0.6, 0.7, 0.9]
-    assert [policy_transfer.iterations_to(rewards, wanted, 2) for wanted in (0.3, 0.4, 0.9, 0.91)] == [1, 2, 3, 4]
+    rewards = [0.1, 0.1, 0.1, 0.1, 0.6, 0.2, 0.2, 0.3, 0.3, 0.5]
+    best, mean = (policy_transfer.by_iteration(rewards, of) for of in (max, fmean))
+    assert best == [0.6, 0.5]
+    assert mean == pytest.approx([0.2, 0.3])
+    assert [policy_transfer.iterations_to(wanted, mean) for wanted in (0.1, 0.25, 0.4)] == [1, 2, 3]
+    assert policy_transfer.iterations_to(0.6, best) == 1
 
 
 def test_kills_are_the_same_for_a_seed_of_all_kinds_and_before_the_search_ends():
