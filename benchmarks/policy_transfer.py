@@ -38,7 +38,7 @@ def transfer(piece: Sequence[Any]) -> Record:
     """piece: (subset or ``all``, ``from scratch`` or the folder of a policy, kind, students, seed)."""
     subset, start, kind, students, seed = piece
     classes = None if subset == "all" else tuple(SUBSETS[kind[0]][subset])
-    folder = FOLDER / f"policy-{'-'.join(map(str, kind))}-{seed}" if subset == "all" else None
+    folder = FOLDER / f"policy-{'-'.join(map(str, (*kind, students, seed)))}" if subset == "all" else None
     policy = None if start == "from scratch" else start
     rewards = Rewards(job_of(*kind, classes), kind, subset)
     records = searched(rewards, students, seed, folder and folder / "search", policy)

@@ -22,7 +22,7 @@ import torch
 from ray import train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfray.compressed import finished
 from pfray.config import Distributed
@@ -131,7 +131,7 @@ def _finish(
 ) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
     known = None if before is None else (before[0], ray.get(before[1]))
-    return {k: v.cpu() for k, v in finished(learner, job, plan, known, _task_device()).state_dict().items()}
+    return _on_cpu(finished(learner, job, plan, known, _task_device()))
 
 
 def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
@@ -152,13 +152,13 @@ def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
 
-    def save(epoch: int, loss: float, state: dict[str, Any]) -> None:
+    def save(state: dict[str, Any]) -> None:
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
     state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-    model = train_plan(_work(config), Shard(), _task_device(), state, {}, save)
-    return {name: value.cpu() for name, value in model.state_dict().items()}
+    model = train_plan(_work(config), Shard(), _task_device(), state, save)
+    return _on_cpu(model)
 
 
 def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int) -> dict[str, Tensor]:
@@ -194,14 +194,14 @@ def _work_together(config: dict[str, Any]) -> None:
     context = train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    device, state, exchange_state = get_device(), None, {}
+    device, state = get_device(), None
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
             state = torch.load(Path(directory) / STATE, weights_only=True, map_location=device)
-            if (own := Path(directory) / EXCHANGE.format(rank=shard.rank)).exists():
-                exchange_state = torch.load(own, weights_only=True, map_location=device)
+            own = Path(directory) / EXCHANGE.format(rank=shard.rank)
+            state["exchange"] = torch.load(own, weights_only=True, map_location=device) if own.exists() else {}
 
-    def save(epoch: int, loss: float, state: dict[str, Any]) -> None:
+    def save(state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             kept = state.pop("exchange")
             if kept:
@@ -210,10 +210,10 @@ def _work_together(config: dict[str, Any]) -> None:
                 torch.save(state, Path(directory) / STATE)
             # Ray Train makes one checkpoint of all workers' files.
             checkpoint = Checkpoint.from_directory(directory) if kept or shard.rank == 0 else None
-            train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
+            train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
 
     try:
-        train_plan(_work(config), shard, device, state, exchange_state, save)
+        train_plan(_work(config), shard, device, state, save)
     except TrainingFailed as error:
         # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
         if shard.rank == 0:
@@ -243,6 +243,10 @@ def _forget_torn_snapshot(folder: Path) -> None:
 
 def _task_device() -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:

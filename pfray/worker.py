@@ -46,14 +46,12 @@ def train_plan(
     shard: Shard,
     device: torch.device,
     known: dict[str, Any] | None,
-    exchange_state: dict[str, Any],
-    save: Callable[[int, float, dict[str, Any]], None],
+    save: Callable[[dict[str, Any]], None],
 ) -> nn.Module:
-    """The model of the plan after all epochs; from where ``known`` and ``exchange_state`` were saved, if they were.
+    """The model of the plan after all epochs; continued from ``known``, where that is a state that was saved.
 
-    save(epochs done, loss, state), after each epoch: ``exchange`` of the state is this worker's own, and empty where it
-    has nothing to remember; the rest is the same for all.
-    Raises TrainingFailed.
+    save(state), after each epoch: ``exchange`` of it is this worker's own, and empty where it has nothing to remember;
+    the rest is the same for all. Raises TrainingFailed.
     """
     job, _ = work.job.for_plan(work.plan)
     torch.manual_seed(job.seed)
@@ -69,8 +67,8 @@ def train_plan(
     trained, exchange, training = model, None, job.training
     if shard.world > 1:
         trained, exchange = distribute(model, work.distributed, job.seed)
-        if exchange_state:
-            exchange.load_state_dict(exchange_state)
+        if known is not None and known["exchange"]:
+            exchange.load_state_dict(known["exchange"])
         if work.distributed.scale_lr:
             training = updated(training, {"lr": training.lr * shard.world})
     sent_bytes = 0
@@ -80,11 +78,12 @@ def train_plan(
         state = {
             "model": model.state_dict(),
             "epoch": epoch,
+            "loss": loss,
             "optimizer": optimizer.state_dict(),
             "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
             "exchange": {} if exchange is None else exchange.state_dict(),
         }
-        save(epoch, loss, state)
+        save(state)
         if shard.rank == 0:
             sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
             add_line(work.folder, epoch=epoch, loss=loss, **sent)

@@ -39,7 +39,6 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
         return [Path(path).stat().st_size / 1e5 for path in paths]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "POINTS", 3)
         patch.setattr(bench, "latency_ms", latency_ms)
         patch.setenv("PFRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield counts
@@ -53,12 +52,12 @@ def timed(job: Any, learner: Any, settings: Any, done: Callable[[int, str], None
 def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(job):
     shown: list[int] = []
     space = timed(job, ChannelPruned, SETTINGS, lambda count, note: shown.append(count))
-    assert shown == [1, 2, 3]
-    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.5, 1.0)]
+    assert shown == [1, 2, 3, 4, 5]
+    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.25, 0.5, 1.0)]
     times = [end["latency_ms"] for end in ends]
     assert times == sorted(times)
     assert times[-1] > 2 * times[0] > 0
-    between = space.costs_at(np.full(len(space), 0.7))
+    between = space.costs_at(np.full(len(space), 0.4))
     share = (between["macs"] - ends[1]["macs"]) / (ends[2]["macs"] - ends[1]["macs"])
     assert 0 < share < 1
     assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
@@ -69,7 +68,7 @@ def test_plans_are_timed_once_and_kept(job, clock, tmp_path, monkeypatch):
     before = list(clock)
     first = timed(job, ChannelPruned, SETTINGS)
     again = timed(job, ChannelPruned, SETTINGS)
-    assert clock == [*before, 3]
+    assert clock == [*before, 5]
     assert first.costs_at(np.ones(len(first))) == again.costs_at(np.ones(len(again)))
 
 
@@ -113,8 +112,8 @@ def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(job):
 
 def test_a_space_without_switches_has_one_curve():
     knobs = (Knob("a", 0.0, 1.0), Knob("b", 8, 32, choices=(8, 32)))
-    assert latency.file_count(CompressionSpace(knobs[:1], lambda values: {})) == 3
-    assert latency.file_count(CompressionSpace(knobs, lambda values: {})) == 6
+    assert latency.file_count(CompressionSpace(knobs[:1], lambda values: {})) == 5
+    assert latency.file_count(CompressionSpace(knobs, lambda values: {})) == 10
 
 
 def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:

@@ -136,7 +136,7 @@ def planned(folder: Path, lr: float, scale_lr: bool) -> Tensor:
     plan = WeightSparse.space(teacher, task, job.settings).uniform({"sparsity": 0.5})
     work = Work(WeightSparse, job, plan, folder, distributed=Distributed(scale_lr=scale_lr))
     shard = Shard(dist.get_rank(), dist.get_world_size())
-    return weights(train_plan(work, shard, torch.device("cpu"), None, {}, lambda epoch, loss, state: None))
+    return weights(train_plan(work, shard, torch.device("cpu"), None, lambda state: None))
 
 
 def weights(model: nn.Module) -> Tensor:
