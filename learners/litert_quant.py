@@ -19,7 +19,7 @@ from pfray import activations, bits, int8, lattice, quantize
 from pfray.activations import Ranges
 from pfray.buckets import bucket_count, check_finite
 from pfray.errors import UnsupportedModel
-from pfray.folding import fold, foldable_norms, folded
+from pfray.folding import channel_scales, fold, foldable_norms, folded, train_as_unfolded
 from pfray.int8 import Int8Model
 from pfray.lattice import Lattice
 from pfray.layers import run_order, weight_layers, without_skipped
@@ -116,9 +116,12 @@ class LitertQuant(Learner):
 
 def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -> Int8Model:
     example = example_input(task, next(model.parameters()).device)
-    whole = folded(model, foldable_norms(model, example))
+    norms = foldable_norms(model, example)
     floats = [name for name in weight_layers(model) if plan.get(name, FLOAT) != BITS]
-    return int8.prepare(whole, example, batches, floats)
+    quantized = int8.prepare(folded(model, norms), example, batches, floats)
+    for name, scale in channel_scales(model, norms).items():
+        train_as_unfolded(quantized.graph.get_parameter(f"{name}.weight"), scale)
+    return quantized
 
 
 def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:

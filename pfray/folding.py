@@ -2,6 +2,10 @@
 
 Notation: the layer gives y = W x + c, and the batch norm, with its running statistics, g (y - m) / sqrt(v + e) + h.
 With t = g / sqrt(v + e) that is the layer W' = t W, c' = t (c - m) + h, output channel by output channel.
+
+A step of r on W with the norm's statistics and g as they are is a step of r t^2 on W': dL/dW = t dL/dW', and W' moves t
+times as far as W. So a folded layer's gradient is multiplied by t^2, or else small t, as trained networks have them,
+make the learning rate that the network was trained with many times too large.
 """
 
 from __future__ import annotations
@@ -45,20 +49,42 @@ def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 @torch.no_grad()
 def fold(model: nn.Module, norms: dict[str, str]) -> None:
-    """Fold batch norms, by layer name, in place; an identity takes the place of each."""
+    """Fold batch norms, by layer name, in place; an identity takes the place of each.
+
+    The layers then train as they did in front of their norms; their copies do not, and want ``train_as_unfolded``.
+    """
+    scales = channel_scales(model, norms)
     for name, norm_name in norms.items():
         layer: Any = model.get_submodule(name)
         norm: Any = model.get_submodule(norm_name)
-        mean, variance = norm.running_mean.double(), norm.running_var.double()
-        scale = (variance + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        bias = -mean if layer.bias is None else layer.bias.double() - mean
-        shift = bias * scale + (0 if norm.bias is None else norm.bias.double())
-        shape = (-1, *[1] * (layer.weight.dim() - 1))
-        layer.weight.copy_(layer.weight.double() * scale.view(shape))
+        bias = -norm.running_mean.double() + (0 if layer.bias is None else layer.bias.double())
+        shift = bias * scales[name] + (0 if norm.bias is None else norm.bias.double())
+        layer.weight.copy_(layer.weight.double() * _by_channel(scales[name], layer.weight))
         layer.bias = nn.Parameter(shift.to(layer.weight))
+        train_as_unfolded(layer.weight, scales[name])
         model.set_submodule(norm_name, nn.Identity())
+
+
+@torch.no_grad()
+def channel_scales(model: nn.Module, norms: dict[str, str]) -> dict[str, Tensor]:
+    """The t of each output channel, by layer name; float64."""
+    scales = {}
+    for name, norm_name in norms.items():
+        norm: Any = model.get_submodule(norm_name)
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scales[name] = scale if norm.weight is None else scale * norm.weight.double()
+    return scales
+
+
+def train_as_unfolded(weight: nn.Parameter, scale: Tensor) -> None:
+    """Multiply the gradient of a folded weight by t^2, so that a learning rate means what it did before."""
+    if weight.requires_grad:
+        factors = _by_channel(scale.square(), weight).to(weight)
+        weight.register_hook(lambda gradient: gradient * factors)
+
+
+def _by_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 def folded(model: nn.Module, norms: dict[str, str]) -> nn.Module:

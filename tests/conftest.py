@@ -37,9 +37,9 @@ def ray_cluster() -> Iterator[None]:
 
     import ray
 
-    ray.init(
-        num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )  # fmt: skip
+    # A Ray of the machine's own, where one is up, has other processors and other work.
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
+             logging_level=logging.ERROR)  # fmt: skip
     yield
     ray.shutdown()
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pfray.folding import fold, foldable_norms
 from pfray.measure import place
@@ -63,6 +64,27 @@ def test_all_norms_go_and_the_outputs_stay_the_same_to_rounding(make, shape):
     names, exact = foldable_norms(model, inputs[:1]), copy.deepcopy(model).double()
     fold(exact, names)
     assert apart(model.double(), exact, inputs.double()) < 1e-12
+
+
+def test_steps_on_folded_weights_are_steps_on_the_weights_in_front_of_their_norms():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    )  # fmt: skip
+    model = randomize(model).eval().double()
+    inputs, targets = torch.randn(6, 2, 8, 8).double(), torch.randn(6, 4, 4, 4).double()
+    names = foldable_norms(model, inputs[:1])
+    without, before = folded(model, inputs[:1]), model[0].weight.detach().clone()
+    for each in (model, without):
+        optimizer = torch.optim.SGD([each[0].weight, each[3].weight], lr=0.05, momentum=0.9, weight_decay=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            functional.mse_loss(each(inputs), targets).backward()
+            optimizer.step()
+    assert (model[0].weight - before).abs().max() > 0.01
+    fold(model, names)
+    for layer in (0, 3):
+        assert torch.allclose(model[layer].weight, without[layer].weight, rtol=1e-10, atol=1e-12)
 
 
 def randomize_any(model: nn.Module) -> nn.Module:

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from learners.litert_quant import LitertQuant, Settings
+from pfray import int8
 from pfray.config import load
 from pfray.errors import UnsupportedModel
+from pfray.folding import folded
 from pfray.int8 import Int8Model
 from pfray.job import Job
 from pfray.measure import evaluate, place
 from pfray.run import run
+from tests.zoo import randomize
 
 SETTINGS = Settings(images=200)
 
@@ -72,6 +76,25 @@ def test_the_structure_takes_the_state_of_what_was_finished(job, finished):
     inputs = job.task.normalize(job.task.validation.inputs[:50])
     with torch.no_grad():
         assert torch.equal(other(inputs), finished(inputs))
+
+
+def test_the_graph_trains_as_the_network_did_in_front_of_its_norms(job):
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)))
+    task = job.task
+    inputs, targets = task.normalize(task.train.inputs[:20]), task.train.targets[:20]
+    model.eval()(inputs)
+    plan = LitertQuant.space(model, task, SETTINGS).uniform({"bits": 8})
+    trained = LitertQuant.finish(model, model, plan, task, SETTINGS)
+    plain = int8.prepare(folded(model, {"0": "1"}), inputs[:1], [task.normalize(task.train.inputs[:200])])
+    plain.load_state_dict(trained.state_dict())
+    for each in (trained, plain):
+        nn.functional.cross_entropy(each(inputs), targets).backward()
+    own, other = ({name: p.grad for name, p in each.named_parameters()} for each in (trained, plain))
+    scale = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
+    expected = other["graph.0.weight"] * scale.detach().square().view(-1, 1, 1, 1)
+    assert torch.allclose(own["graph.0.weight"], expected, rtol=1e-4)
+    assert torch.equal(own["graph.4.weight"], other["graph.4.weight"])
 
 
 def test_a_run_trains_with_the_rounding_and_ships_an_int8_file(ray_cluster, teacher_file, tmp_path: Path):
