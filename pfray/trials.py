@@ -83,6 +83,9 @@ def run_trials(
         tuner.fit()
     if searcher.failure is not None:
         raise searcher.failure
+    if searcher.exhausted:
+        progress.say(f"note: {name} ended after {len(searcher.records)} of {searcher.trials} trials, because no other "
+                     "plan was found that meets the target")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from pfray.space import CompressionSpace, Limits, Plan
 # A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole
 # numbers, or a single knob that the target decides.
 RETRIES = 20
+# By how much further from the known plans each of these looks than the one before, as several knobs that move by less
+# than half a step of theirs move nothing.
+WIDER = 1.25
 # A trial whose worker died is suggested again so many times, beside what Tune itself does about it: where the worker
 # dies as it is given the plan, Tune takes that for an error of the trial.
 RESTARTS = 2
@@ -88,7 +91,8 @@ class PlanSearcher(Searcher):
         self.running: dict[str, int] = {}
         # How often a trial was suggested again because its worker died.
         self.restarts: Counter[int] = Counter()
-        # Whether no plan is left that was not tried.
+        # Plans asked for in a row that had been tried already, and whether they were too many: no plan is left.
+        self.refused = 0
         self.exhausted = False
         # When the state is to be saved again, by the monotonic clock.
         self.next_save = 0.0
@@ -112,6 +116,11 @@ class PlanSearcher(Searcher):
         """The plans of this search that are finished or running."""
         return [entry["plan"] for entry in (*self.records, *self.pending.values())]
 
+    @property
+    def widening(self) -> float:
+        """By how much further to look than usual, because what was asked for was tried already; 1 at first."""
+        return WIDER**self.refused
+
     def warm_start(self, trials: Sequence[tuple[Plan, float | None]]) -> None:
         """Learn from another run's trials first. Its best plan is tried in this one too, after the first plans."""
         self.earlier = list(trials)
@@ -127,13 +136,20 @@ class PlanSearcher(Searcher):
     def scattered(self, positions: np.ndarray, spread: float) -> Plan:
         """A plan drawn around ``positions`` ``(L,)``; searched settings anywhere in their range.
 
-        spread: standard deviation of the whole move; each knob's is this over the root of their number.
+        spread: standard deviation of the whole move, where nothing widens it; each knob's is this over the root of
+        their number.
         """
-        drawn = positions + spread / np.sqrt(len(self.space)) * self.rng.standard_normal(len(self.space))
+        deviation = self.widening * spread / np.sqrt(len(self.space))
+        drawn = positions + deviation * self.rng.standard_normal(len(self.space))
         free = self.space.free
         if free.any():
             drawn[free] = self.rng.random(free.sum())
         return self.space.decode(drawn)
+
+    def beside_best(self, spread: float) -> Plan:
+        """A plan drawn around the one of the best score, or around the first one while there is none."""
+        best = best_plan(self.told)
+        return self.scattered(self.center if best is None else self.space.encode(best), spread)
 
     # -- Ray Tune's side
 
@@ -279,12 +295,13 @@ class PlanSearcher(Searcher):
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask`` on the target that was not tried before; None where there is none."""
         tried = self.tried
-        for _ in range(RETRIES):
+        for self.refused in range(RETRIES):
             asked = self.ask()
             if asked is None:
                 return None
             plan = self._within_limits(asked)
             if plan not in tried:
+                self.refused = 0
                 return plan
         self.exhausted = True
         return None

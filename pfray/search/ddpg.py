@@ -97,6 +97,9 @@ class DDPG(PlanSearcher):
     def ask(self) -> Plan:
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
+        if self.refused:
+            # The actor proposes nearly the same again, and none of its actions reaches further than the spread.
+            return self.beside_best(self.settings.spread * len(self.space) ** 0.5)
         env = self._env()
         seed = int(self.rng.integers(2**31))
         knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)

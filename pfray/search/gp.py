@@ -76,7 +76,7 @@ class GP(PlanSearcher):
         """The plan of the highest upper confidence bound near the best one; beside it where that was tried before."""
         moved = self._moved
         positions, scores = self._near_best(*self._history())
-        reach = np.where(self.space.free, 1.0, self.settings.trust / np.sqrt(len(self.space)))
+        reach = np.where(self.space.free, 1.0, self.widening * self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
             None,

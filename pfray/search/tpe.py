@@ -56,6 +56,9 @@ class TPE(PlanSearcher):
         self.origin = "searched" if searched else "random"
         if not searched:
             return self.scattered(self.center, self.settings.spread)
+        if self.refused:
+            # The densities are narrow by now, and another draw from them would most often be refused as well.
+            return self.beside_best(self.settings.spread)
         return self.space.decode(self.center + self._deviation * self._suggest(trials))
 
     def _suggest(self, trials: Trials) -> np.ndarray:

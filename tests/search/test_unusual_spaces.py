@@ -73,6 +73,21 @@ def test_searched_settings_are_looked_for_in_their_whole_range(open_ended):
     assert max(rates) > 3e-2
 
 
+def test_choices_too_far_apart_for_small_moves_are_searched_too(open_ended):
+    # As channels kept in eights, beside switches that the target has thrown already.
+    facts = {"params": 1e4, "macs": 1e6}
+    coarse = [Knob(f"layer{i}", 0.0, 1.0, choices=(0.0, 0.5, 1.0), facts=facts) for i in range(25)]
+    switches = [Knob(f"bits{i}", 8, 32, choices=(8, 32), facts=facts) for i in range(55)]
+
+    def costs(values: np.ndarray) -> dict[str, float]:
+        return {"macs": float(values[:25].mean()), "bits": float(values[25:].mean())}
+
+    space, limits = CompressionSpace((*coarse, *switches), costs), {"macs": 0.5, "bits": 8.0}
+    entries = drive(search(open_ended, space, limits, 40), outcome=lambda e: {"score": -e["plan"]["layer3"]})
+    assert len({tuple(plan.values()) for plan in plans(entries)}) == 40
+    assert all(space.meets(plan, limits) for plan in plans(entries))
+
+
 def test_bits_are_whole_numbers_within_their_range_and_on_the_target(open_ended):
     space, limits = space_of(12, compressed=2, full=8, integer=True), {"bits": 4.5}
     entries = drive(search(open_ended, space, limits, 25), outcome=lambda e: {"score": -e["plan"]["layer3"]})
