@@ -147,9 +147,14 @@ class PlanSearcher(Searcher):
         return self.space.decode(drawn)
 
     def beside_best(self, spread: float) -> Plan:
-        """A plan drawn around the one of the best score, or around the first one while there is none."""
+        """A plan drawn around the best one."""
+        return self.scattered(self.best_positions, spread)
+
+    @property
+    def best_positions(self) -> np.ndarray:
+        """``(L,)``: where the plan of the best score is, or the first one while there is no score."""
         best = best_plan(self.told)
-        return self.scattered(self.center if best is None else self.space.encode(best), spread)
+        return self.center if best is None else self.space.encode(best)
 
     # -- Ray Tune's side
 

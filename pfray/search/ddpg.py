@@ -28,7 +28,7 @@ from pydantic import Field
 
 from pfray.agent import Agent
 from pfray.environment import make_environment
-from pfray.search.base import PlanSearcher, best_plan
+from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
 # What the search asks its environment for.
@@ -127,8 +127,7 @@ class DDPG(PlanSearcher):
 
     def _proposed(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
         """(knobs in their order, actions ``(L, 1)``) near the actor's or the best plan's, as the critic chooses."""
-        found = best_plan(self.told)
-        best = self.center if found is None else self.space.encode(found)
+        best = self.best_positions
         knobs, states, actions = [], [], []
         observation, _ = env.reset(seed=seed)
         for _ in range(len(self.space)):
