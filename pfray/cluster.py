@@ -22,23 +22,30 @@ PATIENCE = 15.0
 def reach(address: str | None) -> None:
     """Try the cluster at ``host:port``, before ``ray.init``, which tries for minutes and seldom says what is wrong.
 
+    Without an address it is the cluster that Ray would then use: RAY_ADDRESS, or one of ``ray start`` on this machine.
     Raises ConfigError where none answers, ClusterError for another token, and for other versions of Ray or Python.
-    Other forms of an address, and none at all, are left to Ray.
+    Other forms of an address are left to Ray, and so is a Ray of the run's own.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is None or not re.fullmatch(r"[^/\s]+:\d+", address):
-        return
+    from ray._private.services import find_bootstrap_address
     from ray.exceptions import AuthenticationError
 
+    asked = address or os.environ.get("RAY_ADDRESS")
+    address = asked or find_bootstrap_address(None)
+    if address is None or not re.fullmatch(r"[^/\s]+:\d+", address):
+        return
+    if asked:
+        which, otherwise = f"resources.address: the cluster at {address}", ""
+    else:
+        which = f"the Ray of this machine at {address}, which a run without an address uses,"
+        otherwise = ", or --address local for a Ray of the run's own"
     try:
         found = within(PATIENCE, lambda: _versions(address))
     except AuthenticationError:
-        raise ClusterError(f"resources.address: the cluster at {address} wants another token. {TOKEN_REMEDY}") from None
+        raise ClusterError(f"{which} wants another token. {TOKEN_REMEDY}{otherwise}") from None
     except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError) as error:
-        raise ConfigError(
-            f"resources.address: no Ray cluster answers at {address!r} ({first_line(error)}). "
-            "Remedy: start one with 'ray start --head', or leave the address out"
-        ) from error
+        if asked:
+            raise nobody_at(address, error) from error
+        raise ConfigError(f"{which} does not answer ({first_line(error)}). Remedy: 'ray stop'{otherwise}") from error
     own = {"ray_version": ray.__version__, "python_version": platform.python_version()}
     if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor":
         for versions in (own, found):
@@ -50,9 +57,16 @@ def reach(address: str | None) -> None:
     ]
     if other:
         raise ClusterError(
-            f"resources.address: the cluster at {address} has other versions: {'; '.join(other)}. "
-            "Remedy: the same on all machines, or python -m pfray.submit, which runs on the cluster itself"
+            f"{which} has other versions: {'; '.join(other)}. "
+            f"Remedy: the same on all machines, or python -m pfray.submit, which runs on the cluster itself{otherwise}"
         )
+
+
+def nobody_at(address: str | None, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"resources.address: no Ray cluster answers at {address!r} ({first_line(error)}). "
+        "Remedy: start one with 'ray start --head', or leave the address out"
+    )
 
 
 def _versions(address: str) -> dict[str, Any]:

@@ -197,10 +197,7 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
                 log_to_driver=False, logging_level=logging.ERROR,
             )  # fmt: skip
         except (ConnectionError, ValueError) as error:
-            raise ConfigError(
-                f"resources.address: no Ray cluster answers at {resources.address!r} ({first_line(error)}). "
-                "Remedy: start one with 'ray start --head', or leave the address out"
-            ) from error
+            raise cluster.nobody_at(resources.address, error) from error
         except OSError:
             raise  # a full disk, say, of which main knows more to tell
         except Exception as error:  # Ray has no type of its own for a start that takes too long

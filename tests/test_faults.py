@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ sys.exit(main(sys.argv[1:]))
 def start(experiment: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", DRIVER, str(experiment), *arguments],
+        env={**os.environ, "RAY_ADDRESS": "local"},  # whatever else is up on the machine
         capture_output=True,
         text=True,
         timeout=300,

@@ -55,8 +55,13 @@ def attempt(address):
     except PfrayError as error:
         print(type(error).__name__, "in time" if time.monotonic() - started < 30 else "late", error)
 
-attempt(sys.argv[1])
-if len(sys.argv) > 2:
+if sys.argv[2:] == ["unasked"]:
+    import ray._private.services as services
+    services.find_bootstrap_address = lambda folder: sys.argv[1]  # as if `ray start` had left it
+    attempt(None)
+else:
+    attempt(sys.argv[1])
+if sys.argv[2:] == ["versions"]:
     client, place = GcsClient(address=sys.argv[1]), dict(namespace=b"cluster")
     true = client.internal_kv_get(b"CLUSTER_METADATA", **place)
     for old, new in ((b'"ray_version": "2', b'"ray_version": "1'), (b'"python_version": "3', b'"python_version": "2')):
@@ -136,6 +141,12 @@ def test_a_wrong_token_is_said_to_be_one_and_not_shown(address):
     assert "another-token" not in line
 
 
+def test_a_wrong_token_for_a_ray_that_nobody_asked_for_has_another_remedy_too(address):
+    [line] = told(address, "unasked", token="another-token-0123456789")
+    assert re.match(rf"ClusterError in time the Ray of this machine at {address}, which a run without an address uses, "
+                    r"wants another token\. Remedy: RAY_AUTH_MODE=.* or --address local", line)  # fmt: skip
+
+
 def test_a_machine_without_the_users_own_module_is_named_before_the_search(address, own, quick, tmp_path):
     experiment = tmp_path / "exp.yaml"
     raw = {**quick, "model": {"factory": "mine_only_here:build"}, "resources": {"address": address}}
@@ -183,6 +194,16 @@ def test_an_address_where_nobody_is_or_nobody_answers_is_refused_at_once(monkeyp
         cluster.reach("127.0.0.1:1")
     for left_to_ray in ("auto", "ray://head:10001", "local"):
         cluster.reach(left_to_ray)
+
+
+def test_a_ray_that_has_died_and_is_found_unasked_is_said_to_be_one(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"of this machine at 127\.0\.0\.1:1, .* answer \(.*'ray stop', or --ad"):
+        cluster.reach(None)
+    cluster.reach("local")
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: None)
+    cluster.reach(None)
 
 
 def test_a_share_that_no_single_machine_has_is_refused(monkeypatch):

@@ -236,6 +236,17 @@ def test_a_score_that_weighs_the_cost_leaves_plans_below_the_target_where_they_a
         assert record["score"] == pytest.approx(-(1 - measured["accuracy"]) * np.log(measured["nonzero_params"]))
 
 
+def test_a_search_with_no_plan_left_says_so_and_the_run_goes_on(ray_cluster, tmp_path, quick, capsys):
+    # Four knobs of one or eight bits, all of which the target leaves at eight: there is one plan.
+    raw = {
+        **quick, "learner": {"name": "litert_quant", "images": 50}, "target": {"bits": 8}, "finetune": {"epochs": 0},
+        "export": {"tflite": False},
+    }  # fmt: skip
+    assert main([str(write(tmp_path, raw))]) == 0
+    assert "note: search ended after 1 of 6 trials, because no other plan was found" in capsys.readouterr().out
+    assert summary_of(Path(raw["storage"]) / "exp")["trials"]["finished"] == 1
+
+
 def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_cluster, tmp_path, quick, capsys):
     raw = {
         **quick, "target": {"sparsity": 0.97, "max_drop": "1%"}, "search": {"name": "uniform"},
