@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ LR = 0.02
 
 
 def plan_bits(piece: Sequence[Any]) -> Record:
-    """piece: (model, learner, settings, bits, method, trials, seed). A plan, and its accuracy without training."""
+    """piece: (model, learner, settings, bits, method, trials, seed). A plan, its file and accuracy without training."""
+    from pfray.export import packed
     from pfray.measure import evaluate, place
     from pfray.train import reestimate_batch_norm
 
@@ -51,7 +53,9 @@ def plan_bits(piece: Sequence[Any]) -> Record:
     reestimate_batch_norm(candidates[1], work.task, BN_IMAGES, "float32")
     best = max(candidates, key=lambda model: evaluate(model, work.task, work.task.validation).accuracy)
     test = evaluate(best, work.task, work.task.test).accuracy
-    return {"plan": plan, "test": test, "seconds": seconds, "reestimated": best is candidates[1]}
+    with tempfile.TemporaryDirectory() as folder:
+        size = packed.save(Path(folder) / "model.packed", quantized.state_dict())
+    return {"plan": plan, "test": test, "seconds": seconds, "reestimated": best is candidates[1], "bytes": size}
 
 
 def retrain(piece: Sequence[Any]) -> Record:
@@ -119,13 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trained = dict(zip(keys, records, strict=True))
     teachers = {model: searching.teacher_accuracy(model) for model in options.models}
     print(f"\n{settings}; test split; {options.trials} trials, {options.epochs} epochs")
-    print("| model | learner | bits | plan | right after quantizing, % | trained, % | lost, points |")
-    print("|---|---|---:|---|---:|---:|---:|")
+    print("| model | learner | bits | plan | packed bytes | right after quantizing, % | trained, % | lost, points |")
+    print("|---|---|---:|---|---:|---:|---:|---:|")
     for key, record in plans.items():
         last = trained.get(key, record)["test"]
         after = f"{100 * last:.2f}" if trained else ""
         lost = f"{100 * (teachers[key[0]] - last):.2f}"
-        print(f"| {' | '.join(map(str, key))} | {100 * record['test']:.2f} | {after} | {lost} |")
+        right_after = f"{record['bytes']:,} | {100 * record['test']:.2f}"
+        print(f"| {' | '.join(map(str, key))} | {right_after} | {after} | {lost} |")
     _close(plans, teachers)
     return 0
 
