@@ -237,7 +237,7 @@ def test_a_score_that_weighs_the_cost_leaves_plans_below_the_target_where_they_a
 
 
 def test_a_search_with_no_plan_left_says_so_and_the_run_goes_on(ray_cluster, tmp_path, quick, capsys):
-    # Four knobs of one or eight bits, all of which the target leaves at eight: there is one plan.
+    # Each layer has 8 bits or 32, and eight on average is all of them at 8: there is one plan.
     raw = {
         **quick, "learner": {"name": "litert_quant", "images": 50}, "target": {"bits": 8}, "finetune": {"epochs": 0},
         "export": {"tflite": False},
