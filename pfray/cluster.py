@@ -63,6 +63,7 @@ def reach(address: str | None) -> None:
 
 
 def nobody_at(address: str | None, error: Exception) -> ConfigError:
+    """What to raise where no cluster answers at the address that was asked for, in whatever form it is."""
     return ConfigError(
         f"resources.address: no Ray cluster answers at {address!r} ({first_line(error)}). "
         "Remedy: start one with 'ray start --head', or leave the address out"
