@@ -16,7 +16,7 @@ from pfray.bucket import check_storage
 from pfray.components import describe_errors
 from pfray.errors import ConfigError
 from pfray.ranges import check_range
-from pfray.section import Component, LearnerChoice, Model, Section
+from pfray.section import PIPELINE, Component, LearnerChoice, Model, Section
 
 ComponentCheck = Callable[[Mapping[str, Component]], list[str]]
 
@@ -24,7 +24,8 @@ ComponentCheck = Callable[[Mapping[str, Component]], list[str]]
 def _fraction(value: Any) -> Any:
     """``0.75`` or ``75%``."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
-        return float(match[1]) / 100
+        # Rounded, because 0.7 / 100 is 0.006999999999999999.
+        return round(float(match[1]) / 100, 12)
     return value
 
 
@@ -293,7 +294,7 @@ def dump(experiment: Experiment) -> str:
     for key, value in plain.items():
         if isinstance(getattr(experiment, key), Component):
             settings = value.pop("settings")
-            plain[key] = {**value, **settings}
+            plain[key] = settings["steps"] if value["name"] == PIPELINE else {**value, **settings}
     return yaml.safe_dump(plain, sort_keys=False)
 
 

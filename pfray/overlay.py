@@ -47,16 +47,35 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for depth, key in enumerate(keys[:-1]):
+    """``raw`` with ``value`` at the end of ``keys``; an entry of a list goes by its name, or by its place from 0."""
+    inner: Any = raw
+    for depth, key in enumerate(keys):
+        place: Any = key
+        if isinstance(inner, list):
+            place = _place(inner, key, ".".join(keys[:depth]))
+        elif not isinstance(inner, dict):
+            raise ValueError(f"{'.'.join(keys[:depth])} is {inner!r}, not a mapping")
+        if depth == len(keys) - 1:
+            break
+        if isinstance(inner, dict):
+            inner.setdefault(place, {})
         # 'learner: weight_sparse' is short for a mapping, which an override may add to.
-        if isinstance(raw.get(key), str):
-            raw[key] = {"name": raw[key]}
-        inner = raw.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"{'.'.join(keys[: depth + 1])} is {inner!r}, not a mapping")
-        raw = inner
-    _make_way(raw, keys[-1:])
-    raw[keys[-1]] = value
+        if isinstance(inner[place], str):
+            inner[place] = {"name": inner[place]}
+        inner = inner[place]
+    if isinstance(inner, dict):
+        _make_way(inner, keys[-1:])
+    inner[place] = value
+
+
+def _place(entries: Sequence[Any], key: str, where: str) -> int:
+    names = [entry.get("name", entry.get("factory")) if isinstance(entry, dict) else entry for entry in entries]
+    if key.isdecimal() and int(key) < len(entries):
+        return int(key)
+    if names.count(key) == 1:
+        return names.index(key)
+    several = f"has several entries named {key!r}" if key in names else f"has no entry {key!r}"
+    raise ValueError(f"{where} {several}. Allowed: {', '.join(map(str, names))}, or 0 to {len(names) - 1}")
 
 
 def _make_way(base: dict[str, Any], over: Collection[str]) -> None:

@@ -53,11 +53,35 @@ def test_overrides_reach_into_sections_and_short_names(file):
     assert (experiment.seed, experiment.target.sparsity) == (3, 0.9)
 
 
-def test_the_resolved_experiment_reads_back_as_itself(file, tmp_path):
-    experiment = load(file({**BASE, "search": {"name": "tpe", "startup": 4, "validation_images": 50}}))
+def test_overrides_reach_into_a_pipeline_by_name_and_by_place(file):
+    path = file({**BASE, "learner": ["weight_sparse", {"name": "uniform_quant", "fold": False}]})
+    changed = load(path, ["learner.weight_sparse.interval=5", "learner.1.buckets=tensor"])
+    assert changed.learner.settings["steps"] == [
+        {"name": "weight_sparse", "interval": 5}, {"name": "uniform_quant", "fold": False, "buckets": "tensor"},
+    ]  # fmt: skip
+    replaced = load(path, ["learner.uniform_quant=litert_quant"])
+    assert replaced.learner.settings["steps"] == ["weight_sparse", "litert_quant"]
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("learner.litert_quant.images=9", "learner has no entry 'litert_quant'. Allowed: weight_sparse, weight_sparse"),
+    ("learner.2.begin=0", "learner has no entry '2'. Allowed: weight_sparse, weight_sparse, or 0 to 1"),
+    ("learner.weight_sparse.begin=0", "learner has several entries named 'weight_sparse'"),
+])  # fmt: skip
+def test_an_override_of_no_entry_of_a_list_names_the_entries(file, override, words):
+    assert words in mistakes(file({**BASE, "learner": ["weight_sparse", "weight_sparse"]}), override)[0]
+
+
+@pytest.mark.parametrize("learner", ["weight_sparse", [{"name": "weight_sparse", "interval": 5}, "uniform_quant"]])
+def test_the_resolved_experiment_reads_back_as_itself(file, tmp_path, learner):
+    search = {"name": "tpe", "startup": 4, "validation_images": 50}
+    experiment = load(file({**BASE, "learner": learner, "search": search, "target": {"max_drop": "0.7%", "bits": 4}}))
+    assert experiment.target.max_drop == 0.007
     saved = tmp_path / "again.yaml"
     saved.write_text(dump(experiment))
     assert load(saved) == experiment
+    if isinstance(learner, list):
+        assert load(saved, ["learner.0.interval=7"]).learner.settings["steps"][0]["interval"] == 7
 
 
 def test_the_experiment_is_frozen(file):
