@@ -285,7 +285,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m pfray.run experiments/mobilenet_sparse.yaml target.sparsity=0.9 search.trials=60",
     )
     parser.add_argument("experiment", type=Path, help="the experiment file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's; an entry of a list goes by its name or its place from 0")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace the file's; an entry of a list goes by its name or its place from 0",
+    )
     parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted or killed")
     parser.add_argument("--force", action="store_true", help="replace the run that the run folder holds")
     parser.add_argument(
