@@ -9,7 +9,6 @@ model is in training mode, and stay as they are in evaluation. Gradients pass st
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,17 +17,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pfray.errors import UnsupportedModel, first_line
+from pfray.int8_operators import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, name_of
+from pfray.int8_rewrites import forget_unused, rewrite
 from pfray.quiet import quiet
+from pfray.shared_range import shared_ranges
 
-# Operators that compute, as torch.export names them; of these it is worth saying that they stayed float.
-COMPUTING = ("aten.conv", "aten.linear", "aten.matmul", "aten.addmm", "aten.mm.", "aten.bmm")
-# Operators that only move or clip values, for which it does not matter.
-MOVING = (
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "slice", "select", "index_select", "unsqueeze",
-    "squeeze", "permute", "transpose", "t", "expand", "repeat", "clone", "contiguous", "alias", "detach", "dropout",
-    "pad", "constant_pad_nd", "split", "split_with_sizes", "chunk", "unbind", "stack", "sym_size", "to", "_to_copy",
-    "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "max_pool2d",
-)  # fmt: skip
+# Operators that compute, of which it is worth saying that they stayed float.
+COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
+# Those of which it is not: they move, choose or clip values.
+SMALL = {
+    *MOVING, *PASSING, *CLIPS, "hardtanh", "clamp", "clamp_min", "clamp_max", "sym_size", "to", "_to_copy", "repeat",
+    "stack", "index_select",
+}  # fmt: skip
 
 
 class Int8Model(nn.Module):
@@ -41,20 +41,27 @@ class Int8Model(nn.Module):
     def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.graph, self.quantizer, self.left_out = graph, quantizer, left_out
+        self.shared = shared_ranges(graph)
         self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
         # The fake quantization wants float32, and its rounding would be lost in bf16.
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.graph(inputs)
+            outputs = self.graph(inputs)
+        for each in self.shared:
+            each.follow()
+        return outputs
 
     def train(self, mode: bool = True) -> Int8Model:
         """Whether the scales follow what is seen. The graph itself was taken in evaluation mode and stays in it."""
         self.training = mode
         module: Any
+        shared = {id(each.quantizer) for each in self.shared}
         for module in self.graph.modules():
-            if hasattr(module, "observer_enabled"):
+            if hasattr(module, "observer_enabled") and id(module) not in shared:
                 module.observer_enabled[0] = int(mode)
+        for each in self.shared:
+            each.watching = mode
         return self
 
     def converted(self, folded: bool = False) -> GraphModule:
@@ -66,12 +73,7 @@ class Int8Model(nn.Module):
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
             graph = convert_pt2e(copy.deepcopy(self.graph).cpu(), fold_quantize=folded)
-        # The float weights stay behind otherwise.
-        used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
-        for name in [*dict(graph.named_parameters()), *dict(graph.named_buffers())]:
-            if name not in used:
-                owner, _, own = name.rpartition(".")
-                delattr(graph.get_submodule(owner), own)
+        forget_unused(graph)
         _name_constants(graph)
         return graph
 
@@ -86,13 +88,14 @@ class Int8Model(nn.Module):
         """
         found: dict[str, tuple[str, str]] = {}
         for node in self.graph.graph.nodes:
-            layer, operator = _layer(node), _operator(node)
+            layer, operator = _layer(node), name_of(node)
             if _computes(node) and _is_quantized(node):
                 kind = "int8", f"{operator} in integers"
             elif _computes(node) and layer in self.left_out:
                 kind = "float", "left out by the plan or by learner.skip"
             elif _computes(node) or _stays_float(node):
-                kind = "float", f"no int8 kernel for {operator}"
+                among = f"{operator} among operators in float"
+                kind = "float", among if operator in KNOWN else f"no int8 kernel for {operator}"
             else:
                 continue
             # Several operators of one layer, or calls of it, must not hide each other.
@@ -118,7 +121,7 @@ def prepare(
             "tensor values and fixed batch sizes out of forward()"
         ) from error
     graph = program.module()
-    _tell_calls_apart(graph)
+    rewrite(graph)
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
@@ -132,10 +135,14 @@ def prepare(
 
 @torch.no_grad()
 def _calibrate(model: Int8Model, batches: Iterable[Tensor]) -> None:
-    """Set the ranges to the means of the batches' smallest and largest values."""
-    observers: list[Any] = [module for module in model.modules() if hasattr(module, "averaging_constant")]
+    """Set the ranges to the means of the batches' smallest and largest values, nothing being rounded."""
+    modules: list[Any] = list(model.modules())
+    observers = [module for module in modules if hasattr(module, "averaging_constant")]
+    roundings = [module for module in modules if hasattr(module, "fake_quant_enabled")]
     constants = [observer.averaging_constant for observer in observers]
     model.train()
+    for each in roundings:
+        each.fake_quant_enabled[0] = 0
     for count, inputs in enumerate(batches, 1):
         # The moving average's own 1/100 would leave the first batch's range nearly as it is.
         for observer in observers:
@@ -143,39 +150,27 @@ def _calibrate(model: Int8Model, batches: Iterable[Tensor]) -> None:
         model(inputs)
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
-    model.eval()
+    for each in roundings:
+        each.fake_quant_enabled[0] = 1
+    # Scales are found from the ranges where something is rounded.
+    model.eval()(inputs)
 
 
 def _quantizer(float_layers: frozenset[str]) -> Any:
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 
     class Quantizer(PT2EQuantizer):
-        # Its patterns of a convolution and a batch norm do not match torchao's any more (litert-torch 0.10 hands a
-        # function where a module is wanted), and there are no batch norms left to be matched.
-        STATIC_QAT_ONLY_OPS = ()
+        # Its own looks for modules and functions of the program, and finds fewer than there are in a graph of today's
+        # torch.export: additions, concatenations and poolings that are functions would stay float.
+        def transform_for_annotation(self, graph: GraphModule) -> GraphModule:
+            return graph
 
-        def _annotate_for_static_quantization_config(self, graph: GraphModule) -> GraphModule:
-            # Its own filter by module name takes an underscore in a name for a dot.
-            self._annotate_all_static_patterns(graph, self.global_config, lambda node: _layer(node) not in float_layers)
+        def annotate(self, graph: GraphModule) -> GraphModule:
+            left_out = {node for node in graph.graph.nodes if _computes(node) and _layer(node) in float_layers}
+            annotate(graph, self.global_config, left_out)
             return graph
 
     return Quantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
-
-
-def _tell_calls_apart(graph: GraphModule) -> None:
-    """Name every call of a module that is used more than once, such as one ReLU for a whole block.
-
-    The quantizer finds a convolution with its ReLU by the modules' names, and takes all calls of one name for one
-    operator, which it then cannot fuse, or fuses wrongly.
-    """
-    calls: Counter[tuple[str, Any]] = Counter()
-    for node in graph.graph.nodes:
-        stack = node.meta.get("nn_module_stack")
-        if node.op == "call_function" and stack:
-            key, (name, kind) = list(stack.items())[-1]
-            if number := calls[name, node.target]:
-                node.meta["nn_module_stack"] = {**stack, key: (f"{name}@{number}", kind)}
-            calls[name, node.target] += 1
 
 
 def _layer(node: Node) -> str:
@@ -206,22 +201,18 @@ def _has_module(graph: GraphModule, name: str) -> bool:
     return any(name == each for each, _ in graph.named_modules())
 
 
-def _operator(node: Node) -> str:
-    """``conv2d`` for aten.conv2d.default."""
-    return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
 def _stays_float(node: Node) -> bool:
     """Whether the quantizer knew nothing to do with an operator that changes values."""
-    if node.op != "call_function" or not str(node.target).startswith("aten.") or _operator(node) in MOVING:
+    if not str(node.target).startswith("aten.") or name_of(node) in SMALL:
         return False
     return "quantization_annotation" not in node.meta and any(each.op != "get_attr" for each in node.all_input_nodes)
 
 
 def _computes(node: Node) -> bool:
-    return node.op == "call_function" and str(node.target).startswith(COMPUTING)
+    return name_of(node) in COMPUTING
 
 
 def _is_quantized(node: Node) -> bool:
     """Whether both operands are; what is read may be so for the sake of another operator."""
-    return all(isinstance(each, Node) and each.op == "call_module" for each in node.args[:2])
+    operands = node.args[: 1 if LAYERS.get(name_of(node), 0) is None else 2]
+    return all(isinstance(each, Node) and each.op == "call_module" for each in operands)

@@ -90,8 +90,9 @@ def test_operators_without_an_int8_kernel_stay_float_and_are_listed_with_the_rea
     assert prepared.operators() == {
         "0": ("int8", "conv2d in integers"),
         "1": ("float", "no int8 kernel for group_norm"),
-        "2": ("float", "no int8 kernel for silu"),
-        "3": ("float", "no int8 kernel for conv_transpose2d"),
+        "2": ("float", "sigmoid among operators in float"),
+        "2.mul_tensor": ("float", "mul among operators in float"),
+        "3": ("int8", "conv_transpose2d in integers"),
         "5": ("int8", "linear in integers"),
     }
     tflite.export(prepared, inputs, tmp_path / "model.tflite")

@@ -1,0 +1,133 @@
+"""Which operators of an exported graph LiteRT computes in integers, and how their values are quantized.
+
+The int8 specification of TensorFlow Lite knows four kinds of operators: layers, whose weights have a scale for each
+output channel; those with a range of their own for what they give; those that only move or choose values, whose inputs
+and output share one scale; and those whose output has the same range for all inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+# Of the layers, the axis of the weight's output channels. LiteRT's converter has its own way with the weights of a
+# transposed convolution.
+LAYERS = {"conv1d": 0, "conv2d": 0, "linear": 0, "conv_transpose2d": None}
+OWN_RANGE = {"add", "sub", "mul", "relu", "relu6", "leaky_relu", "hardswish", "gelu", "abs", "mean"}
+MOVING = {
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "slice", "select", "expand", "pad", "constant_pad_nd", "contiguous", "clone", "dropout", "alias", "detach",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool1d", "max_pool2d",
+}  # fmt: skip
+ONE_SCALE = MOVING | {
+    "cat", "concat", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "upsample_nearest2d",
+    "upsample_bilinear2d", "amax", "maximum", "minimum",
+}  # fmt: skip
+# Scale and zero point.
+ONE_RANGE = {"sigmoid": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
+# Of several outputs, which have no annotation of their own; integers pass through them.
+PASSING = {"split", "split_with_sizes", "chunk", "unbind", "getitem"}
+CLIPS = {"relu", "relu6"}
+KNOWN = {*LAYERS, *OWN_RANGE, *ONE_SCALE, *ONE_RANGE, *PASSING}
+
+
+def name_of(node: Node) -> str:
+    """``conv2d`` for aten.conv2d.default, and for an operator that works in place; empty for what is no operator."""
+    if node.op != "call_function":
+        return ""
+    if node.target is operator.getitem:
+        return "getitem"
+    name = str(node.target).removeprefix("aten.").partition(".")[0].removesuffix("_")
+    return "relu6" if name == "hardtanh" and node.args[1:] == (0.0, 6.0) else name
+
+
+def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
+    """Say how every operator in integers reads and gives its values, in the form that PT2E wants.
+
+    config: litert-torch's specifications of weights and activations. left_out: layers that stay float.
+    """
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+
+    own = config.output_activation
+    chosen = _in_integers(graph.graph, left_out)
+    of_one_range: set[Node] = set()
+    for node in graph.graph.nodes:
+        name, inputs = name_of(node), _inputs(node)
+        if not name or _is_size(node) or node not in chosen or name in PASSING:
+            continue
+        # What has one range for all inputs cannot be read in another.
+        as_given = {each: SharedQuantizationSpec(each) for each in inputs if each in of_one_range}
+        reads: dict[Node, Any] = dict.fromkeys(inputs, own) | as_given
+        gives: Any = own
+        if (axis := LAYERS.get(name)) is not None:
+            reads[node.all_input_nodes[1]] = dataclasses.replace(config.weight, ch_axis=axis)
+        elif name in ONE_RANGE:
+            gives = _one_range(*ONE_RANGE[name])
+            of_one_range.add(node)
+        elif name in ONE_SCALE and not _gives_a_mean(node):
+            gives = SharedQuantizationSpec((inputs[0], node))
+            reads |= dict.fromkeys(inputs[1:], gives)
+            if of_one_range.issuperset(inputs):
+                of_one_range.add(node)
+        if _clip_behind(node):
+            gives = None
+        elif name in CLIPS and _clip_behind(inputs[0]):
+            reads = {}
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=reads, output_qspec=gives, _annotated=True
+        )
+
+
+def _in_integers(graph: Graph, left_out: set[Node]) -> set[Node]:
+    """Layers, and other operators where integers go on behind them and come from at least one half of what they read:
+    elsewhere going over to integers and back would cost more than is saved, and precision. So would it in front of the
+    first layer. One layer that is left out behind an operator does not take it, and all before it, along."""
+    layers = {node for node in graph.nodes if _is_layer(node)} - left_out
+    fixed = layers | {user for node in layers if _clip_behind(node) for user in node.users}
+    fixed |= {node for node in graph.nodes if node.op not in ("call_function", "placeholder") or _is_size(node)}
+    found = fixed | {node for node in graph.nodes if name_of(node) in KNOWN - {*LAYERS}}
+
+    def alone(node: Node) -> bool:
+        read = [each for each in _inputs(node) if each.op != "get_attr"]
+        return not found.issuperset(node.users.keys() - left_out) or 2 * len(found.intersection(read)) < len(read)
+
+    while floating := {node for node in found - fixed if alone(node)}:
+        found -= floating
+    return found
+
+
+def _is_layer(node: Node) -> bool:
+    return name_of(node) in LAYERS and node.all_input_nodes[1].op == "get_attr"
+
+
+def _inputs(node: Node) -> list[Node]:
+    """The tensors that an operator computes with, each once; not a layer's weight and bias."""
+    tensors = [each for each in node.all_input_nodes if not _is_size(each)]
+    return tensors[:1] if name_of(node) in LAYERS else tensors
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | int)
+
+
+def _one_range(scale: float, zero_point: int) -> Any:
+    from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+
+    return FixedQParamsQuantizationSpec(
+        torch.int8, scale, zero_point, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
+    )
+
+
+def _gives_a_mean(node: Node) -> bool:
+    """Whether one mean for each channel comes out, for which LiteRT has an operator with a range of its own."""
+    return name_of(node) == "adaptive_avg_pool2d" and set(torch.as_tensor(node.args[1]).flatten().tolist()) == {1}
+
+
+def _clip_behind(node: Node) -> bool:
+    """Whether the only reader is a clip that the kernel does on the way."""
+    users = list(node.users)
+    return name_of(node) in {*LAYERS, "add", "sub", "mul"} and len(users) == 1 and name_of(users[0]) in CLIPS

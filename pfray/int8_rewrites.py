@@ -1,0 +1,159 @@
+"""Operators that LiteRT has no integer kernel for, written as others that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+ATEN = torch.ops.aten
+
+
+def rewrite(graph: GraphModule) -> None:
+    """Change an exported graph in place; what it computes stays the same but for rounding."""
+    _read_results(graph)
+    for node in list(graph.graph.nodes):
+        write = WRITTEN_AS.get(node.target) if node.op == "call_function" and not node.kwargs else None
+        if write is None:
+            continue
+        with graph.graph.inserting_before(node):
+            other = write(graph, node)
+        if other is not None:
+            node.replace_all_uses_with(other)
+            graph.graph.erase_node(node)
+    forget_unused(graph)
+    graph.recompile()
+
+
+def forget_unused(graph: GraphModule) -> None:
+    """Take out the parameters and buffers that nothing reads any more."""
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.graph.erase_node(node)
+    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
+        if name not in used:
+            owner, _, own = name.rpartition(".")
+            delattr(graph.get_submodule(owner), own)
+
+
+def _read_results(graph: GraphModule) -> None:
+    """What is read after an operator has changed it in place is what that operator gave.
+
+    Between the two there will be a rounding, and a copy with it.
+    """
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in order:
+        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+            changed: Any = node.args[0]
+            for reader in [each for each in changed.users if order[each] > order[node]]:
+                reader.replace_input_with(changed, node)
+
+
+def _with_tensor(graph: GraphModule, node: Node) -> Node | None:
+    """A number in a call has no scale; a tensor of it has."""
+    arguments: list[Any] = list(node.args)
+    if all(isinstance(each, Node) for each in arguments):
+        return None
+    return _call(node, node.target, *(each if isinstance(each, Node) else _number(graph, each) for each in arguments))
+
+
+def _from_number(graph: GraphModule, node: Node) -> Node:
+    """1 - x."""
+    return _call(node, ATEN.sub.Tensor, _number(graph, node.args[1]), node.args[0])
+
+
+def _quotient(graph: GraphModule, node: Node) -> Node | None:
+    """x / 2 is x times 0.5."""
+    divisor = node.args[1]
+    if isinstance(divisor, Node):
+        return None
+    return _call(node, ATEN.mul.Tensor, node.args[0], _number(graph, 1 / float(divisor)))  # type: ignore[arg-type]
+
+
+def _square(graph: GraphModule, node: Node) -> Node | None:
+    return _call(node, ATEN.mul.Tensor, node.args[0], node.args[0]) if node.args[1] == 2 else None
+
+
+def _silu(graph: GraphModule, node: Node) -> Node:
+    return _call(node, ATEN.mul.Tensor, node.args[0], _call(node, ATEN.sigmoid.default, node.args[0]))
+
+
+def _hardsigmoid(graph: GraphModule, node: Node) -> Node:
+    raised = _call(node, ATEN.add.Tensor, node.args[0], _number(graph, 3))
+    return _call(node, ATEN.mul.Tensor, _call(node, ATEN.hardtanh.default, raised, 0.0, 6.0), _number(graph, 1 / 6))
+
+
+def _prelu(graph: GraphModule, node: Node) -> Node | None:
+    """What is below zero times the slope of its channel."""
+    inputs: Any
+    weight: Any
+    inputs, weight = node.args
+    if weight.op != "get_attr":
+        return None
+    slopes = _value(graph, weight).view(-1, *[1] * (inputs.meta["val"].dim() - 2))
+    slope = _constant(graph, nn.Parameter(slopes.clone()))
+    above = _call(node, ATEN.relu.default, inputs)
+    below = _call(node, ATEN.mul.Tensor, _call(node, ATEN.sub.Tensor, inputs, above), slope)
+    return _call(node, ATEN.add.Tensor, above, below)
+
+
+def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
+    """One that no layer could take in, as a convolution of each channel with its own number."""
+    inputs, weight, bias, mean, variance, *_, epsilon, _ = cast(tuple[Any, ...], node.args)
+    dimensions = inputs.meta["val"].dim() - 2
+    if dimensions not in (1, 2) or mean is None or variance is None:
+        return None
+    scale = (_value(graph, variance).double() + epsilon).rsqrt()
+    scale = scale if weight is None else scale * _value(graph, weight).double()
+    shift = -_value(graph, mean).double() * scale
+    shift = shift if bias is None else shift + _value(graph, bias).double()
+    kernel = scale.view(-1, 1, *[1] * dimensions)
+    parameters = [_constant(graph, nn.Parameter(each.float())) for each in (kernel, shift)]
+    ones, zeros = [1] * dimensions, [0] * dimensions
+    convolution = (ATEN.conv1d if dimensions == 1 else ATEN.conv2d).default
+    return _call(node, convolution, inputs, *parameters, ones, zeros, ones, len(scale))
+
+
+WRITTEN_AS: dict[Any, Callable[[GraphModule, Node], Node | None]] = {
+    **dict.fromkeys([ATEN.add.Tensor, ATEN.add_.Tensor, ATEN.sub.Tensor, ATEN.sub_.Tensor], _with_tensor),
+    **dict.fromkeys([ATEN.mul.Tensor, ATEN.mul_.Tensor], _with_tensor),
+    **dict.fromkeys([ATEN.div.Tensor, ATEN.div_.Tensor], _quotient),
+    **dict.fromkeys([ATEN.silu.default, ATEN.silu_.default], _silu),
+    **dict.fromkeys([ATEN.hardsigmoid.default, ATEN.hardsigmoid_.default], _hardsigmoid),
+    ATEN.prelu.default: _prelu,
+    ATEN.rsub.Scalar: _from_number,
+    ATEN.pow.Tensor_Scalar: _square,
+    ATEN.batch_norm.default: _batch_norm,
+}
+
+
+def _call(node: Node, target: Any, *arguments: Any) -> Node:
+    """A call in front of ``node``, of the same layer."""
+    new = node.graph.call_function(target, arguments)
+    new.meta = {key: node.meta[key] for key in ("nn_module_stack", "val") if key in node.meta}
+    return new
+
+
+def _number(graph: GraphModule, value: Any) -> Node:
+    return _constant(graph, torch.tensor(float(value)))
+
+
+def _constant(graph: GraphModule, value: Tensor) -> Node:
+    taken = {name for name, _ in [*graph.named_parameters(recurse=False), *graph.named_buffers(recurse=False)]}
+    name = next(name for i in range(len(taken) + 1) if (name := f"_constant_{i}") not in taken)
+    if isinstance(value, nn.Parameter):
+        graph.register_parameter(name, value)
+    else:
+        graph.register_buffer(name, value)
+    return graph.graph.get_attr(name)
+
+
+def _value(graph: GraphModule, node: Any) -> Tensor:
+    owner, _, name = str(node.target).rpartition(".")
+    value: Tensor = getattr(graph.get_submodule(owner), name)
+    return value.detach()
