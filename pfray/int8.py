@@ -1,4 +1,4 @@
-"""Weights and activations of 8 bits, as LiteRT computes them: torchao's PT2E flow with litert-torch's quantizer.
+"""Weights and activations of 8 bits, as LiteRT computes them: torchao's PT2E flow, and litert-torch's converter.
 
 A folded model becomes a graph in which every tensor that an int8 kernel reads or writes passes a fake quantization:
 x -> s (clamp(round(x / s) + z, -128, 127) - z). Weights have z = 0 and an s for each output channel, activations one s

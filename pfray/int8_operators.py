@@ -17,11 +17,13 @@ from torch.fx import Graph, GraphModule, Node
 # Of the layers, the axis of the weight's output channels. LiteRT's converter has its own way with the weights of a
 # transposed convolution.
 LAYERS = {"conv1d": 0, "conv2d": 0, "linear": 0, "conv_transpose2d": None}
-OWN_RANGE = {"add", "sub", "mul", "relu", "relu6", "leaky_relu", "hardswish", "gelu", "abs", "mean"}
+OWN_RANGE = {
+    "add", "sub", "mul", "matmul", "bmm", "relu", "relu6", "leaky_relu", "hardswish", "gelu", "abs", "mean", "sum"
+}  # fmt: skip
 MOVING = {
-    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
-    "slice", "select", "expand", "pad", "constant_pad_nd", "contiguous", "clone", "dropout", "alias", "detach",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool1d", "max_pool2d",
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "mT", "squeeze",
+    "unsqueeze", "slice", "select", "expand", "expand_as", "pad", "constant_pad_nd", "contiguous", "clone", "dropout",
+    "alias", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool1d", "max_pool2d",
 }  # fmt: skip
 ONE_SCALE = MOVING | {
     "cat", "concat", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "upsample_nearest2d",
@@ -30,7 +32,7 @@ ONE_SCALE = MOVING | {
 # Scale and zero point.
 ONE_RANGE = {"sigmoid": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
 # Of several outputs, which have no annotation of their own; integers pass through them.
-PASSING = {"split", "split_with_sizes", "chunk", "unbind", "getitem"}
+PASSING = {"split", "split_with_sizes", "chunk", "getitem"}
 CLIPS = {"relu", "relu6"}
 KNOWN = {*LAYERS, *OWN_RANGE, *ONE_SCALE, *ONE_RANGE, *PASSING}
 
@@ -53,8 +55,8 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 
     own = config.output_activation
-    chosen = _in_integers(graph.graph, left_out)
-    of_one_range: set[Node] = set()
+    of_one_range = _of_one_range(graph.graph)
+    chosen = _in_integers(graph.graph, left_out, of_one_range)
     for node in graph.graph.nodes:
         name, inputs = name_of(node), _inputs(node)
         if not name or _is_size(node) or node not in chosen or name in PASSING:
@@ -67,12 +69,9 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
             reads[node.all_input_nodes[1]] = dataclasses.replace(config.weight, ch_axis=axis)
         elif name in ONE_RANGE:
             gives = _one_range(*ONE_RANGE[name])
-            of_one_range.add(node)
         elif name in ONE_SCALE and not _gives_a_mean(node):
             gives = SharedQuantizationSpec((inputs[0], node))
             reads |= dict.fromkeys(inputs[1:], gives)
-            if of_one_range.issuperset(inputs):
-                of_one_range.add(node)
         if _clip_behind(node):
             gives = None
         elif name in CLIPS and _clip_behind(inputs[0]):
@@ -82,18 +81,33 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
         )
 
 
-def _in_integers(graph: Graph, left_out: set[Node]) -> set[Node]:
+def _of_one_range(graph: Graph) -> set[Node]:
+    """What has the same range for all inputs: operators that give it, and what only moves and joins their values."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        moved = name_of(node) in ONE_SCALE and found.issuperset(_inputs(node))
+        if name_of(node) in ONE_RANGE or moved:
+            found.add(node)
+    return found
+
+
+def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> set[Node]:
     """Layers, and other operators where integers go on behind them and come from at least one half of what they read:
     elsewhere going over to integers and back would cost more than is saved, and precision. So would it in front of the
-    first layer. One layer that is left out behind an operator does not take it, and all before it, along."""
+    first layer. One layer that is left out behind an operator does not take it, and all before it, along. What joins
+    values of one range with others, which cannot have one scale, is left to LiteRT's converter.
+    """
     layers = {node for node in graph.nodes if _is_layer(node)} - left_out
     fixed = layers | {user for node in layers if _clip_behind(node) for user in node.users}
     fixed |= {node for node in graph.nodes if node.op not in ("call_function", "placeholder") or _is_size(node)}
     found = fixed | {node for node in graph.nodes if name_of(node) in KNOWN - {*LAYERS}}
+    joined = {node for node in found - of_one_range if name_of(node) in ONE_SCALE and of_one_range & {*_inputs(node)}}
+    found -= joined
 
     def alone(node: Node) -> bool:
         read = [each for each in _inputs(node) if each.op != "get_attr"]
-        return not found.issuperset(node.users.keys() - left_out) or 2 * len(found.intersection(read)) < len(read)
+        given = found.issuperset(node.users.keys() - left_out - joined)
+        return not given or 2 * len(found.intersection(read)) < len(read)
 
     while floating := {node for node in found - fixed if alone(node)}:
         found -= floating
@@ -107,7 +121,7 @@ def _is_layer(node: Node) -> bool:
 def _inputs(node: Node) -> list[Node]:
     """The tensors that an operator computes with, each once; not a layer's weight and bias."""
     tensors = [each for each in node.all_input_nodes if not _is_size(each)]
-    return tensors[:1] if name_of(node) in LAYERS else tensors
+    return tensors[:1] if name_of(node) in {*LAYERS, *MOVING} else tensors
 
 
 def _is_size(node: Node) -> bool:

@@ -24,6 +24,7 @@ def rewrite(graph: GraphModule) -> None:
             other = write(graph, node)
         if other is not None:
             node.replace_all_uses_with(other)
+        if not node.users:
             graph.graph.erase_node(node)
     forget_unused(graph)
     graph.recompile()
@@ -102,6 +103,21 @@ def _prelu(graph: GraphModule, node: Node) -> Node | None:
     return _call(node, ATEN.add.Tensor, above, below)
 
 
+def _parts(graph: GraphModule, node: Node) -> None:
+    """Of ``unbind``, of which the converter takes the wrong ones: each by itself."""
+    inputs, dimension = node.args[0], node.args[1] if len(node.args) > 1 else 0
+    for part in list(node.users):
+        part.replace_all_uses_with(_call(part, ATEN.select.int, inputs, dimension, part.args[1]))
+        graph.graph.erase_node(part)
+
+
+def _stack(graph: GraphModule, node: Node) -> Node:
+    parts: Any = node.args[0]
+    dimension = node.args[1] if len(node.args) > 1 else 0
+    parts = [_call(node, ATEN.unsqueeze.default, part, dimension) for part in parts]
+    return _call(node, ATEN.cat.default, parts, dimension)
+
+
 def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
     """One that no layer could take in, as a convolution of each channel with its own number."""
     inputs, weight, bias, mean, variance, *_, epsilon, _ = cast(tuple[Any, ...], node.args)
@@ -129,6 +145,8 @@ WRITTEN_AS: dict[Any, Callable[[GraphModule, Node], Node | None]] = {
     ATEN.rsub.Scalar: _from_number,
     ATEN.pow.Tensor_Scalar: _square,
     ATEN.batch_norm.default: _batch_norm,
+    ATEN.unbind.int: _parts,
+    ATEN.stack.default: _stack,
 }
 
 

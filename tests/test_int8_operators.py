@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ class Between(nn.Module):
         return self.last(self.middle(x)).flatten(1)
 
 
+def attention(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a.flatten(2), b.flatten(2)
+    return ((a @ b.mT).softmax(2) @ b).unflatten(2, (8, 8))
+
+
 IN_INTEGERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": lambda a, b: F.relu(a.add_(b)),
     "difference": lambda a, b: a - b,
@@ -54,6 +60,8 @@ IN_INTEGERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hardsigmoid": lambda a, b: a * F.hardsigmoid(b),
     "leaky relu": lambda a, b: F.leaky_relu(a, 0.1),
     "shuffle": lambda a, b: F.channel_shuffle(F.pixel_shuffle(a, 2), 2),
+    "attention": lambda a, b: attention(a, b).sum(1, keepdim=True),
+    "parts": lambda a, b: torch.stack([*a.unbind(2)[3:5], *b.unbind(2)[:2]], 2),
     "split": lambda a, b: torch.cat(a.chunk(2, 1)[::-1], 1)[:, 1:7],
 }
 
@@ -93,6 +101,7 @@ class Everything(nn.Module):
         a = F.relu(self.wide(torch.cat([F.avg_pool2d(a, 3, 1, 1), b], 1)) + b)
         a = a * torch.sigmoid(a.mean((2, 3), keepdim=True))
         a = self.up(F.max_pool2d(a, 2)) - 0.5 * b
+        a = torch.stack([attention(a, b).unbind(2)[i] for i in (0, 3, 1, 2, 4, 7, 5, 6)], 2)
         a = self.slope(self.norm(F.interpolate(F.avg_pool2d(a, 2), scale_factor=2, mode="bilinear")))
         return self.last(F.adaptive_avg_pool2d(F.hardswish(a), 1).flatten(1))
 
@@ -110,7 +119,8 @@ def test_the_file_computes_all_of_them_in_integers_as_the_graph_does(inputs, tmp
     interpreter.allocate_tensors()
     tensors = {each["index"]: each["dtype"].__name__ for each in interpreter.get_tensor_details()}
     names = {each["op_name"] for each in interpreter._get_ops_details()}
-    assert {"CONCATENATION", "AVERAGE_POOL_2D", "LOGISTIC", "TRANSPOSE_CONV", "RESIZE_BILINEAR", "HARD_SWISH"} <= names
+    known = "CONCATENATION AVERAGE_POOL_2D LOGISTIC TRANSPOSE_CONV RESIZE_BILINEAR HARD_SWISH SOFTMAX"
+    assert names.issuperset(known.split())
     assert "float32" not in tensors.values()
 
 
@@ -154,14 +164,23 @@ def test_with_all_layers_left_out_nothing_is_quantized(inputs):
     assert not [node for node in prepared.graph.graph.nodes if "post_process" in str(node.target)]
 
 
-def test_what_is_joined_has_one_scale_and_a_sigmoid_always_the_same(inputs):
+def test_what_is_joined_has_one_scale(inputs):
+    prepared = int8.prepare(Between(lambda a, b: torch.cat([a, 5 * b], 1)).eval(), inputs, [inputs])
+    (cat,) = [node for node in prepared.graph.graph.nodes if node.name == "cat"]
+    (scale,) = scales(prepared, list(cat.users))
+    assert scales(prepared, cat.args[0]) == [scale] * 2
+
+
+def test_a_sigmoid_has_one_range_which_nothing_else_is_joined_to(inputs, tmp_path):
     prepared = int8.prepare(Between(lambda a, b: torch.cat([a, torch.sigmoid(b)], 1)).eval(), inputs, [inputs])
-    nodes = {node.name: node for node in prepared.graph.graph.nodes}
+    (sigmoid,) = [node for node in prepared.graph.graph.nodes if node.name == "sigmoid"]
+    assert scales(prepared, list(sigmoid.users)) == [1 / 256]
+    tflite.export(prepared, inputs, tmp_path / "model.tflite")
+    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
+    assert difference < 0.03 * outputs.abs().max()
 
-    def scales(node: torch.fx.Node) -> list[float]:
-        return [float(prepared.graph.get_submodule(user.target).scale) for user in node.users]
 
-    assert scales(nodes["sigmoid"]) == [1 / 256]
-    (joined,) = scales(nodes["cat"])
-    first, second = nodes["cat"].args[0]
-    assert [float(prepared.graph.get_submodule(each.target).scale) for each in (first, second)] == [joined] * 2
+def scales(prepared: int8.Int8Model, nodes: Iterable[torch.fx.Node]) -> list[float]:
+    """Of fake quantizations."""
+    modules: list[Any] = [prepared.graph.get_submodule(str(node.target)) for node in nodes]
+    return [float(module.scale) for module in modules]

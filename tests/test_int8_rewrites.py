@@ -47,6 +47,8 @@ def without_weights() -> nn.Module:
     (Of(lambda x: x**3), {"aten.pow.Tensor_Scalar"}),
     (Of(lambda x: x / x.exp()), {"aten.div.Tensor", "aten.exp.default"}),
     (Of(lambda x: torch.add(x, x, alpha=2)), {"aten.add.Tensor"}),
+    (Of(lambda x: x.unbind(1)[2] - x.unbind()[0][2]), {"aten.select.int", "aten.sub.Tensor"}),
+    (Of(lambda x: torch.stack([x, x], -1)), {"aten.cat.default", "aten.unsqueeze.default"}),
     (nn.SiLU(), {"aten.mul.Tensor", "aten.sigmoid.default"}),
     (nn.Hardsigmoid(), {"aten.add.Tensor", "aten.hardtanh.default", "aten.mul.Tensor"}),
     (nn.PReLU(6), {"aten.relu.default", "aten.sub.Tensor", "aten.mul.Tensor", "aten.add.Tensor"}),
