@@ -12,6 +12,7 @@ import operator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 # Of the layers, the axis of the weight's output channels. LiteRT's converter has its own way with the weights of a
@@ -59,10 +60,10 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
     chosen = _in_integers(graph.graph, left_out, of_one_range)
     for node in graph.graph.nodes:
         name, inputs = name_of(node), _inputs(node)
-        if not name or _is_size(node) or node not in chosen or name in PASSING:
+        if not name or is_whole(node) or node not in chosen or name in PASSING:
             continue
         # What has one range for all inputs cannot be read in another.
-        as_given = {each: SharedQuantizationSpec(each) for each in inputs if each in of_one_range}
+        as_given = {each: SharedQuantizationSpec(each) for each in inputs if each in of_one_range & chosen}
         reads: dict[Node, Any] = dict.fromkeys(inputs, own) | as_given
         gives: Any = own
         if (axis := LAYERS.get(name)) is not None:
@@ -95,18 +96,22 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
     """Layers, and other operators where integers go on behind them and come from at least one half of what they read:
     elsewhere going over to integers and back would cost more than is saved, and precision. So would it in front of the
     first layer. One layer that is left out behind an operator does not take it, and all before it, along. What joins
-    values of one range with others, which cannot have one scale, is left to LiteRT's converter.
+    values of one range with others, which cannot have one scale, is left to LiteRT's converter. It would give values
+    of one range another one, if some go on in integers and their own range was not said.
     """
     layers = {node for node in graph.nodes if _is_layer(node)} - left_out
     fixed = layers | {user for node in layers if _clip_behind(node) for user in node.users}
-    fixed |= {node for node in graph.nodes if node.op not in ("call_function", "placeholder") or _is_size(node)}
+    fixed |= {node for node in graph.nodes if node.op not in ("call_function", "placeholder") or is_whole(node)}
     found = fixed | {node for node in graph.nodes if name_of(node) in KNOWN - {*LAYERS}}
     joined = {node for node in found - of_one_range if name_of(node) in ONE_SCALE and of_one_range & {*_inputs(node)}}
     found -= joined
 
     def alone(node: Node) -> bool:
         read = [each for each in _inputs(node) if each.op != "get_attr"]
-        given = found.issuperset(node.users.keys() - left_out - joined)
+        if node in of_one_range:
+            given = not node.users.keys().isdisjoint(found | joined)
+        else:
+            given = found.issuperset(node.users.keys() - left_out - joined)
         return not given or 2 * len(found.intersection(read)) < len(read)
 
     while floating := {node for node in found - fixed if alone(node)}:
@@ -120,12 +125,16 @@ def _is_layer(node: Node) -> bool:
 
 def _inputs(node: Node) -> list[Node]:
     """The tensors that an operator computes with, each once; not a layer's weight and bias."""
-    tensors = [each for each in node.all_input_nodes if not _is_size(each)]
+    tensors = [each for each in node.all_input_nodes if not is_whole(each)]
     return tensors[:1] if name_of(node) in {*LAYERS, *MOVING} else tensors
 
 
-def _is_size(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.SymInt | int)
+def is_whole(node: Node) -> bool:
+    """Sizes, places and masks, which have no scale."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    return isinstance(value, torch.SymInt | torch.SymBool | int)
 
 
 def _one_range(scale: float, zero_point: int) -> Any:

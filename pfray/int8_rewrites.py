@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from pfray.int8_operators import is_whole
+
 ATEN = torch.ops.aten
 
 
@@ -17,8 +19,8 @@ def rewrite(graph: GraphModule) -> None:
     """Change an exported graph in place; what it computes stays the same but for rounding."""
     _read_results(graph)
     for node in list(graph.graph.nodes):
-        write = WRITTEN_AS.get(node.target) if node.op == "call_function" and not node.kwargs else None
-        if write is None:
+        write = WRITTEN_AS.get(node.target) if node.op == "call_function" else None
+        if write is None or node.kwargs or is_whole(node):
             continue
         with graph.graph.inserting_before(node):
             other = write(graph, node)
@@ -27,6 +29,8 @@ def rewrite(graph: GraphModule) -> None:
         if not node.users:
             graph.graph.erase_node(node)
     forget_unused(graph)
+    for node in graph.graph.find_nodes(op="get_attr"):
+        node.meta["val"] = _value(graph, node)
     graph.recompile()
 
 

@@ -180,6 +180,30 @@ def test_a_sigmoid_has_one_range_which_nothing_else_is_joined_to(inputs, tmp_pat
     assert difference < 0.03 * outputs.abs().max()
 
 
+def test_a_sigmoid_that_is_read_in_float_too_keeps_its_range(inputs, tmp_path):
+    def gated(a: Tensor, b: Tensor) -> Tensor:
+        gate = torch.sigmoid(a).transpose(2, 3)
+        return b * gate + F.group_norm(gate, 2)
+
+    prepared = int8.prepare(Between(gated).eval(), inputs, [inputs])
+    assert floats(prepared) == {"group_norm": "no int8 kernel for group_norm"}
+    tflite.export(prepared, inputs, tmp_path / "model.tflite")
+    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
+    assert difference < 0.03 * outputs.abs().max()
+
+
+def test_whole_numbers_have_no_scale(inputs):
+    def odd(a: Tensor, b: Tensor) -> Tensor:
+        places = torch.arange(a.shape[3]) * 2 + 1
+        return (a * (places % 4 == 1) + b)[..., (places // 2).flatten()]
+
+    model = Between(odd).eval()
+    prepared = int8.prepare(model, inputs, [inputs])
+    with torch.no_grad():
+        expected = model(inputs)
+        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
+
+
 def scales(prepared: int8.Int8Model, nodes: Iterable[torch.fx.Node]) -> list[float]:
     """Of fake quantizations."""
     modules: list[Any] = [prepared.graph.get_submodule(str(node.target)) for node in nodes]
