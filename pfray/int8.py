@@ -19,16 +19,21 @@ from torch.fx import GraphModule, Node
 from pfray.errors import UnsupportedModel, first_line
 from pfray.int8_operators import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, name_of
 from pfray.int8_rewrites import forget_unused, rewrite
+from pfray.measure import evaluating
 from pfray.quiet import quiet
 from pfray.shared_range import shared_ranges
+from pfray.tracing import tensors
 
 # Operators that compute, of which it is worth saying that they stayed float.
 COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
 # Those of which it is not: they move, choose or clip values.
 SMALL = {
-    *MOVING, *PASSING, *CLIPS, "hardtanh", "clamp", "clamp_min", "clamp_max", "sym_size", "to", "_to_copy", "repeat",
-    "stack", "index_select",
+    *MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select",
 }  # fmt: skip
+
+
+# Between a model and its graph before anything is rounded, as a share of the largest output.
+MAX_DIFFERENCE = 1e-3
 
 
 class Int8Model(nn.Module):
@@ -89,10 +94,10 @@ class Int8Model(nn.Module):
         found: dict[str, tuple[str, str]] = {}
         for node in self.graph.graph.nodes:
             layer, operator = _layer(node), name_of(node)
-            if _computes(node) and _is_quantized(node):
-                kind = "int8", f"{operator} in integers"
-            elif _computes(node) and layer in self.left_out:
+            if _computes(node) and layer in self.left_out:
                 kind = "float", "left out by the plan or by learner.skip"
+            elif _computes(node) and _is_quantized(node):
+                kind = "int8", f"{operator} in integers"
             elif _computes(node) or _stays_float(node):
                 among = f"{operator} among operators in float"
                 kind = "float", among if operator in KNOWN else f"no int8 kernel for {operator}"
@@ -107,9 +112,10 @@ class Int8Model(nn.Module):
 def prepare(
     model: nn.Module, example: Tensor, batches: Iterable[Tensor], float_layers: Iterable[str] = ()
 ) -> Int8Model:
-    """The int8 form of a model without batch norm, its ranges those of ``batches``; ``model`` is left as it is.
+    """The int8 form of a model, its ranges those of ``batches``, one at least; ``model`` is left as it is.
 
-    float_layers: names of layers left float. Raises UnsupportedModel for a model that torch.export cannot take.
+    Batch norms are best folded before. float_layers: names of layers left float. Raises UnsupportedModel for a model
+    that torch.export cannot take.
     """
     two = example[:1].expand(2, *example.shape[1:]).contiguous()
     clone = copy.deepcopy(model).eval()
@@ -129,13 +135,16 @@ def prepare(
         quantizer = _quantizer(left_out)
         prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), quantizer, left_out)
     prepared.to(next(model.parameters()).device)
-    _calibrate(prepared, batches)
+    _calibrate(prepared, batches, model)
     return prepared
 
 
 @torch.no_grad()
-def _calibrate(model: Int8Model, batches: Iterable[Tensor]) -> None:
-    """Set the ranges to the means of the batches' smallest and largest values, nothing being rounded."""
+def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module) -> None:
+    """Set the ranges to the means of the batches' smallest and largest values, nothing being rounded.
+
+    Raises UnsupportedModel where the graph, unrounded, does not do what ``original`` does.
+    """
     modules: list[Any] = list(model.modules())
     observers = [module for module in modules if hasattr(module, "averaging_constant")]
     roundings = [module for module in modules if hasattr(module, "fake_quant_enabled")]
@@ -147,13 +156,26 @@ def _calibrate(model: Int8Model, batches: Iterable[Tensor]) -> None:
         # The moving average's own 1/100 would leave the first batch's range nearly as it is.
         for observer in observers:
             observer.averaging_constant = 1 / count
-        model(inputs)
+        outputs = model(inputs)
+        if count == 1:
+            _check_same(original, inputs, outputs)
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
     for each in roundings:
         each.fake_quant_enabled[0] = 1
     # Scales are found from the ranges where something is rounded.
     model.eval()(inputs)
+
+
+def _check_same(original: nn.Module, inputs: Tensor, outputs: Any) -> None:
+    with evaluating(original):
+        expected = tensors(original(inputs))
+    for one, other in zip(tensors(outputs), expected, strict=True):
+        if (one - other).abs().max() > MAX_DIFFERENCE * other.abs().max():
+            raise UnsupportedModel(
+                f"{type(original).__name__} gives other outputs when it is prepared for 8 bits. Remedy: change no part "
+                "of a tensor in place in forward(), such as x[:, 0].mul_(2)"
+            )
 
 
 def _quantizer(float_layers: frozenset[str]) -> Any:

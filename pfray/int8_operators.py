@@ -25,6 +25,7 @@ MOVING = {
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "mT", "squeeze",
     "unsqueeze", "slice", "select", "expand", "expand_as", "pad", "constant_pad_nd", "contiguous", "clone", "dropout",
     "alias", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool1d", "max_pool2d",
+    "clamp", "clamp_min", "clamp_max", "hardtanh",
 }  # fmt: skip
 ONE_SCALE = MOVING | {
     "cat", "concat", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "upsample_nearest2d",
@@ -35,6 +36,8 @@ ONE_RANGE = {"sigmoid": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 
 # Of several outputs, which have no annotation of their own; integers pass through them.
 PASSING = {"split", "split_with_sizes", "chunk", "getitem"}
 CLIPS = {"relu", "relu6"}
+# The mark of a batch norm that was written as a convolution: in integers only where what it reads is.
+NORM = "pfray_norm"
 KNOWN = {*LAYERS, *OWN_RANGE, *ONE_SCALE, *ONE_RANGE, *PASSING}
 
 
@@ -56,7 +59,7 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 
     own = config.output_activation
-    of_one_range = _of_one_range(graph.graph)
+    of_one_range = set(_of_one_range(graph.graph))
     chosen = _in_integers(graph.graph, left_out, of_one_range)
     for node in graph.graph.nodes:
         name, inputs = name_of(node), _inputs(node)
@@ -82,13 +85,15 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
         )
 
 
-def _of_one_range(graph: Graph) -> set[Node]:
-    """What has the same range for all inputs: operators that give it, and what only moves and joins their values."""
-    found: set[Node] = set()
+def _of_one_range(graph: Graph) -> dict[Node, tuple[float, int]]:
+    """What has the same range for all inputs: operators that give it, and what only moves and joins values of one."""
+    found: dict[Node, tuple[float, int]] = {}
     for node in graph.nodes:
-        moved = name_of(node) in ONE_SCALE and found.issuperset(_inputs(node))
-        if name_of(node) in ONE_RANGE or moved:
-            found.add(node)
+        ranges = {found.get(each) for each in _inputs(node)}
+        if name_of(node) in ONE_RANGE:
+            found[node] = ONE_RANGE[name_of(node)]
+        elif name_of(node) in ONE_SCALE and not _gives_a_mean(node) and len(ranges) == 1 and (same := ranges.pop()):
+            found[node] = same
     return found
 
 
@@ -102,7 +107,8 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
     layers = {node for node in graph.nodes if _is_layer(node)} - left_out
     fixed = layers | {user for node in layers if _clip_behind(node) for user in node.users}
     fixed |= {node for node in graph.nodes if node.op not in ("call_function", "placeholder") or is_whole(node)}
-    found = fixed | {node for node in graph.nodes if name_of(node) in KNOWN - {*LAYERS}}
+    known = KNOWN - {*LAYERS}
+    found = fixed | {node for node in graph.nodes if name_of(node) in known or node.meta.get(NORM)}
     joined = {node for node in found - of_one_range if name_of(node) in ONE_SCALE and of_one_range & {*_inputs(node)}}
     found -= joined
 
@@ -120,7 +126,7 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
 
 
 def _is_layer(node: Node) -> bool:
-    return name_of(node) in LAYERS and node.all_input_nodes[1].op == "get_attr"
+    return name_of(node) in LAYERS and node.all_input_nodes[1].op == "get_attr" and not node.meta.get(NORM)
 
 
 def _inputs(node: Node) -> list[Node]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from pfray.int8_operators import is_whole
+from pfray.int8_operators import NORM, is_whole
 
 ATEN = torch.ops.aten
 
@@ -18,6 +18,8 @@ ATEN = torch.ops.aten
 def rewrite(graph: GraphModule) -> None:
     """Change an exported graph in place; what it computes stays the same but for rounding."""
     _read_results(graph)
+    for node in graph.graph.find_nodes(op="call_function", target=ATEN._assert_tensor_metadata.default):
+        graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):
         write = WRITTEN_AS.get(node.target) if node.op == "call_function" else None
         if write is None or node.kwargs or is_whole(node):
@@ -30,7 +32,8 @@ def rewrite(graph: GraphModule) -> None:
             graph.graph.erase_node(node)
     forget_unused(graph)
     for node in graph.graph.find_nodes(op="get_attr"):
-        node.meta["val"] = _value(graph, node)
+        if isinstance(value := _attribute(graph, node), Tensor):
+            node.meta["val"] = value.detach().to("meta")
     graph.recompile()
 
 
@@ -62,26 +65,34 @@ def _read_results(graph: GraphModule) -> None:
 def _with_tensor(graph: GraphModule, node: Node) -> Node | None:
     """A number in a call has no scale; a tensor of it has."""
     arguments: list[Any] = list(node.args)
-    if all(isinstance(each, Node) for each in arguments):
+    if all(isinstance(each, Node) or _is_tiny(each) for each in arguments):
         return None
-    return _call(node, node.target, *(each if isinstance(each, Node) else _number(graph, each) for each in arguments))
+    tensors = [each if isinstance(each, Node) else _number(graph, node, each) for each in arguments]
+    return _call(node, node.target, *tensors)
 
 
-def _from_number(graph: GraphModule, node: Node) -> Node:
+def _from_number(graph: GraphModule, node: Node) -> Node | None:
     """1 - x."""
-    return _call(node, ATEN.sub.Tensor, _number(graph, node.args[1]), node.args[0])
+    if len(node.args) > 2 or _is_tiny(node.args[1]):
+        return None
+    return _call(node, ATEN.sub.Tensor, _number(graph, node, node.args[1]), node.args[0])
 
 
 def _quotient(graph: GraphModule, node: Node) -> Node | None:
     """x / 2 is x times 0.5."""
-    divisor = node.args[1]
-    if isinstance(divisor, Node):
+    divisor: Any = node.args[1]
+    if isinstance(divisor, Node) or _is_tiny(1 / divisor):
         return None
-    return _call(node, ATEN.mul.Tensor, node.args[0], _number(graph, 1 / float(divisor)))  # type: ignore[arg-type]
+    return _call(node, ATEN.mul.Tensor, node.args[0], _number(graph, node, 1 / divisor))
+
+
+def _is_tiny(number: Any) -> bool:
+    """Whether the smallest scale that torchao gives a tensor, 2^-12, is too large for it."""
+    return 0 < abs(number) < 2**-5
 
 
 def _square(graph: GraphModule, node: Node) -> Node | None:
-    return _call(node, ATEN.mul.Tensor, node.args[0], node.args[0]) if node.args[1] == 2 else None
+    return _call(node, ATEN.mul.Tensor, node.args[0], node.args[0]) if node.args[1:] in ((), (2,)) else None
 
 
 def _silu(graph: GraphModule, node: Node) -> Node:
@@ -89,8 +100,9 @@ def _silu(graph: GraphModule, node: Node) -> Node:
 
 
 def _hardsigmoid(graph: GraphModule, node: Node) -> Node:
-    raised = _call(node, ATEN.add.Tensor, node.args[0], _number(graph, 3))
-    return _call(node, ATEN.mul.Tensor, _call(node, ATEN.hardtanh.default, raised, 0.0, 6.0), _number(graph, 1 / 6))
+    raised = _call(node, ATEN.add.Tensor, node.args[0], _number(graph, node, 3))
+    clipped = _call(node, ATEN.hardtanh.default, raised, 0.0, 6.0)
+    return _call(node, ATEN.mul.Tensor, clipped, _number(graph, node, 1 / 6))
 
 
 def _prelu(graph: GraphModule, node: Node) -> Node | None:
@@ -105,6 +117,12 @@ def _prelu(graph: GraphModule, node: Node) -> Node | None:
     above = _call(node, ATEN.relu.default, inputs)
     below = _call(node, ATEN.mul.Tensor, _call(node, ATEN.sub.Tensor, inputs, above), slope)
     return _call(node, ATEN.add.Tensor, above, below)
+
+
+def _cast(graph: GraphModule, node: Node) -> Node | None:
+    """``x.float()`` of what is float32 already."""
+    inputs: Any = node.args[0]
+    return inputs if node.meta["val"].dtype == inputs.meta["val"].dtype else None
 
 
 def _parts(graph: GraphModule, node: Node) -> None:
@@ -133,10 +151,16 @@ def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
     shift = -_value(graph, mean).double() * scale
     shift = shift if bias is None else shift + _value(graph, bias).double()
     kernel = scale.view(-1, 1, *[1] * dimensions)
-    parameters = [_constant(graph, nn.Parameter(each.float())) for each in (kernel, shift)]
+    numbers, shifts = nn.Parameter(kernel.float()), nn.Parameter(shift.float())
+    # A step r on the norm's weight is one of r / (v + e) on these numbers.
+    rate = (_value(graph, variance).float() + epsilon).reciprocal().view_as(numbers)
+    numbers.register_hook(lambda gradient: gradient * rate)
     ones, zeros = [1] * dimensions, [0] * dimensions
     convolution = (ATEN.conv1d if dimensions == 1 else ATEN.conv2d).default
-    return _call(node, convolution, inputs, *parameters, ones, zeros, ones, len(scale))
+    parameters = [_constant(graph, each) for each in (numbers, shifts)]
+    new = _call(node, convolution, inputs, *parameters, ones, zeros, ones, len(scale))
+    new.meta[NORM] = True
+    return new
 
 
 WRITTEN_AS: dict[Any, Callable[[GraphModule, Node], Node | None]] = {
@@ -148,7 +172,9 @@ WRITTEN_AS: dict[Any, Callable[[GraphModule, Node], Node | None]] = {
     ATEN.prelu.default: _prelu,
     ATEN.rsub.Scalar: _from_number,
     ATEN.pow.Tensor_Scalar: _square,
+    ATEN.square.default: _square,
     ATEN.batch_norm.default: _batch_norm,
+    ATEN.to.dtype: _cast,
     ATEN.unbind.int: _parts,
     ATEN.stack.default: _stack,
 }
@@ -161,8 +187,9 @@ def _call(node: Node, target: Any, *arguments: Any) -> Node:
     return new
 
 
-def _number(graph: GraphModule, value: Any) -> Node:
-    return _constant(graph, torch.tensor(float(value)))
+def _number(graph: GraphModule, node: Node, value: Any) -> Node:
+    """A tensor of one number, on the device of what ``node`` gives."""
+    return _constant(graph, torch.tensor(float(value), device=node.meta["val"].device))
 
 
 def _constant(graph: GraphModule, value: Tensor) -> Node:
@@ -176,6 +203,9 @@ def _constant(graph: GraphModule, value: Tensor) -> Node:
 
 
 def _value(graph: GraphModule, node: Any) -> Tensor:
+    return _attribute(graph, node).detach()
+
+
+def _attribute(graph: GraphModule, node: Any) -> Any:
     owner, _, name = str(node.target).rpartition(".")
-    value: Tensor = getattr(graph.get_submodule(owner), name)
-    return value.detach()
+    return getattr(graph.get_submodule(owner), name)

@@ -69,13 +69,15 @@ def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _place(entries: Sequence[Any], key: str, where: str) -> int:
-    names = [entry.get("name", entry.get("factory")) if isinstance(entry, dict) else entry for entry in entries]
+    given = [entry.get("name", entry.get("factory")) if isinstance(entry, dict) else entry for entry in entries]
+    # Of an import path, my_package.prune:Prune, the last part: the keys of an override end at dots.
+    names = [str(name).rpartition(":")[2] for name in given]
     if key.isdecimal() and int(key) < len(entries):
         return int(key)
     if names.count(key) == 1:
         return names.index(key)
     several = f"has several entries named {key!r}" if key in names else f"has no entry {key!r}"
-    raise ValueError(f"{where} {several}. Allowed: {', '.join(map(str, names))}, or 0 to {len(names) - 1}")
+    raise ValueError(f"{where} {several}. Allowed: {', '.join(names)}, or 0 to {len(names) - 1}")
 
 
 def _make_way(base: dict[str, Any], over: Collection[str]) -> None:

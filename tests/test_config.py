@@ -59,6 +59,8 @@ def test_overrides_reach_into_a_pipeline_by_name_and_by_place(file):
     assert changed.learner.settings["steps"] == [
         {"name": "weight_sparse", "interval": 5}, {"name": "uniform_quant", "fold": False, "buckets": "tensor"},
     ]  # fmt: skip
+    imported = file({**BASE, "learner": ["learners.weight_sparse:WeightSparse", "uniform_quant"]}, "imported.yaml")
+    assert load(imported, ["learner.WeightSparse.interval=5"]).learner.settings["steps"][0]["interval"] == 5
     replaced = load(path, ["learner.uniform_quant=litert_quant"])
     assert replaced.learner.settings["steps"] == ["weight_sparse", "litert_quant"]
 

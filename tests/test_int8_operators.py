@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray import int8
+from pfray.errors import UnsupportedModel
 from pfray.export import tflite
 
 
@@ -190,6 +191,59 @@ def test_a_sigmoid_that_is_read_in_float_too_keeps_its_range(inputs, tmp_path):
     tflite.export(prepared, inputs, tmp_path / "model.tflite")
     outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
     assert difference < 0.03 * outputs.abs().max()
+
+
+@pytest.mark.parametrize("operation", [
+    lambda a, b: torch.cat([torch.sigmoid(a), torch.tanh(b)], 1),
+    lambda a, b: a / 10000 * 10000,
+    lambda a, b: F.relu(a + b).float(),
+])  # fmt: skip
+def test_the_file_of_what_was_wrong_once(operation, inputs, tmp_path):
+    model = Between(operation).eval()
+    prepared = int8.prepare(model, inputs, [inputs])
+    tflite.export(prepared, inputs, tmp_path / "model.tflite")
+    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
+    with torch.no_grad():
+        expected = model(inputs)
+    assert (outputs - expected).abs().max() < 0.05 * expected.abs().max()
+    assert difference < 0.05 * expected.abs().max()
+
+
+def test_a_batch_norm_in_front_of_the_first_layer_stays_float():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.Flatten()).eval()
+    norm = model[0]
+    norm.running_var.copy_(torch.tensor([1.0, 1e4, 1e-4]))
+    inputs = torch.randn(20, 3, 8, 8) * norm.running_var.sqrt().view(3, 1, 1)
+    prepared = int8.prepare(model, inputs, [inputs])
+    assert floats(prepared) == {"0": "conv2d among operators in float"}
+    with torch.no_grad():
+        expected = model(inputs)
+        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
+    whole = int8.prepare(model, inputs, [inputs], ["1"])
+    assert not [node for node in whole.graph.graph.nodes if "post_process" in str(node.target)]
+
+
+def test_blocks_without_autocast_are_taken(inputs):
+    def careful(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return a.sqrt() if a.dim() == 3 else a * b
+
+    int8.prepare(Between(careful).eval(), inputs, [inputs])
+
+
+def test_a_change_of_a_part_in_place_is_refused(inputs):
+    def halved(a: Tensor, b: Tensor) -> Tensor:
+        a[:, 0].div_(2)
+        return a + b
+
+    with pytest.raises(UnsupportedModel, match=r"gives other outputs when it is prepared for 8 bits. Remedy"):
+        int8.prepare(Between(halved).eval(), inputs, [inputs])
+
+
+def test_a_transposed_convolution_that_is_left_out_is_listed(inputs):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1), nn.Flatten()).eval()
+    assert floats(int8.prepare(model, inputs, [inputs], ["1"])) == {"1": "left out by the plan or by learner.skip"}
 
 
 def test_whole_numbers_have_no_scale(inputs):

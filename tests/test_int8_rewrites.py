@@ -46,7 +46,10 @@ def without_weights() -> nn.Module:
     (Of(lambda x: x**2), {"aten.mul.Tensor"}),
     (Of(lambda x: x**3), {"aten.pow.Tensor_Scalar"}),
     (Of(lambda x: x / x.exp()), {"aten.div.Tensor", "aten.exp.default"}),
-    (Of(lambda x: torch.add(x, x, alpha=2)), {"aten.add.Tensor"}),
+    (Of(lambda x: torch.add(x, 1, alpha=2)), {"aten.add.Tensor"}),
+    (Of(lambda x: torch.rsub(x, 1, alpha=2)), {"aten.rsub.Scalar"}),
+    (Of(lambda x: x / 1000), {"aten.div.Tensor"}),
+    (Of(lambda x: x.square().float()), {"aten.mul.Tensor"}),
     (Of(lambda x: x.unbind(1)[2] - x.unbind()[0][2]), {"aten.select.int", "aten.sub.Tensor"}),
     (Of(lambda x: torch.stack([x, x], -1)), {"aten.cat.default", "aten.unsqueeze.default"}),
     (nn.SiLU(), {"aten.mul.Tensor", "aten.sigmoid.default"}),
@@ -95,3 +98,15 @@ def test_what_was_learned_goes_on_learning_and_nothing_is_left_behind():
     assert not list(graph.buffers())
     F.mse_loss(graph(inputs), inputs).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in graph.parameters())
+
+
+def test_a_norms_numbers_learn_as_its_weight_did():
+    norm, inputs = randomize(nn.BatchNorm2d(6)).eval(), torch.randn(4, 6, 5, 5)
+    graph = rewritten(norm, inputs)
+    # Of the same function of both; a step r on the weight g moves g / sqrt(v + e) by r / sqrt(v + e).
+    for model in (norm, graph):
+        model(inputs).square().mean().backward()
+    (numbers,) = [parameter for parameter in graph.parameters() if parameter.dim() == 4]
+    # The shift's own part goes to the bias, as it is a parameter of its own here.
+    own = norm.weight.grad + norm.bias.grad * norm.running_mean / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(numbers.grad.flatten(), own / (norm.running_var + norm.eps).sqrt())
