@@ -64,6 +64,9 @@ def train_plan(
         model.load_state_dict(known["model"])
         if isinstance(hook, StatefulHook):
             hook.load_state_dict(known["hook"])
+        # A fault may have come between an epoch's state and its line.
+        if shard.rank == 0 and all(entry["epoch"] != known["epoch"] for entry in read_curve(work.folder)):
+            add_line(work.folder, epoch=known["epoch"], loss=known["loss"])
     trained, exchange, training = model, None, job.training
     if shard.world > 1:
         trained, exchange = distribute(model, work.distributed, job.seed)
