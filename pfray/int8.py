@@ -27,11 +27,7 @@ from pfray.tracing import tensors
 # Operators that compute, of which it is worth saying that they stayed float.
 COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
 # Those of which it is not: they move, choose or clip values.
-SMALL = {
-    *MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select",
-}  # fmt: skip
-
-
+SMALL = {*MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select"}
 # Between a model and its graph before anything is rounded, as a share of the largest output.
 MAX_DIFFERENCE = 1e-3
 
@@ -198,7 +194,7 @@ def _quantizer(float_layers: frozenset[str]) -> Any:
 def _layer(node: Node) -> str:
     """The name of the innermost module whose forward made the node."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return stack[-1][0].removeprefix("L['self'].").partition("@")[0] if stack else ""
+    return stack[-1][0].removeprefix("L['self'].") if stack else ""
 
 
 def _name_constants(graph: GraphModule) -> None:

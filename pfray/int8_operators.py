@@ -61,12 +61,13 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
     own = config.output_activation
     of_one_range = set(_of_one_range(graph.graph))
     chosen = _in_integers(graph.graph, left_out, of_one_range)
+    of_one_range &= chosen
     for node in graph.graph.nodes:
         name, inputs = name_of(node), _inputs(node)
         if not name or is_whole(node) or node not in chosen or name in PASSING:
             continue
         # What has one range for all inputs cannot be read in another.
-        as_given = {each: SharedQuantizationSpec(each) for each in inputs if each in of_one_range & chosen}
+        as_given = {each: SharedQuantizationSpec(each) for each in inputs if each in of_one_range}
         reads: dict[Node, Any] = dict.fromkeys(inputs, own) | as_given
         gives: Any = own
         if (axis := LAYERS.get(name)) is not None:

@@ -229,7 +229,11 @@ def test_blocks_without_autocast_are_taken(inputs):
         with torch.autocast("cpu", enabled=False):
             return a.sqrt() if a.dim() == 3 else a * b
 
-    int8.prepare(Between(careful).eval(), inputs, [inputs])
+    model = Between(careful).eval()
+    prepared = int8.prepare(model, inputs, [inputs])
+    with torch.no_grad():
+        expected = model(inputs)
+        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 def test_a_change_of_a_part_in_place_is_refused(inputs):
