@@ -66,7 +66,8 @@ def _acquire(bucket: Bucket, path: str, owner: str) -> bool:
         while time.monotonic() < end:
             time.sleep(min(1.0, WATCH / 10))
             now = bucket.read(path)
-            if now is not None and now != found:
+            # What cannot be read is seen while it is being written: the next look says by whom.
+            if now is not None and now != found and _signed(now):
                 raise RunExists(
                     f"{bucket.url}/{path.removeprefix('.').removesuffix('.lock')} is in use by another process, on "
                     f"{_signed(now).get('host', 'another machine')}. Remedy: wait for it or stop it, or name=..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import socket
+import threading
 import sys
 import time
 
@@ -81,6 +82,22 @@ def test_a_lock_is_held_by_one_and_let_go_at_the_end(bucket, quick_locks):
             locked(bucket, ".exp.lock", "there").__enter__()
         assert still_ours()
     assert bucket.read(".exp.lock") is None
+
+
+def test_a_lock_seen_while_its_owner_writes_it_is_looked_at_again(tmp_path, quick_locks, monkeypatch):
+    bucket = open_bucket(f"file://{tmp_path}/runs")
+    whole, torn = bucket.fs.cat_file, iter([b"", b'{"owner": "he'])
+
+    def half_written(path):
+        # The owner's signs of life read it in a thread of their own.
+        content = next(torn, None) if threading.current_thread() is threading.main_thread() else None
+        return whole(path) if content is None else content
+
+    with locked(bucket, ".exp.lock", "here"):
+        monkeypatch.setattr(bucket.fs, "cat_file", half_written)
+        with pytest.raises(RunExists, match=rf"in use by another process, on {socket.gethostname()}\."):
+            locked(bucket, ".exp.lock", "there").__enter__()
+    assert next(torn, None) is None
 
 
 def test_a_lock_without_a_sign_of_life_is_taken_over_and_its_owner_told_of_it(bucket, quick_locks, monkeypatch):
