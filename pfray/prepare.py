@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pfray.cache import cache_dir
 from pfray.components import call, check_arguments, find_class, find_function, parse_settings
 from pfray.config import Experiment, Search
-from pfray.errors import ConfigError, WeightsError, first_line
+from pfray.errors import ConfigError, UnsupportedModel, WeightsError, first_line
 from pfray.goal import (
     check_from_scratch,
     check_searcher,
@@ -24,6 +24,7 @@ from pfray.goal import (
     searched_settings,
 )
 from pfray.latency import file_count, timed_space
+from pfray.layers import WeightLayer
 from pfray.learner import Learner
 from pfray.measure import example_input, layer_macs, total_macs
 from pfray.objective import Objective
@@ -154,6 +155,10 @@ def build_model(experiment: Experiment, parts: Parts, task: Task) -> nn.Module:
     model = build("model", parts.model, task_arguments(task), experiment.model.settings)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
+    if isinstance(model, WeightLayer):
+        raise UnsupportedModel(
+            f"the model is a single {type(model).__name__}, which has no name. Remedy: return nn.Sequential(layer)"
+        )
     layer_macs(model, example_input(task))
     check_output(model, task)
     if experiment.model.weights is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import socket
-import threading
 import sys
+import threading
 import time
 
 import pytest

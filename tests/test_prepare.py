@@ -63,7 +63,10 @@ def noisy(num_outputs):
     return nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(72, num_outputs))
 
 def feature_map():
-    return nn.Conv2d(2, 4, 3)
+    return nn.Sequential(nn.Conv2d(2, 4, 3))
+
+def bare():
+    return nn.Conv2d(2, 4, 6)
 """
 
 
@@ -133,6 +136,7 @@ def test_the_initial_weights_depend_on_the_seed_alone(users):
     ({"model": "lenet"}, UnsupportedModel, "the model LeNet fails on an input of shape (1, 2, 6, 6)"),
     ({"model": "mine:four_channels"}, UnsupportedModel, "Sequential fails on an input of shape (1, 2, 6, 6)"),
     ({"model": "mine:too_few"}, UnsupportedModel, "output of shape (2, 3) does not fit the task mine"),
+    ({"model": "mine:bare"}, UnsupportedModel, "the model is a single Conv2d, which has no name. Remedy: return nn"),
     ({"model": "mine:feature_map"}, UnsupportedModel, "output of shape (2, 4, 4, 4) does not fit the task mine"),
 ])  # fmt: skip
 def test_what_does_not_fit_together_is_one_line_with_a_remedy(users, changes, error, words):
