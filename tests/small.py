@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pfray.export import tflite
 from pfray.measure import count_params, total_macs
 from pfray.task import Split, Task
 from tests.zoo import conv, head, randomize
@@ -60,3 +62,17 @@ def channel_costs(model: nn.Module, example: Tensor) -> dict[str, float]:
     """What a channel learner's space says of a model, measured on the model itself."""
     params = count_params(model)[0]
     return {"macs": total_macs(model, example), "params": params, "size_bytes": 4 * params}
+
+
+@torch.no_grad()
+def difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
+    """The largest between their outputs, as a share of the largest one of ``other``."""
+    expected = other(inputs)
+    return float((one(inputs) - expected).abs().max() / expected.abs().max())
+
+
+def file_difference(model: nn.Module, inputs: Tensor, path: Path) -> float:
+    """The largest between the outputs of the .tflite, which is written to ``path``, and the model's, as a share."""
+    tflite.export(model, inputs, path)
+    outputs, largest = tflite.compare(path, model, inputs)
+    return largest / float(outputs.abs().max())

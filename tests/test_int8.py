@@ -16,6 +16,7 @@ from pfray.export import load, packed, program, tflite
 from pfray.finalize import MAX_INT8_DIFFERENCE, pack
 from pfray.int8 import Int8Model
 from pfray.measure import total_macs
+from tests.small import difference, file_difference
 
 
 class Small(nn.Module):
@@ -48,13 +49,6 @@ def inputs() -> Tensor:
 @pytest.fixture(scope="module")
 def prepared(model: nn.Module, inputs: Tensor) -> Int8Model:
     return int8.prepare(model, inputs, inputs.split(10))
-
-
-@torch.no_grad()
-def difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
-    """The largest, as a share of the largest output."""
-    expected = other(inputs)
-    return float((one(inputs) - expected).abs().max() / expected.abs().max())
 
 
 def test_eight_bits_are_near_the_float_model_which_stays_as_it_is(model, inputs):
@@ -159,9 +153,7 @@ def test_the_converted_graph_holds_integers_and_computes_the_same(model, prepare
 
 def test_the_file_runs_in_integers_and_is_checked(prepared, inputs, tmp_path: Path):
     path = tmp_path / "model.tflite"
-    tflite.export(prepared, inputs, path)
-    outputs, largest = tflite.compare(path, prepared, inputs)
-    assert largest <= MAX_INT8_DIFFERENCE * outputs.abs().max()
+    assert file_difference(prepared, inputs, path) <= MAX_INT8_DIFFERENCE
     from ai_edge_litert.interpreter import Interpreter
 
     kinds = {detail["name"]: detail["dtype"].__name__ for detail in Interpreter(str(path)).get_tensor_details()}

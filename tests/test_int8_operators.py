@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pfray import int8
 from pfray.errors import UnsupportedModel
 from pfray.export import tflite
+from tests.small import difference, file_difference
 
 
 class Between(nn.Module):
@@ -81,10 +82,8 @@ def test_between_layers_integers_stay_integers_and_near_the_float_model(name, in
     model = Between(IN_INTEGERS[name]).eval()
     prepared = int8.prepare(model, inputs, [inputs])
     assert floats(prepared) == {}
-    with torch.no_grad():
-        expected = model(inputs)
-        # Four of the 128 steps to the largest output.
-        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
+    # Four of the 128 steps to the largest output.
+    assert difference(prepared, model, inputs) < 0.03
 
 
 class Everything(nn.Module):
@@ -113,9 +112,7 @@ def test_the_file_computes_all_of_them_in_integers_as_the_graph_does(inputs, tmp
     prepared = int8.prepare(Everything().eval(), inputs, [inputs])
     assert floats(prepared) == {}
     path = tmp_path / "model.tflite"
-    tflite.export(prepared, inputs, path)
-    outputs, difference = tflite.compare(path, prepared, inputs)
-    assert difference < 0.04 * outputs.abs().max()
+    assert file_difference(prepared, inputs, path) < 0.04
     interpreter = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
     interpreter.allocate_tensors()
     tensors = {each["index"]: each["dtype"].__name__ for each in interpreter.get_tensor_details()}
@@ -176,9 +173,7 @@ def test_a_sigmoid_has_one_range_which_nothing_else_is_joined_to(inputs, tmp_pat
     prepared = int8.prepare(Between(lambda a, b: torch.cat([a, torch.sigmoid(b)], 1)).eval(), inputs, [inputs])
     (sigmoid,) = [node for node in prepared.graph.graph.nodes if node.name == "sigmoid"]
     assert scales(prepared, list(sigmoid.users)) == [1 / 256]
-    tflite.export(prepared, inputs, tmp_path / "model.tflite")
-    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
-    assert difference < 0.03 * outputs.abs().max()
+    assert file_difference(prepared, inputs, tmp_path / "model.tflite") < 0.03
 
 
 def test_a_sigmoid_that_is_read_in_float_too_keeps_its_range(inputs, tmp_path):
@@ -188,9 +183,7 @@ def test_a_sigmoid_that_is_read_in_float_too_keeps_its_range(inputs, tmp_path):
 
     prepared = int8.prepare(Between(gated).eval(), inputs, [inputs])
     assert floats(prepared) == {"group_norm": "no int8 kernel for group_norm"}
-    tflite.export(prepared, inputs, tmp_path / "model.tflite")
-    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
-    assert difference < 0.03 * outputs.abs().max()
+    assert file_difference(prepared, inputs, tmp_path / "model.tflite") < 0.03
 
 
 @pytest.mark.parametrize("operation", [
@@ -201,12 +194,10 @@ def test_a_sigmoid_that_is_read_in_float_too_keeps_its_range(inputs, tmp_path):
 def test_the_file_of_what_was_wrong_once(operation, inputs, tmp_path):
     model = Between(operation).eval()
     prepared = int8.prepare(model, inputs, [inputs])
-    tflite.export(prepared, inputs, tmp_path / "model.tflite")
-    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
-    with torch.no_grad():
-        expected = model(inputs)
-    assert (outputs - expected).abs().max() < 0.05 * expected.abs().max()
-    assert difference < 0.05 * expected.abs().max()
+    path = tmp_path / "model.tflite"
+    assert file_difference(prepared, inputs, path) < 0.05
+    outputs, largest = tflite.compare(path, model, inputs)
+    assert largest < 0.05 * outputs.abs().max()
 
 
 def test_a_batch_norm_in_front_of_the_first_layer_stays_float():
@@ -217,9 +208,7 @@ def test_a_batch_norm_in_front_of_the_first_layer_stays_float():
     inputs = torch.randn(20, 3, 8, 8) * norm.running_var.sqrt().view(3, 1, 1)
     prepared = int8.prepare(model, inputs, [inputs])
     assert floats(prepared) == {"0": "conv2d among operators in float"}
-    with torch.no_grad():
-        expected = model(inputs)
-        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
+    assert difference(prepared, model, inputs) < 0.03
     whole = int8.prepare(model, inputs, [inputs], ["1"])
     assert not [node for node in whole.graph.graph.nodes if "post_process" in str(node.target)]
 
@@ -231,9 +220,7 @@ def test_blocks_without_autocast_are_taken(inputs):
 
     model = Between(careful).eval()
     prepared = int8.prepare(model, inputs, [inputs])
-    with torch.no_grad():
-        expected = model(inputs)
-        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
+    assert difference(prepared, model, inputs) < 0.03
 
 
 def test_a_change_of_a_part_in_place_is_refused(inputs):
@@ -257,9 +244,7 @@ def test_whole_numbers_have_no_scale(inputs):
 
     model = Between(odd).eval()
     prepared = int8.prepare(model, inputs, [inputs])
-    with torch.no_grad():
-        expected = model(inputs)
-        assert (prepared(inputs) - expected).abs().max() < 0.03 * expected.abs().max()
+    assert difference(prepared, model, inputs) < 0.03
 
 
 def scales(prepared: int8.Int8Model, nodes: Iterable[torch.fx.Node]) -> list[float]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pfray import int8
-from pfray.export import tflite
 from pfray.folding import foldable_norms, folded
+from tests.small import difference, file_difference
 from tests.zoo import ZOO
 
 # Of one input and one output, and which torch.export takes.
@@ -28,9 +28,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 def test_eight_bits_lose_little(name):
     model, inputs = network(name)
     prepared = int8.prepare(model, inputs, [inputs])
-    with torch.no_grad():
-        expected = model(inputs)
-        assert (prepared(inputs) - expected).abs().max() < 0.05 * expected.abs().max()
+    assert difference(prepared, model, inputs) < 0.05
 
 
 # Average poolings and concatenations; batch norms that no layer can take in; a convolution used more than once.
@@ -38,7 +36,5 @@ def test_eight_bits_lose_little(name):
 def test_the_file_does_what_the_graph_does(name, tmp_path):
     model, inputs = network(name)
     prepared = int8.prepare(model, inputs, [inputs])
-    tflite.export(prepared, inputs, tmp_path / "model.tflite")
-    outputs, difference = tflite.compare(tmp_path / "model.tflite", prepared, inputs)
-    assert difference < 0.02 * outputs.abs().max()
+    assert file_difference(prepared, inputs, tmp_path / "model.tflite") < 0.02
     assert [why for kind, why in prepared.operators().values() if kind == "float"] == []
