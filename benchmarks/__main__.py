@@ -14,9 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import ROOT, SKIPPED
 
-# Module and options of each. Not here: device_check and device_files, for `make device-check`'s second environment, and
-# search_quality, reward_fidelity, quant_accuracy, layer_removal, policy_transfer and gradient_exchange, which take an
-# hour and more each.
+# Those that take an hour and more, or what such a one has left.
+LONG = (
+    "search_quality", "reward_fidelity", "quant_accuracy", "channel_pruning", "channel_retraining", "pruned_int8",
+    "layer_removal", "policy_transfer", "gradient_exchange",
+)  # fmt: skip
+# Those that measure nothing: `make device-check` runs the first two, the last follows the guide's way to a cluster.
+CHECKS = ("device_check", "device_files", "cluster_walk")
+# Module and options of each.
 RUNS = (
     ("search_overhead",),
     ("ddpg_pendulum",),
@@ -24,6 +29,7 @@ RUNS = (
     ("lasso_path",),
     ("quantize_candidate",),
     ("quant_file",),
+    ("int8_speed",),
     ("ddpg_search",),
     ("suggestions",),
     ("weak_scaling",),
@@ -84,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Run every benchmark in turn and print their closing lines together. "
-        "Each runs by itself as well, with options of its own: python -m benchmarks.search_overhead --help",
+        "Each runs by itself as well, with options of its own: python -m benchmarks.search_overhead --help. "
+        f"By themselves only, as they take an hour and more: {', '.join(LONG)}",
     )
 
 

@@ -128,6 +128,11 @@ def test_the_closing_line_compares_with_the_goal(capsys):
         assert closing(capsys.readouterr().out) == {"name": "x", "value": value, "unit": "unit", "goal": goal, "ok": ok}
 
 
+def test_every_benchmark_is_run_by_all_of_them_or_known_to_be_long():
+    known = {module for module, *_ in every.RUNS} | {*every.LONG, *every.CHECKS, "__main__"}
+    assert known == {script.stem for script in SCRIPTS}
+
+
 def test_all_closing_lines_are_printed_together_and_a_benchmark_that_breaks_is_an_error(tmp_path, monkeypatch, capsys):
     finished = str(write_run(tmp_path / "a", 0, 0.8, 0.7, best=2))
     good, absent, broken = ("sparse_accuracy", finished), ("sparse_accuracy", "nowhere"), ("sparse_accuracy", "--wrong")
