@@ -1,5 +1,5 @@
-"""The .tflite of ResNet-20 on CIFAR-10 with its weights on 2^k levels: bytes, milliseconds and accuracy by how the
-levels can be stored.
+"""The .tflite of ResNet-20 on CIFAR-10 with its weights on 2^k levels or in codebooks: bytes, milliseconds and accuracy
+by how they can be stored.
 
 Quantized after training, the same bits for every layer but the first and the last, batch-norm statistics put right; the
 file is written and checked as at the end of a run, on the whole test split, and timed in turns with the float file.
@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if is_missing(NAME, needed(MODEL), "put the data there"):
         return SKIPPED
+    from learners.non_uniform_quant import NonUniformQuant
+    from learners.non_uniform_quant import Settings as CodebookSettings
     from learners.uniform_quant import Settings, UniformQuant
     from pfray import bench, finalize
     from pfray.export import tflite
@@ -40,32 +43,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = job(MODEL)
     task, whole = work.task, FOLDER / "float.tflite"
     tflite.export(work.teacher, example_input(task), whole)
-    print("| bits | zero is a level | stored as | of the bytes | of the milliseconds | PyTorch, % | file, % |")
-    print("|---:|---|---|---:|---:|---:|---:|")
+    print("| bits | levels | stored as | of the bytes | of the time | PyTorch, % | file, % | outputs differ by |")
+    print("|---:|---|---|---:|---:|---:|---:|---:|")
+    forms: dict[str, tuple[Any, Any]] = {
+        "even, with a zero": (UniformQuant, Settings(symmetric=True)),
+        "even": (UniformQuant, Settings()),
+        "codebook": (NonUniformQuant, CodebookSettings()),
+    }
     shares = {}
-    for symmetric in (True, False):
-        settings = Settings(symmetric=symmetric)
-        prepared = UniformQuant.prepare(work.teacher, task, settings)
+    for form, (learner, settings) in forms.items():
+        prepared = learner.prepare(work.teacher, task, settings)
         for bits in options.bits:
             model = copy.deepcopy(work.teacher)
-            plan = UniformQuant.space(model, task, settings).uniform({"bits": bits})
-            UniformQuant.compress(model, plan, settings, prepared, 0)
+            plan = learner.space(model, task, settings).uniform({"bits": bits})
+            learner.compress(model, plan, settings, prepared, 0)
             place(model, "cpu")
             if options.bn_images:
                 reestimate_batch_norm(model, task, options.bn_images, "float32")
-            path = FOLDER / f"bits{bits}-{'symmetric' if symmetric else 'affine'}.tflite"
+            path = FOLDER / f"{form.replace(', ', '-').replace(' ', '-')}{bits}.tflite"
             found = finalize.write_checked(model.eval(), task, path, options.images)
             times = bench.latency_ms([path, whole], rounds=options.rounds)
             kinds = Counter(each["type"] for each in found["stored"].values())
-            share = path.stat().st_size / whole.stat().st_size
-            cells = [bits, "yes" if symmetric else "no", ", ".join(f"{n} {kind}" for kind, n in kinds.items())]
+            share = shares[form, bits] = path.stat().st_size / whole.stat().st_size
+            cells = [bits, form, ", ".join(f"{n} {kind}" for kind, n in kinds.items())]
             cells += [f"{share:.3f}", f"{times[0] / times[1]:.2f}"]
             cells += [f"{100 * found[key]:.2f}" for key in ("torch_accuracy", "accuracy")]
+            cells += [f"{found['max_abs_diff']:.2g}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-            if symmetric:
-                shares[bits] = share
-    for bits in GOALS.keys() & shares.keys():
-        close(f"{NAME}_{bits}", shares[bits], "of the float file's bytes", GOALS[bits])
+    for bits in GOALS.keys() & set(options.bits):
+        close(f"{NAME}_{bits}", shares["even, with a zero", bits], "of the float file's bytes", GOALS[bits])
     return 0
 
 

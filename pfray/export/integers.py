@@ -34,14 +34,14 @@ class Integers:
         return self.error <= EXACT
 
 
-def nearest_int8(values: np.ndarray, step: np.ndarray, bits: int) -> Integers:
-    """The int8 form of ``(O, n)`` values on a lattice of k = ``bits`` with the steps ``(O,)``.
+def nearest_int8(values: np.ndarray, step: np.ndarray | None, bits: int) -> Integers:
+    """The int8 form of ``(O, n)`` values on a lattice of k = ``bits`` with the steps ``(O,)``, None for a codebook.
 
     Of each channel's scales the one whose errors e give an output the least: sqrt(sum(e)^2 + sum(e^2)), because errors
     of one sign add up over inputs that are positive behind a ReLU, and others do not.
     """
     bottom, top = np.minimum(values.min(1), 0), np.maximum(values.max(1), 0)
-    fractions = [step / m for m in range(1, 255 // (2**bits - 1) + 1)]
+    fractions = [] if step is None else [step / m for m in range(1, 255 // (2**bits - 1) + 1)]
     candidates = [*fractions, *((top - bottom) / 255 * share for share in WIDENED), np.abs(values).max(1) / HIGHEST]
     best = None
     for scale in candidates:

@@ -32,6 +32,7 @@ INT4_VERSIONS = {schema.BuiltinOperator.CONV_2D: 8, schema.BuiltinOperator.FULLY
 DEQUANTIZE_VERSION = 5
 # Of a channel's largest weight: how far the converter's folding may be from a multiple of the layer's own.
 TOLERANCE = 1e-5
+NOT_QUANTIZED = "not quantized"
 
 # What may be written, in the order of preference. int4: kernels that round what they read. nearest: int8 where it is
 # not exact.
@@ -55,12 +56,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Layer:
-    """weight: ``(O, n)``, each channel in the order of the file, float64. step: ``(O,)``; None without levels."""
+    """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None where it is not quantized. step:
+    ``(O,)``; None without even levels."""
 
     weight: np.ndarray
     bits: int | None
     step: np.ndarray | None
-    reason: str
 
 
 def quantize(
@@ -89,8 +90,8 @@ def quantize(
             subgraph.operators = unpacking + list(subgraph.operators)
         content = flatbuffer.pack(file)
         for name, layer in layers.items():
-            lost = Stored(layer.bits, "float", layer.reason or "the file has no weight that is this layer's")
-            stored.setdefault(name, lost)
+            why = NOT_QUANTIZED if layer.bits is None else "the file has no weight that is this layer's"
+            stored.setdefault(name, Stored(layer.bits, "float", why))
         stored = {name: stored[name] for name in layers}
     with replacing(path_out) as temporary:
         temporary.write_bytes(content)
@@ -109,11 +110,11 @@ def _store(
     unpacking: list[Any],
 ) -> Stored:
     """Change the weight ``index`` and what reads it; adds to ``unpacking`` the operators that have to come first."""
-    if layer.step is None or layer.bits is None:
-        return Stored(layer.bits, "float", layer.reason)
-    step = layer.step * np.abs(scale)
+    if layer.bits is None:
+        return Stored(None, "float", NOT_QUANTIZED)
+    step = None if layer.step is None else layer.step * np.abs(scale)
     four, why = None, ""
-    if layer.bits <= 4:
+    if step is not None and layer.bits <= 4:
         # The kernels for convolutions take a negative scale; those for fully connected layers refuse the file.
         kinds = {file.operatorCodes[reader.opcodeIndex].builtinCode for reader in readers}
         four = exact_int4(values, step, layer.bits, negative=kinds == {schema.BuiltinOperator.CONV_2D})
@@ -187,13 +188,11 @@ def _layer(layer: WeightLayer) -> _Layer:
     # The file has the input channels last.
     channels = weight.double().movedim(1, -1).flatten(1).numpy()
     lattice = lattice_of({f"weight{key}": value for key, value in _buffers(layer)}, "weight")
-    if lattice is None:
-        return _Layer(channels, None, None, "not quantized")
-    if lattice.step is None:
-        return _Layer(channels, lattice.bits, None, "a codebook's values are no integers with a common scale")
+    if lattice is None or lattice.step is None:
+        return _Layer(channels, None if lattice is None else lattice.bits, None)
     # Runs that end within a channel give it several steps; then the first does not fit, which is found out.
     step = spread(lattice.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
-    return _Layer(channels, lattice.bits, step.double().numpy(), "")
+    return _Layer(channels, lattice.bits, step.double().numpy())
 
 
 def _buffers(layer: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -132,13 +132,21 @@ def test_one_range_for_a_tensor_is_exact_and_runs_across_channels_are_not(tmp_pa
     assert difference < ROUNDED
 
 
-def test_codebooks_stay_float_and_say_so(tmp_path):
+@pytest.mark.parametrize(("bits", "count"), [(1, 1), (3, 1), (3, 32), (8, 5)])
+def test_the_values_of_codebooks_become_the_nearest_of_int8_or_stay_float(bits, count, tmp_path):
     model = net()
-    weight = model.get_parameter("0.weight").detach()
-    attach(model[0], Lattice(3, codebook=codebook.fit(weight, 3, len(weight))))
+    for name in LAYERS:
+        weight = model.get_parameter(f"{name}.weight").detach()
+        buckets = min(count, len(weight))
+        attach(model.get_submodule(name), Lattice(bits, codebook=codebook.fit(weight, bits, buckets)))
     found, difference = stored(model, tmp_path)
-    assert (found["0"].bits, found["0"].type) == (3, "float")
-    assert "codebook" in found["0"].reason
+    assert {(each.bits, each.type) for each in found.values()} == {(bits, "int8")}
+    assert all("to the nearest, at most 0." in each.reason for each in found.values() if each.rounds)
+    assert difference < ROUNDED
+    weights = sum(net().get_parameter(f"{name}.weight").numel() for name in LAYERS)
+    assert (tmp_path / "float.tflite").stat().st_size - (tmp_path / "model.tflite").stat().st_size > 2 * weights
+    found, difference = stored(model, tmp_path, CHOICES[-1])
+    assert not any(each.rounds for each in found.values())
     assert difference < EXACT
 
 
