@@ -315,7 +315,7 @@ STORED = {
     "b": {"bits": 5, "type": "int8", "reason": "to the nearest, at most 0.4 % of the largest weight off",
           "rounds": True},
     "c": {"bits": 6, "type": "int8", "reason": "exact", "rounds": False},
-    "d": {"bits": 2, "type": "float", "reason": "a codebook's values are <no> integers", "rounds": False},
+    "d": {"bits": 2, "type": "float", "reason": "with int8's nearest levels the outputs <differ>", "rounds": False},
 }  # fmt: skip
 
 
@@ -325,13 +325,13 @@ def test_the_report_lists_how_the_file_has_each_layer(tmp_path: Path) -> None:
     assert "Stored as" in text
     assert "a 3 int4 exact; its inputs are rounded" in text
     assert "conv1 float float not quantized" in text
-    assert "d 2 float a codebook's values are <no> integers" in text
+    assert "d 2 float with int8's nearest levels the outputs <differ>" in text
 
 
 def test_the_remarks_name_what_the_file_rounds_and_what_stays_float() -> None:
     notes = report.remarks(changed(exported={"stored": STORED}))
     assert [note for note in notes if ".tflite" in note] == [
-        "float in the .tflite, d: a codebook's values are <no> integers",
+        "float in the .tflite, d: with int8's nearest levels the outputs <differ>",
         "the .tflite rounds to 8 bits what its int4 layers read: a",
         "the .tflite has int8's levels nearest to the model's, not the same: b",
     ]
