@@ -102,8 +102,10 @@ def test_the_packed_file_is_the_trained_state_bit_for_bit_and_the_program_does_t
         assert torch.allclose(program(exact), model(exact), atol=1e-4)
 
 
-def test_the_tflite_was_run_and_agrees(summary):
+def test_the_tflite_is_as_much_smaller_was_run_and_agrees(summary):
     exported = summary["exported"]
+    assert {exported["stored"][name]["type"] for name in SIZES} <= {"int8", "int4"}
+    assert exported["size_bytes"] < 0.35 * exported["teacher_size_bytes"]
     assert exported["accuracy"] == pytest.approx(exported["torch_accuracy"], abs=0.03)
     assert exported["accuracy"] > 0.8
 
