@@ -49,7 +49,7 @@ class NonUniformQuant(Learner):
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
         """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bits.bit_space(model, task, settings)
+        return bits.bit_space(model, task, settings, lambda bits: 2.0**bits)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:

@@ -171,8 +171,10 @@ def _costs(
             left |= part.weights_left(own)
         if "bits" in found:
             bits = own
-    costs.pop("size_bytes", None)
-    if sizes is not None:
+    whole = costs.pop("size_bytes", None)
+    if whole is not None and sizes is not None:
         weights = np.array([left.get(name, size) for name, size in sizes.items()])
-        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits)
+        # What describes the buckets, as if no channel were gone: no more than that is left.
+        described = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
+        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + described
     return costs

@@ -43,15 +43,20 @@ class InputQuantizer(nn.Module):
         return f"bits={self.bits}"
 
 
-def quantize_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def quantize_input(
+    layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The forward pre-hook of a layer that has an ``input_quantizer``."""
-    return layer.get_submodule(NAME)(inputs[0]), *inputs[1:]
+    quantizer = layer.get_submodule(NAME)
+    if inputs:
+        return (quantizer(inputs[0]), *inputs[1:]), named
+    return inputs, {**named, "input": quantizer(named["input"])}
 
 
 def attach(layer: nn.Module, low: Tensor, step: Tensor, bits: int) -> None:
     """Quantize the first input of a layer from now on."""
     layer.add_module(NAME, InputQuantizer(low, step, bits))
-    layer.register_forward_pre_hook(quantize_input)
+    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
 
 
 def input_ranges(
@@ -63,21 +68,22 @@ def input_ranges(
     images: int,
     method: quantize.Range,
     percentile: float,
-    symmetric: bool = False,
 ) -> Ranges:
     """(low ``(1,)``, step ``(1,)``) of the inputs of each layer, from the first ``images`` training inputs.
 
-    Raises UnsupportedModel for a layer that does not run on them.
+    Raises UnsupportedModel for a layer that does not run on them, or that reads what is no number.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def look(name: str, inputs: tuple[Any, ...]) -> None:
-        values = inputs[0].detach().float().flatten()
+    def look(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        values = (inputs[0] if inputs else named["input"]).detach().float().flatten()
         stride = max(1, len(values) // SAMPLE)
         seen[name] += [values[::stride], *(end[None] for end in values.aminmax())]
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, named, name=name: look(name, inputs, named), with_kwargs=True
+        )
         for name in names
     ]
     device = next(model.parameters()).device
@@ -95,8 +101,10 @@ def input_ranges(
                 f"{name} does not run on the training inputs, so the range of what it reads is not known. "
                 f"Remedy: learner.skip=[{name}], or learner.activation_bits=null"
             )
-        low, step = quantize.fit(
-            torch.cat(values)[None], bits, symmetric=symmetric, method=method, percentile=percentile
-        )
-        ranges[name] = low, step
+        if not (found := torch.cat(values)[None]).isfinite().all():
+            raise UnsupportedModel(
+                f"{name} reads values that are NaN or infinite on the first {images} training inputs, so they have no "
+                "range. Remedy: inputs and weights that are numbers"
+            )
+        ranges[name] = quantize.fit(found, bits, method=method, percentile=percentile)
     return ranges

@@ -21,8 +21,8 @@ from pfray.buckets import Buckets, bucket_count, check_finite
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.folding import fold, foldable_norms, folded
 from pfray.lattice import Lattice
-from pfray.layers import run_order, weight_layers, without_skipped
-from pfray.measure import count_params, example_input, layer_macs, stored_bytes
+from pfray.layers import run_order, sharing, weight_layers, without_skipped
+from pfray.measure import FLOAT_BITS, count_params, example_input, layer_macs, stored_bytes
 from pfray.quantize import Range
 from pfray.sensitivity import fisher, lost_share
 from pfray.space import CompressionSpace, Knob, Plan
@@ -41,11 +41,11 @@ class BitSettings:
         folding changes no output (a channel's scale is its range's too), and takes something away: batch norms whose
         statistics a search puts right again, which is most of the accuracy at 2 and 3 bits, and that keep a training
         stable at the usual learning rates; a folded network needs about a tenth of them. For 8 bits without training.
-    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel``, or every ``run``
-        of at most bucket_size weights.
+    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel`` (of a transposed
+        convolution every input channel), or every ``run`` of at most bucket_size weights.
     activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its
-        range is found on. range_from: how: ``min_max``, the ``percentile`` at both ends, or ``mse``, the least squared
-        error.
+        range is found on. range_from: how, and how that of even levels of the weights: ``min_max``, the ``percentile``
+        at both ends, or ``mse``, the least squared error.
     """
 
     min_bits: Bits = 1
@@ -86,10 +86,13 @@ def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> lis
     return [name for name in (names if settings.ends else names[1:-1]) if name not in settings.skip]
 
 
-def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> CompressionSpace:
+def bit_space(
+    model: nn.Module, task: Task, settings: BitSettings, numbers: Callable[[np.ndarray], np.ndarray | float]
+) -> CompressionSpace:
     """One whole number, the bits, for the weight of every quantized layer; costs as of ``layer_space``.
 
-    Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
+    numbers(bits): how many numbers in float32 describe a bucket of so many bits, which ``size_bytes`` counts. Raises
+    UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
     """
     without_skipped(run_order(model, example_input(task)), settings.skip)
     names = quantized_layers(model, task, settings)
@@ -98,19 +101,33 @@ def bit_space(model: nn.Module, task: Task, settings: BitSettings) -> Compressio
             f"{type(model).__name__} has no layer to quantize beside its first and its last. Remedy: "
             "learner.ends=true quantizes those too, or fewer layers in learner.skip"
         )
-    return layer_space(model, task, names, compressed=settings.min_bits, full=settings.max_bits, integer=True)
+    layers = weight_layers(model)
+    counts = np.array([bucket_count(layers[name].weight, settings.buckets, settings.bucket_size) for name in names])
+
+    def described(bits: np.ndarray) -> float:
+        return float(np.sum(counts * numbers(bits))) * FLOAT_BITS / 8
+
+    ends = {"compressed": settings.min_bits, "full": settings.max_bits, "integer": True}
+    return layer_space(model, task, names, described, **ends)
 
 
-def layer_space(model: nn.Module, task: Task, names: Sequence[str], **knob: Any) -> CompressionSpace:
+def layer_space(
+    model: nn.Module,
+    task: Task,
+    names: Sequence[str],
+    described: Callable[[np.ndarray], float] = lambda bits: 0.0,
+    **knob: Any,
+) -> CompressionSpace:
     """One knob, of the fields ``knob``, for each layer of ``names``.
 
-    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits.
+    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits, and
+    beside them ``described(bits)``.
     """
     layers, macs = weight_layers(model), layer_macs(model, example_input(task))
     facts = {name: {"params": layers[name].weight.numel(), "macs": macs[name]} for name in names}
     sizes = np.array([facts[name]["params"] for name in names])
     knobs = tuple(Knob(name, facts=facts[name], **knob) for name in names)
-    return CompressionSpace(knobs, partial(_costs, sizes=sizes, params=count_params(model)[0]))
+    return CompressionSpace(knobs, partial(_costs, sizes=sizes, params=count_params(model)[0], described=described))
 
 
 def prepare(
@@ -138,7 +155,7 @@ def prepare(
     if settings.activation_bits is not None:
         inputs = activations.input_ranges(
             whole,
-            names,
+            [each for name in names for each in sharing(whole, name)],
             task,
             bits=settings.activation_bits,
             images=settings.images,
@@ -191,9 +208,13 @@ def compress(
         floats[name] = layer.get_parameter("weight").detach().clone()
         lattice.attach(layer, prepared.lattices[name][int(bits)])
         if settings.activation_bits is not None:
-            activations.attach(layer, *prepared.inputs[name], settings.activation_bits)
+            for each in sharing(model, name):
+                activations.attach(model.get_submodule(each), *prepared.inputs[each], settings.activation_bits)
     return floats
 
 
-def _costs(values: np.ndarray, sizes: np.ndarray, params: int) -> dict[str, float]:
-    return {"bits": float(values @ sizes / sizes.sum()), "size_bytes": stored_bytes(params, sizes, values)}
+def _costs(
+    values: np.ndarray, sizes: np.ndarray, params: int, described: Callable[[np.ndarray], float]
+) -> dict[str, float]:
+    size = stored_bytes(params, sizes, values) + described(values)
+    return {"bits": float(values @ sizes / sizes.sum()), "size_bytes": size}

@@ -44,7 +44,8 @@ def content_key(*parts: object) -> str:
 
 def state_bytes(model: nn.Module) -> bytes:
     """The model's weights and buffers, for ``content_key``."""
-    return b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    flat = (tensor.cpu().contiguous().view(-1) for tensor in model.state_dict().values())
+    return b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in flat)
 
 
 def file_stamp(path: Path) -> tuple[str, int, int]:

@@ -1,7 +1,6 @@
 """How a quantized layer says what its weight may be: buffers beside the weight, so that the state dict knows it too.
 
-Notation: a weight in B buckets of k bits. ``weight`` stays a float32 tensor, of quantized values only, and beside it
-are
+Notation: a weight in B buckets of k bits. ``weight`` stays a float tensor, of quantized values only, and beside it are
 
     weight_bits        k, a uint8 scalar
     weight_low         (B,) and
@@ -56,12 +55,13 @@ def attach(layer: nn.Module, lattice: Lattice) -> None:
     """Quantize a layer's weight, and describe it by the layer's buffers, made or replaced."""
     weight = layer.get_parameter("weight")
     buffers = {"low": lattice.low, "step": lattice.step, "codebook": lattice.codebook}
+    # Of the weight's own precision, in which the values have to be found again.
+    own = {name: values.to(weight).clone() for name, values in buffers.items() if values is not None}
     layer.register_buffer("weight_bits", torch.tensor(lattice.bits, dtype=torch.uint8, device=weight.device))
-    for name, values in buffers.items():
-        if values is not None:
-            layer.register_buffer(f"weight_{name}", values.to(weight).clone())
+    for name, values in own.items():
+        layer.register_buffer(f"weight_{name}", values)
     with torch.no_grad():
-        weight.copy_(lattice.quantize(weight))
+        weight.copy_(Lattice(lattice.bits, **own).quantize(weight))
 
 
 def forget(model: nn.Module) -> None:

@@ -13,10 +13,26 @@ WeightLayer = nn.modules.conv._ConvNd | nn.Linear
 
 
 def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
-    """All convolutions and linear layers, by name; of layers that share one weight, the first."""
+    """All convolutions and linear layers, by name; of layers that share one weight, the first.
+
+    Raises UnsupportedModel where a weight is computed from others, so that a change of it would not last.
+    """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
+    for name, module in layers.items():
+        if "weight" not in module._parameters:
+            raise UnsupportedModel(
+                f"{name}: its weight is computed from other tensors, by torch.nn.utils.prune, weight_norm or a "
+                "parametrization. Remedy: make it a plain one with prune.remove, remove_weight_norm or "
+                "parametrize.remove_parametrizations"
+            )
     shared = {id(module.weight): name for name, module in reversed(layers.items())}
     return {name: module for name, module in layers.items() if shared[id(module.weight)] == name}
+
+
+def sharing(model: nn.Module, name: str) -> list[str]:
+    """The names of all layers that have the weight of the layer ``name``, itself among them."""
+    weight = model.get_submodule(name).get_parameter("weight")
+    return [other for other, module in model.named_modules() if getattr(module, "weight", None) is weight]
 
 
 def is_depthwise(module: nn.Module) -> bool:

@@ -180,7 +180,9 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     Raises UnsupportedModel where the model's forward fails on the input.
     """
     names = {module: name for name, module in model.named_modules()}
-    with FlopCounterMode(display=False) as counter, evaluating(model):
+    # Not in inference mode: there lazy layers would make weights that cannot learn, and the counter trips over weights
+    # that are computed.
+    with FlopCounterMode(display=False) as counter, evaluation_mode(model), torch.no_grad():
         try:
             model(example)
         except Exception as error:
@@ -214,19 +216,21 @@ def count_params(model: nn.Module) -> tuple[int, int]:
 
 
 def stored_bits(model: nn.Module) -> int:
-    """Bits of all parameters; of a quantized weight its codes, without what describes its buckets."""
-    total = 0
+    """Bits of all parameters, each counted once; of a quantized weight its codes, not what describes its buckets."""
+    found: dict[nn.Parameter, int] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             bits = getattr(module, f"{name}_bits", None)
-            total += parameter.numel() * (8 * parameter.element_size() if bits is None else int(bits))
-    return total
+            # Of layers that share a weight one says how many bits it has.
+            if bits is not None or parameter not in found:
+                found[parameter] = 8 * parameter.element_size() if bits is None else int(bits)
+    return sum(parameter.numel() * bits for parameter, bits in found.items())
 
 
 def stored_bytes(params: float, weights: np.ndarray | float = 0.0, bits: np.ndarray | float = FLOAT_BITS) -> float:
     """Bytes of ``params`` parameters in float32 of which, in each layer, so many ``weights`` have so many ``bits``.
 
-    As ``stored_bits``: without what describes the buckets, and without a file's own overhead.
+    As ``stored_bits``: without what describes the buckets. Nor is a file's own overhead in it.
     """
     return float(params * FLOAT_BITS - np.sum(weights * (FLOAT_BITS - bits))) / 8
 

@@ -10,8 +10,11 @@ from pfray.figures import number
 Summary = Mapping[str, Any]
 # Origins of plans that are made without measuring any.
 NO_SEARCH = ("allocate", "uniform", "heuristic")
-# By how much of the target a file may be slower before the goal counts as missed: the clock's own doubt.
+# By how much of the target a file may be slower before the goal counts as missed, the clock's own doubt; and larger,
+# for what a file has beside its weights.
 DOUBT = 0.05
+# Of the target's bits, what all parameters may have on average before it is worth a word.
+BESIDE = 1.25
 
 
 def headline(summary: Summary) -> str:
@@ -49,6 +52,15 @@ def remarks(summary: Summary) -> list[str]:
     wanted = latency_goal(summary)
     if wanted is not None and now is not None and now > wanted:
         notes.append(f"the goal is missed: {latency_text(now)}, {latency_text(wanted)} allowed (target.latency_ms)")
+    wanted, size = size_goal(summary), number(compressed, "size_bytes")
+    if wanted is not None and size is not None and size > wanted:
+        notes.append(f"the goal is missed: the packed file has {size_text(size)}, {size_text(wanted)} allowed "
+                     "(target.size_bytes)")
+    bits, stored = number(summary.get("target"), "bits"), number(compressed, "stored_bits")
+    params = number(compressed, "params")
+    if bits and stored and params and stored / params > BESIDE * bits:
+        notes.append(f"{bits:.4g} bits hold for the layers that are quantized; all parameters have "
+                     f"{stored / params:.3g} on average, as the others stay float")
     notes += _storage(exported)
     failed = number(summary.get("trials"), "failed")
     if failed:
@@ -67,6 +79,14 @@ def latency_goal(summary: Summary) -> float | None:
     whole = number(summary.get("exported"), "teacher_latency_ms")
     if isinstance(wanted, str):
         wanted = None if whole is None else float(wanted[:-1]) * whole
+    return None if wanted is None else (1 + DOUBT) * wanted
+
+
+def size_goal(summary: Summary) -> float | None:
+    """The bytes that the target allows for the packed file, with a little on top; None where it names none."""
+    wanted, params = (summary.get("target") or {}).get("size_bytes"), number(summary.get("teacher"), "params")
+    if isinstance(wanted, str):
+        wanted = None if params is None else float(wanted[:-1]) * 4 * params  # float32
     return None if wanted is None else (1 + DOUBT) * wanted
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from pfray import cluster
 from pfray.cache import load_tensors, save_tensors
-from pfray.compressed import build_compressed, finishes, restored
+from pfray.compressed import build_compressed, finishes, restored, untrained
 from pfray.config import Distributed, Resources
 from pfray.distributed import finish, retrain, run_together
 from pfray.errors import StorageError
@@ -196,10 +196,11 @@ class Trainer:
         if finishes(link.learner):
             assert state is not None
             return restored(link.learner, link.job, link.plan, state, torch.device("cpu"))
-        # Without training to come the learner meets the plan at once; the state of a trained one is loaded over it.
+        if state is None:
+            return untrained(link.learner, link.job, link.plan)
+        # Without training to come the learner meets the plan at once; the trained state is loaded over it.
         model, _ = build_compressed(link.learner, link.job, link.plan, torch.device("cpu"), steps=0)
-        if state is not None:
-            model.load_state_dict(state)
+        model.load_state_dict(state)
         return model
 
     def _is_missing(self, link: Link) -> bool:

@@ -6,7 +6,7 @@ Notation: weights w, their change d, predictions p(y | x, w). For small d the pr
 
 the Fisher information (Kunstner et al. 2019, "Limitations of the empirical Fisher approximation", section 2). Of F the
 diagonal is kept, as in Optimal Brain Damage (LeCun et al. 1990): rounding errors of two weights are nearly independent.
-Because the labels are drawn from the predictions, gradients have a mean of zero, so the mean gradient g of a batch of B
+Because the labels are drawn from the predictions, gradients have a mean of zero, so the mean gradient g of B labels
 gives B E[g^2] = diag F, whatever B.
 """
 
@@ -40,14 +40,20 @@ def fisher(model: nn.Module, names: Sequence[str], task: Task, images: int = IMA
     for inputs, targets in task.batches(task.train.head(images), BATCH, device):
         outputs = model(channels_last(inputs)).float()
         if task.loss is F.cross_entropy:
-            chances = outputs.detach().softmax(1).nan_to_num(nan=1.0).cpu()
-            targets = torch.multinomial(chances, 1, generator=draws)[:, 0].to(device)
+            targets = _drawn(outputs.detach(), draws).to(device)
+        labels = targets.numel() if task.loss is F.cross_entropy else len(inputs)
         gradients = torch.autograd.grad(task.loss(outputs, targets), list(weights.values()), allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is not None:
-                total[name] += len(inputs) * gradient.square()
+                total[name] += labels * gradient.square()
         batches += 1
     return {name: each / batches for name, each in total.items()}
+
+
+def _drawn(outputs: Tensor, draws: torch.Generator) -> Tensor:
+    """Labels ``(N, ...)`` by the chances that outputs ``(N, K, ...)`` give the K classes, on the CPU."""
+    chances = outputs.softmax(1).nan_to_num(nan=1.0).movedim(1, -1).cpu()
+    return torch.multinomial(chances.flatten(0, -2), 1, generator=draws).view(chances.shape[:-1])
 
 
 def lost_share(information: Tensor, change: Tensor) -> float:

@@ -64,6 +64,12 @@ def channel_costs(model: nn.Module, example: Tensor) -> dict[str, float]:
     return {"macs": total_macs(model, example), "params": params, "size_bytes": 4 * params}
 
 
+def described_bytes(model: nn.Module) -> int:
+    """Of what describes the buckets of its quantized weights."""
+    parts = ("weight_low", "weight_step", "weight_codebook")
+    return sum(buffer.nbytes for name, buffer in model.named_buffers() if name.rpartition(".")[2] in parts)
+
+
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
     """The largest between their outputs, as a share of the largest one of ``other``."""

@@ -102,3 +102,27 @@ def test_copies_pickles_and_programs_take_it_along_and_the_state_dict_has_it():
     activations.attach(other, torch.tensor([0.0]), torch.tensor([9.0]), 3)
     other.load_state_dict(layer.state_dict())
     assert other(inputs).tolist() == expected
+
+
+def test_a_layer_that_is_called_by_keyword_reads_few_bits_too():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=x)
+
+    model = Named()
+    low, step = ranges(model, ["layer"], make_task(shape=(3,)), bits=2)["layer"]
+    activations.attach(model.layer, low, step, 2)
+    found = model(torch.tensor([[-9.0, 0.0, 9.0]]))[0]
+    assert found[[0, 2]].tolist() == pytest.approx([low.item(), (low + 3 * step).item()])
+
+
+@pytest.mark.parametrize("method", ["min_max", "percentile", "mse"])
+def test_inputs_that_are_no_numbers_have_no_range(method):
+    task = make_task()
+    task.train.inputs[3, 0, 0, 0] = torch.nan
+    with pytest.raises(UnsupportedModel, match="0 reads values that are NaN or infinite on the first 60 training"):
+        ranges(nn.Sequential(nn.Conv2d(2, 2, 1)), ["0"], task, method=method)

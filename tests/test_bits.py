@@ -72,7 +72,9 @@ def test_the_cost_is_the_mean_of_the_bits_over_the_weights_by_hand(learner, mode
     space = learner.space(model, task, learner.settings_type())
     # (3 * 24 + 6 * 12) / 36, and (8 * 24 + 1 * 12) / 36.
     params = sum(parameter.numel() for parameter in model.parameters())
-    assert space.costs({"2": 3, "4": 6}) == {"bits": 4.0, "size_bytes": 4 * (params - 36) + 36 * 4 / 8}
+    # A range for each of 6 and 2 channels, two numbers; or a codebook for each layer, of 2^3 and 2^6.
+    described = 4 * {UniformQuant: 8 * 2, NonUniformQuant: 8 + 64}[learner]
+    assert space.costs({"2": 3, "4": 6}) == {"bits": 4.0, "size_bytes": 4 * (params - 36) + 36 * 4 / 8 + described}
     assert space.costs({"2": 8, "4": 1})["bits"] == pytest.approx(17 / 3)
     assert space.reachable("bits") == (1.0, 8.0)
     # 4 for both, and what 5 bits a weight leave beside: 36 more bits are 1 for each weight.
@@ -278,3 +280,14 @@ def test_a_folded_model_is_quantized_too_and_keeps_its_plan(learner, task):
     found = compressed(learner, model, task, {"1.0": 2}, fold=True, buckets="tensor")
     assert len(found.get_submodule("1.0").weight.unique()) <= 4
     assert np.isfinite(outputs(found, task).numpy()).all()
+
+
+def test_of_layers_that_share_a_weight_all_read_few_bits(learner, task):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)
+    layers[3].weight = layers[1].weight
+    model = nn.Sequential(*layers, head(4, 3)).eval()
+    found = compressed(learner, model, task, {"1": 3}, activation_bits=4)
+    assert found[3].weight is found[1].weight
+    ranges = [layer.get_submodule("input_quantizer").get_buffer("step").item() for layer in (found[1], found[3])]
+    assert ranges[0] != ranges[1]

@@ -55,3 +55,8 @@ def test_missing_and_damaged_tensors_are_none(tmp_path: Path) -> None:
     for damaged in (b"", data[:50], data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b"\xff" * 200):
         path.write_bytes(damaged)
         assert cache.load_tensors(path) is None
+
+
+def test_weights_of_half_precision_have_a_key_too() -> None:
+    layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    assert len(cache.state_bytes(layer)) == 2 * 6

@@ -17,6 +17,7 @@ from pfray.measure import (
     first_line,
     layer_macs,
     measure,
+    stored_bits,
     total_macs,
 )
 from pfray.task import Split, Task
@@ -169,3 +170,24 @@ def test_passes_that_were_interrupted_count_only_where_most_were(monkeypatch, ev
     monkeypatch.setattr(module, "_interruptions", lambda: clock["interruptions"])
     models = [Passing(clock, 0.001, 0), Passing(clock, 0.002, every)]
     assert module.latencies_ms(models, torch.zeros(1)) == pytest.approx([1.0, expected])
+
+
+def test_counting_makes_lazy_layers_that_can_learn() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
+    assert sum(layer_macs(model, torch.rand(1, 2, 5, 5)).values()) == 9 * 9 * 2 * 4 + 36 * 2
+    assert total_macs(model, torch.rand(1, 2, 5, 5)) == 9 * 9 * 2 * 4 + 36 * 2
+    model(torch.rand(3, 2, 5, 5)).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+def test_weights_that_are_computed_are_counted() -> None:
+    model, example = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 1))), torch.rand(1, 2, 5, 5)
+    assert total_macs(model, example) == sum(layer_macs(model, example).values()) == 8 * 25
+
+
+def test_bits_of_a_shared_weight_count_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    model[2].weight = model[0].weight
+    assert stored_bits(model) == 16 * 32
+    model[0].register_buffer("weight_bits", torch.tensor(3, dtype=torch.uint8))
+    assert stored_bits(model) == 16 * 3

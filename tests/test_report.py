@@ -338,6 +338,25 @@ def test_the_remarks_name_what_the_file_rounds_and_what_stays_float() -> None:
     assert not any(".tflite" in note for note in report.remarks(SUMMARY))
 
 
+@pytest.mark.parametrize(("target", "size", "allowed"), [
+    ({"size_bytes": 3_000_000}, 3_100_000, None), ({"size_bytes": 3_000_000}, 3_200_000, "3.2 MB, 3.1 MB"),
+    ({"size_bytes": "0.5x"}, 6_700_000, None), ({"size_bytes": "0.5x"}, 6_900_000, "6.9 MB, 6.7 MB"),
+])  # fmt: skip
+def test_a_packed_file_that_is_larger_than_the_target_allows_is_said_to_miss_it(target, size, allowed) -> None:
+    summary = changed(target=target, compressed={"size_bytes": size})
+    notes = [note for note in report.remarks({**summary, "target": target}) if "size_bytes" in note]
+    said = f"the goal is missed: the packed file has {allowed} allowed (target.size_bytes)"
+    assert notes == ([said] if allowed else [])
+
+
+@pytest.mark.parametrize(("stored", "said"), [(4.9, False), (5.1, True)])
+def test_bits_of_all_parameters_are_told_where_many_stay_float(stored, said) -> None:
+    summary = changed(compressed={"stored_bits": stored * SUMMARY["compressed"]["params"]})
+    notes = report.remarks({**summary, "target": {"bits": 4}})
+    expected = "4 bits hold for the layers that are quantized; all parameters have 5.1 on average, as the others stay "
+    assert (f"{expected}float" in notes) == said
+
+
 def test_operators_without_an_int8_kernel_are_remarked_and_layers_left_out_on_purpose_are_not() -> None:
     stored = {f"act{i}": {"bits": None, "type": "float", "reason": "no int8 kernel for silu"} for i in range(6)}
     stored["fc"] = {"bits": None, "type": "float", "reason": "left out by the plan or by learner.skip"}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pfray.data import digits
 from pfray.sensitivity import fisher, lost_share
+from pfray.task import Split
 from tests.small import make_task
 
 
@@ -92,3 +93,17 @@ def test_a_frozen_network_and_one_of_nans_have_one_too():
     with torch.no_grad():
         model[1].weight.fill_(float("nan"))
     assert fisher(model, ["1"], task, images=20)["1"].isnan().any()
+
+
+def test_of_dense_outputs_it_is_the_mean_over_all_places():
+    task = make_task(shape=(4, 2, 3), classes=3, samples=6000)
+    dense = replace(task, train=Split(task.train.inputs, torch.zeros(6000, 2, 3, dtype=torch.long)))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 3, 1))
+    found = fisher(model, ["0"], dense, images=6000)["0"].flatten(1)
+    rows = dense.normalize(dense.train.inputs).movedim(1, -1).reshape(-1, 4)
+    layer = nn.Linear(4, 3)
+    layer.load_state_dict({"weight": model[0].weight.detach().flatten(1), "bias": model[0].bias.detach()})
+    expected = by_hand(layer, rows)
+    assert torch.allclose(found, expected, rtol=0.3, atol=0)
+    assert found.sum().item() == pytest.approx(expected.sum().item(), rel=0.05)

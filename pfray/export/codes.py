@@ -20,12 +20,12 @@ FORMS = ("bits", "bytes")
 def streams(state_dict: Mapping[str, Tensor], name: str) -> dict[str, bytes]:
     """The codes of the weight ``name`` in both forms; none where it is not just what its lattice makes of them."""
     weight, lattice = state_dict[name].detach().cpu(), lattice_of(state_dict, name)
-    if lattice is None or weight.dtype != torch.float32 or not weight.numel() or not weight.isfinite().all():
+    if lattice is None or not weight.numel() or not weight.isfinite().all():
         return {}
     lattice = _on_cpu(lattice)
     codes = lattice.encode(weight)
     again = lattice.decode(codes)
-    if not torch.equal(again.contiguous().view(torch.int32), weight.contiguous().view(torch.int32)):
+    if again.dtype != weight.dtype or not torch.equal(_bytes(again), _bytes(weight)):
         return {}
     flat = codes.flatten().to(torch.uint8).numpy()
     bits = np.unpackbits(flat[:, None], axis=1, count=lattice.bits, bitorder="little")
@@ -39,6 +39,10 @@ def restore(raw: np.ndarray, form: str, shape: list[int], lattice: Lattice) -> T
         bits = np.unpackbits(raw, count=count * lattice.bits).reshape(count, lattice.bits)
         raw = np.packbits(bits, axis=1, bitorder="little")[:, 0]
     return lattice.decode(torch.from_numpy(raw.copy()).view(shape))
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.contiguous().view(-1).view(torch.uint8)
 
 
 def _on_cpu(lattice: Lattice) -> Lattice:

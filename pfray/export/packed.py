@@ -5,6 +5,7 @@ Notation: a tensor has n elements of k bytes, m of them not zero. Each becomes o
     dense     the values, n * k bytes
     sparse    n bits, 1 where an element is not zero; the values that are not, m * k bytes
     signed    as sparse, with n - m bits between the two, 1 where a zero is -0.0
+    same      the name of another entry, whose memory it shares
 
 A weight that lies on a lattice (``pfray/lattice.py``) is stored as its codes instead (``codes.py``), in the form bits
 or bytes; the entries that describe the lattice are tensors like any other.
@@ -21,6 +22,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,11 +56,13 @@ def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) ->
     Raises ExportError for an entry that is no plain dense tensor, StorageError where the file cannot be written.
     """
     frames, entries = [], {}
+    whole = _whole(state_dict)
     for name, tensor in state_dict.items():
         elements = _element_bytes(name, tensor)
-        encoding, frame = _smallest(
-            {**_encodings(elements, tensor.is_floating_point()), **codes.streams(state_dict, name)}, level
-        )
+        streams = {"same": whole[name].encode()}
+        if whole[name] == name:
+            streams = {**_encodings(elements, tensor.is_floating_point()), **codes.streams(state_dict, name)}
+        encoding, frame = _smallest(streams, level)
         dtype = str(tensor.dtype).removeprefix("torch.")
         entries[name] = [dtype, list(tensor.shape), encoding, len(frame)]
         frames.append(frame)
@@ -98,6 +102,18 @@ def _element_bytes(name: str, tensor: Tensor) -> np.ndarray:
     return flat.view(torch.uint8).numpy().reshape(flat.numel(), tensor.element_size())
 
 
+def _whole(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, the entry that is stored of those with one memory: the first, or the one that says it is quantized."""
+    first: dict[Any, str] = {}
+    found = {}
+    for name, tensor in state_dict.items():
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel()
+        found[name] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if plain else name
+        if first.setdefault(found[name], name) != name and lattice_of(state_dict, name) is not None:
+            first[found[name]] = name
+    return {name: first[key] for name, key in found.items()}
+
+
 def _encodings(elements: np.ndarray, signed: bool) -> dict[str, bytes]:
     """The streams of ``(n, k)`` element bytes, by encoding."""
     streams = {"dense": _planes(elements)}
@@ -121,13 +137,14 @@ def _smallest(streams: dict[str, bytes], level: int) -> tuple[str, bytes]:
 def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) -> dict[str, Tensor]:
     state_dict: dict[str, Tensor] = {}
     coded: dict[str, tuple[str, list[int], np.ndarray]] = {}
+    shared: dict[str, tuple[str, list[int], np.ndarray]] = {}
     start = 0
     for name, (dtype, shape, encoding, size) in entries.items():
         raw = np.frombuffer(zstandard.ZstdDecompressor().decompress(data[start : start + size]), np.uint8)
         start += size
         torch_dtype = getattr(torch, dtype)
-        if encoding in codes.FORMS:
-            coded[name] = encoding, shape, raw
+        if encoding in (*codes.FORMS, "same"):
+            (shared if encoding == "same" else coded)[name] = encoding, shape, raw
             state_dict[name] = torch.empty(0)  # keeps its place in the order
             continue
         elements = _elements(raw, encoding, math.prod(shape), torch_dtype.itemsize)
@@ -138,6 +155,8 @@ def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) ->
         if lattice is None:
             raise ValueError(f"the lattice of {name} is missing")
         state_dict[name] = codes.restore(raw, form, shape, lattice)
+    for name, (_, _, raw) in shared.items():
+        state_dict[name] = state_dict[raw.tobytes().decode()]
     return state_dict
 
 

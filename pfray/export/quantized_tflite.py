@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
@@ -33,6 +32,9 @@ DEQUANTIZE_VERSION = 5
 # Of a channel's largest weight: how far the converter's folding may be from a multiple of the layer's own.
 TOLERANCE = 1e-5
 NOT_QUANTIZED = "not quantized"
+LOST = "the file has no weight that is this layer's"
+# Their operators have the weight elsewhere, and are not looked at.
+LEFT_FLOAT = nn.modules.conv._ConvTransposeNd | nn.Conv3d
 
 # What may be written, in the order of preference. int4: kernels that round what they read. nearest: int8 where it is
 # not exact.
@@ -57,11 +59,12 @@ class Stored:
 @dataclass(frozen=True)
 class _Layer:
     """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None where it is not quantized. step:
-    ``(O,)``; None without even levels."""
+    ``(O,)``; None without even levels. lost: why, where the file's weights have none that is this one."""
 
     weight: np.ndarray
     bits: int | None
     step: np.ndarray | None
+    lost: str = LOST
 
 
 def quantize(
@@ -90,8 +93,7 @@ def quantize(
             subgraph.operators = unpacking + list(subgraph.operators)
         content = flatbuffer.pack(file)
         for name, layer in layers.items():
-            why = NOT_QUANTIZED if layer.bits is None else "the file has no weight that is this layer's"
-            stored.setdefault(name, Stored(layer.bits, "float", why))
+            stored.setdefault(name, Stored(layer.bits, "float", NOT_QUANTIZED if layer.bits is None else layer.lost))
         stored = {name: stored[name] for name in layers}
     with replacing(path_out) as temporary:
         temporary.write_bytes(content)
@@ -187,16 +189,13 @@ def _layer(layer: WeightLayer) -> _Layer:
     weight = layer.weight.detach().cpu()
     # The file has the input channels last.
     channels = weight.double().movedim(1, -1).flatten(1).numpy()
-    lattice = lattice_of({f"weight{key}": value for key, value in _buffers(layer)}, "weight")
+    lattice = lattice_of(dict(layer.named_buffers(recurse=False)), "weight")
+    lost = "transposed and 3-d convolutions are kept in float" if isinstance(layer, LEFT_FLOAT) else LOST
     if lattice is None or lattice.step is None:
-        return _Layer(channels, None if lattice is None else lattice.bits, None)
+        return _Layer(channels, None if lattice is None else lattice.bits, None, lost)
     # Runs that end within a channel give it several steps; then the first does not fit, which is found out.
     step = spread(lattice.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
-    return _Layer(channels, lattice.bits, step.double().numpy())
-
-
-def _buffers(layer: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [(name.removeprefix("weight"), value) for name, value in layer.named_buffers(recurse=False)]
+    return _Layer(channels, lattice.bits, step.double().numpy(), lost)
 
 
 def _match(values: np.ndarray, layers: dict[str, _Layer]) -> tuple[str, np.ndarray]:

@@ -117,3 +117,14 @@ def test_four_bits_are_an_eighth_of_the_dense_file(tmp_path):
     state = layer(4, 64).state_dict()
     save_file({"weight": state["weight"].contiguous()}, tmp_path / "dense.safetensors")
     assert size(state, tmp_path / "w.packed") < 0.16 * (tmp_path / "dense.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["uniform", "codebook"])
+def test_half_precision_weights_have_their_width_too(kind, dtype, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64, bias=False).to(dtype)
+    weight = model.weight.detach().float()
+    even, words = Lattice(3, *quantize.fit(weight, 3)), Lattice(3, codebook=codebook.fit(weight, 3))
+    attach(model, even if kind == "uniform" else words)
+    assert size(model.state_dict(), tmp_path / "w.packed") < 64 * 64 * 3 / 8 + 800

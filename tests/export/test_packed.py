@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pfray import export
+from pfray import export, quantize
 from pfray.errors import ConfigError, ExportError, StorageError, WeightsError
 from pfray.export import packed
+from pfray.lattice import Lattice, attach
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 
@@ -146,3 +147,19 @@ def test_load_chooses_by_suffix(tmp_path: Path) -> None:
     assert_same(export.load(tmp_path / "w.packed"), state_dict)
     with pytest.raises(ConfigError, match=r"'\.onnx'.*'\.pt2'.*'\.packed'.*Remedy"):
         export.load(tmp_path / "w.onnx")
+
+
+@pytest.mark.parametrize("quantized", ["none", "first", "second"])
+def test_a_weight_that_two_layers_share_is_stored_once(quantized: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(3)))
+    one = packed.save(tmp_path / "one.packed", model[:1].state_dict())
+    model[2].weight = model[0].weight
+    if quantized != "none":
+        attach(model[0 if quantized == "first" else 2], Lattice(2, *quantize.fit(model[0].weight.detach(), 2, 1)))
+    state = model.state_dict()
+    whole = packed.save(tmp_path / "tied.packed", state)
+    found = packed.load(tmp_path / "tied.packed")
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert whole < one + 500 + (one if quantized == "none" else 64 * 64 / 4)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import learners
+from learners.litert_quant import LitertQuant
 from pfray.components import find_class
 from pfray.config import Training
 from pfray.data import digits
@@ -27,6 +28,7 @@ from pfray.section import PIPELINE
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import fit, reestimate_batch_norm
+from tests.small import described_bytes
 
 # A pipeline has no defaults and does what its learners do; tests/learners/test_pipeline.py.
 NAMES = sorted({module.name for module in pkgutil.iter_modules(learners.__path__)} - {PIPELINE})
@@ -87,7 +89,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def measured_costs(model: nn.Module, teacher: nn.Module, task: Task, names: list[str]) -> dict[str, float]:
+def measured_costs(
+    learner: type[Learner], model: nn.Module, teacher: nn.Module, task: Task, names: list[str]
+) -> dict[str, float]:
     """What the finished model costs, in the units that a space may predict. names: of the space's knobs."""
     params = count_params(model)[0]
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -104,8 +108,11 @@ def measured_costs(model: nn.Module, teacher: nn.Module, task: Task, names: list
         # Of a model of another structure every parameter counts, of one with zeros those that are not zero.
         "params": params if params != count_params(teacher)[0] else count_params(model)[1] + zero_before,
         "macs": total_macs(model, example_input(task)),
-        # With the batch norms that were folded into quantized layers, which are no longer there.
-        "size_bytes": stored_bits(model) / 8 + (4 * (count_params(teacher)[0] - params) if quantized else 0),
+        # With the batch norms that were folded into quantized layers, which are no longer there. The scales of an int8
+        # file are not counted.
+        "size_bytes": stored_bits(model) / 8
+        + (4 * (count_params(teacher)[0] - params) if quantized else 0)
+        + (described_bytes(model) if learner is not LitertQuant else 0),
     }
 
 
@@ -160,7 +167,7 @@ def test_the_compressed_model_costs_exactly_what_the_space_predicted(learner, te
     space, plan = space_and_plan(learner, teacher, task)
     cache = learner.prepare(teacher, task, learner.settings_type())
     model = compressed(learner, teacher, plan, cache)
-    measured = measured_costs(model, teacher, task, space.names)
+    measured = measured_costs(learner, model, teacher, task, space.names)
     for unit, cost in space.costs(plan).items():
         assert measured[unit] == pytest.approx(cost, abs=1e-12), unit
     assert space.meets(plan, halfway(space, learner))
@@ -208,7 +215,7 @@ def test_a_training_ends_on_the_plan(learner, teacher, task, steps):
     model = copy.deepcopy(teacher)
     hook = learner.compress(model, plan, settings, learner.prepare(teacher, task, settings), steps)
     fit(model, task, Training(epochs=1, lr=0.02, batch_size=64), seed=0, hook=hook, steps=steps)
-    measured = measured_costs(model, teacher, task, space.names)
+    measured = measured_costs(learner, model, teacher, task, space.names)
     for unit, cost in space.costs(plan).items():
         # The biases that start at zero are trained, so the parameters may be more by those; the weights are exact.
         exact = unit in ("sparsity", "bits")

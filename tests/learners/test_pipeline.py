@@ -20,6 +20,7 @@ from pfray.config import load
 from pfray.data import digits
 from pfray.errors import ConfigError
 from pfray.goal import plans_without_search
+from pfray.layers import weight_layers
 from pfray.measure import count_params, example_input, measure, stored_bytes, total_macs
 from pfray.models.vgg import vgg11
 from pfray.prepare import load as load_start
@@ -27,6 +28,7 @@ from pfray.progress import Progress
 from pfray.run import run
 from pfray.task import Task
 from pfray.train import reestimate_batch_norm
+from tests.small import described_bytes
 
 PRUNED = {"name": "channel_pruned", "images": 200, "round_to": 1}
 EIGHT = {"name": "litert_quant", "images": 200}
@@ -91,7 +93,10 @@ def test_a_size_is_kept_by_all_knobs_together_and_is_what_is_then_stored(job, sp
         Pipeline.compress(model, plan, settings, cache, 0)
         macs = total_macs(model, example_input(job.task))
         found = measure(model, job.task, job.task.validation.head(20), "float32", macs)
-        assert found.stored_bits == 8 * predicted["size_bytes"]
+        # The ranges of channels that are gone are counted too: two numbers for each.
+        described = 8 * sum(len(layer.weight) for layer in weight_layers(job.teacher).values())
+        assert described_bytes(model) <= described
+        assert found.stored_bits == 8 * (predicted["size_bytes"] - described)
         assert (found.macs, found.params) == (predicted["macs"], predicted["params"])
 
 
@@ -225,7 +230,14 @@ def test_layers_are_removed_and_the_others_quantized_and_what_is_left_is_what_wa
     weights, bits = [layer.weight.numel() for layer in layers.values()], [int(x.weight_bits) for x in layers.values()]
     expected = stored_bytes(count_params(first)[0], np.array(weights), np.array(bits))
     costs = space.costs(plan)
-    assert costs["size_bytes"] == expected
+    # What describes the layers that are gone is counted too.
+    quantized = space.parts[1]
+    alone = {name: value for name, value in plan.items() if name in quantized.names}
+    sizes = np.array([knob.facts["params"] for knob in quantized.knobs])
+    plain = stored_bytes(count_params(model)[0], sizes, np.array([*alone.values()]))
+    described = quantized.costs(alone)["size_bytes"] - plain
+    assert described_bytes(student) <= described or second["name"] == "litert_quant"
+    assert costs["size_bytes"] == expected + described
     assert costs["params"] == count_params(first)[0] < count_params(model)[0]
     assert costs["macs"] == total_macs(student, example_input(task)) < total_macs(model, example_input(task))
     with torch.inference_mode():

@@ -1,0 +1,31 @@
+"""A .tflite that does something else than its model is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pfray import finalize
+from pfray.errors import ExportError
+from pfray.export import tflite
+from tests.userland import Regressor, brightness
+
+
+def test_the_outputs_of_the_file_are_compared_by_their_own_size(tmp_path, monkeypatch):
+    """Outputs of a thousandth: a file that gives nothing but zeros is near them, and wrong."""
+    torch.manual_seed(0)
+    model, task = Regressor().eval(), brightness()
+    with torch.no_grad():
+        model.head.weight.mul_(1e-3)
+        model.head.bias.mul_(1e-3)
+    assert finalize.write_checked(model, task, tmp_path / "right.tflite", 50)["max_abs_diff"] < 1e-5
+    silent = copy.deepcopy(model)
+    nn.init.zeros_(silent.head.weight)
+    nn.init.zeros_(silent.head.bias)
+    export = tflite.export
+    monkeypatch.setattr(tflite, "export", lambda _, *rest: export(silent, *rest))
+    with pytest.raises(ExportError, match=r"differs from the model by up to 0\.000"):
+        finalize.write_checked(model, task, tmp_path / "wrong.tflite", 50)
