@@ -150,6 +150,19 @@ def test_the_values_of_codebooks_become_the_nearest_of_int8_or_stay_float(bits, 
     assert difference < EXACT
 
 
+def test_transposed_convolutions_stay_float_and_say_so(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ConvTranspose2d(8, 6, 2, 2), nn.Flatten()).eval()
+    for name in ("0", "1"):
+        attach(model.get_submodule(name), lattice(model.get_parameter(f"{name}.weight").detach(), 8))
+    found, difference = stored(model, tmp_path)
+    assert found == {
+        "0": EIGHT_EXACT,
+        "1": Stored(8, "float", "transposed and 3-d convolutions are kept in float"),
+    }
+    assert difference < EXACT
+
+
 def test_the_file_of_a_model_without_levels_is_left_as_it_is(tmp_path):
     assert stored(net(), tmp_path)[0] == {}
     assert share(tmp_path) == 1
