@@ -43,13 +43,18 @@ class Settings(BitSettings):
     cluster_rate: Annotated[float, Field(gt=0)] = 0.01
 
 
+def numbers(bits: np.ndarray) -> np.ndarray:
+    """That describe a bucket: its codewords."""
+    return 2.0**bits
+
+
 class NonUniformQuant(Learner):
     settings_type = Settings
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
         """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bits.bit_space(model, task, settings, lambda bits: 2.0**bits)
+        return bits.bit_space(model, task, settings, numbers)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:

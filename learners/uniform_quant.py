@@ -33,13 +33,18 @@ class Settings(BitSettings):
     interval: Annotated[int, Field(ge=0)] = 0
 
 
+def numbers(bits: np.ndarray) -> float:
+    """That describe a bucket: its lowest level and the step."""
+    return 2.0
+
+
 class UniformQuant(Learner):
     settings_type = Settings
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
         """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bits.bit_space(model, task, settings, lambda bits: 2.0)
+        return bits.bit_space(model, task, settings, numbers)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:

@@ -103,25 +103,21 @@ def bit_space(
         )
     layers = weight_layers(model)
     counts = np.array([bucket_count(layers[name].weight, settings.buckets, settings.bucket_size) for name in names])
-
-    def described(bits: np.ndarray) -> float:
-        return float(np.sum(counts * numbers(bits))) * FLOAT_BITS / 8
-
     ends = {"compressed": settings.min_bits, "full": settings.max_bits, "integer": True}
-    return layer_space(model, task, names, described, **ends)
+    return layer_space(model, task, names, partial(_described, counts=counts, numbers=numbers), **ends)
 
 
 def layer_space(
     model: nn.Module,
     task: Task,
     names: Sequence[str],
-    described: Callable[[np.ndarray], float] = lambda bits: 0.0,
+    described: Callable[[np.ndarray], float] | None = None,
     **knob: Any,
 ) -> CompressionSpace:
     """One knob, of the fields ``knob``, for each layer of ``names``.
 
-    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits, and
-    beside them ``described(bits)``.
+    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits, and of
+    what describes the buckets, ``described(bits)``.
     """
     layers, macs = weight_layers(model), layer_macs(model, example_input(task))
     facts = {name: {"params": layers[name].weight.numel(), "macs": macs[name]} for name in names}
@@ -153,9 +149,10 @@ def prepare(
         lattices[name] = {bits: fit(weight, bits, count, *beside) for bits in widths}
     inputs: Ranges = {}
     if settings.activation_bits is not None:
+        ran = layer_macs(whole, example_input(task, next(model.parameters()).device))
         inputs = activations.input_ranges(
             whole,
-            [each for name in names for each in sharing(whole, name)],
+            [each for name in names for each in sharing(whole, name) if each == name or ran[each]],
             task,
             bits=settings.activation_bits,
             images=settings.images,
@@ -208,13 +205,18 @@ def compress(
         floats[name] = layer.get_parameter("weight").detach().clone()
         lattice.attach(layer, prepared.lattices[name][int(bits)])
         if settings.activation_bits is not None:
-            for each in sharing(model, name):
+            for each in prepared.inputs.keys() & sharing(model, name):
                 activations.attach(model.get_submodule(each), *prepared.inputs[each], settings.activation_bits)
     return floats
 
 
 def _costs(
-    values: np.ndarray, sizes: np.ndarray, params: int, described: Callable[[np.ndarray], float]
+    values: np.ndarray, sizes: np.ndarray, params: int, described: Callable[[np.ndarray], float] | None
 ) -> dict[str, float]:
-    size = stored_bytes(params, sizes, values) + described(values)
+    size = stored_bytes(params, sizes, values) + (described(values) if described else 0.0)
     return {"bits": float(values @ sizes / sizes.sum()), "size_bytes": size}
+
+
+def _described(bits: np.ndarray, counts: np.ndarray, numbers: Callable[[np.ndarray], np.ndarray | float]) -> float:
+    """Bytes of so many numbers for each of a layer's buckets."""
+    return float(np.sum(counts * numbers(bits))) * FLOAT_BITS / 8

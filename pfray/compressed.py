@@ -12,7 +12,7 @@ from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import evaluate, place
 from pfray.space import Plan
-from pfray.train import reestimate_batch_norm
+from pfray.train import batch_norms, reestimate_batch_norm
 
 # Training images that the batch norms of a model are put right on.
 BN_IMAGES = 1000
@@ -35,6 +35,8 @@ def untrained(learner: type[Learner], job: Job, plan: Plan) -> nn.Module:
     weight the statistics of a whole training are the better ones.
     """
     model, _ = build_compressed(learner, job, plan, torch.device("cpu"), steps=0)
+    if not plan or not batch_norms(model):
+        return model
     again = copy.deepcopy(model)
     reestimate_batch_norm(again, job.task, BN_IMAGES, "float32")
     return max((model, again), key=lambda each: evaluate(each, job.task, job.task.validation).accuracy)

@@ -62,7 +62,7 @@ class Target(Section):
     macs: multiply-adds of one input (1 MAC = one multiply and one add), as a count (``50M``) or relative (``0.4x``).
     bits: of a quantized weight, the mean over all weights of the layers that are quantized, as the teacher has them.
     size_bytes: of all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``).
-        A file has some more, for names and for the scales of quantized weights.
+        With ranges and codebooks of quantized weights; a file has batch norms' statistics and names beside them.
     latency_ms: of one input through the .tflite, on one thread of this machine, or relative to the teacher's; plans
         keep it by a prediction (``latency.py``), and a result that is more than 5 % slower ends with exit code 1.
     max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.

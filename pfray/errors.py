@@ -76,7 +76,7 @@ class ExportError(PfrayError):
 
 
 class GoalMissed(PfrayError):
-    """The run is complete and its files are written, but the result misses ``max_drop``, or a file a limit."""
+    """The run is complete and its files are written, but the result misses ``target.max_drop`` or ``latency_ms``."""
 
     exit_code = 1
 

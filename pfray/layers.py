@@ -12,27 +12,30 @@ from pfray.measure import evaluating
 WeightLayer = nn.modules.conv._ConvNd | nn.Linear
 
 
-def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
+def weight_layers(model: nn.Module, *, computed: bool = False) -> dict[str, WeightLayer]:
     """All convolutions and linear layers, by name; of layers that share one weight, the first.
 
-    Raises UnsupportedModel where a weight is computed from others, so that a change of it would not last.
+    computed: whether there may be weights that are computed from others, which are left out then. Raises
+    UnsupportedModel where there are and may not, because a change of them would not last.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
-    for name, module in layers.items():
-        if "weight" not in module._parameters:
+    plain = {name: module for name, module in layers.items() if "weight" in module._parameters}
+    for name in layers.keys() - plain.keys():
+        if not computed:
             raise UnsupportedModel(
                 f"{name}: its weight is computed from other tensors, by torch.nn.utils.prune, weight_norm or a "
                 "parametrization. Remedy: make it a plain one with prune.remove, remove_weight_norm or "
                 "parametrize.remove_parametrizations"
             )
-    shared = {id(module.weight): name for name, module in reversed(layers.items())}
-    return {name: module for name, module in layers.items() if shared[id(module.weight)] == name}
+    shared = {id(module.weight): name for name, module in reversed(plain.items())}
+    return {name: module for name, module in plain.items() if shared[id(module.weight)] == name}
 
 
 def sharing(model: nn.Module, name: str) -> list[str]:
     """The names of all layers that have the weight of the layer ``name``, itself among them."""
     weight = model.get_submodule(name).get_parameter("weight")
-    return [other for other, module in model.named_modules() if getattr(module, "weight", None) is weight]
+    layers = ((other, module) for other, module in model.named_modules() if isinstance(module, WeightLayer))
+    return [other for other, module in layers if module.weight is weight]
 
 
 def is_depthwise(module: nn.Module) -> bool:

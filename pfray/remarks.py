@@ -10,11 +10,11 @@ from pfray.figures import number
 Summary = Mapping[str, Any]
 # Origins of plans that are made without measuring any.
 NO_SEARCH = ("allocate", "uniform", "heuristic")
-# By how much of the target a file may be slower before the goal counts as missed, the clock's own doubt; and larger,
-# for what a file has beside its weights.
+# By how much of the target a file may be slower before the goal counts as missed: the clock's own doubt.
 DOUBT = 0.05
-# Of the target's bits, what all parameters may have on average before it is worth a word.
-BESIDE = 1.25
+# Of the target's bytes, what the file may have, and of its bits, what all parameters may have on average, before it is
+# worth a word.
+LARGER, BESIDE = 1.05, 1.25
 
 
 def headline(summary: Summary) -> str:
@@ -52,15 +52,7 @@ def remarks(summary: Summary) -> list[str]:
     wanted = latency_goal(summary)
     if wanted is not None and now is not None and now > wanted:
         notes.append(f"the goal is missed: {latency_text(now)}, {latency_text(wanted)} allowed (target.latency_ms)")
-    wanted, size = size_goal(summary), number(compressed, "size_bytes")
-    if wanted is not None and size is not None and size > wanted:
-        notes.append(f"the goal is missed: the packed file has {size_text(size)}, {size_text(wanted)} allowed "
-                     "(target.size_bytes)")
-    bits, stored = number(summary.get("target"), "bits"), number(compressed, "stored_bits")
-    params = number(compressed, "params")
-    if bits and stored and params and stored / params > BESIDE * bits:
-        notes.append(f"{bits:.4g} bits hold for the layers that are quantized; all parameters have "
-                     f"{stored / params:.3g} on average, as the others stay float")
+    notes += _beside_weights(summary)
     notes += _storage(exported)
     failed = number(summary.get("trials"), "failed")
     if failed:
@@ -79,14 +71,6 @@ def latency_goal(summary: Summary) -> float | None:
     whole = number(summary.get("exported"), "teacher_latency_ms")
     if isinstance(wanted, str):
         wanted = None if whole is None else float(wanted[:-1]) * whole
-    return None if wanted is None else (1 + DOUBT) * wanted
-
-
-def size_goal(summary: Summary) -> float | None:
-    """The bytes that the target allows for the packed file, with a little on top; None where it names none."""
-    wanted, params = (summary.get("target") or {}).get("size_bytes"), number(summary.get("teacher"), "params")
-    if isinstance(wanted, str):
-        wanted = None if params is None else float(wanted[:-1]) * 4 * params  # float32
     return None if wanted is None else (1 + DOUBT) * wanted
 
 
@@ -120,6 +104,23 @@ def _doubts(summary: Summary) -> list[str]:
         remedy = "" if choice.get("all_images") else ". More search.validation_images tell them apart"
         notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
                      f"choice among them is close to chance{remedy}")
+    return notes
+
+
+def _beside_weights(summary: Summary) -> list[str]:
+    """Where a target in bytes or bits is not that of the whole file, or of all parameters."""
+    target, compressed = summary.get("target") or {}, summary.get("compressed")
+    wanted, size, params = target.get("size_bytes"), number(compressed, "size_bytes"), number(compressed, "params")
+    if isinstance(wanted, str):
+        wanted = float(wanted[:-1]) * 4 * (number(summary.get("teacher"), "params") or 0)  # in float32
+    notes = []
+    if wanted and size is not None and size > LARGER * wanted:
+        notes.append(f"the packed file has {size_text(size)}, target.size_bytes is {size_text(wanted)}: it counts "
+                     "parameters, not the statistics of batch norms, names and the file's own table")
+    bits, stored = number(target, "bits"), number(compressed, "stored_bits")
+    if bits and stored and params and stored / params > BESIDE * bits:
+        notes.append(f"{bits:.4g} bits hold for the layers that are quantized; all parameters have "
+                     f"{stored / params:.3g} on average, as the others stay float")
     return notes
 
 

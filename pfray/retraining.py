@@ -6,6 +6,7 @@ stages. ``distributed.py`` does a single one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -116,7 +117,9 @@ class Trainer:
                             model = self._rebuild(own)
 
                 run_together([partial(train_one, name) for name in missing], at_once)
-        built = {name: self._build(row) for name, row in wanted.items()}
+        trained = all(link.trains for row in wanted.values() for link in row)
+        with contextlib.nullcontext() if trained else self.progress.stage("compress without training"):
+            built = {name: self._build(row) for name, row in wanted.items()}
         return {name: built[same[name]] for name in plans}
 
     def _train_link(

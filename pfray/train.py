@@ -152,12 +152,16 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 @torch.no_grad()
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: str, batch_size: int = 250) -> None:
     """Set every batch norm's running statistics to their mean over the first ``images`` training images.
 
     Compression shifts what each layer sees, and statistics are the cheapest part to put right: no gradient is needed.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model)
     if not norms or not images:
         return
     momenta = [norm.momentum for norm in norms]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -291,3 +292,21 @@ def test_of_layers_that_share_a_weight_all_read_few_bits(learner, task):
     assert found[3].weight is found[1].weight
     ranges = [layer.get_submodule("input_quantizer").get_buffer("step").item() for layer in (found[1], found[3])]
     assert ranges[0] != ranges[1]
+
+
+def test_a_layer_that_shares_a_weight_and_does_not_run_stays_as_it_is(learner, task):
+    class Apart(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self[1](self[0](x)))
+
+    torch.manual_seed(0)
+    model = Apart(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), head(4, 3), nn.Conv2d(4, 4, 1)).eval()
+    model[3].weight = model[1].weight
+    found = compressed(learner, model, task, {"1": 3}, activation_bits=4)
+    assert hasattr(found[1], "input_quantizer")
+    assert not hasattr(found[3], "input_quantizer")
+
+
+def test_a_space_can_be_pickled(learner, model, task):
+    space = learner.space(model, task, learner.settings_type())
+    assert pickle.loads(pickle.dumps(space)).costs({"2": 3, "4": 6}) == space.costs({"2": 3, "4": 6})

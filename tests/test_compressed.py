@@ -61,3 +61,15 @@ def test_statistics_that_are_better_stay(job):
     model = untrained(Louder, job, {"by": 1.0})
     assert accuracy(model, job) == 1
     assert torch.equal(model.get_buffer("0.1.running_mean"), job.teacher.get_buffer("0.1.running_mean"))
+
+
+def test_a_plan_that_decides_nothing_leaves_the_model_as_it_is(job):
+    class Nothing(Louder):
+        @staticmethod
+        def compress(model: nn.Module, plan: dict[str, float], settings: Any, cache: Any, steps: int) -> None:
+            pass
+
+    shifted = copy.deepcopy(job.teacher)
+    shifted.get_buffer("0.1.running_mean").add_(3)
+    model = untrained(Nothing, replace(job, teacher=shifted), {})
+    assert torch.equal(model.get_buffer("0.1.running_mean"), shifted.get_buffer("0.1.running_mean"))

@@ -109,7 +109,8 @@ def _whole(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     for name, tensor in state_dict.items():
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel()
         found[name] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if plain else name
-        if first.setdefault(found[name], name) != name and lattice_of(state_dict, name) is not None:
+        holder = first.setdefault(found[name], name)
+        if lattice_of(state_dict, holder) is None and lattice_of(state_dict, name) is not None:
             first[found[name]] = name
     return {name: first[key] for name, key in found.items()}
 
@@ -137,15 +138,18 @@ def _smallest(streams: dict[str, bytes], level: int) -> tuple[str, bytes]:
 def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) -> dict[str, Tensor]:
     state_dict: dict[str, Tensor] = {}
     coded: dict[str, tuple[str, list[int], np.ndarray]] = {}
-    shared: dict[str, tuple[str, list[int], np.ndarray]] = {}
+    shared: dict[str, str] = {}
     start = 0
     for name, (dtype, shape, encoding, size) in entries.items():
         raw = np.frombuffer(zstandard.ZstdDecompressor().decompress(data[start : start + size]), np.uint8)
         start += size
         torch_dtype = getattr(torch, dtype)
-        if encoding in (*codes.FORMS, "same"):
-            (shared if encoding == "same" else coded)[name] = encoding, shape, raw
-            state_dict[name] = torch.empty(0)  # keeps its place in the order
+        state_dict[name] = torch.empty(0)  # keeps its place in the order
+        if encoding == "same":
+            shared[name] = raw.tobytes().decode()
+            continue
+        if encoding in codes.FORMS:
+            coded[name] = encoding, shape, raw
             continue
         elements = _elements(raw, encoding, math.prod(shape), torch_dtype.itemsize)
         state_dict[name] = torch.from_numpy(elements.reshape(-1)).view(torch_dtype).reshape(shape)
@@ -155,8 +159,10 @@ def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) ->
         if lattice is None:
             raise ValueError(f"the lattice of {name} is missing")
         state_dict[name] = codes.restore(raw, form, shape, lattice)
-    for name, (_, _, raw) in shared.items():
-        state_dict[name] = state_dict[raw.tobytes().decode()]
+    for name, other in shared.items():
+        if other in shared or entries[name][:2] != entries[other][:2]:
+            raise ValueError(f"{name} is not as {other}, with which it shares its memory")
+        state_dict[name] = state_dict[other]
     return state_dict
 
 

@@ -182,7 +182,7 @@ def _by_channel(file: Any, tensor: Any, readers: list[Any]) -> np.ndarray:
 
 
 def _layers(model: nn.Module) -> dict[str, _Layer]:
-    return {name: _layer(layer) for name, layer in weight_layers(model).items()}
+    return {name: _layer(layer) for name, layer in weight_layers(model, computed=True).items()}
 
 
 def _layer(layer: WeightLayer) -> _Layer:

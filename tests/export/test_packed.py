@@ -163,3 +163,28 @@ def test_a_weight_that_two_layers_share_is_stored_once(quantized: str, tmp_path:
     assert list(found) == list(state)
     assert all(torch.equal(found[name], value) for name, value in state.items())
     assert whole < one + 500 + (one if quantized == "none" else 64 * 64 / 4)
+
+
+def test_a_quantized_layer_under_two_names_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 8)
+    attach(layer, Lattice(3, *quantize.fit(layer.weight.detach(), 3, 8)))
+    state = torch.nn.Sequential(layer, torch.nn.ReLU(), layer).state_dict()
+    packed.save(tmp_path / "w.packed", state)
+    found = packed.load(tmp_path / "w.packed")
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("edit", [("[8,8]", "[4,4]"), ('"float32"', '"float16"')])
+def test_a_shared_entry_that_is_not_as_the_other_is_damage(edit: tuple[str, str], tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(2)))
+    model[1].weight = model[0].weight
+    packed.save(tmp_path / "w.packed", model.state_dict())
+    content = (tmp_path / "w.packed").read_bytes()
+    head, _, rest = content.rpartition(b'1.weight')
+    changed = rest.replace(*(part.replace('"', '\\"').encode() for part in edit), 1)
+    assert changed != rest
+    (tmp_path / "w.packed").write_bytes(head + b"1.weight" + changed)
+    with pytest.raises(WeightsError, match=r"w\.packed is damaged \(1\.weight is not as 0\.weight"):
+        packed.load(tmp_path / "w.packed")
