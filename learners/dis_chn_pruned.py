@@ -36,10 +36,7 @@ from pfray.measure import place
 from pfray.ranking import Ranking, keep_highest, lost_scores
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
-from pfray.train import reestimate_batch_norm
-
-# Training inputs that the result's batch norms are re-estimated on.
-BN_IMAGES = 1000
+from pfray.train import BN_IMAGES, reestimate_batch_norm
 
 
 @dataclass(frozen=True)

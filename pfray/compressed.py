@@ -12,10 +12,7 @@ from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import evaluate, place
 from pfray.space import Plan
-from pfray.train import batch_norms, reestimate_batch_norm
-
-# Training images that the batch norms of a model are put right on.
-BN_IMAGES = 1000
+from pfray.train import BN_IMAGES, batch_norms, reestimate_batch_norm
 
 
 def build_compressed(

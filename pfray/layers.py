@@ -20,13 +20,13 @@ def weight_layers(model: nn.Module, *, computed: bool = False) -> dict[str, Weig
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
     plain = {name: module for name, module in layers.items() if "weight" in module._parameters}
-    for name in layers.keys() - plain.keys():
-        if not computed:
-            raise UnsupportedModel(
-                f"{name}: its weight is computed from other tensors, by torch.nn.utils.prune, weight_norm or a "
-                "parametrization. Remedy: make it a plain one with prune.remove, remove_weight_norm or "
-                "parametrize.remove_parametrizations"
-            )
+    others = [name for name in layers if name not in plain]
+    if others and not computed:
+        raise UnsupportedModel(
+            f"{others[0]}: its weight is computed from other tensors, by torch.nn.utils.prune, weight_norm or a "
+            "parametrization. Remedy: make it a plain one with prune.remove, remove_weight_norm or "
+            "parametrize.remove_parametrizations"
+        )
     shared = {id(module.weight): name for name, module in reversed(plain.items())}
     return {name: module for name, module in plain.items() if shared[id(module.weight)] == name}
 

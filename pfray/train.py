@@ -17,6 +17,8 @@ from pfray.task import Split, Task
 
 # Called with the number of optimizer steps done, before the first and after each: a learner keeps its constraint so.
 Hook = Callable[[int], None]
+# Training images that the batch norms of a result are re-estimated on.
+BN_IMAGES = 1000
 
 
 @runtime_checkable
