@@ -153,11 +153,11 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
-@torch.no_grad()
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
+@torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: str, batch_size: int = 250) -> None:
     """Set every batch norm's running statistics to their mean over the first ``images`` training images.
 

@@ -16,6 +16,7 @@ from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.task import Split, Task, soft_cross_entropy
 from pfray.train import Shard, choose_precision, fit, reestimate_batch_norm, schedule, steps_per_epoch
+from tests.small import make_task
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +318,11 @@ def test_bf16_trains_and_keeps_the_weights_in_float32(task):
     assert rough[0].weight.dtype == torch.float32
     assert not equal(exact, rough)
     assert losses[3:] == pytest.approx(losses[:3], rel=0.02)
+
+
+def test_reestimating_batch_norm_remembers_nothing_for_gradients():
+    seen = []
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    model[1].register_forward_hook(lambda _, inputs, output: seen.append(output.requires_grad))
+    reestimate_batch_norm(model, make_task(), 40, "float32")
+    assert seen == [False]
