@@ -101,8 +101,8 @@ class Training(Section):
 
 
 class Thresholds(Section):
-    """Of the objective ``ddc``, as shares of the teacher's (A_th, T_th, C_th of Pahwa et al. 2019, section 3.3): where each
-    factor of the reward is 1/2.
+    """Of the objective ``ddc``, as shares of the teacher's (A_th, T_th, C_th of Pahwa et al. 2019, section 3.3): where
+    each factor of the reward is 1/2.
 
     accuracy: of its accuracy. latency: of its inference time. compression: of its parameters, those that are left.
     """
