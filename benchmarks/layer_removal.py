@@ -29,10 +29,13 @@ SEARCHES = {
     "N2N": ("policy_gradient", "n2n", 0.7),
     "random removal": ("coin flips", "ddc", 0.7),
 }
-FEWER, RANKED, RANKED_FEWER, DISTILLED = (
+FEWER, RANKED, RANKED_FEWER, DISTILLED, FROM_NOTHING = (
     "DDC, then fewer filters", "ranked filters, as many parameters as DDC", "ranked filters, as many as the fewest",
-    "distilled, 7 layers",
+    "distilled, 7 layers", "architecture",
 )  # fmt: skip
+# Stages of a network of full width that is searched from nothing, and how many times larger than the teacher it may be:
+# the paper's Auto-Keras ends at three times the size.
+CHANNELS, DEPTH, LARGEST = (64, 128, 256, 512, 512), 3, 3.0
 # That go before each training (section 4.2), of a network of full width; of a thinner one as large a share.
 FILTERS = 512
 
@@ -51,6 +54,45 @@ def choose(piece: Sequence[Any]) -> Record:
     records = coin_flips(rewards, students, seed) if how == "coin flips" else searched(rewards, students, seed)
     best = max(records, key=lambda record: record["score"])
     return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in records]}
+
+
+def choose_network(piece: Sequence[Any]) -> Record:
+    """piece: (``FROM_NOTHING``, kind, networks, seed). As ``choose``, of networks searched from nothing by a Gaussian
+    process for their accuracy alone, each trained on the labels for as long as it is twice for a student.
+    """
+    import torch
+
+    from benchmarks.searching import run_search
+    from learners.architecture import Architecture
+    from pfray.components import find_class
+    from pfray.measure import count_params
+    from pfray.scoring import Scorer
+    from pfray.search.base import PlanSearcher
+
+    _, kind, networks, seed = piece
+    job = network_job(kind)
+    space = Architecture.space(job.teacher, job.task, job.settings)
+    found: Any = find_class("search", "gp", PlanSearcher)
+    limits = {"params": min(LARGEST * count_params(job.teacher)[0], 0.99 * space.reachable("params")[1])}
+    searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_up=False)
+    run_search(Scorer(Architecture, job, torch.device("cpu")), searcher)
+    best = searcher.best()
+    return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in searcher.records]}
+
+
+def network_job(kind: Kind) -> Any:
+    from dataclasses import replace
+
+    from learners.architecture import Settings
+    from pfray.config import Distill
+    from pfray.objective import Objective
+
+    job = job_of(*kind)
+    widths = tuple(max(16, round(kind[2] * channels / 8) * 8) for channels in CHANNELS)
+    search = job.search.model_copy(update={"finetune_steps": 2 * job.search.finetune_steps})
+    return replace(
+        job, settings=Settings(widths, DEPTH), search=search, distill=Distill(), objective=Objective("accuracy")
+    )
 
 
 def rank_away(model: Any, task: Any, params: float, most: int) -> Any:
@@ -79,10 +121,7 @@ def rank_away(model: Any, task: Any, params: float, most: int) -> Any:
         keep_highest(student, ranking, kept)
         return student
 
-    most = min(most, len(order))
-    if not most:
-        raise ValueError(f"no filter is left to remove, and {params:g} parameters are not reached")
-    low, high = 0, most
+    low, high = 0, min(most, len(order))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if count_params(without(middle))[0] <= params else (middle, high)
@@ -100,6 +139,7 @@ def train(piece: Sequence[Any]) -> Record:
 
     import torch
 
+    from learners.architecture import Architecture
     from learners.layer_removal import LayerRemoval, removed
     from pfray.bridging import take_out
     from pfray.config import Training
@@ -109,7 +149,8 @@ def train(piece: Sequence[Any]) -> Record:
     method, kind, epochs, seed, plan, sizes = piece
     job = job_of(*kind)
     training = Training(epochs=epochs, lr=0.05, batch_size=job.training.batch_size)
-    distill = job.distill.model_copy(update={"weight": SEARCHES[method][2]} if method in SEARCHES else {})
+    weight = 0.0 if method == FROM_NOTHING else SEARCHES[method][2] if method in SEARCHES else job.distill.weight
+    distill = job.distill.model_copy(update={"weight": weight})
     whole = count_params(job.teacher)[0]
     stages: list[Record] = []
 
@@ -120,14 +161,20 @@ def train(piece: Sequence[Any]) -> Record:
     def note(student: Any) -> None:
         torch.set_num_threads(1)  # as where rewards are measured
         timed = [place(model, "cpu").eval() for model in (student, job.teacher)]
-        own, its = latencies_ms(timed, example_input(job.task), rounds=200)
+        its_time, whole_time = latencies_ms(timed, example_input(job.task), rounds=200)
         params, test = count_params(student)[0], evaluate(student, job.task, job.task.test).accuracy
-        stages.append({"test": test, "params": params, "fewer": whole / params, "time": own / its})
+        stages.append({"test": test, "params": params, "fewer": whole / params, "time": its_time / whole_time})
 
     student = copy.deepcopy(job.teacher)
     if method == DISTILLED:
         torch.manual_seed(seed)
         student = build("vgg7", job.task, kind[2])
+        learn(student)
+        note(student)
+    elif method == FROM_NOTHING:
+        torch.manual_seed(seed)
+        own = network_job(kind)
+        Architecture.compress(student, plan, own.settings, Architecture.prepare(student, job.task, own.settings), 0)
         learn(student)
         note(student)
     elif plan is not None:
@@ -173,13 +220,17 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
     for record in run_all(train, plans, path, count):
         for method, stage in zip((record["piece"][0], FEWER), record["stages"], strict=False):
             found.setdefault(method, []).append(stage)
-    rivals = [
+    pieces = [[FROM_NOTHING, kind, options.students, seed] for seed in options.seeds]
+    networks = run_all(choose_network, pieces, FOLDER / "networks.jsonl", count)
+    rivals = [[FROM_NOTHING, kind, options.epochs, r["piece"][3], r["plan"], []] for r in networks]
+    rivals += [
         [method, kind, options.epochs, seed, None, [stage["params"], fewest] if method == RANKED else []]
         for seed, stage in zip(options.seeds, found["DDC"], strict=True)
         for method in (RANKED, DISTILLED)
     ]
     for record in run_all(train, rivals, path, count):
-        names = (RANKED, RANKED_FEWER) if record["piece"][0] == RANKED else (DISTILLED,)
+        method = record["piece"][0]
+        names = (RANKED, RANKED_FEWER) if method == RANKED else (method,)
         for method, stage in zip(names, record["stages"], strict=True):
             found.setdefault(method, []).append(stage)
     print(f"\n{options.model} at width {options.width} on {options.data}, seeds {options.seeds}, {options.students} "

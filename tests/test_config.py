@@ -195,6 +195,21 @@ def test_every_experiment_is_valid(path):
     assert prepare.resolve(load(path)).learner is not None
 
 
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_the_paper_of_layer_removal_is_followed_to_its_settings(name):
+    """Pahwa et al. 2019, sections 3.3, 3.5 and 4.3."""
+    paper = load(ROOT / "experiments" / f"{name}_cifar10_layers_paper.yaml")
+    students = paper.search.settings["students"]
+    assert (paper.search.trials, students) == (100 * 5, 5)
+    # 20 epochs of the 45,000 images in batches of 128, the last one smaller.
+    assert paper.search.finetune_steps == 20 * -(-45_000 // paper.finetune.batch_size)
+    assert (paper.finetune.lr, paper.finetune.momentum) == (0.001, 0.9)
+    assert (paper.distill.weight, paper.distill.temperature) == (0.7, 1.0)
+    wanted = paper.search.thresholds
+    assert (wanted.accuracy, wanted.latency, wanted.compression) == (0.9, 0.3, 0.6)
+    assert paper.model.settings["width"] == 1.0
+
+
 FRAGMENTS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "cluster"]
 
 
