@@ -1,4 +1,4 @@
-"""What layer-wise regression gives a candidate of weight sparsification: ResNet-20 on CIFAR-10, 90 % of its weights gone.
+"""What layer-wise regression gives sparse candidates: ResNet-20 on CIFAR-10 with 90 % of its weights gone.
 
 Plans of that cost are pruned at once and scored as in a trial without fine-tuning, with and without steps of fitting
 each layer's remaining weights to what it gave before (PocketFlow's roll-outs do 20), on all validation images.
