@@ -7,8 +7,10 @@ exponential moving average of rewards, the baseline. The gradient is that of the
 
 What differs from the papers, because a student is dear: an iteration takes several steps, on the students of the last
 few iterations as well, each layer's gradient times pi / mu, the policy now over the policy that drew the student, and
-left out where that has gone far from 1 already (Schulman et al. 2017, arXiv 1707.06347, equation 7). No student is
-tried twice.
+left out where that has gone far from 1 already (Schulman et al. 2017, arXiv 1707.06347, equation 7). R - b is divided
+by the standard deviation of the rewards that are learned from, so that one step size does for rewards of any unit, and
+``entropy`` times the policy's entropy is added, so that it does not settle too early; Pahwa et al. (section 3.4) and
+N2N have neither. ``entropy: 0`` is without the second. No student is tried twice.
 
 The policy knows nothing of a layer but its description, so that one that was learned on another model, or on other
 classes, can be the start (``policy_from``).
