@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
     {"errors", "bench", "agent", "widths"},
-    {"files", "space", "task", "quiet", "section", "environment", "patience"},
+    {"files", "space", "split_checks", "task", "randomness", "quiet", "section", "environment", "patience"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress", "bucket", "lease"},
     {"tracing", "coupling", "removal", "graph"},
     {"layers", "rows", "moments", "lasso", "channels", "ranking", "refit"},
-    {"removable", "find_removable", "bridging", "students"},
+    {"removable", "find_removable", "bridging", "students", "task_checks", "model_checks", "weights"},
     {"folding", "activations", "straight_through", "sensitivity", "bits", "shared_range", "int8_operators",
      "int8_rewrites", "int8"},
     {"config"},

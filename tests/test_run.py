@@ -259,7 +259,7 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     assert main([str(path), "--resume"]) == 1
 
 
-def test_a_model_that_gives_nan_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
+def test_a_model_that_gives_nan_in_training_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
     assert main([str(write(tmp_path, {**quick, "model": {"factory": "tests.userland:Diverging"}}))]) == 1
     assert "the loss became nan" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pfray.errors import DataError
 from pfray.task import Split, Task, soft_cross_entropy, top1
 
 
@@ -15,7 +16,7 @@ def split(count: int = 6) -> Split:
 
 
 def test_a_split_refuses_unequal_lengths() -> None:
-    with pytest.raises(ValueError, match="6 inputs but 5 targets"):
+    with pytest.raises(DataError, match="6 inputs but 5 targets"):
         Split(split().inputs, torch.zeros(5, dtype=torch.int64))
 
 
