@@ -115,13 +115,18 @@ def _names_token() -> bool:
 
 
 def _set(variables: Mapping[str, str | None]) -> None:
-    """Give this process the variables (None: removed), and have Ray read them again, which it otherwise does once."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
+    """Give this process, and Ray in it, the variables; None removes one."""
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    _read_again()
+
+
+def _read_again() -> None:
+    """Have Ray read RAY_AUTH_* from the environment, which it otherwise does once in a process."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
