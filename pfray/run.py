@@ -182,41 +182,45 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
     """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
     import ray
 
-    from pfray import cluster
+    from pfray import access, cluster
 
     if ray.is_initialized():
         cluster.check(resources)
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
-    with progress.stage("start ray"):
-        cluster.reach(resources.address)
+    with contextlib.ExitStack() as closing:
+        with progress.stage("start ray"):
+            own = cluster.reach(resources.address) is None
+            token = closing.enter_context(access.private_ray(token_file=resources.dashboard)) if own else None
+            try:
+                context = ray.init(
+                    address="local" if own else resources.address, include_dashboard=resources.dashboard,
+                    dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
+                )  # fmt: skip
+            except (ConnectionError, ValueError) as error:
+                raise cluster.nobody_at(resources.address, error) from error
+            except OSError:
+                raise  # a full disk, say, of which main knows more to tell
+            except Exception as error:  # Ray has no type of its own for a start that takes too long
+                raise ClusterError(
+                    f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
+                    "what earlier sessions may have left with 'ray stop'"
+                ) from error
+        if resources.dashboard:
+            progress.say(f"dashboard: http://{context.dashboard_url}")
+            if token is not None:
+                progress.say(f"the dashboard's token is in {token}")
         try:
-            context = ray.init(
-                address=resources.address, include_dashboard=resources.dashboard, dashboard_host="127.0.0.1",
-                log_to_driver=False, logging_level=logging.ERROR,
-            )  # fmt: skip
-        except (ConnectionError, ValueError) as error:
-            raise cluster.nobody_at(resources.address, error) from error
-        except OSError:
-            raise  # a full disk, say, of which main knows more to tell
-        except Exception as error:  # Ray has no type of its own for a start that takes too long
-            raise ClusterError(
-                f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end what "
-                "earlier sessions may have left with 'ray stop'"
-            ) from error
-    if resources.dashboard:
-        progress.say(f"dashboard: http://{context.dashboard_url}")
-    try:
-        cluster.check(resources)
-        yield
-    except KeyboardInterrupt:
-        # Threads may be waiting in Ray, and a shutdown could then wait for ever. Ray's processes end with this one.
-        raise
-    except BaseException:
+            cluster.check(resources)
+            yield
+        except KeyboardInterrupt:
+            # Threads may be waiting in Ray, and a shutdown could then wait for ever. Its processes end with this one.
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
         ray.shutdown()
-        raise
-    ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
     {"errors", "bench", "agent", "widths"},
-    {"files", "space", "split_checks", "task", "randomness", "quiet", "section", "environment", "patience"},
+    {"access", "files", "space", "split_checks", "task", "randomness", "quiet", "section", "environment", "patience"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress", "bucket", "lease"},
     {"tracing", "coupling", "removal", "graph"},
