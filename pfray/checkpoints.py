@@ -118,4 +118,4 @@ def _parse_as_ray(snapshot: dict[str, Any]) -> None:
         from ray.train.v2._internal.execution.checkpoint import checkpoint_manager
     except ImportError:  # another Ray has it elsewhere, and says itself what it cannot read
         return
-    checkpoint_manager._CheckpointManagerState.parse_obj(snapshot)
+    checkpoint_manager._CheckpointManagerState(**snapshot)

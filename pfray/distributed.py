@@ -30,7 +30,7 @@ from pfray.checkpoints import EXCHANGE, STATE
 from pfray.compressed import finished
 from pfray.config import Distributed
 from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
-from pfray.files import make_folder, read_records, write_atomically
+from pfray.files import read_records, write_atomically
 from pfray.job import Job
 from pfray.learner import Learner
 from pfray.space import Plan
@@ -64,7 +64,6 @@ def retrain(
     on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
     """
-    make_folder(folder)
     _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
     config = {
         "learner": learner,

@@ -82,6 +82,8 @@ def open_folder(
     try:
         if force and saved.exists():
             shutil.rmtree(folder)
+        if saved.exists() and _differing(saved, experiment) != []:  # and yet the run is known to be of it
+            logging.getLogger("pfray").warning("%s is damaged; it is written again", saved)
         # Tune's own record of an earlier session is never read, and what is damaged in it would be in the way.
         shutil.rmtree(folder / "tune", ignore_errors=True)
         (folder / SUMMARY).unlink(missing_ok=True)
@@ -171,7 +173,8 @@ def _file_checksum(path: Path) -> str | None:
 
 def _check_kinds(folder: Path) -> None:
     """Raise StorageError for a folder in the place of a file, and the other way round."""
-    wrong = [folder / name for name in FOLDERS if (folder / name).exists() and not (folder / name).is_dir()]
+    folders = [*(folder / name for name in FOLDERS), *folder.glob("training/[!.]*")]
+    wrong = [path for path in folders if path.suffix not in SUFFIXES and path.exists() and not path.is_dir()]
     if wrong:
         raise StorageError(f"{wrong[0]} is no folder, as a run has it. Remedy: remove it, then continue with --resume")
     inside = [path for path in folder.rglob("*") if "tune" not in path.relative_to(folder).parts]
@@ -188,8 +191,6 @@ def _check_same(saved: Path, experiment: Experiment, identity: Mapping[str, Any]
     known = read_json(saved.parent / IDENTITY)
     if known is None or known.get("experiment") != _experiment_key(experiment):
         _compare(saved, experiment, remedy)
-    elif _read_experiment(saved) is None:
-        logging.getLogger("pfray").warning("%s is damaged; it is written again", saved)
     if identity is None:
         return
     if known is None:
@@ -207,15 +208,20 @@ def _check_same(saved: Path, experiment: Experiment, identity: Mapping[str, Any]
 
 def _compare(saved: Path, experiment: Experiment, remedy: str) -> None:
     """What may differ when a run is continued is where it runs and on how much, not what it computes."""
-    old, new = _read_experiment(saved), _compared(experiment)
-    if old is None:
+    changed = _differing(saved, experiment)
+    if changed is None:
         raise RunExists(f"{saved} is damaged, so that what it was of cannot be told. {remedy}")
-    changed = [key for key in new if old.get(key) != new[key]]
     if changed:
         raise RunExists(
             f"{title(experiment)} holds a run of another experiment; these differ: {', '.join(changed)}. "
             "Remedy: resume with the same file and overrides, use --force to replace it, or name=..."
         )
+
+
+def _differing(saved: Path, experiment: Experiment) -> list[str] | None:
+    """The sections in which the saved experiment is another one; None where its file is damaged."""
+    old, new = _read_experiment(saved), _compared(experiment)
+    return None if old is None else [key for key in new if old.get(key) != new[key]]
 
 
 def _compared(experiment: Experiment) -> dict[str, Any]:
