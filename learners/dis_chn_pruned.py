@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import nn
 
 from pfray import channels
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
+from pfray.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.channels import ChannelSettings, graph_of
 from pfray.config import Training
 from pfray.extra_losses import divide, make_heads, outputs_for, tune
@@ -40,6 +40,7 @@ from pfray.graph import ChannelGraph, ChannelGroup, left, prune
 from pfray.greedy_choice import Columns, Criterion, calibration, choose, columns_of, gradient_norms, only_trained
 from pfray.learner import Learner
 from pfray.measure import place
+from pfray.model_key import model_parts
 from pfray.ranking import Ranking, keep_highest, lost_scores
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
@@ -145,9 +146,8 @@ def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: S
     loss = f"{getattr(task.loss, '__module__', '')}.{getattr(task.loss, '__qualname__', '<')}"
     if "<" in loss:  # a lambda or an object: its name does not say what it computes
         return empty_scores(model, groups, task, settings)
-    key = content_key(
-        state_bytes(model),
-        repr(model),
+    key = cache_key(
+        *model_parts(model, task),
         task.fingerprint(),
         loss,
         names,

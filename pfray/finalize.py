@@ -16,6 +16,7 @@ from pfray.config import Export
 from pfray.errors import ExportError, TrainingFailed
 from pfray.export import packed, program, quantized_tflite, sparse_tflite, tflite
 from pfray.export.quantized_tflite import Stored
+from pfray.files import write_atomically
 from pfray.int8 import Int8Model
 from pfray.measure import Measurement, evaluate, example_input, measure, place
 from pfray.progress import Progress
@@ -86,7 +87,7 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
     tflite.export(model, example_input(task), path)
     dense = path.read_bytes()
     for allowed in quantized_tflite.CHOICES:
-        path.write_bytes(dense)
+        write_atomically(path, dense)
         stored = quantized_tflite.quantize(path, path, model, allowed)
         sparse_tflite.sparsify(path, path)
         try:

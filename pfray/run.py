@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ def run(
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray import folder, prepare, report
+    from pfray.identity import identity
     from pfray.mirror import mirrored
 
     progress = Progress(console)
@@ -42,13 +43,17 @@ def run(
         # A lock that a killed run left behind is watched for a while, and a run to go on with is fetched.
         with progress.stage("open storage") if is_url(experiment.storage) else contextlib.nullcontext():
             begin_mirror = closing.enter_context(mirrored(experiment, working, resume=resume))
-        run_folder = folder.check_folder(experiment, resume=resume, force=force)
-        if resume and folder.is_finished(run_folder):
+        known = identity(experiment, start.model, start.task)
+        run_folder = folder.check_folder(experiment, resume=resume, force=force, identity=known)
+        damage = folder.damaged(run_folder) if resume and folder.is_finished(run_folder) else None
+        if damage:
+            progress.say(f"{damage}; the files are made again")
+        if resume and folder.is_finished(run_folder) and not damage:
             # Made again because a run may have been killed between its last two files.
             progress.say(f"{folder.title(experiment)} is finished already; its report is {report.write(run_folder)}")
             begin_mirror()
         else:
-            _compress(experiment, start, progress, begin_mirror, resume=resume, force=force)
+            _compress(experiment, start, progress, begin_mirror, known, resume=resume, force=force)
     _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
     return run_folder
 
@@ -58,6 +63,7 @@ def _compress(
     start: Start,
     progress: Progress,
     begin_mirror: Callable[[], None],
+    identity: Mapping[str, Any],
     *,
     resume: bool,
     force: bool,
@@ -78,7 +84,7 @@ def _compress(
         used = (parts.learner, parts.learner_settings, start.model)
         nodes.check_nodes(task, used, folder.storage_folder(experiment))
         # Only now, when nothing can be wrong with the request any more, is anything written.
-        run_folder = folder.open_folder(experiment, resume=resume, force=force)
+        run_folder = folder.open_folder(experiment, resume=resume, force=force, identity=identity)
         begin_mirror()
         earlier = folder.read_seconds(run_folder)
         closing.enter_context(_keep_seconds(run_folder, progress, earlier))

@@ -170,9 +170,10 @@ class Task:
             yield self.normalize(split.inputs[part].to(device)), split.targets[part].to(device)
 
     def fingerprint(self) -> str:
-        """A content hash of the splits and the normalization: what a cached teacher depends on."""
-        digest = hashlib.sha256(repr((self.num_outputs, self.mean, self.std)).encode())
+        """A hash of the splits' types, shapes and values, the classes and the normalization, for what is cached."""
+        digest = hashlib.sha256(repr((self.num_outputs, self.classes, self.mean, self.std)).encode())
         for split in (self.train, self.validation, self.test):
-            digest.update(np.ascontiguousarray(split.inputs.numpy()).data)
-            digest.update(np.ascontiguousarray(split.targets.numpy()).data)
+            for part in (split.inputs, split.targets):
+                digest.update(repr((str(part.dtype), tuple(part.shape))).encode())
+                digest.update(np.ascontiguousarray(part.numpy()).data)
         return digest.hexdigest()[:16]
