@@ -30,6 +30,7 @@ from pfray.files import write_atomically
 from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import example_input
+from pfray.plan_file import read_plans
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task
 
@@ -86,7 +87,7 @@ def hold(
     plans are written to, and read from where it is there, since another timing could give others. done(plans, name).
     """  # fmt: skip
     if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
+        return read_plans(kept, plans, space)
     held: dict[str, Plan] = {}
     for count, (name, plan) in enumerate(plans.items()):
         done(count, name)

@@ -10,8 +10,8 @@ import yaml
 
 from pfray.config import Experiment
 from pfray.errors import ConfigError, first_line
-from pfray.files import read_records
 from pfray.space import CompressionSpace, Limits, Plan
+from pfray.trial_file import TRIALS, parse
 
 # A score means the same in two runs where these sections and settings of the search are the same,
 SECTIONS = ("model", "data", "learner")
@@ -32,10 +32,10 @@ def read_earlier(
     assert experiment.search.warm_start is not None
     folder = Path(experiment.search.warm_start).expanduser()
     try:
-        trials, _ = read_records(folder / "search" / "trials.jsonl")
+        trials, _ = parse((folder / "search" / TRIALS).read_bytes())
         raw = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
         other = Experiment.model_validate(raw)
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"search.warm_start: {folder} holds no run that can be read ({first_line(error)}). {REMEDY}"
         ) from error

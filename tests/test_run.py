@@ -21,7 +21,7 @@ from pfray.data import digits
 from pfray.layers import weight_layers
 from pfray.models.lenet import lenet
 from pfray.run import main, run
-from pfray.search.base import read_trials
+from pfray.trial_file import read_trials
 
 KEYS = {
     "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "allocate", "compressed", "exported",

@@ -16,6 +16,7 @@ classes, can be the start (``policy_from``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from pfray.cache import load_tensors, save_tensors
 from pfray.environment import make_environment
 from pfray.errors import ConfigError
 from pfray.search.base import RETRIES, PlanSearcher
+from pfray.search_state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.space import Plan
 
 POLICY = "policy.safetensors"
@@ -105,6 +107,24 @@ class PolicyGradient(PlanSearcher):
         # Of the students of the last iterations; those that the policy has not learned from yet are the last ones.
         self.students: list[Student] = []
         self.new = 0
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        values, tensors = super().state()
+        tensors |= module_tensors("policy", self.policy) | optimizer_tensors("adam", self.optimizer)
+        for key in ("actions", "masks", "log_odds") if self.students else ():
+            tensors[key] = torch.from_numpy(np.stack([getattr(one, key) for one in self.students]))
+        scores = [one.score for one in self.students]
+        return {**values, "baseline": self.baseline, "students": scores, "new": self.new}, tensors
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load_state(values, tensors)
+        load_module("policy", self.policy, tensors)
+        load_optimizer("adam", self.optimizer, tensors)
+        self.baseline, self.new = values["baseline"], values["new"]
+        self.students = [
+            Student(*(tensors[key][i].numpy() for key in ("actions", "masks", "log_odds")), score)
+            for i, score in enumerate(values["students"])
+        ]
 
     def ask(self) -> Plan:
         with torch.inference_mode():
