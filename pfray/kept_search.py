@@ -104,7 +104,8 @@ class KeptSearch:
         """(plain values that JSON can hold, tensors): all that goes into the next plans but what was told.
 
         A searcher that learns from what it is told extends it together with ``load_state``, each with super's first.
-        One that extends neither learns from all records again where its search goes on.
+        One that extends neither learns from all records again where its search goes on, which is the same for all
+        that it does not learn from draws of ``rng``.
         """
         out = sorted([*self.pending.values(), *self.queue], key=lambda entry: entry["trial"])
         return {
