@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,20 +16,24 @@ from pfray.space import CompressionSpace, Knob, Plan
 # Mistakes of one plan that are told at once; knobs that are listed by name.
 MOST = 4
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
+
+def short(value: Any, most: int = 60) -> str:
+    """A value as it is shown in a message: on one line, control characters as escapes, a text cut to ``most``."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = most
+    return shown.repr(value)
 
 
-def short(value: Any) -> str:
-    """A value as it is shown in a message: on one line, control characters as escapes, cut where it is long."""
-    return _short.repr(value)
+def expanded(path: str) -> Path:
+    """``~`` at its beginning replaced by the home folder; left as it is where there is none, and never an error."""
+    return Path(os.path.expanduser(path))
 
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError with the reason: no file, no text, no JSON, or a key given twice."""
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError("it is no file" if path.exists() else "there is no such file")
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file" if path.exists() else "there is no such file")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfray.errors import ConfigError
-from pfray.plan_file import MOST, mistakes, read_json, short
+from pfray.plan_file import MOST, expanded, mistakes, read_json, short
 from pfray.search.base import PlanSearcher
 from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan, within
 
@@ -41,16 +41,17 @@ class Given(PlanSearcher):
         super().__init__(*arguments, **options)
         if self.settings.plan is None:
             raise ConfigError(f"search.plan: missing. Remedy: {EXAMPLE}")
-        plan = read_given(Path(self.settings.plan).expanduser(), self.space, self.limits)
+        plan = read_given(expanded(self.settings.plan), self.space, self.limits)
         self.queue, self.asked = [{"trial": 0, "origin": self.origin, "plan": plan}], 1
 
 
 def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     """The plan of the file, in the space's order. Raises ConfigError with a line for every mistake of it."""
+    shown = short(str(path), 200)
     try:
         found = read_json(path)
     except ValueError as error:
-        raise ConfigError(f"search.plan: {str(path)!r} cannot be used ({error}). Remedy: {EXAMPLE}") from error
+        raise ConfigError(f"search.plan: {shown} cannot be used ({error}). Remedy: {EXAMPLE}") from error
     if isinstance(found, dict) and isinstance(found.get("plan"), dict):
         found = found["plan"]
     wrong = []
@@ -66,7 +67,7 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     if len(wrong) > MOST:
         wrong[MOST:] = [f"{len(wrong) - MOST} mistakes more"]
     if wrong:
-        raise ConfigError("\n".join(f"search.plan: {str(path)!r}: {line}" for line in wrong))
+        raise ConfigError("\n".join(f"search.plan: {shown}: {line}" for line in wrong))
     return found
 
 

@@ -107,6 +107,14 @@ def test_a_file_that_is_no_json_is_refused_in_one_line(tmp_path, content, reason
     assert "is no plan" in refusal(tmp_path / "plan.json", [1])
 
 
+@pytest.mark.parametrize("nowhere", ["~nobody-at-all/plan.json", "a\0b", "x" * 5000, "\x1b[31m"])
+def test_a_path_that_leads_nowhere_is_refused_in_one_short_line(nowhere):
+    with pytest.raises(ConfigError, match=r"cannot be used \(") as error:
+        Given(SPACE, LIMITS, Settings(nowhere))
+    assert len(str(error.value)) < 400
+    assert str(error.value).isprintable()
+
+
 def test_no_file_and_no_setting_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"none.json' cannot be used \(there is no such file\)\. Remedy: a JSON file"):
         Given(SPACE, LIMITS, Settings(str(tmp_path / "none.json")))
