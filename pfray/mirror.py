@@ -26,7 +26,7 @@ from pfray.lease import locked, repeated
 INTERVAL = 5.0
 EXPERIMENT, SUMMARY = "experiment.yaml", "summary.json"
 # They say what other files hold, so they are read before those and sent after them: of these states no part is missing.
-INDEXES = ("searcher.pkl", "checkpoint_manager_snapshot.json")
+INDEXES = ("search/state.json", "checkpoint_manager_snapshot.json")
 # Tune's own record of a search, which is never read again.
 LEFT_HERE = "tune"
 

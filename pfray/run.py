@@ -32,7 +32,7 @@ def run(
 ) -> Path:
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
-    from pfray import folder, prepare, report
+    from pfray import folder, prepare, report, trial_file
     from pfray.identity import identity
     from pfray.mirror import mirrored
 
@@ -53,6 +53,8 @@ def run(
             progress.say(f"{folder.title(experiment)} is finished already; its report is {report.write(run_folder)}")
             begin_mirror()
         else:
+            if resume:
+                trial_file.check_run(run_folder, start.space, experiment.search.trials)
             _compress(experiment, start, progress, begin_mirror, known, resume=resume, force=force)
     _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
     return run_folder
@@ -77,6 +79,7 @@ def _compress(
     from pfray.metrics import Metrics
     from pfray.objective import WEIGH_COST
     from pfray.teacher import make_teacher
+    from pfray.trial_file import TIMED
     from pfray.trials import choose, run_trials
 
     parts, task = start.parts, start.task
@@ -109,7 +112,8 @@ def _compress(
             folder=run_folder / "search",
         )  # fmt: skip
         searcher.warm_start(start.earlier)
-        searcher.resume()
+        if (note := searcher.resume()) is not None:
+            progress.say(f"note: {note}")
         if not searcher.finished():
             run_trials(
                 parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events,
@@ -121,8 +125,10 @@ def _compress(
         plans["compressed"] = choice.plan
         if "latency_ms" in start.limits:
             with progress.stage("time plans", total=len(plans)) as stage:
-                path = run_folder / "search" / "timed_plans.json"
-                plans = latency.hold(plans, start.space, start.limits, parts.learner, job, path, stage.update)
+                path = run_folder / "search" / TIMED
+                # A plan that the user gave is never changed: too slow, it is so in the end.
+                free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.given is None}
+                plans |= latency.hold(free, start.space, start.limits, parts.learner, job, path, stage.update)
             choice = replace(choice, plan=plans["compressed"])
         models = trainer.train(parts.learner, job, plans)
 

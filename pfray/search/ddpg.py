@@ -20,15 +20,18 @@ What differs from DDPG as it was published, because a search has some hundred ep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from pfray.agent import Agent
 from pfray.environment import make_environment
 from pfray.search.base import PlanSearcher
+from pfray.search_state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.space import Plan
 
 # What the search asks its environment for.
@@ -93,6 +96,33 @@ class DDPG(PlanSearcher):
         )
         # Of each episode in the buffer; None for a trial that failed.
         self.scores: list[float | None] = []
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        values, tensors = super().state()
+        agent = self.agent
+        for name in ("actor", "critic", "target_actor", "target_critic"):
+            tensors |= module_tensors(name, getattr(agent, name))
+        for name in ("actor_optimizer", "critic_optimizer"):
+            tensors |= optimizer_tensors(name, getattr(agent, name))
+        rows = {f"memory.{key}": array[: len(agent)] for key, array in agent.memory.items()}
+        tensors |= {key: torch.from_numpy(array.copy()) for key, array in rows.items()}
+        tensors |= {key: torch.from_numpy(getattr(agent, key).copy()) for key in ("mean", "squares")}
+        own = {"agent": agent.rng.bit_generator.state, "seen": agent.seen, "scores": self.scores}
+        return {**values, **own}, tensors
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        super().load_state(values, tensors)
+        agent = self.agent
+        for name in ("actor", "critic", "target_actor", "target_critic"):
+            load_module(name, getattr(agent, name), tensors)
+        for name in ("actor_optimizer", "critic_optimizer"):
+            load_optimizer(name, getattr(agent, name), tensors)
+        agent.rng.bit_generator.state = values["agent"]
+        agent.seen, self.scores = values["seen"], list(values["scores"])
+        for key, array in agent.memory.items():
+            stored = tensors[f"memory.{key}"].numpy()
+            agent.memory[key] = np.resize(stored, array.shape) if not len(stored) else stored.copy()
+        agent.mean, agent.squares = tensors["mean"].numpy(), tensors["squares"].numpy()
 
     def ask(self) -> Plan:
         warming = len(self.scores) < self.settings.warmup
