@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
     {"errors", "bench", "agent", "widths"},
-    {"files", "space", "task", "quiet", "section", "environment", "patience"},
+    {"files", "space", "task", "quiet", "section", "environment", "patience", "strict_yaml"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress", "bucket", "lease"},
     {"tracing", "coupling", "removal", "graph"},
