@@ -15,7 +15,8 @@ PIPELINE = "pipeline"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # A component's own settings may be infinite; in JSON mode that would be dumped as null.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 SomeSection = TypeVar("SomeSection", bound=Section)

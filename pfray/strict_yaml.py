@@ -7,6 +7,7 @@ experiment. ``1e-3`` is a number, as in YAML 1.2, and a date is a text.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -109,6 +110,8 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from error
         if isinstance(value, str):
             _check_text(value, node.start_mark)
+        elif isinstance(value, float) and math.isnan(value):
+            raise ConstructorError(None, None, f"{shown(node.value)} is no number", node.start_mark)
         elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             problem = f"{shown(node.value)} is too large. Allowed: {-LARGEST_INTEGER} to {LARGEST_INTEGER}"
             raise ConstructorError(None, None, problem, node.start_mark)
