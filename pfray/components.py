@@ -45,7 +45,7 @@ def user_code(what: str, remedy: str) -> Iterator[None]:
     except BaseException as error:
         # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
         kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{what}: {kind}{first_line(error)}{_place(error)}. Remedy: {remedy}") from error
+        raise ConfigError(f"{what}: {kind}{first_line(error).rstrip('.')}{_place(error)}. Remedy: {remedy}") from error
 
 
 def _place(error: BaseException) -> str:
