@@ -88,7 +88,7 @@ def own_signals() -> Iterator[None]:
     def keep(number: int, handler: Any) -> Any:
         return signal.getsignal(number) if number in _Program.taken else set_handler(number, handler)
 
-    signal.signal = keep
+    signal.signal = keep  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -148,7 +148,7 @@ def _unbreakable(stream: Any) -> Any:
     stream.flush()
     raw = _Outlet(stream.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if stream.write_through else io.BufferedWriter(raw),
         encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )  # fmt: skip

@@ -76,21 +76,22 @@ class _Loader(yaml.SafeLoader):
         self.measures: dict[yaml.Node, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()
+        mark: Any = event.start_mark
         outer, before = self.deepest, self.values
         self.depth += 1
         self.deepest = self.depth
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if node is not None and node not in self.measures:
-                raise ComposerError(None, None, f"the alias *{event.anchor} is inside its own value", event.start_mark)
+                raise ComposerError(None, None, f"the alias *{event.anchor} is inside its own value", mark)
             values, height = self.measures[node] if node is not None else (1, 0)
             self.values += values
             self.deepest += height
-            self._check_size(event.start_mark)
+            self._check_size(mark)
         else:
             self.values += 1
-            self._check_size(event.start_mark)
+            self._check_size(mark)
             node = super().compose_node(parent, index)
             if isinstance(node, yaml.MappingNode):
                 _check_keys(node)

@@ -19,9 +19,9 @@ SECTIONS = ("model", "data", "learner", "target", "search", "finetune", "resourc
 VALUES = (
     "!!bool maybe", "!!int x", "!!timestamp x", "2001-99-99", "!!binary x", "!!set {a}", "0b_", "1:99:1", ".inf",
     ".nan", "1e999", "9" * 5000, "0x" + "f" * 5000, "true", "on", "~", "''", "'5'", "5.0", r'"\e[31m"', r'"\0"',
-    r'"\ud800"', r'"\u202e"', r'"\n"', "a" * 20_000, "[]", "{}", "[[[1]]]", "{a: {b: 1}}", "&x [*x]", "&x 1", "*x", "!x y",
-    "uniform(0, 1)", "75%", "..%", "0.4x", "..x", "9k", "s3://[", "{? [a] : 1}", "{1: 2}", "{a: 1, a: 2}", "{<<: 3}",
-    "{name: [1]}", "{name: lenet, factory: 3}", "{settings: 3}", "[weight_sparse, 2]",
+    r'"\ud800"', r'"\u202e"', r'"\n"', "a" * 20_000, "[]", "{}", "[[[1]]]", "{a: {b: 1}}", "&x [*x]", "&x 1", "*x",
+    "!x y", "uniform(0, 1)", "75%", "..%", "0.4x", "..x", "9k", "s3://[", "{? [a] : 1}", "{1: 2}", "{a: 1, a: 2}",
+    "{<<: 3}", "{name: [1]}", "{name: lenet, factory: 3}", "{settings: 3}", "[weight_sparse, 2]",
     "[{name: weight_sparse, finetune: 3}, 3]", "[" * 3000, "- " * 300,
 )  # fmt: skip
 CHARACTERS = "[]{}:,&*!|>'\"%@`#-? \t\x00\x1b\x7f\u2028\u202e\ufeff"
