@@ -17,11 +17,10 @@ from torch import nn
 
 from pfray.components import describe_errors, find_class, parse_settings
 from pfray.config import Training
-from pfray.errors import ConfigError
-from pfray.job import updated
+from pfray.errors import ConfigError, shown
 from pfray.learner import Learner, Step
 from pfray.measure import count_params, stored_bytes
-from pfray.section import Component
+from pfray.section import Component, as_written
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.train import Hook, reestimate_batch_norm
@@ -66,12 +65,12 @@ def _step(entry: Any, path: str) -> Step:
     settings = dict(component.settings)
     finetune = settings.pop("finetune", {})
     try:
-        updated(Training(), finetune)
+        as_written(Training, {**Training().model_dump(), **finetune})
     except (ValidationError, TypeError) as error:
         lines = (
             describe_errors(error, f"{path}.finetune", lambda _: list(Training.model_fields))
             if isinstance(error, ValidationError)
-            else [f"{path}.finetune: {finetune!r} is no mapping of settings. Example: finetune: {{epochs: 1}}"]
+            else [f"{path}.finetune: {shown(finetune)} is no mapping of settings. Example: finetune: {{epochs: 1}}"]
         )
         raise ConfigError("\n".join(lines)) from error
     parsed = parse_settings(path, learner.settings_type, settings, ["name", "finetune"])

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
+from pfray import command
+
+if __name__ == "__main__":
+    command.begin()
+
 import argparse
 import importlib.util
 import json
 import math
 import platform
 import struct
-import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pfray.errors import PfrayError, print_error
+from pfray.errors import PfrayError
 
 try:
     import numpy as np
@@ -136,11 +143,13 @@ def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 after a one-line message on stderr."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return command.run_command(partial(_main, given), given)
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        result = compare(options.files, options.rounds, options.threads)
-    except PfrayError as error:
-        return print_error(error)
+    result = compare(options.files, options.rounds, options.threads)
     print(json.dumps(result, indent=2) if options.json else _table(result))
     return 0
 

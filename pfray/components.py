@@ -10,21 +10,61 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pfray.errors import ConfigError, PfrayError, first_line
+from pfray.errors import ConfigError, PfrayError, first_line, short, shown
 
 # Where the short names of each kind live. Kept as strings: the framework imports no particular learner.
 PACKAGES = {"data": "pfray.data", "learner": "learners", "search": "pfray.search", "model": "pfray.models"}
 
 
+# Where a traceback is not in a user's own code: pfray's packages, Python's library, and what pip installed.
+OWN_PACKAGES = {"pfray", "learners", "envs"}
+_REMEDY_FACTORY = "name a function or class, with a signature, that builds the {kind}"
+_INSTALLED = ("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+
+
+@contextmanager
+def user_code(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a user's code raises in the block, SystemExit included, is a ConfigError with its file and line.
+
+    What pfray's own errors say stays, and so does Ctrl-C.
+    """
+    try:
+        yield
+    except (PfrayError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
+        kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{what}: {kind}{first_line(error).rstrip('.')}{_place(error)}. Remedy: {remedy}") from error
+
+
+def _place(error: BaseException) -> str:
+    """`` (my_models.py, line 3)``, the innermost line of a traceback in a user's own code; nothing without one."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({short(error.filename)}, line {error.lineno})"
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in OWN_PACKAGES and not file.startswith(_INSTALLED):
+            place = f" ({short(file)}, line {line})"
+    return place
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known name, or nothing where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    # The time that it takes grows with the square of the length.
+    close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
@@ -33,15 +73,20 @@ def load_object(kind: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (PfrayError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a module may do anything when it is imported, and end the program for one
         raise ConfigError(
-            f"{kind}: cannot import '{module_name}' ({type(error).__name__}: {error}). Remedy: run where the module "
-            "can be imported, or install it"
+            f"{kind}: cannot import {shown(module_name)} ({type(error).__name__}: {first_line(error)})"
+            f"{_place(error)}. Remedy: run where the module can be imported, or install it"
         ) from error
-    if not hasattr(module, attribute):
+    with user_code(f"{kind}: {shown(name)} cannot be looked up", "mend the module's __getattr__"):
+        if hasattr(module, attribute):
+            return getattr(module, attribute)
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"{kind}: module '{module_name}' has no '{attribute}'.{nearest(attribute, public)}")
-    return getattr(module, attribute)
+    raise ConfigError(
+        f"{kind}: module {shown(module_name)} has no {shown(attribute)}.{nearest(attribute, public)}"
+    )
 
 
 def find_function(kind: str, name: str) -> Callable[..., Any]:
@@ -52,10 +97,10 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
     """
     if ":" in name:
         found = load_object(kind, name)
-        if not callable(found):
-            raise ConfigError(
-                f"{kind}: '{name}' is not callable. Remedy: name a function or class that builds the {kind}"
-            )
+        with user_code(f"{kind}: {shown(name)} cannot be used", _REMEDY_FACTORY.format(kind=kind)):
+            if not callable(found):
+                raise ConfigError(f"{kind}: {shown(name)} is not callable. Remedy: {_REMEDY_FACTORY.format(kind=kind)}")
+            inspect.signature(found)
         return found
     known = _functions(kind)
     if name not in known:
@@ -75,11 +120,19 @@ def find_class(kind: str, name: str, base: type) -> type:
         module = importlib.import_module(f"{PACKAGES[kind]}.{name}")
         own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
         found = next((value for value in own if inspect.isclass(value) and issubclass(value, base)), None)
-    if not (inspect.isclass(found) and issubclass(found, base) and hasattr(found, "settings_type")):
-        raise ConfigError(
-            f"{kind}: '{name}' is not a subclass of {base.__module__}.{base.__name__} with a settings_type. "
-            "Remedy: name one that is"
-        )
+    with user_code(f"{kind}: {shown(name)} cannot be used", "mend the class"):
+        if not (inspect.isclass(found) and issubclass(found, base) and hasattr(found, "settings_type")):
+            raise ConfigError(
+                f"{kind}: {shown(name)} is not a subclass of {base.__module__}.{base.__name__} with a settings_type. "
+                "Remedy: name one that is"
+            )
+        settings_type = found.settings_type
+        if not (inspect.isclass(settings_type) and dataclasses.is_dataclass(settings_type)):
+            raise ConfigError(
+                f"{kind}: the settings_type of {shown(name)} is {shown(settings_type)}, not a dataclass. "
+                "Remedy: @dataclass(frozen=True)"
+            )
+        TypeAdapter(settings_type)  # raises where pydantic knows no way to check a field
     return found
 
 
@@ -88,30 +141,22 @@ def check_arguments(path: str, function: Callable[..., Any], settings: Mapping[s
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return []
-    mistakes = [
-        f"{path}.{key}: unknown setting. Allowed: {', '.join(parameters) or 'none'}.{nearest(key, parameters)}"
+    names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [
+        f"{path}.{short(key)}: unknown setting. Allowed: {', '.join(names) or 'none'}.{nearest(key, names)}"
         for key in settings
-        if key not in parameters
+        if key not in names
     ]
-    return mistakes
 
 
 def call(kind: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
     """What ``function`` makes of its settings. Raises ConfigError, naming the section ``kind``, where it fails."""
-    try:
+    with user_code(kind, f"correct the settings of '{kind}'"):
         return function(**settings)
-    except PfrayError:
-        raise
-    except Exception as error:
-        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
-        kind_of_error = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
-        raise ConfigError(
-            f"{kind}: {kind_of_error}{first_line(error)}. Remedy: correct the settings of '{kind}'"
-        ) from error
 
 
 def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], beside: Iterable[str] = ()) -> Any:
-    """A learner's or searcher's ``Settings`` dataclass from plain data, validated.
+    """A learner's or searcher's ``Settings`` dataclass from plain data, validated as it is written (``as_written``).
 
     beside: keys that are allowed in the same section but are not the component's. Raises ConfigError with one line for
     every mistake.
@@ -119,17 +164,17 @@ def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], 
     fields = [field.name for field in dataclasses.fields(settings_type)]
     allowed = [*beside, *fields]
     mistakes = [
-        f"{path}.{key}: unknown key. Allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
+        f"{path}.{short(key)}: unknown key. Allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
         for key in settings
         if key not in fields
     ]
     parsed: Any = None
-    try:
-        parsed = TypeAdapter(settings_type).validate_python(
-            {key: value for key, value in settings.items() if key in fields}
-        )
-    except ValidationError as error:
-        mistakes += describe_errors(error, path, lambda _: fields)
+    own = json.dumps({key: value for key, value in settings.items() if key in fields})
+    with user_code(f"{path}: the settings cannot be checked", "mend the settings_type"):
+        try:
+            parsed = TypeAdapter(settings_type).validate_json(own, strict=True)
+        except ValidationError as error:
+            mistakes += describe_errors(error, path, lambda _: fields)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return parsed
@@ -141,9 +186,9 @@ def describe_errors(error: ValidationError, prefix: str, allowed: Callable[[tupl
     ``allowed(location)`` gives the keys allowed at the place of an unknown one.
     """
     lines = []
-    for item in error.errors():
+    for item in error.errors(include_url=False):
         location = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-        key = ".".join(str(part) for part in (*filter(None, (prefix,)), *location))
+        key = ".".join(short(str(part)) for part in (*filter(None, (prefix,)), *location))
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             names = allowed(location)
             lines.append(f"{key}: unknown key. Allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}")
@@ -154,7 +199,7 @@ def describe_errors(error: ValidationError, prefix: str, allowed: Callable[[tupl
             if item["type"] == "value_error" or isinstance(item["input"], dict):
                 lines.append(f"{key}: {message}" if key else message)  # a mistake of several sections has no path
             else:
-                lines.append(f"{key}: {item['input']!r} is not allowed: {message[:1].lower()}{message[1:]}")
+                lines.append(f"{key}: {shown(item['input'])} is not allowed: {message[:1].lower()}{message[1:]}")
     return lines
 
 
@@ -174,6 +219,6 @@ def _functions(kind: str) -> dict[str, Callable[..., Any]]:
 def _unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     names = sorted(known)
     return ConfigError(
-        f"{kind}: unknown name '{name}'. Allowed: {', '.join(names)}, or an import path 'package.module:attribute'."
-        f"{nearest(name, names)}"
+        f"{kind}: unknown name {shown(name)}. Allowed: {', '.join(names)}, or an import path "
+        f"'package.module:attribute'.{nearest(name, names)}"
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from pfray import overlay
+from pfray import overlay, strict_yaml
 from pfray.bucket import check_storage
 from pfray.components import describe_errors
-from pfray.errors import ConfigError
+from pfray.errors import ConfigError, short, shown
 from pfray.ranges import check_range
-from pfray.section import PIPELINE, Component, LearnerChoice, Model, Section
+from pfray.section import PIPELINE, Component, LearnerChoice, Model, Section, as_written
 
 ComponentCheck = Callable[[Mapping[str, Component]], list[str]]
 
@@ -31,19 +31,26 @@ def _fraction(value: Any) -> Any:
 
 def _amount(value: Any) -> Any:
     """``0.4x`` stays a text; ``800k`` and ``5M`` become numbers."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
     if isinstance(value, str):
         if match := re.fullmatch(r"\s*([0-9.]+)\s*([kMG])\s*", value):
             return float(match[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
         if not re.fullmatch(r"\s*[0-9.]+\s*x\s*", value):
-            raise ValueError(f"{value!r} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
+            raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
         return value.strip()
     return value
 
 
+def _tuple(value: Any) -> Any:
+    """YAML knows lists only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_amount(value: float | str) -> float | str:
     number = float(value[:-1]) if isinstance(value, str) else value
-    if number <= 0:
-        raise ValueError(f"{value!r} is not allowed: an amount is above 0")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{shown(value)} is not allowed: an amount is above 0")
     return value
 
 
@@ -140,7 +147,7 @@ class Search(Component):
     thresholds: Thresholds = Thresholds()
     latency: Literal["torch", "litert"] = "torch"
     space: dict[str, Annotated[str, AfterValidator(check_range)]] = Field(default_factory=dict)
-    baselines: tuple[Literal["uniform", "allocate"], ...] = ("uniform", "allocate")
+    baselines: Annotated[tuple[Literal["uniform", "allocate"], ...], BeforeValidator(_tuple)] = ("uniform", "allocate")
     warm_start: str | None = None
 
     @model_validator(mode="after")
@@ -261,15 +268,15 @@ def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            mistakes.append(f"override '{override}': not of the form key=value. Example: search.trials=60")
+            mistakes.append(f"override '{short(override)}': not of the form key=value. Example: search.trials=60")
             continue
         try:
-            overlay.set_key(raw, key.split("."), yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError) as error:
-            mistakes.append(f"override '{override}': {str(error).splitlines()[0]}. Example: search.trials=60")
+            overlay.set_key(raw, key.split("."), strict_yaml.parse(text))
+        except ValueError as error:
+            mistakes.append(f"override '{short(override)}': {error}. Example: search.trials=60")
     raw.setdefault("name", path.stem)
     try:
-        experiment = Experiment.model_validate(raw)
+        experiment = as_written(Experiment, raw)
     except ValidationError as error:
         mistakes += describe_errors(error, "", _allowed_at)
     if check is not None:
@@ -284,7 +291,7 @@ def _well_formed(raw: Mapping[str, Any]) -> dict[str, Component]:
     for key, section in (("model", Model), ("data", Component), ("learner", LearnerChoice), ("search", Search)):
         with suppress(ValidationError):
             if key in raw or key == "search":
-                components[key] = section.model_validate(raw.get(key, {}))
+                components[key] = as_written(section, raw.get(key, {}))
     return components
 
 
@@ -295,7 +302,7 @@ def dump(experiment: Experiment) -> str:
         if isinstance(getattr(experiment, key), Component):
             settings = value.pop("settings")
             plain[key] = settings["steps"] if value["name"] == PIPELINE else {**value, **settings}
-    return yaml.safe_dump(plain, sort_keys=False)
+    return strict_yaml.dump(plain)
 
 
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:

@@ -5,9 +5,16 @@ Nothing is trained and nothing written. The model is the experiment's, whatever 
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+from pfray import command
+
+if __name__ == "__main__":
+    command.begin()
+
+import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pfray import config
-from pfray.errors import PfrayError, print_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,16 +98,18 @@ def _layers(group: ChannelGroup) -> str:
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Returns the exit code: 0, or that of the error: 2 for a wrong request, 1 for what failed otherwise."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return command.run_command(partial(_main, given, console), given)
+
+
+def _main(arguments: Sequence[str], console: Console | None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     # Not rich's markup: reasons and names may hold brackets.
     console = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    try:
-        from pfray.prepare import component_mistakes
+    from pfray.prepare import component_mistakes
 
-        experiment = config.load(options.experiment, options.overrides, component_mistakes)
-        show(*inspect(experiment, lambda remark: console.print(f"note: {remark}", soft_wrap=True)), console)
-    except PfrayError as error:
-        return print_error(error)
+    experiment = config.load(options.experiment, options.overrides, component_mistakes)
+    show(*inspect(experiment, lambda remark: console.print(f"note: {remark}", soft_wrap=True)), console)
     return 0
 
 

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pfray import strict_yaml
+from pfray.errors import ConfigError, short, shown
 
-from pfray.errors import ConfigError
+# Files of one experiment, each counted as often as it is included.
+MOST_FILES = 100
 
 
-def read_with_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_with_includes(path: Path) -> dict[str, Any]:
     """The file's mapping over those of its ``include:`` list, whose paths are relative to the file."""
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: includes itself. Remedy: remove it from one of the include lists")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{where}. Remedy: correct the syntax there") from None
+    return _read(path, (), [])
+
+
+def _read(path: Path, outer: tuple[str, ...], all_read: list[str]) -> dict[str, Any]:
+    """outer: the files that include this one. all_read: every file so far."""
+    raw = strict_yaml.read(path)
+    named = short(str(path))
+    own = os.path.realpath(path)
+    if own in outer:
+        raise ConfigError(f"{named}: includes itself. Remedy: remove it from one of the include lists")
+    all_read.append(own)
+    if len(all_read) > MOST_FILES:
+        raise ConfigError(f"{named}: more than {MOST_FILES} files are included. Remedy: fewer, larger ones")
     if raw is None:
-        raise ConfigError(f"{path}: the file is empty. Remedy: give at least model, data, learner and target")
+        raise ConfigError(f"{named}: the file is empty. Remedy: give at least model, data, learner and target")
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds a {type(raw).__name__}, not a mapping. Remedy: write lines of 'key: value'")
+        raise ConfigError(f"{named}: holds a {type(raw).__name__}, not a mapping. Remedy: write lines of 'key: value'")
     includes = raw.pop("include", [])
     if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
-        raise ConfigError(f"{path}: include is {includes!r}, not a list of file names")
+        raise ConfigError(
+            f"{named}: include is {shown(includes)}, not a list of file names. Example: include: [common.yaml]"
+        )
     merged: dict[str, Any] = {}
     for item in includes:
-        merged = merge(merged, read_with_includes(path.parent / item, (*seen, path.resolve())))
+        merged = merge(merged, _read(path.parent / item, (*outer, own), all_read))
     return merge(merged, raw)
 
 
@@ -48,13 +56,15 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     """``raw`` with ``value`` at the end of ``keys``; an entry of a list goes by its name, or by its place from 0."""
+    if len(keys) > strict_yaml.DEEPEST:
+        raise ValueError(f"more than {strict_yaml.DEEPEST} keys inside one another")
     inner: Any = raw
     for depth, key in enumerate(keys):
         place: Any = key
         if isinstance(inner, list):
             place = _place(inner, key, ".".join(keys[:depth]))
         elif not isinstance(inner, dict):
-            raise ValueError(f"{'.'.join(keys[:depth])} is {inner!r}, not a mapping")
+            raise ValueError(f"{short('.'.join(keys[:depth]))} is {shown(inner)}, not a mapping")
         if depth == len(keys) - 1:
             break
         if isinstance(inner, dict):
@@ -72,12 +82,12 @@ def _place(entries: Sequence[Any], key: str, where: str) -> int:
     given = [entry.get("name", entry.get("factory")) if isinstance(entry, dict) else entry for entry in entries]
     # Of an import path, my_package.prune:Prune, the last part: the keys of an override end at dots.
     names = [str(name).rpartition(":")[2] for name in given]
-    if key.isdecimal() and int(key) < len(entries):
+    if key.isdecimal() and len(key) < 6 and int(key) < len(entries):
         return int(key)
     if names.count(key) == 1:
         return names.index(key)
-    several = f"has several entries named {key!r}" if key in names else f"has no entry {key!r}"
-    raise ValueError(f"{where} {several}. Allowed: {', '.join(names)}, or 0 to {len(names) - 1}")
+    several = f"has several entries named {shown(key)}" if key in names else f"has no entry {shown(key)}"
+    raise ValueError(f"{where} {several}. Allowed: {short(', '.join(names))}, or 0 to {len(names) - 1}")
 
 
 def _make_way(base: dict[str, Any], over: Collection[str]) -> None:

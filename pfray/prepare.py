@@ -133,7 +133,7 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
         if kind in components:
             name, settings = components[kind].name, components[kind].settings
             found[kind] = attempt(partial(find_function, kind, name))
-            mistakes += check_arguments(kind, found[kind], settings) if found[kind] else []
+            mistakes += [] if found[kind] is None else check_arguments(kind, found[kind], settings)
     kinds: tuple[tuple[str, str, type, list[str]], ...] = (
         ("learner", "learner", Learner, []),
         ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
@@ -142,9 +142,9 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
         if kind in components:
             cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
             settings = components[kind].settings
-            found[f"{kind}_settings"] = cls and attempt(
-                partial(parse_settings, kind, cls.settings_type, settings, beside)
-            )
+            if cls is not None:
+                parse = partial(parse_settings, kind, cls.settings_type, settings, beside)
+                found[f"{kind}_settings"] = attempt(parse)
     return found, mistakes
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
+from pfray.errors import shown
 from pfray.space import Knob
 
 FORM = "uniform(low, high), loguniform(low, high), or integers(low, high) with both ends allowed"
@@ -22,14 +24,16 @@ def as_knob(name: str, text: str, default: float | None) -> Knob:
     """The free knob of a range. default: the setting's own value, moved into the range; None for its lower end."""
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no range. Allowed: {FORM}")
+        raise ValueError(f"{shown(text)} is no range. Allowed: {FORM}")
     kind, low, high = match[1], float(match[2]), float(match[3])
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{shown(text)}: an end is infinite. Remedy: finite numbers")
     if low >= high:
-        raise ValueError(f"{text!r}: the lower end is not below the upper one. Allowed: {FORM}")
+        raise ValueError(f"{shown(text)}: the lower end is not below the upper one. Allowed: {FORM}")
     if kind == "loguniform" and low <= 0:
-        raise ValueError(f"{text!r}: a logarithmic range is above 0. Remedy: a lower end above 0, or uniform(...)")
+        raise ValueError(f"{shown(text)}: a logarithmic range is above 0. Remedy: a lower end above 0, or uniform(...)")
     if kind == "integers" and not (low.is_integer() and high.is_integer()):
-        raise ValueError(f"{text!r}: the ends are not whole. Remedy: whole numbers, or uniform(...)")
+        raise ValueError(f"{shown(text)}: the ends are not whole. Remedy: whole numbers, or uniform(...)")
     scale: Literal["log", "linear"] = "log" if kind == "loguniform" else "linear"
     value = low if default is None else min(max(default, low), high)
     return Knob(name, compressed=low, full=high, scale=scale, integer=kind == "integers", free=True, default=value)

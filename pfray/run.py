@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
+from pfray import command
+
+if __name__ == "__main__":
+    # Before the imports below, which take as long as a user may need to press Ctrl-C.
+    command.begin(command.resume_hint(sys.argv[1:]))
+
 import argparse
 import contextlib
-import errno
 import json
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +25,7 @@ from rich.console import Console
 
 from pfray import config
 from pfray.bucket import is_url
-from pfray.errors import ClusterError, ConfigError, GoalMissed, PfrayError, StorageError, first_line, print_error
+from pfray.errors import ClusterError, ConfigError, GoalMissed, first_line
 from pfray.progress import Progress
 
 if TYPE_CHECKING:
@@ -206,10 +212,11 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
             own = cluster.reach(resources.address) is None
             token = closing.enter_context(access.private_ray(token_file=resources.dashboard)) if own else None
             try:
-                context = ray.init(
-                    address="local" if own else resources.address, include_dashboard=resources.dashboard,
-                    dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
-                )  # fmt: skip
+                with command.own_signals():
+                    context = ray.init(
+                        address="local" if own else resources.address, include_dashboard=resources.dashboard,
+                        dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
+                    )  # fmt: skip
             except (ConnectionError, ValueError) as error:
                 raise cluster.nobody_at(resources.address, error) from error
             except OSError:
@@ -233,6 +240,7 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
             ray.shutdown()
             raise
         ray.shutdown()
+        command.take_signals()
 
 
 @contextlib.contextmanager
@@ -259,39 +267,27 @@ def _tell_result(summary: dict[str, Any], title: str, run_folder: Path, progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130."""
+    """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130,
+    SIGTERM with 143."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return command.run_command(partial(_main, given), given, command.resume_hint(given))
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     # Some options stand for a setting.
     given = {key: value for key, value in vars(options).items() if "." in key and value is not None}
     overrides = [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
-    command = f"python -m pfray.run {shlex.join([str(options.experiment), *overrides])}"
-    try:
-        if options.resume and options.force:
-            raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
-        from pfray.prepare import component_mistakes
+    if options.resume and options.force:
+        raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
+    from pfray.prepare import component_mistakes
 
-        experiment = config.load(options.experiment, overrides, component_mistakes)
-        if options.show:
-            print(config.dump(experiment), end="")
-            return 0
+    experiment = config.load(options.experiment, overrides, component_mistakes)
+    if options.show:
+        print(config.dump(experiment), end="")
+    else:
         run(experiment, resume=options.resume, force=options.force)
-        return 0
-    except KeyboardInterrupt:
-        print(f"interrupted. Continue with: {command} --resume", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Not a return: Python would first wait for the threads of a training, which wait for Ray. All that is worth
-        # keeping is on disk already.
-        os._exit(130)
-    except PfrayError as error:
-        return print_error(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        return print_error(
-            StorageError(f"{error.filename or 'a file'} cannot be written ({error.strerror}). Remedy: free space or "
-                         f"permission there, then continue with: {command} --resume")
-        )  # fmt: skip
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

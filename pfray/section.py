@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pfray.errors import shown
 
 # The learner that a list of learners stands for.
 PIPELINE = "pipeline"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # A component's own settings may be infinite; in JSON mode that would be dumped as null.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+
+
+SomeSection = TypeVar("SomeSection", bound=Section)
+
+
+def as_written(section: type[SomeSection], raw: Any) -> SomeSection:
+    """The section of plain data, no scalar of which is converted: no ``true``, ``'5'`` or ``5.0`` where 5 is wanted.
+
+    Raises pydantic's ValidationError.
+    """
+    # As JSON, where being strict is about scalars; of Python's values it would ask for a Section within a section.
+    return section.model_validate_json(json.dumps(raw), strict=True)
 
 
 class Component(Section):
@@ -30,14 +46,15 @@ class Component(Section):
         if isinstance(value, str):
             return {"name": value}
         if not isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is not allowed: give a name, or a mapping with 'name' and settings")
+            raise ValueError(f"{shown(value)} is not allowed: give a name, or a mapping with 'name' and settings")
         given = dict(value)
         if "factory" in given:
             if "name" in given:
                 raise ValueError("both name and factory are given. Remedy: keep one of them")
             given["name"] = given.pop("factory")
         if not isinstance(given.get("settings", {}), Mapping):
-            raise ValueError(f"settings is {given['settings']!r}, not a mapping. Remedy: write them beside the name")
+            settings = shown(given["settings"])
+            raise ValueError(f"settings is {settings}, not a mapping. Remedy: write them beside the name")
         own = {key: given.pop(key) for key in cls.model_fields if key in given}
         return {**own, "settings": {**own.get("settings", {}), **given}}
 

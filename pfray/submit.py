@@ -7,20 +7,27 @@ removes it.
 
 from __future__ import annotations
 
+import sys
+
+from pfray import command
+
+if __name__ == "__main__":
+    command.begin()
+
 import argparse
 import json
 import secrets
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pfray import config, jobs
 from pfray.bucket import is_url
-from pfray.errors import ConfigError, PfrayError, UnknownJob, print_error
+from pfray.errors import ConfigError, UnknownJob, shown
 from pfray.files import write_atomically
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -46,18 +53,18 @@ class Ticket:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: with --wait the highest of the jobs' own, 2 for a wrong request, 1 for a failure."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    then = "The jobs that were sent go on; --status asks after them, --stop ends them"
+    return command.run_command(partial(_main, given), given, then)
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        overrides = [text for text in options.experiments if "=" in text]
-        names = [text for text in options.experiments if "=" not in text]
-        if options.status or options.stop:
-            return _ask(names, overrides, options)
-        return _send([_request(Path(name), overrides, options) for name in names], options)
-    except KeyboardInterrupt:
-        print("interrupted. The jobs go on; --status asks after them, --stop ends them", file=sys.stderr)
-        return 130
-    except PfrayError as error:
-        return print_error(error)
+    overrides = [text for text in options.experiments if "=" in text]
+    names = [text for text in options.experiments if "=" not in text]
+    if options.status or options.stop:
+        return _ask(names, overrides, options)
+    return _send([_request(Path(name), overrides, options) for name in names], options)
 
 
 def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Request:
@@ -75,11 +82,11 @@ def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) 
     # A job runs in a copy of the working directory that is removed after it.
     kept = storage_folder(experiment)
     storage = experiment.storage if is_url(experiment.storage) else kept
-    command = [
+    entrypoint = [
         "python", "-m", "pfray.run", str(path.resolve().relative_to(working_dir)), *overrides, f"storage={storage}",
         *(["--resume"] if options.resume else []), *(["--force"] if options.force else []),
     ]  # fmt: skip
-    return Request(experiment.name, kept / f".{experiment.name}.job.json", shlex.join(command))
+    return Request(experiment.name, kept / f".{experiment.name}.job.json", shlex.join(entrypoint))
 
 
 def _send(requests: Sequence[Request], options: argparse.Namespace) -> int:
@@ -87,7 +94,9 @@ def _send(requests: Sequence[Request], options: argparse.Namespace) -> int:
         raise ConfigError("no experiment is given. Example: python -m pfray.submit experiments/mobilenet_sparse.yaml")
     names = [request.name for request in requests]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"two experiments are named {twice!r}, which is one run folder. Remedy: another name: in one")
+        raise ConfigError(
+            f"two experiments are named {shown(twice)}, which is one run folder. Remedy: another name: in one"
+        )
     if options.requirements is not None and not options.requirements.is_file():
         raise ConfigError(f"--requirements: {options.requirements} is not a file. Remedy: a file that pip reads")
     address = options.address or DEFAULT_ADDRESS

@@ -86,3 +86,5 @@ def _strike(settings: Settings, model: nn.Module) -> None:
         os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGKILL)
     if fault == "interrupt":
         os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGINT)
+    if fault == "terminate":
+        os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGTERM)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from learners.weight_sparse import WeightSparse
-from pfray.components import check_arguments, find_class, find_function, load_object, nearest, parse_settings
+from pfray.components import call, check_arguments, find_class, find_function, load_object, nearest, parse_settings
 from pfray.errors import ConfigError
 from pfray.learner import Learner
 from pfray.models.resnet import resnet20
@@ -75,6 +75,62 @@ def test_a_users_module_that_breaks_while_it_is_imported_is_told_with_its_error(
         find_function("data", "mine_syntax:build")
 
 
+@pytest.mark.parametrize(("path", "words"), [
+    ("mine_exits:x", "cannot import 'mine_exits' (SystemExit: 3) (.../mine_exits.py, line 2)"),
+    ("mine_odd:x", "'mine_odd:x' cannot be looked up: RuntimeError: explodes (.../mine_odd.py, line 3)"),
+    ("mine_nothing:x", "cannot be looked up: vars() argument must have __dict__ attribute"),
+    ("mine_classes:Plain", "the settings_type of 'mine_classes:Plain' is <class 'dict'>, not a dataclass"),
+    ("mine_classes:Odd", "cannot be used: Unable to generate pydantic-core schema for <class 'torch.dtype'>"),
+    ("mine_classes:Raises", "cannot be used: KeyError: 'no settings' (.../mine_classes.py, line 4)"),
+    (":", "cannot import '' (ValueError: Empty module name)"),
+    ("..a:b", "cannot import '..a' (TypeError: the 'package' argument is required"),
+])  # fmt: skip
+def test_whatever_a_users_code_raises_is_one_line_with_its_file_and_line(module, tmp_path, path, words):
+    module("mine_exits", "import sys\nsys.exit(3)\n")
+    module("mine_odd", "def __getattr__(name):\n    if name == 'x':\n        raise RuntimeError('explodes')\n")
+    module("mine_nothing", "import sys\nsys.modules[__name__] = 3\n")
+    module("mine_classes", (
+        "from pfray.learner import Learner\n"
+        "class Meta(type(Learner)):\n"
+        "    @property\n"
+        "    def settings_type(cls): raise KeyError('no settings')\n"
+        "class Raises(Learner, metaclass=Meta): pass\n"
+        "from dataclasses import dataclass\n"
+        "import torch\n"
+        "class Plain(Learner): settings_type = dict\n"
+        "class Odd(Learner):\n"
+        "    @dataclass\n"
+        "    class settings_type: kind: torch.dtype = torch.float32\n"
+    ))  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        find_class("learner", path, Learner)
+    text = str(caught.value)
+    assert words.replace("...", str(tmp_path)) in text
+    assert "\n" not in text
+    assert len(text) < 700
+
+
+def test_a_component_that_ends_the_program_is_a_mistake_and_ctrl_c_is_none():
+    def ends(error: BaseException) -> None:
+        raise error
+
+    line = ends.__code__.co_firstlineno + 1
+    with pytest.raises(ConfigError, match=rf"^data: SystemExit: 3 \({__file__}, line {line}\)\. Remedy: correct"):
+        call("data", ends, {"error": SystemExit(3)})
+    with pytest.raises(KeyboardInterrupt):
+        call("data", ends, {"error": KeyboardInterrupt()})
+
+
+def test_only_arguments_that_can_be_given_by_name_are_settings():
+    def build(first: int, /, second: int, *rest: int, third: int = 3) -> None: ...
+
+    assert check_arguments("model", build, {"second": 1, "third": 2}) == []
+    assert check_arguments("model", build, {"first": 1, "rest": 2}) == [
+        "model.first: unknown setting. Allowed: second, third.",
+        "model.rest: unknown setting. Allowed: second, third.",
+    ]
+
+
 def test_arguments_are_checked_without_calling():
     def build(width: int, depth: int = 3) -> None:
         raise AssertionError("called")
@@ -98,6 +154,14 @@ class Settings:
 def test_settings_become_the_dataclass_with_plain_yaml_values_converted():
     assert parse_settings("learner", Settings, {}) == Settings()
     assert parse_settings("learner", Settings, {"rate": 1, "names": ["a", "b"]}) == Settings(1.0, ("a", "b"))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("rate", True), ("rate", "0.5"), ("count", True), ("count", 3.0), ("count", "3"), ("names", [1]), ("names", "ab"),
+])  # fmt: skip
+def test_settings_are_taken_as_they_are_written(key, value):
+    with pytest.raises(ConfigError, match=f"^learner.{key}(.0)?: .* is not allowed: input should be a valid"):
+        parse_settings("learner", Settings, {key: value})
 
 
 def test_every_mistake_in_settings_is_a_line_of_its_own():

@@ -76,7 +76,7 @@ def test_an_override_of_no_entry_of_a_list_names_the_entries(file, override, wor
 
 @pytest.mark.parametrize("learner", ["weight_sparse", [{"name": "weight_sparse", "interval": 5}, "uniform_quant"]])
 def test_the_resolved_experiment_reads_back_as_itself(file, tmp_path, learner):
-    search = {"name": "tpe", "startup": 4, "validation_images": 50}
+    search = {"name": "tpe", "startup": 4, "validation_images": 50, "gamma": float("inf"), "when": "2001-01-01"}
     experiment = load(file({**BASE, "learner": learner, "search": search, "target": {"max_drop": "0.7%", "bits": 4}}))
     assert experiment.target.max_drop == 0.007
     saved = tmp_path / "again.yaml"
@@ -137,11 +137,37 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"target": {"params": "0x"}}, "above 0"),
     ({"resources": {"trial": {"cpus": 1}}}, "resources.trial.cpus: unknown key. Allowed: cpu, gpu."),
     ({"name": "a/b"}, "name: 'a/b' is not allowed"),
+    ({"search": {"trials": True}}, "search.trials: True is not allowed: input should be a valid integer"),
+    ({"search": {"trials": "5"}}, "search.trials: '5' is not allowed: input should be a valid integer"),
+    ({"search": {"trials": 5.0}}, "search.trials: 5.0 is not allowed: input should be a valid integer"),
+    ({"search": {"thresholds": {"accuracy": True}}}, "search.thresholds.accuracy: True is not allowed"),
+    ({"search": {"warm_start": 3}}, "search.warm_start: 3 is not allowed: input should be a valid string"),
+    ({"finetune": {"lr": "0.1"}}, "finetune.lr: '0.1' is not allowed: input should be a valid number"),
+    ({"resources": {"trial": {"cpu": True}}}, "resources.trial.cpu: True is not allowed"),
+    ({"export": {"tflite": 1}}, "export.tflite: 1 is not allowed: input should be a valid boolean"),
+    ({"distributed": {"bits": True}}, "distributed.bits: True is not allowed"),
+    ({"target": {"sparsity": True}}, "target.sparsity: True is not allowed"),
+    ({"target": {"params": True}}, "target.params: True is not an amount"),
+    ({"target": {"params": [1]}}, "target.params: [1] is not an amount"),
+    ({"target": {"params": "9" * 400 + "x"}}, "an amount is above 0"),
+    ({"learner": {"name": "weight_sparse", "interval": True}}, "learner.interval: True is not allowed"),
+    ({"learner": ["channel_pruned", {"name": "litert_quant", "finetune": {"epochs": True}}]},
+     "learner.1.finetune.epochs: True is not allowed"),
+    ({"search": {"name": "random", "spread": "2"}}, "search.spread: '2' is not allowed"),
+    ({"search": {"space": {"finetune.lr": "uniform(0, 1e999)"}}}, "an end is infinite"),
+    ({"model": "builtins:dict"}, "model: 'builtins:dict' cannot be used: no signature found"),
+    ({"model": "x" * 10**5}, "Allowed: lenet"),
+    ({"model": "\x1b[31m:\u202e"}, r"model: cannot import '\x1b[31m'"),
+    ({"x" * 10**5: 1}, "unknown key. Allowed: name"),
+    ({"seed": [list(range(100))] * 20}, "seed: [[0, 1, 2"),
+    ({"include": {"a": 1}}, "include is {'a': 1}, not a list of file names"),
 ])  # fmt: skip
 def test_a_wrong_value_is_one_line_that_names_it(file, change, words):
     found = mistakes(file({**BASE, **change}))
     assert len(found) == 1
     assert words in found[0]
+    assert len(found[0]) < 600
+    assert found[0].isprintable()
 
 
 @pytest.mark.parametrize(("content", "words"), [
@@ -161,6 +187,35 @@ def test_a_file_that_is_no_experiment_ends_with_exit_code_2_and_one_line(file, c
 def test_a_missing_file_ends_with_exit_code_2(tmp_path, capsys):
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("search.trials=true", "search.trials: True is not allowed"),
+    ("learner.interval=true", "learner.interval: True is not allowed"),
+    ("search={trials: 1, trials: 2}", "the key 'trials' is given twice"),
+    ("seed=!!bool maybe", "'maybe' is no bool"),
+    ("seed=[", "not valid YAML at line 1, column 2"),
+    (".".join("a" * 3000) + "=1", "more than 30 keys inside one another"),
+    ("search.x=" + "y" * 10**5, "search.x: unknown key"),
+])  # fmt: skip
+def test_an_override_is_read_as_strictly_as_the_file(file, override, words):
+    found = mistakes(file(BASE), override)
+    assert words in found[0]
+    assert len(found[0]) < 600
+
+
+def test_a_section_that_is_an_alias_of_another_can_be_changed_alone(file):
+    text = "model: lenet\ndata: digits\nlearner: weight_sparse\ntarget: {sparsity: 75%}\n"
+    changed = load(file(f"{text}teacher: &t {{epochs: 3, lr: 1e-3}}\nfinetune: *t\n"), ["finetune.epochs=1"])
+    assert (changed.teacher.epochs, changed.finetune.epochs) == (3, 1)
+    assert changed.teacher.lr == changed.finetune.lr == 1e-3
+
+
+def test_files_that_include_others_again_and_again_are_refused(file):
+    for i in range(1, 9):
+        file({"include": [f"{i - 1}.yaml"] * 3} if i > 1 else {}, f"{i}.yaml")
+    with pytest.raises(ConfigError, match="more than 100 files are included"):
+        load(file({**BASE, "include": ["8.yaml"]}))
 
 
 def test_a_malformed_override_shows_the_form(file):

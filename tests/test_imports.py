@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
-    {"errors", "bench", "agent", "widths"},
-    {"access", "files", "space", "split_checks", "task", "randomness", "quiet", "section", "environment", "patience"},
+    {"errors", "command", "bench", "agent", "widths"},
+    {"access", "files", "space", "split_checks", "task", "randomness", "quiet", "section", "environment", "patience",
+     "strict_yaml"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress", "bucket", "lease"},
     {"tracing", "coupling", "removal", "graph"},
@@ -69,6 +70,6 @@ def test_environments_know_the_space_only(path):
 
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():
-    paths = [ROOT / "pfray" / name for name in ("bench.py", "errors.py", "__init__.py")]
+    paths = [ROOT / "pfray" / name for name in ("bench.py", "command.py", "errors.py", "__init__.py")]
     found = {name.split(".")[0] for path in paths for name in imports(path)}
     assert not found & {"torch", "ray", "pydantic", "yaml", "rich", "safetensors"}
