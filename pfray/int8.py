@@ -39,6 +39,8 @@ class Int8Model(nn.Module):
     layers that were to stay float.
     """
 
+    calls: Tensor  # with ``round_after`` only
+
     def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.graph, self.quantizer, self.left_out = graph, quantizer, left_out
