@@ -18,6 +18,7 @@ from pfray.cache import cache_dir, content_key
 from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
 from pfray.files import write_atomically
+from pfray.paths import refuse_links_outside
 
 # A run is finished when this file is there; it is the last thing written but for the report.
 SUMMARY = "summary.json"
@@ -43,6 +44,7 @@ def check_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
     saved = folder / "experiment.yaml"
     if saved.exists():
         if resume:
+            refuse_links_outside(folder)
             _check_same(saved, experiment)
         elif not force:
             state = "finished" if is_finished(folder) else "unfinished"
