@@ -1,6 +1,7 @@
 """A storage folder behind an fsspec URL, such as ``s3://bucket/runs``: files listed, read and written.
 
-What fails there is one StorageError, whose text holds no secret.
+What fails there is one StorageError, whose text holds no secret. A store is not trusted to keep to the folder: names
+that are no plain relative paths are refused, when they are listed and when they are used (``paths.py``).
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pfray.errors import StorageError, first_line
+from pfray.paths import flaw, inside, shown
 
 # A put of theirs is seen whole or not at all; elsewhere a file is put under another name and then renamed.
 WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
+# What stands before an @ in theirs is a user of a machine, or the name of a container; elsewhere it can only be a key.
+NAMED_USERS = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "abfs", "abfss", "az",
+               "oci", "ocilake"}  # fmt: skip
 # A run that goes on must not wait for minutes where nobody answers.
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -38,11 +43,21 @@ def check_storage(storage: str) -> str:
     """A folder or a URL that may be kept in files and shown. Raises ValueError, whose text has no part of a secret."""
     if not is_url(storage):
         return storage
-    parts = urlsplit(storage)
-    if parts.password is not None or parts.query or parts.fragment:
+    if not storage.isprintable() or " " in storage or "::" in storage:
+        raise ValueError("the URL has spaces, characters that do not print, or '::' in it. Allowed: one store, such as "
+                         "s3://bucket/runs")  # fmt: skip
+    try:
+        parts = urlsplit(storage)
+        secret = parts.password is not None or parts.query or parts.fragment
+        # In s3:///KEY@bucket, too, which a library may read as it was meant.
+        authority = parts.netloc or parts.path.lstrip("/").partition("/")[0] * (parts.scheme not in ("file", "local"))
+    except ValueError:  # whose text repeats the URL
+        raise ValueError("the URL cannot be read. Allowed: a folder, or a URL such as s3://bucket/runs") from None
+    if secret or ("@" in authority and parts.scheme not in NAMED_USERS):
         raise ValueError(
-            f"the {parts.scheme} URL has a password, a key or a query in it, and it is written into files. Remedy: "
-            "leave them out and give them by environment variables, or in the library's own file (~/.aws/credentials)"
+            f"the {parts.scheme} URL has a user, a password, a key or a query in it, and it is written into files. "
+            "Remedy: leave them out and give them by environment variables, or in the library's own file "
+            "(~/.aws/credentials)"
         )
     from fsspec import available_protocols
 
@@ -62,27 +77,43 @@ class Bucket:
     root: str
 
     def names(self, folder: str) -> list[str]:
-        """Of all files below ``folder``, the paths relative to it; those that were not finished left out."""
+        """Paths of all files below ``folder``, relative to it; those that were not finished left out."""
+        top = self._at(folder)
         with self._told("read"):
             self.fs.invalidate_cache()
-            top = self._at(folder)
-            found = [str(path)[len(top) + 1 :] for path in self.fs.find(top)]
-        # A store is not trusted to keep to the folder.
-        return sorted(name for name in found if name and not is_unfinished(name) and ".." not in name.split("/"))
+            found = [str(path) for path in self.fs.find(top)]
+        names = []
+        for path in found:
+            # Some tools keep an empty object "folder/" for each folder of a store.
+            bare = path.removesuffix("/")
+            if bare == top:
+                continue
+            name = bare.removeprefix(f"{top}/")
+            if reason := "a path elsewhere" if name == bare else flaw(name):
+                raise StorageError(
+                    f"{self.url}/{folder} holds a file with a name that no run has, '{shown(name)}' ({reason}). "
+                    "Remedy: remove it there, or another storage=..."
+                )
+            self._at(f"{folder}/{name}")  # a link may lead elsewhere
+            if bare == path:
+                names.append(name)
+        return sorted(name for name in names if not is_unfinished(name))
 
     def read(self, path: str) -> bytes | None:
         """None where there is no such file."""
+        source = self._at(path)
         with self._told("read"):
             try:
                 self.fs.invalidate_cache()
-                return bytes(self.fs.cat_file(self._at(path)))
+                return bytes(self.fs.cat_file(source))
             except FileNotFoundError:
                 return None
 
     def get(self, path: str, local: Path) -> None:
+        source = self._at(path)
         with self._told("read"):
             local.parent.mkdir(parents=True, exist_ok=True)
-            self.fs.get_file(self._at(path), str(local))
+            self.fs.get_file(source, str(local))
 
     def put(self, local: Path, path: str) -> None:
         """A reader never sees half of it."""
@@ -113,15 +144,25 @@ class Bucket:
         return True
 
     def remove(self, path: str) -> None:
+        target = self._at(path)
         with self._told("written"), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self._at(path))
+            self.fs.rm_file(target)
+
+    @property
+    def _kinds(self) -> set[str]:
+        kinds = self.fs.protocol
+        return {kinds} if isinstance(kinds, str) else set(kinds)
 
     @property
     def _puts_whole(self) -> bool:
-        kinds = self.fs.protocol
-        return bool(WHOLE_PUTS & {kinds} if isinstance(kinds, str) else WHOLE_PUTS & set(kinds))
+        return bool(WHOLE_PUTS & self._kinds)
 
     def _at(self, path: str) -> str:
+        """The store's name of ``path``. Raises StorageError where that is not below the root."""
+        if "file" in self._kinds:
+            inside(Path(self.root), path)  # of all stores, only folders have links that are followed
+        elif reason := flaw(path):
+            raise StorageError(f"{self.url} cannot take a file named '{shown(path)}' ({reason}). Remedy: rename it")
         return f"{self.root}/{path}"
 
     @contextlib.contextmanager

@@ -40,7 +40,10 @@ Record = Mapping[str, Any]
 def number(record: Record | None, key: str) -> float | None:
     """``record[key]`` where it is a finite number, else None. Yes and no count as 1 and 0."""
     value = (record or {}).get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def scores(trials: Sequence[Record]) -> go.Figure:
@@ -59,7 +62,8 @@ def scores(trials: Sequence[Record]) -> go.Figure:
         points = [t for t in trials if t.get("origin") == origin and number(t, "score") is not None]
         colour, symbol = ORIGINS.get(origin, OTHER)
         figure.add_scatter(
-            x=[t["trial"] for t in points], y=[t["score"] for t in points], mode="markers", name=html.escape(origin),
+            x=[t["trial"] for t in points], y=[number(t, "score") for t in points], mode="markers",
+            name=html.escape(origin),
             marker={"color": colour, "symbol": symbol, "size": 9},
             hovertemplate="trial %{x}: %{y:.4f}<extra>" + html.escape(origin) + "</extra>",
         )  # fmt: skip

@@ -21,6 +21,7 @@ from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
 from pfray.files import read_json, write_atomically, write_json
 from pfray.identity import differences
+from pfray.paths import refuse_links_outside
 
 # A run is finished when this file is there; it is the last thing written but for the report.
 SUMMARY = "summary.json"
@@ -56,6 +57,7 @@ def check_folder(
     saved = folder / "experiment.yaml"
     if saved.exists():
         if resume:
+            refuse_links_outside(folder)
             _check_kinds(folder)
             _check_same(saved, experiment, identity)
         elif not force:

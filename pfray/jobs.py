@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfray import access
-from pfray.errors import TOKEN_REMEDY, ClusterError, UnknownJob, first_line
+from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, UnknownJob, first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -31,9 +31,16 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The client of the job server at ``address``. Raises ClusterError where none answers, or none that lets one in,
-    ConfigError for a token that cannot be read.
+    """The client of the job server at ``address``.
+
+    Raises ConfigError for an address with a secret in it and for a token that cannot be read, ClusterError where none
+    answers, or none that lets one in.
     """
+    if "@" in address:
+        raise ConfigError(
+            "--address: has a user, a password or a token in it, and it is written into files. Remedy: leave it out; a "
+            "cluster's token goes into RAY_AUTH_TOKEN"
+        )
     access.check_token()
     try:
         # A refusal is an answer too; what it says is the client's to tell.

@@ -20,7 +20,8 @@ from pfray.bucket import Bucket, is_unfinished, is_url, open_bucket
 from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
 from pfray.files import write_atomically
-from pfray.lease import locked, repeated
+from pfray.lease import Lease, locked, repeated
+from pfray.paths import inside, refuse_links_outside
 
 # Seconds between two looks at what is new.
 INTERVAL = 5.0
@@ -45,10 +46,10 @@ def mirrored(experiment: Experiment, working: Path, *, resume: bool) -> Iterator
         yield lambda: None
         return
     bucket = open_bucket(experiment.storage)
-    with locked(bucket, f".{experiment.name}.lock", _owner(working.parent)) as (left_by_us, still_ours):
-        mirror = Mirror(bucket, experiment.name, working, still_ours)
+    with locked(bucket, f".{experiment.name}.lock", _owner(working.parent)) as lease:
+        mirror = Mirror(bucket, experiment.name, working, lease)
         # After a kill here, the files here are newer than those there; after anything else they may be older.
-        if left_by_us and mirror.newest.exists():
+        if lease.left_by_us and mirror.newest.exists():
             mirror.sent = dict.fromkeys(bucket.names(experiment.name))
         else:
             mirror.fetch(whole=resume)
@@ -75,13 +76,13 @@ def mirrored(experiment: Experiment, working: Path, *, resume: bool) -> Iterator
 
 
 class Mirror:
-    """The run ``name`` in ``bucket`` and its folder here."""
+    """The run ``name`` in ``bucket`` and its folder here. Nothing is written or removed there without the lease."""
 
-    def __init__(self, bucket: Bucket, name: str, folder: Path, still_ours: Callable[[], bool] = lambda: True) -> None:
-        self.bucket, self.name, self.folder, self.still_ours = bucket, name, folder, still_ours
+    def __init__(self, bucket: Bucket, name: str, folder: Path, lease: Lease) -> None:
+        self.bucket, self.name, self.folder, self.lease = bucket, name, folder, lease
         # What is there, by the stamp that the file here had when it was sent; None where that is not known.
         self.sent: dict[str, Stamp | None] = {}
-        self.begun = False
+        self.begun, self.gaps = False, lease.gaps
         # There from the moment on when the folder here has all of the run, and more than is there.
         self.newest = folder.with_name(f".{name}.newest")
         self.sending = threading.Lock()
@@ -95,11 +96,11 @@ class Mirror:
                 f"{self.bucket.url}/{self.name} holds files but no run. Remedy: move them away, or name=... for another"
             )
         arriving = self.folder.with_name(f".{self.name}.arriving")
-        shutil.rmtree(arriving, ignore_errors=True)
+        _remove(arriving)
         for name in names:
             if whole or name in (EXPERIMENT, SUMMARY):
-                self.bucket.get(f"{self.name}/{name}", arriving / name)
-        shutil.rmtree(self.folder, ignore_errors=True)
+                self.bucket.get(f"{self.name}/{name}", inside(arriving, name))
+        _remove(self.folder)
         if arriving.exists():
             os.replace(arriving, self.folder)
         self.sent = {name: _stamp(self.folder / name) if whole else None for name in names}
@@ -107,23 +108,29 @@ class Mirror:
     def clear(self) -> None:
         """Remove the run that is there. Killed in the middle, it is an unfinished run, or none."""
         for name in sorted(self.bucket.names(self.name), key=lambda name: (name != SUMMARY, name == EXPERIMENT)):
+            self._check_lease()
             self.bucket.remove(f"{self.name}/{name}")
         self.sent = {}
 
     def push(self) -> None:
         """Send what is new here, then remove there what is gone here. Raises StorageError."""
         with self.sending:
-            self._check_ours()
+            self._check_lease()
             self.begun = True
+            if self.gaps != self.lease.gaps:
+                # Another one may have worked there meanwhile, and was told to stop: what is here counts.
+                self.sent, self.gaps = dict.fromkeys(self.bucket.names(self.name)), self.lease.gaps
             staging = self.folder.with_name(f".{self.name}.sending")
             try:
                 if (files := _snapshot(self.folder, staging)) is None:
                     return
                 for name in sorted(files, key=_turn):
                     if self.sent.get(name) != files[name]:
+                        self._check_lease()
                         self.bucket.put(staging / name, f"{self.name}/{name}")
                         self.sent[name] = files[name]
                 for name in sorted(self.sent.keys() - files.keys()):
+                    self._check_lease()
                     self.bucket.remove(f"{self.name}/{name}")
                     del self.sent[name]
             except OSError as error:
@@ -137,17 +144,37 @@ class Mirror:
     def finish(self) -> None:
         """Send the rest. Raises StorageError that says where the files are."""
         if self.begun:
+            self.lease.wait()
             try:
                 self.push()
             except StorageError as error:
                 raise StorageError(f"{error}. Until then the files are in {self.folder}") from error
 
-    def _check_ours(self) -> None:
-        if not self.still_ours():
+    def _check_lease(self) -> None:
+        if self.lease.lost:
             raise StorageError(
                 f"{self.bucket.url}/{self.name} was taken over by another process, because nothing was heard of this "
                 "one for too long. Remedy: leave it to that one"
             )
+        if not self.lease.held():
+            raise StorageError(
+                f"{self.bucket.url} has not answered for so long that another process may take {self.name} over, so "
+                "nothing is sent. Remedy: wait for the store, then --resume"
+            )
+
+
+def _remove(folder: Path) -> None:
+    """A folder and all that is in it; of a link, the link."""
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be removed ({error.strerror or error}). Remedy: remove it, or set PFRAY_CACHE to another "
+            "folder"
+        ) from error
 
 
 def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
@@ -158,10 +185,11 @@ def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
     Links and no copies, because files are replaced here and not changed, but for indexes and those that grow by a line.
     """
     for _ in range(20):
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         staging.mkdir(parents=True)
         stamps: dict[str, Stamp] = {}
         try:
+            refuse_links_outside(folder)
             names = _names(folder)
             for name in sorted(names, key=lambda name: not name.endswith(INDEXES)):
                 stamps[name] = _stamp(folder / name)
@@ -185,7 +213,7 @@ def _names(folder: Path) -> list[str]:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except FileNotFoundError:
         raise
     except OSError:  # a file system without links

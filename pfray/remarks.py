@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pfray.figures import number
+from pfray.paths import shown
 
 Summary = Mapping[str, Any]
 # Origins of plans that are made without measuring any.
@@ -27,7 +29,7 @@ def headline(summary: Summary) -> str:
     before, after = number(teacher, "size_bytes"), number(compressed, "size_bytes")
     if before and after is not None:
         parts.append(f"packed file {size_text(before)} -> {size_text(after)} ({after / before:.2f}x)")
-    return f"{summary.get('experiment', 'run')}: {', '.join(parts)}"
+    return _line(f"{summary.get('experiment', 'run')}: {', '.join(parts)}")
 
 
 def remarks(summary: Summary) -> list[str]:
@@ -62,15 +64,12 @@ def remarks(summary: Summary) -> list[str]:
     if halved:
         notes.append(f"{halved:.0f} trials ran out of memory and were tuned with half the batch "
                      "(resources.shrink_on_oom)")
-    return notes
+    return [_line(note) for note in notes]
 
 
 def latency_goal(summary: Summary) -> float | None:
     """The milliseconds that the target allows, with the clock's own doubt on top; None where it names none."""
-    wanted = (summary.get("target") or {}).get("latency_ms")
-    whole = number(summary.get("exported"), "teacher_latency_ms")
-    if isinstance(wanted, str):
-        wanted = None if whole is None else float(wanted[:-1]) * whole
+    wanted = _amount(summary, "latency_ms", number(summary.get("exported"), "teacher_latency_ms"))
     return None if wanted is None else (1 + DOUBT) * wanted
 
 
@@ -110,9 +109,8 @@ def _doubts(summary: Summary) -> list[str]:
 def _beside_weights(summary: Summary) -> list[str]:
     """Where a target in bytes or bits is not that of the whole file, or of all parameters."""
     target, compressed = summary.get("target") or {}, summary.get("compressed")
-    wanted, size, params = target.get("size_bytes"), number(compressed, "size_bytes"), number(compressed, "params")
-    if isinstance(wanted, str):
-        wanted = float(wanted[:-1]) * 4 * (number(summary.get("teacher"), "params") or 0)  # in float32
+    size, params = number(compressed, "size_bytes"), number(compressed, "params")
+    wanted = _amount(summary, "size_bytes", 4 * (number(summary.get("teacher"), "params") or 0))  # in float32
     notes = []
     if wanted and size is not None and size > LARGER * wanted:
         notes.append(f"the packed file has {size_text(size)}, target.size_bytes is {size_text(wanted)}: it counts "
@@ -130,12 +128,12 @@ def _storage(exported: Mapping[str, Any] | None) -> list[str]:
     A layer that was not to be quantized is in the report's table, and no surprise.
     """
     stored = ((exported or {}).get("stored") or {}).items()
-    whole = [name for name, each in stored if each["type"] == "float" and (each["bits"] or _no_kernel(each))]
-    inputs = [name for name, each in stored if each["type"] == "int4" and each.get("rounds")]
-    nearest = [name for name, each in stored if each["type"] == "int8" and each.get("rounds")]
+    whole = [name for name, each in stored if each.get("type") == "float" and (each.get("bits") or _no_kernel(each))]
+    inputs = [name for name, each in stored if each.get("type") == "int4" and each.get("rounds")]
+    nearest = [name for name, each in stored if each.get("type") == "int8" and each.get("rounds")]
     notes = []
     if whole:
-        reasons = "; ".join(dict.fromkeys(each["reason"] for name, each in stored if name in whole))
+        reasons = "; ".join(dict.fromkeys(str(each.get("reason")) for name, each in stored if name in whole))
         notes.append(f"float in the .tflite, {_some(whole)}: {reasons}")
     if inputs:
         notes.append(f"the .tflite rounds to 8 bits what its int4 layers read: {_some(inputs)}")
@@ -145,7 +143,7 @@ def _storage(exported: Mapping[str, Any] | None) -> list[str]:
 
 
 def _no_kernel(each: Mapping[str, Any]) -> bool:
-    return str(each["reason"]).startswith("no int8 kernel")
+    return str(each.get("reason")).startswith("no int8 kernel")
 
 
 def _some(names: list[str]) -> str:
@@ -155,11 +153,26 @@ def _some(names: list[str]) -> str:
 
 
 def _goal(unit: str, value: Any) -> str:
-    if unit == "sparsity" and isinstance(value, int | float):
-        return f"{100 * value:.4g} % sparsity"
-    if unit == "bits" and isinstance(value, int | float):
-        return f"at most {value:.4g} bits a weight"
+    known = number({unit: value}, unit)
+    if unit == "sparsity" and known is not None:
+        return f"{100 * known:.4g} % sparsity"
+    if unit == "bits" and known is not None:
+        return f"at most {known:.4g} bits a weight"
     if unit == "latency_ms":
-        return f"at most {latency_text(value) if isinstance(value, int | float) else f'{value} latency'}"
-    amount = f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+        return f"at most {f'{value} latency' if known is None else latency_text(known)}"
+    amount = str(value) if known is None else f"{known:,.0f}"
     return f"at most {amount} {unit.removeprefix('size_')}"
+
+
+def _amount(summary: Summary, unit: str, whole: float | None) -> float | None:
+    """The target's limit in ``unit``, ``0.4x`` of ``whole`` too; None where it has none."""
+    value = (summary.get("target") or {}).get(unit)
+    if isinstance(value, str):
+        share = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*x\s*", value)
+        return None if share is None or whole is None else float(share[1]) * whole
+    return number(summary.get("target"), unit)
+
+
+def _line(text: str) -> str:
+    """For terminals and pages alike; names and reasons come from files."""
+    return shown(text, 2000)

@@ -12,14 +12,13 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from pfray import figures
-from pfray.errors import StorageError
 from pfray.figures import Record, number
-from pfray.files import read_records, write_atomically
+from pfray.files import write_atomically
 from pfray.objective import COST
 from pfray.remarks import Summary, headline, latency_text, remarks, score_text, size_text
+from pfray.report_input import read_summary, read_trials
 from pfray.report_style import PAGE
 
-REMEDY = "Remedy: name the folder of a finished run"
 # (key of a measurement, column title) of the final table.
 COLUMNS = {
     "accuracy": "accuracy",
@@ -37,8 +36,8 @@ def write(run_dir: Path) -> Path:
 
     Raises StorageError where the run's own files are missing or damaged, or the report cannot be written.
     """
-    summary = _read_summary(run_dir / "summary.json")
-    trials, unreadable = _read_trials(run_dir / "search" / "trials.jsonl")
+    summary = read_summary(run_dir / "summary.json")
+    trials, unreadable = read_trials(run_dir / "search" / "trials.jsonl")
     notes = remarks(summary)
     if unreadable:
         total = len(trials) + unreadable
@@ -46,27 +45,6 @@ def write(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     write_atomically(path, _page(summary, trials, notes))
     return path
-
-
-def _read_summary(path: Path) -> Summary:
-    try:
-        # JSON has no NaN, Python's writes one all the same; it means the number is not known.
-        summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except (OSError, ValueError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise StorageError(f"{path}: {reason}. {REMEDY}") from error
-    if not isinstance(summary, dict):
-        raise StorageError(f"{path}: not a run's summary. {REMEDY}")
-    return summary
-
-
-def _read_trials(path: Path) -> tuple[list[Record], int]:
-    """(trials, lines that cannot be read)."""
-    try:
-        trials, unreadable = read_records(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror}). {REMEDY}") from error
-    return sorted(trials, key=lambda trial: trial["trial"]), unreadable
 
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:
@@ -166,7 +144,7 @@ def _rescored(rescored: Sequence[Record], trials: Sequence[Record]) -> str:
     for record in rescored:
         score, error, first = number(record, "score"), number(record, "standard_error"), before.get(record["trial"])
         texts = ["" if value is None else f"{value:.4f}" for value in (score, error, first)]
-        rows.append([f"{record['trial']} ({html.escape(str(record.get('origin')))})", *texts])
+        rows.append([_trial_text(record), *texts])
     return _plain_table(["trial", "score on all", "standard error", "score in the search"], rows)
 
 
@@ -215,8 +193,12 @@ def _relative(key: str, value: float | None, reference: float | None) -> str:
     return f"{value / reference:.2f}x" if reference else ""
 
 
+def _trial_text(trial: Record) -> str:
+    return html.escape(f"{trial['trial']} ({trial.get('origin')})")
+
+
 def _failure(trial: Record) -> str:
     plan = html.escape(json.dumps(trial.get("plan"), indent=1))
     error = html.escape(str(trial.get("error") or "no score and no error text"))
-    return (f"<details open><summary>trial {trial['trial']} ({html.escape(str(trial.get('origin')))})</summary>"
+    return (f"<details open><summary>trial {_trial_text(trial)}</summary>"
             f"<pre>{error}</pre><details><summary>its plan</summary><pre>{plan}</pre></details></details>")

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import socket
 import sys
-import threading
 import time
 
 import pytest
 
-from pfray import bucket as module
-from pfray import lease
 from pfray.bucket import check_storage, hidden, open_bucket
-from pfray.errors import RunExists, StorageError
+from pfray.errors import StorageError
 from pfray.lease import locked
 from tests.stores import ask_for_keys, needs_s3, s3_server
 
@@ -26,12 +21,6 @@ def bucket(request, tmp_path):
     else:
         with s3_server():
             yield open_bucket("s3://runs/deep")
-
-
-@pytest.fixture
-def quick_locks(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.02)
-    monkeypatch.setattr(lease, "WATCH", 3.0)
 
 
 def test_files_are_put_got_listed_and_removed(bucket, tmp_path):
@@ -75,58 +64,93 @@ def test_a_reader_of_a_plain_folder_never_sees_a_file_before_it_is_whole(tmp_pat
     assert bucket.names("exp") == ["a"]
 
 
-def test_a_lock_is_held_by_one_and_let_go_at_the_end(bucket, quick_locks):
-    with locked(bucket, ".exp.lock", "here") as (left, still_ours):
-        assert not left
-        with pytest.raises(RunExists, match=rf"exp is in use by another process, on {socket.gethostname()}\. Remedy"):
-            locked(bucket, ".exp.lock", "there").__enter__()
-        assert still_ours()
-    assert bucket.read(".exp.lock") is None
+HOSTILE = ("/abs/path", "../up", "a/../../up", "./a", "a/./b", "a//b", "a\\b", "a\x00b", "a\nb", "a\x1b[2Jb", "C:/x",
+           "..", "a/..")  # fmt: skip
 
 
-def test_a_lock_seen_while_its_owner_writes_it_is_looked_at_again(tmp_path, quick_locks, monkeypatch):
-    bucket = open_bucket(f"file://{tmp_path}/runs")
-    whole, torn = bucket.fs.cat_file, iter([b"", b'{"owner": "he'])
-
-    def half_written(path):
-        # The owner's signs of life read it in a thread of their own.
-        content = next(torn, None) if threading.current_thread() is threading.main_thread() else None
-        return whole(path) if content is None else content
-
-    with locked(bucket, ".exp.lock", "here"):
-        monkeypatch.setattr(bucket.fs, "cat_file", half_written)
-        with pytest.raises(RunExists, match=rf"in use by another process, on {socket.gethostname()}\."):
-            locked(bucket, ".exp.lock", "there").__enter__()
-    assert next(torn, None) is None
-
-
-def test_a_lock_without_a_sign_of_life_is_taken_over_and_its_owner_told_of_it(bucket, quick_locks, monkeypatch):
-    bucket.write(".exp.lock", json.dumps({"owner": "killed", "host": "far"}).encode())
-    with locked(bucket, ".exp.lock", "here") as (left, still_ours):
-        assert not left
-        end = time.monotonic() + 20
-        while still_ours() and time.monotonic() < end:
-            # Again and again, as an owner does: one sign may cross one of ours.
-            bucket.write(".exp.lock", json.dumps({"owner": "there", "host": "far"}).encode())
-            time.sleep(0.05)
-        assert not still_ours()
-    assert bucket.read(".exp.lock") is not None
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_that_leads_elsewhere_is_refused_wherever_it_comes_from(name, tmp_path, monkeypatch):
+    bucket = open_bucket(f"file://{tmp_path}/store")
+    (tmp_path / "a").write_bytes(b"one")
+    monkeypatch.setattr(bucket.fs, "find", lambda top: [f"{top}/fine", f"{top}/{name}"])
+    acts = (
+        lambda: bucket.names("exp"), lambda: bucket.put(tmp_path / "a", f"exp/{name}"),
+        lambda: bucket.get(f"exp/{name}", tmp_path / "got"), lambda: bucket.read(f"exp/{name}"),
+        lambda: bucket.write(f"exp/{name}", b""), lambda: bucket.remove(f"exp/{name}"),
+    )  # fmt: skip
+    for act in acts:
+        with pytest.raises(StorageError, match=r"Remedy: re(move|name) it") as error:
+            act()
+        assert str(error.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_lock_that_a_killed_run_of_the_same_folder_left_is_taken_at_once(bucket, monkeypatch):
-    monkeypatch.setattr(lease, "WATCH", 1e9)
-    bucket.write(".exp.lock", json.dumps({"owner": "here"}).encode())
-    with locked(bucket, ".exp.lock", "here") as (left, _):
-        assert left
+def test_a_store_that_lists_another_folder_is_refused(tmp_path, monkeypatch):
+    bucket = open_bucket(f"file://{tmp_path}/store")
+    monkeypatch.setattr(bucket.fs, "find", lambda top: ["/etc/passwd"])
+    with pytest.raises(StorageError, match=r"no run has, '/etc/passwd' \(a path elsewhere\)"):
+        bucket.names("exp")
+
+
+@needs_s3
+def test_keys_of_a_bucket_that_lead_elsewhere_are_refused_and_empty_folders_passed_over():
+    with s3_server():
+        bucket = open_bucket("s3://runs/deep")
+        # s3fs itself would tidy such a key up.
+        put = lambda key, body=b"": bucket.fs.call_s3("put_object", Bucket="runs", Key=f"deep/{key}", Body=body)  # noqa: E731
+        for key in ("exp/", "exp/a", "exp/search/", "exp/search/b"):
+            put(key)
+        assert bucket.names("exp") == ["a", "search/b"]
+        for key in ("exp//abs/path", "exp/../x", "exp/a\\b", "exp/a\x01b", "exp/c//d", "exp//"):
+            put(key, b"evil")
+            with pytest.raises(StorageError, match=r"s3://runs/deep/exp holds a file with a name that no run has, '"):
+                bucket.names("exp")
+            bucket.fs.call_s3("delete_object", Bucket="runs", Key=f"deep/{key}")
+        assert bucket.names("exp") == ["a", "search/b"]
+
+
+def test_a_link_in_a_folder_of_runs_leads_nowhere_else(tmp_path):
+    bucket = open_bucket(f"file://{tmp_path}/store")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "mine").write_bytes(b"mine")
+    (tmp_path / "a").write_bytes(b"one")
+    bucket.put(tmp_path / "a", "exp/a")
+    (tmp_path / "store" / "exp" / "search").symlink_to(tmp_path / "outside")
+    for act in (
+        lambda: bucket.names("exp"), lambda: bucket.put(tmp_path / "a", "exp/search/mine"),
+        lambda: bucket.read("exp/search/mine"), lambda: bucket.remove("exp/search/mine"),
+    ):  # fmt: skip
+        with pytest.raises(StorageError, match=r"exp/search(/mine)? is a link that leads out of .*store\. Remedy"):
+            act()
+    assert (tmp_path / "outside" / "mine").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("url", [
     "s3://KEYOFMINE:SECRETOFMINE@runs/deep", "sftp://me:SECRETOFMINE@host/runs", "s3://runs?key=SECRETOFMINE",
+    "s3://SECRETOFMINE@runs/deep", "S3://SECRETOFMINE@runs", "s3:///SECRETOFMINE@runs", "gs://SECRETOFMINE@runs",
+    "s3://a@SECRETOFMINE@runs", "https://SECRETOFMINE@host/runs", "s3://runs#SECRETOFMINE",
 ])  # fmt: skip
 def test_a_url_with_a_secret_is_refused_without_showing_it(url):
     with pytest.raises(ValueError, match="Remedy: leave them out") as error:
         check_storage(url)
     assert "SECRETOFMINE" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", [
+    "filecache::s3://SECRETOFMINE@runs", "s3://SECRETOFMINE@ru\nns", "s3://SECRETOFMINE @runs", "s3://SECRETOFMINE@[x",
+])  # fmt: skip
+def test_a_url_that_would_be_read_in_two_ways_is_refused_without_showing_it(url):
+    with pytest.raises(ValueError, match="Allowed: ") as error:
+        check_storage(url)
+    assert "SECRETOFMINE" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", [
+    "sftp://me@host/runs", "smb://me@host/runs", "abfs://runs@mine.dfs.core.windows.net/deep", "s3://runs/me@home",
+    "file:///home/me@work/runs",
+])  # fmt: skip
+def test_a_user_of_a_machine_and_a_container_are_no_secret(url):
+    assert check_storage(url) == url
 
 
 def test_a_storage_is_a_folder_or_a_url_of_a_known_kind():
@@ -142,19 +166,6 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
     with pytest.raises(StorageError, match=r"pip install 'pfray\[s3\]'"):
         open_bucket("s3://runs")
-
-
-def test_a_store_that_does_not_answer_is_an_error_and_no_wait(monkeypatch, tmp_path):
-    # The first answer, the watch over a lock, and a little for the rest.
-    assert max(lease.PATIENCE, lease.WATCH) <= 25
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr(module.Bucket, "write", lambda *args, **options: silent.accept())
-        monkeypatch.setattr(lease, "PATIENCE", 0.2)
-        refused = pytest.raises(StorageError, match=r"/runs: no answer within 0 s\. Remedy: check the address")
-        with refused, locked(open_bucket(f"file://{tmp_path}/runs"), ".exp.lock", "me"):
-            pass
 
 
 @needs_s3

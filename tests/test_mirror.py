@@ -48,6 +48,18 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+class Held:
+    """A lease that is held unless a test says otherwise."""
+
+    lost, left_by_us, gaps, holds = False, False, 0, True
+
+    def held(self) -> bool:
+        return self.holds and not self.lost
+
+    def wait(self) -> None:
+        pass
+
+
 class Watched(Bucket):
     """log: what was done. last: after so many steps it fails."""
 
@@ -94,7 +106,7 @@ def test_what_refers_to_others_is_sent_after_them_and_the_summary_last(bucket, t
     write(here / "search", **{"state.json": ""})
     write(here / "training" / "x", checkpoint_manager_snapshot_json="", one__state="")
     write(here, **{".half.12.part": ""})
-    mirror = Mirror(bucket, "exp", here)
+    mirror = Mirror(bucket, "exp", here, Held())
     mirror.push()
     order = [line.removeprefix("put exp/") for line in bucket.log]
     assert order[0] == "experiment.yaml"
@@ -114,8 +126,8 @@ def test_what_refers_to_others_is_sent_after_them_and_the_summary_last(bucket, t
 def test_wherever_the_sending_stops_a_checkpoint_that_is_listed_is_there_whole(bucket, tmp_path, last):
     here, snapshot = tmp_path / "here" / "exp", "training__checkpoint_manager_snapshot_json"
     write(here, experiment_yaml="", training__one__state="1", training__one__more="1", **{snapshot: "one"})
-    Mirror(bucket, "exp", here).push()
-    mirror = Mirror(bucket, "exp", here)
+    Mirror(bucket, "exp", here, Held()).push()
+    mirror = Mirror(bucket, "exp", here, Held())
     mirror.sent = dict.fromkeys(bucket.names("exp"))
     object.__setattr__(bucket, "last", len(bucket.log) + last)
     shutil.rmtree(here / "training" / "one")
@@ -142,7 +154,7 @@ def test_a_list_of_checkpoints_that_changes_meanwhile_is_read_again(bucket, tmp_
         link(source, target)
 
     monkeypatch.setattr(os, "link", training_goes_on)
-    Mirror(bucket, "exp", here).push()
+    Mirror(bucket, "exp", here, Held()).push()
     there = content(Path(bucket.root) / "exp")
     assert there == {
         "experiment.yaml": "", "training/two/state": "2", "training/checkpoint_manager_snapshot.json": "two, now",
@@ -162,16 +174,16 @@ def test_a_list_of_checkpoints_that_was_half_written_when_it_was_read_is_read_ag
             copyfile(source, target)
 
     monkeypatch.setattr(shutil, "copyfile", read_while_it_is_written)
-    Mirror(bucket, "exp", here).push()
+    Mirror(bucket, "exp", here, Held()).push()
     assert bucket.read("exp/training/checkpoint_manager_snapshot.json") == b"one and two"
 
 
 def test_fetching_makes_the_folder_what_is_there_and_nothing_else(bucket, tmp_path):
     here, other = tmp_path / "here" / "exp", tmp_path / "other" / "exp"
     write(here, experiment_yaml="e", summary_json="{}", search__trials="t")
-    Mirror(bucket, "exp", here).push()
+    Mirror(bucket, "exp", here, Held()).push()
     write(other, stale="s")
-    mirror = Mirror(bucket, "exp", other)
+    mirror = Mirror(bucket, "exp", other, Held())
     mirror.fetch(whole=False)
     assert content(other) == {"experiment.yaml": "e", "summary.json": "{}"}
     mirror.fetch(whole=True)
@@ -191,16 +203,87 @@ def test_files_that_are_no_run_are_left_alone(bucket, tmp_path):
     write(Path(bucket.root) / "exp", thesis="years of work")
     for whole in (False, True):
         with pytest.raises(RunExists, match="store/exp holds files but no run"):
-            Mirror(bucket, "exp", tmp_path / "here" / "exp").fetch(whole=whole)
+            Mirror(bucket, "exp", tmp_path / "here" / "exp", Held()).fetch(whole=whole)
     assert content(Path(bucket.root) / "exp") == {"thesis": "years of work"}
 
 
 def test_one_whose_run_was_taken_over_sends_nothing_more(bucket, tmp_path):
-    here = tmp_path / "here" / "exp"
+    here, lease = tmp_path / "here" / "exp", Held()
     write(here, experiment_yaml="e")
-    with pytest.raises(StorageError, match="was taken over by another process"):
-        Mirror(bucket, "exp", here, still_ours=lambda: False).push()
+    lease.lost = True
+    mirror = Mirror(bucket, "exp", here, lease)
+    for act in (mirror.push, mirror.clear):
+        write(Path(bucket.root) / "exp", experiment_yaml="theirs")
+        with pytest.raises(StorageError, match="was taken over by another process"):
+            act()
     assert bucket.log == []
+
+
+def test_the_lease_is_asked_for_before_every_file(bucket, tmp_path):
+    here, lease = tmp_path / "here" / "exp", Held()
+    write(here, experiment_yaml="e", a="1", b="2")
+    mirror = Mirror(bucket, "exp", here, lease)
+    put = Watched.put
+
+    def put_and_lose(self: Watched, local: Path, path: str) -> None:
+        put(self, local, path)
+        lease.holds = False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watched, "put", put_and_lose)
+        with pytest.raises(StorageError, match=r"not answered for so long .* exp over, so nothing is sent\. Remedy"):
+            mirror.push()
+    assert bucket.log == ["put exp/experiment.yaml"]
+    lease.holds = True
+    mirror.push()
+    assert sorted(bucket.log[1:]) == ["put exp/a", "put exp/b"]
+
+
+def test_after_a_gap_all_is_sent_again_and_what_another_one_left_is_removed(bucket, tmp_path):
+    here, lease = tmp_path / "here" / "exp", Held()
+    write(here, experiment_yaml="e", a="1")
+    mirror = Mirror(bucket, "exp", here, lease)
+    mirror.push()
+    write(Path(bucket.root) / "exp", a="theirs", c="theirs")
+    lease.gaps = 1
+    mirror.push()
+    mirror.push()
+    assert content(Path(bucket.root) / "exp") == {"experiment.yaml": "e", "a": "1"}
+    assert bucket.log[2:] == ["put exp/experiment.yaml", "put exp/a", "remove exp/c"]
+
+
+def test_a_store_cannot_make_a_run_write_outside_of_its_folder(tmp_path, monkeypatch):
+    """Every name of a store's that leads elsewhere, past the look at the names."""
+    here = tmp_path / "here" / "exp"
+    (tmp_path / "outside").mkdir()
+    bucket = open_bucket(f"file://{tmp_path}/store")
+    write(tmp_path / "store" / "exp", experiment_yaml="e", a="1")
+    for name in (f"{tmp_path}/outside/x", "../../outside/x", "../exp/a", "b/../../x", "./a"):
+        monkeypatch.setattr(Bucket, "names", lambda self, folder, name=name: ["experiment.yaml", name])
+        with pytest.raises(StorageError, match="Remedy: rename it") as error:
+            Mirror(bucket, "exp", here, Held()).fetch(whole=True)
+        assert len(str(error.value).splitlines()) == 1
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not here.exists()
+
+
+def test_links_in_the_working_folder_lead_nowhere_else(bucket, tmp_path):
+    here, outside = tmp_path / "here" / "exp", tmp_path / "outside"
+    write(outside, secret="s")
+    write(here, experiment_yaml="e", a="1")
+    (here / "same").symlink_to(here / "a")
+    for target in (outside, outside / "secret"):
+        (here / "search").symlink_to(target)
+        with pytest.raises(StorageError, match=r"exp/search is a link that leads out of .*exp\. Remedy: remove it"):
+            Mirror(bucket, "exp", here, Held()).push()
+        (here / "search").unlink()
+    assert bucket.log == []
+    # What a fetch replaces may be a link itself: it is removed, and what it leads to is left.
+    (here.with_name(".exp.arriving")).symlink_to(outside)
+    Mirror(bucket, "exp", here, Held()).push()
+    Mirror(bucket, "exp", here, Held()).fetch(whole=True)
+    assert content(outside) == {"secret": "s"}
+    assert content(here) == {"experiment.yaml": "e", "a": "1", "same": "1"}
 
 
 def exp(tmp_path: Path) -> Experiment:
@@ -223,6 +306,7 @@ def session(tmp_path: Path, machine: str, *, resume: bool) -> Iterator[Path]:
 
 def test_a_lock_that_a_killed_run_leaves_makes_its_folder_the_newest_one_and_no_other(tmp_path, bucket, monkeypatch):
     monkeypatch.setattr(lease, "WATCH", 0.1)
+    monkeypatch.setattr(lease, "SETTLE", 0.05)
     with session(tmp_path, "one", resume=False) as here:
         write(here, a="1")
         lock = bucket.read(".exp.lock")
@@ -268,6 +352,7 @@ def test_what_was_written_last_is_sent_even_when_the_run_fails(tmp_path, bucket)
 def storage(tmp_path, monkeypatch):
     """A URL: moto's S3 server where it is installed."""
     monkeypatch.setattr(lease, "WATCH", 1.0)
+    monkeypatch.setattr(lease, "SETTLE", 0.5)
     if MISSING:
         yield f"file://{tmp_path}/store"
     else:

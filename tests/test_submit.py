@@ -184,3 +184,19 @@ def test_an_address_where_nobody_is_or_nobody_answers_is_an_error(folder, capsys
     assert main(["first.yaml", "--address", "nonsense"]) == 1
     assert "no job server answers at 'nonsense'" in capsys.readouterr().err
     assert not list((folder / "runs").glob(".*.job.json"))
+
+
+@pytest.mark.parametrize(
+    "more", [["storage=s3://SECRETOFMINE@runs"], ["storage=s3://me:SECRETOFMINE@runs"],
+             ["--address", "http://SECRETOFMINE@127.0.0.1:9"]],
+)  # fmt: skip
+def test_a_secret_in_a_url_is_refused_and_neither_sent_nor_kept_nor_shown(server, folder, capsys, more):
+    more = more if "--address" in more else [*more, "--address", server.address]
+    assert main(["first.yaml", *more]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert "Remedy: leave" in printed.err
+    assert "SECRETOFMINE" not in printed.err
+    assert server.jobs == {}
+    assert not list(folder.rglob(".*.job.json"))

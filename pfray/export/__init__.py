@@ -11,6 +11,9 @@ from pfray.errors import ConfigError
 def load(path: str | Path) -> Any:
     """A ``.pt2`` file as an ``nn.Module``, a ``.packed`` file as a state dict.
 
+    A program (``.pt2``) is code, which does when it is called what its author wants: load only those you trust. Weights
+    (``.packed``) are data and hold none, so they may come from anywhere.
+
     Raises ConfigError for any other suffix, ExportError or WeightsError for a missing or damaged file.
     """
     suffix = Path(path).suffix

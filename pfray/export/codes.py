@@ -6,13 +6,15 @@ a code, whose common values zstandard's Huffman coding gives fewer than k bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfray.lattice import Lattice, lattice_of
+from pfray.quantize import MAX_BITS, MIN_BITS
 
 FORMS = ("bits", "bytes")
 
@@ -32,13 +34,36 @@ def streams(state_dict: Mapping[str, Tensor], name: str) -> dict[str, bytes]:
     return {"bits": np.packbits(bits).tobytes(), "bytes": flat.tobytes()}
 
 
-def restore(raw: np.ndarray, form: str, shape: list[int], lattice: Lattice) -> Tensor:
-    """The inverse: the weight."""
-    count = int(np.prod(shape))
+def frame_size(form: str, count: int, lattice: Lattice) -> int:
+    """Bytes of ``count`` codes. Raises ValueError for a lattice that is none of so many weights."""
+    _check(lattice, count)
+    return (count * lattice.bits + 7) // 8 if form == "bits" else count
+
+
+def restore(raw: np.ndarray, form: str, shape: Sequence[int], lattice: Lattice) -> Tensor:
+    """The inverse: the weight. Raises ValueError for codes that the lattice has not."""
+    count = math.prod(shape)
     if form == "bits":
         bits = np.unpackbits(raw, count=count * lattice.bits).reshape(count, lattice.bits)
         raw = np.packbits(bits, axis=1, bitorder="little")[:, 0]
-    return lattice.decode(torch.from_numpy(raw.copy()).view(shape))
+    if raw.max(initial=0) >= 2**lattice.bits:
+        raise ValueError(f"codes of more than {lattice.bits} bits")
+    return lattice.decode(torch.from_numpy(raw.copy()).view(*shape))
+
+
+def _check(lattice: Lattice, count: int) -> None:
+    if not MIN_BITS <= lattice.bits <= MAX_BITS:
+        raise ValueError(f"a lattice of {lattice.bits} bits")
+    if lattice.codebook is not None:
+        fits = lattice.codebook.dim() == 2 and lattice.codebook.shape[1] == 2**lattice.bits
+        buckets, parts = len(lattice.codebook) if fits else 0, [lattice.codebook]
+    else:
+        assert lattice.low is not None
+        assert lattice.step is not None
+        fits = lattice.low.dim() == 1 and lattice.low.shape == lattice.step.shape
+        buckets, parts = len(lattice.low) if fits else 0, [lattice.low, lattice.step]
+    if not fits or not 1 <= buckets <= count or not all(part.is_floating_point() for part in parts):
+        raise ValueError(f"a lattice of the shapes {[tuple(part.shape) for part in parts]} for {count} weights")
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ file (no pickle); its metadata lists name, dtype, shape, encoding and bytes of e
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,42 +30,38 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pfray.errors import ExportError, WeightsError
+from pfray.errors import ExportError, WeightsError, first_line
 from pfray.export import codes
+from pfray.export.entries import Entry, check_total, read_table, unpack
 from pfray.files import replacing
 from pfray.lattice import lattice_of
+from pfray.paths import shown
 
 FORMAT = "pfray-packed-1"
-# What reading a damaged file raises, by where the damage is.
-DAMAGED = (
-    SafetensorError,
-    zstandard.ZstdError,
-    AttributeError,
-    KeyError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
 
 def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) -> int:
     """Write ``state_dict`` and return the file's bytes. ``level``: zstandard's, 1 (fast) to 22 (small).
 
-    Raises ExportError for an entry that is no plain dense tensor, StorageError where the file cannot be written.
+    Raises ExportError for an entry that is no plain dense tensor and for tensors of hardly anything but zeros, which
+    ``load`` would take for an attack, StorageError where the file cannot be written.
     """
-    frames, entries = [], {}
+    frames, entries, total = [], {}, 0
     whole = _whole(state_dict)
     for name, tensor in state_dict.items():
         elements = _element_bytes(name, tensor)
         streams = {"same": whole[name].encode()}
         if whole[name] == name:
+            total += elements.size
             streams = {**_encodings(elements, tensor.is_floating_point()), **codes.streams(state_dict, name)}
         encoding, frame = _smallest(streams, level)
         dtype = str(tensor.dtype).removeprefix("torch.")
         entries[name] = [dtype, list(tensor.shape), encoding, len(frame)]
         frames.append(frame)
     data = np.frombuffer(b"".join(frames), np.uint8)
+    try:
+        check_total(total, len(data))
+    except ValueError as error:
+        raise ExportError(f"{path} cannot be packed: {error}. Remedy: leave out tensors of zeros") from error
     metadata = {"format": FORMAT, "entries": json.dumps(entries, separators=(",", ":"))}
     with replacing(path) as temporary:
         try:
@@ -79,6 +74,7 @@ def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) ->
 def load(path: str | Path) -> dict[str, Tensor]:
     """The state dict that was saved, on the CPU, every bit and the order of names the same.
 
+    The file is data and no code, and may come from anywhere: all sizes are checked before anything is unpacked.
     Raises WeightsError where the file is missing, damaged or of another format.
     """
     if not Path(path).is_file():
@@ -88,10 +84,16 @@ def load(path: str | Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise WeightsError(f"{path} is not of the format {FORMAT}. Remedy: write it with pfray.export.packed")
-            data = file.get_tensor("frames").tobytes()
-        return _decode(data, json.loads(metadata["entries"]))
-    except DAMAGED as error:
-        raise WeightsError(f"{path} is damaged ({error}). Remedy: copy it again or repeat the export") from error
+            frames = file.get_tensor("frames")
+            if list(file.keys()) != ["frames"] or frames.dtype != np.uint8 or frames.ndim != 1:
+                raise ValueError("it holds other tensors than its frames")
+        return _decode(frames.tobytes(), read_table(metadata["entries"], frames.size))
+    except WeightsError:
+        raise
+    except Exception as error:  # damage shows itself in any of the libraries, each with kinds of its own
+        raise WeightsError(
+            f"{path} is damaged ({shown(first_line(error), 200)}). Remedy: copy it again or repeat the export"
+        ) from error
 
 
 def _element_bytes(name: str, tensor: Tensor) -> np.ndarray:
@@ -135,34 +137,40 @@ def _smallest(streams: dict[str, bytes], level: int) -> tuple[str, bytes]:
     return encoding, zstandard.ZstdCompressor(level=level, write_checksum=True).compress(streams[encoding])
 
 
-def _decode(data: bytes, entries: dict[str, tuple[str, list[int], str, int]]) -> dict[str, Tensor]:
+def _decode(data: bytes, entries: dict[str, Entry]) -> dict[str, Tensor]:
     state_dict: dict[str, Tensor] = {}
-    coded: dict[str, tuple[str, list[int], np.ndarray]] = {}
-    shared: dict[str, str] = {}
+    later: dict[str, bytes] = {}
     start = 0
-    for name, (dtype, shape, encoding, size) in entries.items():
-        raw = np.frombuffer(zstandard.ZstdDecompressor().decompress(data[start : start + size]), np.uint8)
-        start += size
-        torch_dtype = getattr(torch, dtype)
+    for name, entry in entries.items():
+        frame = data[start : start + entry.size]
+        start += entry.size
         state_dict[name] = torch.empty(0)  # keeps its place in the order
-        if encoding == "same":
-            shared[name] = raw.tobytes().decode()
+        if entry.encoding in ("same", *codes.FORMS):
+            later[name] = frame
             continue
-        if encoding in codes.FORMS:
-            coded[name] = encoding, shape, raw
+        raw = unpack(frame, entry.least, entry.most)
+        elements = _elements(raw, entry.encoding, entry.count, entry.dtype.itemsize)
+        if entry.dtype == torch.bool and (elements > 1).any():
+            raise ValueError(f"{name} holds more than true and false")
+        state_dict[name] = torch.from_numpy(elements.reshape(-1)).view(entry.dtype).reshape(entry.shape)
+    plain = {name: tensor for name, tensor in state_dict.items() if name not in later}
+    # What describes a lattice comes after the weight, and what shares a weight's memory may come before it.
+    for name in sorted(later, key=lambda name: entries[name].encoding == "same"):
+        entry = entries[name]
+        if entry.encoding == "same":
+            other = unpack(later[name], 0, max(len(each.encode()) for each in entries)).tobytes().decode()
+            same = other in entries and entries[other].encoding != "same"
+            if not same or (entry.dtype, entry.shape) != (entries[other].dtype, entries[other].shape):
+                raise ValueError(f"{name} is not as {other}, with which it shares its memory")
+            state_dict[name] = state_dict[other]
             continue
-        elements = _elements(raw, encoding, math.prod(shape), torch_dtype.itemsize)
-        state_dict[name] = torch.from_numpy(elements.reshape(-1)).view(torch_dtype).reshape(shape)
-    # What describes a lattice comes after the weight.
-    for name, (form, shape, raw) in coded.items():
-        lattice = lattice_of(state_dict, name)
+        lattice = lattice_of(plain, name)
         if lattice is None:
             raise ValueError(f"the lattice of {name} is missing")
-        state_dict[name] = codes.restore(raw, form, shape, lattice)
-    for name, other in shared.items():
-        if other in shared or entries[name][:2] != entries[other][:2]:
-            raise ValueError(f"{name} is not as {other}, with which it shares its memory")
-        state_dict[name] = state_dict[other]
+        size = codes.frame_size(entry.encoding, entry.count, lattice)
+        state_dict[name] = codes.restore(unpack(later[name], size, size), entry.encoding, entry.shape, lattice)
+        if state_dict[name].dtype != entry.dtype:
+            raise ValueError(f"{name} is not of the type of its lattice")
     return state_dict
 
 
@@ -199,5 +207,7 @@ def _planes(elements: np.ndarray) -> bytes:
 
 
 def _from_planes(raw: np.ndarray, count: int, width: int) -> np.ndarray:
+    if raw.size != count * width:
+        raise ValueError(f"a frame has {raw.size} bytes of values, not {count * width}")
     # Always a copy: the frame's own bytes are read-only, and a tensor must not be.
     return np.array(raw.reshape(width, count).T, order="C")

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import ExportError, StorageError, first_line
+from pfray.export import archive
 from pfray.files import write_atomically
 from pfray.int8 import Int8Model
+from pfray.paths import shown
 from pfray.quiet import quiet
 
 
@@ -44,23 +46,45 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
 def load(path: str | Path) -> nn.Module:
     """The program as a module for inputs ``(N, C, H, W)``, in evaluation mode for good.
 
-    Raises ExportError where the file is missing, damaged or of another torch version.
+    A program is code: it does what its author wants when it is called. Loading alone runs nothing, as archives with
+    pickles or with more than a program of pfray's are refused (``archive.py``). ``.packed`` files are data.
+
+    Raises ExportError where the file is missing, damaged, refused or of another torch version.
     """
     if not Path(path).is_file():
         raise ExportError(f"{path}: no such file. Remedy: give the path of a .pt2 file")
     try:
-        module = torch.export.load(path).module()
-    except Exception as error:
+        # Read once, so that what is loaded is what was looked at.
+        content = Path(path).read_bytes()
+        archive.check(content)
+    except ValueError as error:
         raise ExportError(
-            f"{path} is damaged or was written by another version of torch ({first_line(error)}). "
-            "Remedy: copy it again or repeat the export"
+            f"{path} is refused: {shown(first_line(error), 200)}. Remedy: repeat the export, and load only programs "
+            "whose author you trust; model.packed holds no code"
         ) from error
+    except Exception as error:
+        raise _damaged(path, error) from error
+    try:
+        # The operators of int8 models, which are known only after this.
+        import torch.ao.quantization.fx._decomposed
+
+        with quiet():  # torch prints tracebacks besides
+            module = torch.export.load(io.BytesIO(content)).module()
+    except Exception as error:
+        raise _damaged(path, error) from error
     # torch makes these raise; they are harmless here, and whatever measures a model calls eval() first.
     for name in ("train", "eval"):
         setattr(module, name, MethodType(_keep_mode, module))
     for child in module.modules():
         child.training = False
     return module
+
+
+def _damaged(path: str | Path, error: Exception) -> ExportError:
+    return ExportError(
+        f"{path} is damaged or was written by another version of torch ({shown(first_line(error), 200)}). "
+        "Remedy: copy it again or repeat the export"
+    )
 
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:

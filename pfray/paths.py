@@ -1,0 +1,61 @@
+"""Names of files that come from elsewhere: relative paths that stay inside the folder they are joined to."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pfray.errors import StorageError
+
+# Characters of a foreign text that an error message repeats.
+SHOWN = 80
+
+
+def shown(text: object, most: int = SHOWN) -> str:
+    """``text`` in one line for a terminal or a log: characters that do not print as escapes, cut after ``most``."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: most + 1])
+    return f"{line[:most]}..." if len(line) > most else line
+
+
+def flaw(name: str) -> str | None:
+    """What forbids the use of ``name`` as a path below a folder, None where nothing does.
+
+    A store's keys may hold any character. ``runs//etc/passwd`` is a key, and its rest an absolute path.
+    """
+    if not name.isprintable() or "\\" in name:
+        return "a character that no path of a run has"
+    if name.startswith("/"):
+        return "an absolute path"
+    for part in name.split("/"):
+        if part in ("", ".", ".."):
+            return f"the part {part!r}"
+        if re.match("[A-Za-z]:", part):
+            return "a drive's letter"
+    return None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``. Raises StorageError where that is not inside the folder, by its name or through a link."""
+    path = folder / name
+    if reason := flaw(name):
+        raise StorageError(f"{folder} cannot take a file named '{shown(name)}' ({reason}). Remedy: rename it")
+    try:
+        real = path.resolve()
+        contained = real.is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        contained = False
+    if not contained:
+        raise StorageError(f"{shown(path, 200)} is a link that leads out of {folder}. Remedy: remove it")
+    return path
+
+
+def refuse_links_outside(folder: Path) -> None:
+    """Raise StorageError where a link anywhere below ``folder`` leads out of it: writing there would write elsewhere.
+
+    The folder may be a link itself: where it lies is its owner's choice.
+    """
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent) / name for name in (*folders, *files)):
+            if path.is_symlink():
+                inside(folder, path.relative_to(folder).as_posix())
