@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pfray.errors import StorageError, first_line
-from pfray.paths import flaw, inside, shown
+from pfray.errors import StorageError, first_line, short
+from pfray.paths import flaw, inside
 
 # A put of theirs is seen whole or not at all; elsewhere a file is put under another name and then renamed.
 WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
@@ -91,7 +91,7 @@ class Bucket:
             name = bare.removeprefix(f"{top}/")
             if reason := "a path elsewhere" if name == bare else flaw(name):
                 raise StorageError(
-                    f"{self.url}/{folder} holds a file with a name that no run has, '{shown(name)}' ({reason}). "
+                    f"{self.url}/{folder} holds a file with a name that no run has, '{short(name)}' ({reason}). "
                     "Remedy: remove it there, or another storage=..."
                 )
             self._at(f"{folder}/{name}")  # a link may lead elsewhere
@@ -162,7 +162,7 @@ class Bucket:
         if "file" in self._kinds:
             inside(Path(self.root), path)  # of all stores, only folders have links that are followed
         elif reason := flaw(path):
-            raise StorageError(f"{self.url} cannot take a file named '{shown(path)}' ({reason}). Remedy: rename it")
+            raise StorageError(f"{self.url} cannot take a file named '{short(path)}' ({reason}). Remedy: rename it")
         return f"{self.root}/{path}"
 
     @contextlib.contextmanager

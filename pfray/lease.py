@@ -28,8 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pfray.bucket import Bucket
-from pfray.errors import RunExists, StorageError
-from pfray.paths import shown
+from pfray.errors import RunExists, StorageError, short
 from pfray.patience import within
 
 # Seconds for a store to answer at all.
@@ -165,9 +164,10 @@ class Lease:
             raise self._in_use(now or b"")
 
     def _in_use(self, content: bytes) -> RunExists:
+        host = short(str(_signed(content).get("host", "another machine")))
         return RunExists(
             f"{self.bucket.url}/{self.path.removeprefix('.').removesuffix('.lock')} is in use by another process, on "
-            f"{shown(_signed(content).get('host', 'another machine'))}. Remedy: wait for it or stop it, or name=..."
+            f"{host}. Remedy: wait for it or stop it, or name=..."
         )
 
     def _sign(self) -> bytes:

@@ -6,16 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from pfray.errors import StorageError
-
-# Characters of a foreign text that an error message repeats.
-SHOWN = 80
-
-
-def shown(text: object, most: int = SHOWN) -> str:
-    """``text`` in one line for a terminal or a log: characters that do not print as escapes, cut after ``most``."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: most + 1])
-    return f"{line[:most]}..." if len(line) > most else line
+from pfray.errors import StorageError, short
 
 
 def flaw(name: str) -> str | None:
@@ -39,14 +30,14 @@ def inside(folder: Path, name: str) -> Path:
     """``folder / name``. Raises StorageError where that is not inside the folder, by its name or through a link."""
     path = folder / name
     if reason := flaw(name):
-        raise StorageError(f"{folder} cannot take a file named '{shown(name)}' ({reason}). Remedy: rename it")
+        raise StorageError(f"{folder} cannot take a file named '{short(name)}' ({reason}). Remedy: rename it")
     try:
         real = path.resolve()
         contained = real.is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a link to itself
         contained = False
     if not contained:
-        raise StorageError(f"{shown(path, 200)} is a link that leads out of {folder}. Remedy: remove it")
+        raise StorageError(f"{short(str(path), 200)} is a link that leads out of {folder}. Remedy: remove it")
     return path
 
 

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pfray.components import nearest
+from pfray.errors import shown
 from pfray.space import CompressionSpace, Knob
 
 # Mistakes of one plan that are told at once; knobs that are listed by name.
 MOST = 4
-
-
-def short(value: Any, most: int = 60) -> str:
-    """A value as it is shown in a message: on one line, control characters as escapes, a text cut to ``most``."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = most
-    return shown.repr(value)
 
 
 def expanded(path: str) -> Path:
@@ -47,16 +40,16 @@ def read_json(path: Path) -> Any:
 def mistakes(plan: Mapping[str, Any], space: CompressionSpace) -> list[str]:
     """What is wrong with ``plan`` in this space, a few words each; nothing where it can be tried as it is."""
     if not isinstance(plan, Mapping):
-        return [f"{short(plan)} is no plan, which is knob names with their values"]
+        return [f"{shown(plan)} is no plan, which is knob names with their values"]
     known = set(space.names)
     unknown = [name for name in plan if name not in known]
     missing = [name for name in space.names if name not in plan]
-    found = [f"unknown knob {short(name)}.{nearest(name, missing or space.names)}" for name in unknown]
+    found = [f"unknown knob {shown(name)}.{nearest(name, missing or space.names)}" for name in unknown]
     if missing:
         found.append(f"{'a value is' if len(missing) == 1 else 'values are'} missing for {_few(missing)}")
     for knob in space.knobs:
         if knob.name in plan and (allowed := _allowed_instead(plan[knob.name], knob)):
-            found.append(f"{knob.name}: {short(plan[knob.name])} is not allowed. Allowed: {allowed}")
+            found.append(f"{knob.name}: {shown(plan[knob.name])} is not allowed. Allowed: {allowed}")
     return found
 
 
@@ -74,12 +67,12 @@ def _allowed_instead(value: Any, knob: Knob) -> str:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(map(short, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+    return ", ".join(map(shown, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"{short(next(key for key in keys if keys.count(key) > 1))} is given twice")
+        raise ValueError(f"{shown(next(key for key in keys if keys.count(key) > 1))} is given twice")
     return found

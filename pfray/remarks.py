@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pfray.errors import short
 from pfray.figures import number
-from pfray.paths import shown
 
 Summary = Mapping[str, Any]
 # Origins of plans that are made without measuring any.
@@ -175,4 +175,4 @@ def _amount(summary: Summary, unit: str, whole: float | None) -> float | None:
 
 def _line(text: str) -> str:
     """For terminals and pages alike; names and reasons come from files."""
-    return shown(text, 2000)
+    return short(str(text), 2000)

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pfray.errors import StorageError
+from pfray.errors import StorageError, short
 from pfray.files import read_records
-from pfray.paths import shown
 
 REMEDY = "Remedy: name the folder of a finished run"
 SECTIONS = (
@@ -28,7 +27,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         # JSON has no NaN, Python's writes one all the same; it means the number is not known.
         summary = _writable(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
     except (OSError, ValueError, RecursionError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({shown(error)})"
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({short(str(error))})"
         raise StorageError(f"{path}: {reason}. {REMEDY}") from error
     if not isinstance(summary, dict):
         raise StorageError(f"{path}: not a run's summary. {REMEDY}")
@@ -37,10 +36,10 @@ def read_summary(path: Path) -> dict[str, Any]:
     stored = (summary.get("exported") or {}).get("stored")
     _check_mapping(path, "exported.stored", stored)
     for layer, record in (stored or {}).items():
-        _check_mapping(path, f"exported.stored.{shown(layer)}", record, optional=False)
+        _check_mapping(path, f"exported.stored.{short(str(layer))}", record, optional=False)
     rescored = (summary.get("choice") or {}).get("rescored") or []
     if not isinstance(rescored, list) or not all(isinstance(each, dict) and _has_number(each) for each in rescored):
-        raise StorageError(f"{path}: choice.rescored is '{shown(rescored)}', not a list of trials. {REMEDY}")
+        raise StorageError(f"{path}: choice.rescored is '{short(str(rescored))}', not a list of trials. {REMEDY}")
     return summary
 
 
@@ -49,7 +48,8 @@ def read_trials(path: Path) -> tuple[list[dict[str, Any]], int]:
     try:
         records, unreadable = read_records(path)
     except (OSError, RecursionError) as error:
-        raise StorageError(f"{path}: cannot be read ({shown(getattr(error, 'strerror', error))}). {REMEDY}") from error
+        reason = short(str(getattr(error, "strerror", error)))
+        raise StorageError(f"{path}: cannot be read ({reason}). {REMEDY}") from error
     trials = [
         {**_writable(record), "origin": str(_writable(record.get("origin")))}
         for record in records
@@ -60,7 +60,7 @@ def read_trials(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _check_mapping(path: Path, section: str, value: Any, *, optional: bool = True) -> None:
     if not (isinstance(value, dict) or (optional and value is None)):
-        raise StorageError(f"{path}: {section} is '{shown(value)}', not a mapping. {REMEDY}")
+        raise StorageError(f"{path}: {section} is '{short(str(value))}', not a mapping. {REMEDY}")
 
 
 def _has_number(record: Mapping[str, Any]) -> bool:

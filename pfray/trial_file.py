@@ -15,9 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfray import plan_file, search_state
-from pfray.errors import StorageError
+from pfray.errors import StorageError, shown
 from pfray.files import write_atomically
-from pfray.plan_file import short
 from pfray.space import CompressionSpace
 
 TRIALS = "trials.jsonl"
@@ -139,12 +138,12 @@ def _record(line: bytes, space: CompressionSpace | None, trials: int | None, see
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])[:60]
         raise ValueError(f"no record of a trial ({key}: {first['msg'].lower()})" if key else
-                         f"{short(record)} is no record of a trial") from error  # fmt: skip
+                         f"{shown(record)} is no record of a trial") from error  # fmt: skip
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{short(line.decode(errors='replace'))} is no record of a trial") from error
+        raise ValueError(f"{shown(line.decode(errors='replace'))} is no record of a trial") from error
     number, score = record["trial"], record["score"]
     if number < 0 or (trials is not None and number >= trials):
-        raise ValueError(f"trial {short(number)} is not one of this search's, 0 to {trials and trials - 1}")
+        raise ValueError(f"trial {shown(number)} is not one of this search's, 0 to {trials and trials - 1}")
     if number in seen:
         raise ValueError(f"trial {number} is there already")
     if (score is None) == (record["error"] is None):

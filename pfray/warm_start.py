@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from pfray.config import Experiment
-from pfray.errors import ConfigError, first_line
-from pfray.plan_file import expanded, short
+from pfray.errors import ConfigError, first_line, short
+from pfray.plan_file import expanded
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.trial_file import TRIALS, parse
 

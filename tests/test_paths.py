@@ -6,7 +6,7 @@ import pytest
 
 from pfray.errors import StorageError
 from pfray.folder import open_folder
-from pfray.paths import flaw, inside, refuse_links_outside, shown
+from pfray.paths import flaw, inside, refuse_links_outside
 from tests.test_folder import experiment
 
 
@@ -59,10 +59,3 @@ def test_a_run_folder_whose_links_lead_elsewhere_is_not_resumed(tmp_path):
     (tmp_path / "outside" / "mine").write_text("mine")
     assert (open_folder(experiment(tmp_path / "runs"), resume=False, force=True) / "search").is_dir()
     assert (tmp_path / "outside" / "mine").read_text() == "mine"
-
-
-def test_foreign_text_is_shown_in_one_short_line():
-    assert shown("a\nb\x1b[2J\u202e\ud800") == "a\\nb\\x1b[2J\\u202e\\ud800"
-    assert shown(100 * "a", 10) == 10 * "a" + "..."
-    assert shown(10 * "a", 10) == 10 * "a"
-    assert len(shown(10**6 * "\0", 10)) == 13

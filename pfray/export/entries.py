@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import zstandard
 
-from pfray.paths import shown
+from pfray.errors import short
 
 ENCODINGS = ("dense", "sparse", "signed", "bits", "bytes", "same")
 # What all tensors together may have in bytes: so much, and so many times the file. Of a network whose layers keep one
@@ -80,7 +80,7 @@ def _entry(name: str, fields: Any) -> Entry:
             # An empty tensor's other sizes count as well, because torch multiplies them.
             if isinstance(known, torch.dtype) and whole and math.prod(max(n, 1) for n in shape) < 2**59:
                 return Entry(known, tuple(shape), encoding, size)
-    raise ValueError(f"the entry {shown(name)} is {shown(fields)}")
+    raise ValueError(f"the entry {short(str(name))} is {short(str(fields))}")
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

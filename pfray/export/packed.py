@@ -30,12 +30,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pfray.errors import ExportError, WeightsError, first_line
+from pfray.errors import ExportError, WeightsError, first_line, short
 from pfray.export import codes
 from pfray.export.entries import Entry, check_total, read_table, unpack
 from pfray.files import replacing
 from pfray.lattice import lattice_of
-from pfray.paths import shown
 
 FORMAT = "pfray-packed-1"
 
@@ -92,7 +91,7 @@ def load(path: str | Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # damage shows itself in any of the libraries, each with kinds of its own
         raise WeightsError(
-            f"{path} is damaged ({shown(first_line(error), 200)}). Remedy: copy it again or repeat the export"
+            f"{path} is damaged ({short(first_line(error), 200)}). Remedy: copy it again or repeat the export"
         ) from error
 
 

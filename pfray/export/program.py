@@ -10,11 +10,10 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from pfray.errors import ExportError, StorageError, first_line
+from pfray.errors import ExportError, StorageError, first_line, short
 from pfray.export import archive
 from pfray.files import write_atomically
 from pfray.int8 import Int8Model
-from pfray.paths import shown
 from pfray.quiet import quiet
 
 
@@ -59,7 +58,7 @@ def load(path: str | Path) -> nn.Module:
         archive.check(content)
     except ValueError as error:
         raise ExportError(
-            f"{path} is refused: {shown(first_line(error), 200)}. Remedy: repeat the export, and load only programs "
+            f"{path} is refused: {short(first_line(error), 200)}. Remedy: repeat the export, and load only programs "
             "whose author you trust; model.packed holds no code"
         ) from error
     except Exception as error:
@@ -82,7 +81,7 @@ def load(path: str | Path) -> nn.Module:
 
 def _damaged(path: str | Path, error: Exception) -> ExportError:
     return ExportError(
-        f"{path} is damaged or was written by another version of torch ({shown(first_line(error), 200)}). "
+        f"{path} is damaged or was written by another version of torch ({short(first_line(error), 200)}). "
         "Remedy: copy it again or repeat the export"
     )
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfray.errors import ConfigError
-from pfray.plan_file import MOST, expanded, mistakes, read_json, short
+from pfray.errors import ConfigError, short, shown
+from pfray.plan_file import MOST, expanded, mistakes, read_json
 from pfray.search.base import PlanSearcher
 from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan, within
 
@@ -47,18 +47,18 @@ class Given(PlanSearcher):
 
 def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     """The plan of the file, in the space's order. Raises ConfigError with a line for every mistake of it."""
-    shown = short(str(path), 200)
+    named = short(str(path), 200)
     try:
         found = read_json(path)
     except ValueError as error:
-        raise ConfigError(f"search.plan: {shown} cannot be used ({error}). Remedy: {EXAMPLE}") from error
+        raise ConfigError(f"search.plan: {named} cannot be used ({error}). Remedy: {EXAMPLE}") from error
     if isinstance(found, dict) and isinstance(found.get("plan"), dict):
         found = found["plan"]
     wrong = []
     if isinstance(found, dict):
         for name in [name for name in found if name.startswith(SETTINGS) and name not in space.names]:
-            wrong.append(f"{short(name)} is a setting that is not searched here. Remedy: take it out of the plan, and "
-                         f"give the experiment its value, {short(found.pop(name))}")  # fmt: skip
+            wrong.append(f"{shown(name)} is a setting that is not searched here. Remedy: take it out of the plan, and "
+                         f"give the experiment its value, {shown(found.pop(name))}")  # fmt: skip
     wrong += mistakes(found, space)
     if not wrong:
         found = {name: float(found[name]) for name in space.names}
@@ -67,7 +67,7 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     if len(wrong) > MOST:
         wrong[MOST:] = [f"{len(wrong) - MOST} mistakes more"]
     if wrong:
-        raise ConfigError("\n".join(f"search.plan: {shown}: {line}" for line in wrong))
+        raise ConfigError("\n".join(f"search.plan: {named}: {line}" for line in wrong))
     return found
 
 

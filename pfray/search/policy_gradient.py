@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from pfray.cache import load_tensors, save_tensors
 from pfray.environment import make_environment
-from pfray.errors import ConfigError
-from pfray.plan_file import expanded, short
+from pfray.errors import ConfigError, short
+from pfray.plan_file import expanded
 from pfray.search.base import RETRIES, PlanSearcher
 from pfray.search_state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.space import Plan
