@@ -182,7 +182,7 @@ class KeptSearch:
     def _check_belongs(self, of: Mapping[str, Any], records: list[dict[str, Any]]) -> int:
         """How many of ``records`` a state was made of. Raises UnusableState where it is another search's."""
         told = of.get("told")
-        if not isinstance(told, int) or told > len(records):
+        if not isinstance(told, int) or not 0 <= told <= len(records):
             raise UnusableState(f"it is of {told} trials, and there are {len(records)}")
         if of != self._state_of(told, checksum(records[:told])):
             raise UnusableState("it is of other trials")

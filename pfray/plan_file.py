@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def mistakes(plan: Mapping[str, Any], space: CompressionSpace) -> list[str]:
+def mistakes(plan: Any, space: CompressionSpace) -> list[str]:
     """What is wrong with ``plan`` in this space, a few words each; nothing where it can be tried as it is."""
     if not isinstance(plan, Mapping):
         return [f"{shown(plan)} is no plan, which is knob names with their values"]

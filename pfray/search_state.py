@@ -62,15 +62,16 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor
     if content.get("version") != VERSION:
         raise UnusableState("it is of another version of pfray")
     state = {key: content.get(key) for key in ("of", "tensors", "values")}
-    if content.get("checksum") != _checksum(state) or not isinstance(state["of"], dict):
+    of, name, values = state["of"], state["tensors"], state["values"]
+    if content.get("checksum") != _checksum(state) or not (isinstance(of, dict) and isinstance(values, dict)):
         raise UnusableState("it is damaged")
-    name, tensors = state["tensors"], {}
-    if name is not None:
-        if not isinstance(name, str) or not _TENSORS.fullmatch(name):
-            raise UnusableState("it is damaged")
-        if (tensors := load_tensors(folder / name)) is None:
-            raise UnusableState(f"{name} is missing or damaged")
-    return state["of"], state["values"], tensors
+    if name is None:
+        return of, values, {}
+    if not isinstance(name, str) or not _TENSORS.fullmatch(name):
+        raise UnusableState("it is damaged")
+    if (tensors := load_tensors(folder / name)) is None:
+        raise UnusableState(f"{name} is missing or damaged")
+    return of, values, tensors
 
 
 def trials_told(folder: Path) -> int:

@@ -177,10 +177,13 @@ class PlanSearcher(KeptSearch, Searcher):
         record = {
             **entry,
             "score": None if failure else score,
-            "standard_error": None if failure else result.get("standard_error"),
+            "standard_error": None if failure else _finite(result.get("standard_error")),
             "cost": self.space.costs(entry["plan"]),
             # Tune hands nested results over flat, as ``measurement/accuracy``.
-            "measurement": {k.partition("/")[2]: v for k, v in result.items() if k.startswith("measurement/")} or None,
+            "measurement": {
+                key.partition("/")[2]: _finite(value) for key, value in result.items() if key.startswith("measurement/")
+            }
+            or None,
             "seconds": result.get("seconds"),
             "finished_at": result.get("finished_at"),
             "rounds": result.get("training_iteration"),
@@ -272,6 +275,11 @@ class PlanSearcher(KeptSearch, Searcher):
         if not self.use_up and self.space.meets(on_range, self.limits):
             return on_range
         return self.space.fit_to_target(plan, self.limits)
+
+
+def _finite(number: float | None) -> float | None:
+    """A measured number; None where it is none, as ``trials.jsonl`` holds no others."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def best_plan(told: Sequence[tuple[Plan, float | None]]) -> Plan | None:

@@ -75,7 +75,7 @@ class GP(PlanSearcher):
 
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         super().load_state(values, tensors)
-        self.theta = None if values["theta"] is None else np.array(values["theta"])
+        self.theta = None if values["theta"] is None else np.array(values["theta"], dtype=float).reshape(3)
         self.fitted = values["fitted"]
 
     def ask(self) -> Plan:

@@ -125,7 +125,7 @@ class PolicyGradient(PlanSearcher):
         load_optimizer("adam", self.optimizer, tensors)
         self.baseline, self.new = values["baseline"], values["new"]
         self.students = [
-            Student(*(tensors[key][i].numpy() for key in ("actions", "masks", "log_odds")), score)
+            Student(tensors["actions"][i].numpy(), tensors["masks"][i].numpy(), tensors["log_odds"][i].numpy(), score)
             for i, score in enumerate(values["students"])
         ]
 

@@ -144,6 +144,15 @@ def test_failed_trials_are_recorded_with_their_cause_and_never_best(open_ended):
     assert (searcher.count()["finished"], searcher.count()["failed"]) == (14, 6)
 
 
+def test_numbers_that_are_none_are_not_written_and_the_search_can_go_on(open_ended, tmp_path):
+    strange = {"score": 0.5, "standard_error": float("nan"), "measurement/loss": float("inf"), "measurement/macs": None}
+    drive(make(open_ended, tmp_path / "search"), 2, outcome=lambda entry: {**strange, "measurement/accuracy": 0.5})
+    again = make(open_ended, tmp_path / "search")
+    again.resume()
+    assert [record["standard_error"] for record in again.records] == [None, None]
+    assert again.records[0]["measurement"] == {"loss": None, "macs": None, "accuracy": 0.5}
+
+
 def test_a_search_whose_trials_all_fail_ends_without_a_best_one(name):
     searcher = make(name, trials=14)
     drive(searcher, outcome=lambda entry: None)
