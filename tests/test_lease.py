@@ -171,6 +171,19 @@ def test_of_two_that_take_over_at_once_one_gets_it(world: World, delay: float, m
     assert not two.held()
 
 
+def test_one_whose_name_is_written_over_while_it_takes_over_gives_up(world: World) -> None:
+    world.bucket.write(LOCK, json.dumps({"owner": "killed", "host": "far"}).encode())
+
+    def write_over() -> None:
+        if world.owner() == "one":
+            world.bucket.write(LOCK, world.lease("two")._sign())
+
+    world.meanwhile = write_over
+    with pytest.raises(RunExists, match="in use by another process"):
+        world.acquire("one")
+    assert world.owner() == "two"
+
+
 def test_a_lock_that_is_gone_is_lost_and_not_made_again(world: World) -> None:
     """Another one has taken the run over, finished it, and let go."""
     one = world.acquire("one")
