@@ -23,8 +23,8 @@ KNOBS, LIMITS = 24, {"sparsity": 0.9}
 AWAY, UNEVEN, COUPLED = 0.15, 1.0, 0.4
 
 
-def landscape(seed: int) -> tuple[Any, Callable[[Mapping[str, float]], float]]:
-    """(space, score of a plan)."""
+def landscape(seed: int) -> tuple[Any, Callable[[Mapping[str, float]], float], dict[str, float]]:
+    """(space, score of a plan, best plan)."""
     from pfray.space import CompressionSpace, Knob
 
     rng = np.random.default_rng([seed, KNOBS])
@@ -33,14 +33,15 @@ def landscape(seed: int) -> tuple[Any, Callable[[Mapping[str, float]], float]]:
     space = CompressionSpace(tuple(knobs), lambda values: {"sparsity": float(values @ sizes / sizes.sum())})
     uniform = space.uniform(LIMITS)
     away = AWAY * rng.standard_normal(KNOBS)
-    best = space.encode(space.fit_to_target(space.decode(space.encode(uniform) + away), LIMITS))
+    best = space.fit_to_target(space.decode(space.encode(uniform) + away), LIMITS)
+    positions = space.encode(best)
     weight = np.exp(UNEVEN * rng.standard_normal(KNOBS))
 
     def loss(plan: Mapping[str, float]) -> float:
-        moved = np.sqrt(weight) * (space.encode(dict(plan)) - best)
+        moved = np.sqrt(weight) * (space.encode(dict(plan)) - positions)
         return float(moved @ moved + 2 * COUPLED * moved[:-1] @ moved[1:])
 
-    return space, lambda plan: -loss(plan) / loss(uniform)
+    return space, lambda plan: -loss(plan) / loss(uniform), best
 
 
 class Scorer:
@@ -54,7 +55,7 @@ class Scorer:
 def search(piece: Sequence[Any]) -> Record:
     """piece: (model, searcher, seed, trials, settings). A whole search from the uniform plan."""
     _, name, seed, trials, _ = piece
-    space, score = landscape(seed)
+    space, score, _ = landscape(seed)
     found, settings = variant(name, trials)
     first = (("uniform", space.uniform(LIMITS)),)
     searcher = found(space, LIMITS, settings, seed=seed, trials=trials, first_plans=first)

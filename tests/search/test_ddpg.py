@@ -130,11 +130,15 @@ def test_the_state_through_json_and_tensors_leads_to_the_same_plans(found, setti
 @pytest.mark.parametrize("settings", [
     QUICK, {**QUICK, "noise_on": "parameters", "layer_norm": True, "gamma": 0.9, "observe": "all"},
 ])  # fmt: skip
-def test_its_plans_get_better_than_those_of_the_warm_up(settings):
-    late = []
+def test_its_last_plans_are_nearer_to_the_best_one_than_the_uniform_plan_and_those_of_the_warm_up(settings):
+    # Far from where untrained networks lead, which end 1.1 times as far away as the uniform plan.
+    wanted = SPACE.decode(np.array([0.9, 0.1, 0.8, 0.2, 0.7, 0.2]))
+    best = SPACE.encode(SPACE.fit_to_target(wanted, LIMITS))
+    shares = []
     for seed in range(2):
-        searcher = DDPG(SPACE, LIMITS, Settings(**settings), seed=seed, trials=80, first_plans=FIRST)
-        drive(searcher, 80)
-        losses = np.array([1 - record["score"] for record in searcher.records])
-        late.append(losses[-15:].mean() / losses[1:20].mean())
-    assert np.mean(late) < 0.6, late
+        searcher = DDPG(SPACE, LIMITS, Settings(**settings), seed=seed, trials=60, first_plans=FIRST)
+        drive(searcher, 60, lambda plan: -float(((SPACE.encode(plan) - best) ** 2).sum()))
+        losses = np.array([-record["score"] for record in searcher.records])
+        assert losses[-15:].mean() < 0.5 * losses[1:20].mean()
+        shares.append(losses[-15:].mean() / losses[0])
+    assert np.mean(shares) < 0.75, shares  # measured: 0.58 and 0.43
