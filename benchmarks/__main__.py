@@ -17,7 +17,8 @@ from benchmarks.result import ROOT, SKIPPED
 # Those that take an hour and more, or what such a one has left.
 LONG = (
     "search_quality", "reward_fidelity", "quant_accuracy", "channel_pruning", "channel_retraining", "pruned_int8",
-    "layer_removal", "policy_transfer", "gradient_exchange",
+    "layer_removal", "policy_transfer", "gradient_exchange", "dcp_steps", "group_finetuning",
+    "sparse_regression",
 )  # fmt: skip
 # Those that measure nothing: `make device-check` runs the first two, the last follows the guide's way to a cluster.
 CHECKS = ("device_check", "device_files", "cluster_walk")

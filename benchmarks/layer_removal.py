@@ -1,7 +1,8 @@
 """Layer removal beside other ways to the same size: accuracy, parameters and time of the student (Pahwa et al. 2019,
 tables 2 and 3), and what the policy finds beside chance.
 
-Every student is trained for the same epochs; the test split is read once, after the last. Seeds are those of search and
+Every student is trained for the same epochs, and as many again each time it loses filters; the test split is read after
+the last ones. Seeds are those of search and
 training; the teacher is one and the same. What is finished is kept, so that a call that is repeated goes on. The
 paper's VGG-11 has four times the channels of the default here.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,102 +29,164 @@ SEARCHES = {
     "N2N": ("policy_gradient", "n2n", 0.7),
     "random removal": ("coin flips", "ddc", 0.7),
 }
-FEWER, RANKED, RANKED_FEWER, DISTILLED = (
+FEWER, RANKED, RANKED_FEWER, DISTILLED, FROM_NOTHING = (
     "DDC, then fewer filters", "ranked filters, as many parameters as DDC", "ranked filters, as many as the fewest",
-    "distilled, 7 layers",
+    "distilled, 7 layers", "architecture",
 )  # fmt: skip
+# Stages of a network of full width that is searched from nothing, and how many times larger than the teacher it may be:
+# the paper's Auto-Keras ends at three times the size.
+CHANNELS, DEPTH, LARGEST = (64, 128, 256, 512, 512), 3, 3.0
+# That go before each training (section 4.2), of a network of full width; of a thinner one as large a share.
+FILTERS = 512
 
 
 def choose(piece: Sequence[Any]) -> Record:
     """piece: (key of SEARCHES, kind, students, seed). The best student's plan and reward, and all rewards in order."""
     from dataclasses import replace
 
-    from pfray.config import Distill
     from pfray.objective import Objective
 
     name, kind, students, seed = piece
     how, objective, weight = SEARCHES[name]
-    job = replace(job_of(*kind), objective=Objective(objective), distill=Distill(weight=weight))
+    job = job_of(*kind)
+    job = replace(job, objective=Objective(objective), distill=job.distill.model_copy(update={"weight": weight}))
     rewards = Rewards(job, kind)
     records = coin_flips(rewards, students, seed) if how == "coin flips" else searched(rewards, students, seed)
     best = max(records, key=lambda record: record["score"])
     return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in records]}
 
 
-def thinned(model: Any, task: Any, params: float) -> Any:
-    """The model with so many parameters, the same share of the filters of every layer left by a Taylor ranking."""
-    import copy
-
-    from learners.filter_ranked import FilterRanked, Settings
-
-    settings = Settings(criterion="taylor", round_to=1)
-    plan = FilterRanked.space(model, task, settings).uniform({"params": params})
-    student = copy.deepcopy(model)
-    FilterRanked.compress(student, plan, settings, FilterRanked.prepare(model, task, settings), 0)
-    return student
-
-
-def student_of(piece: Sequence[Any], learn: Callable[[Any], None]) -> Any:
-    """The student of a piece of ``train``. learn(student): called after each step."""
-    import copy
-
+def choose_network(piece: Sequence[Any]) -> Record:
+    """piece: (``FROM_NOTHING``, kind, networks, seed). As ``choose``, of networks searched from nothing by a Gaussian
+    process for their accuracy alone, each trained on the labels for as long as it is twice for a student.
+    """
     import torch
 
-    from learners.layer_removal import LayerRemoval, removed
-    from pfray.bridging import take_out
+    from benchmarks.searching import run_search
+    from learners.architecture import Architecture
+    from pfray.components import find_class
+    from pfray.measure import count_params
+    from pfray.scoring import Scorer
+    from pfray.search.base import PlanSearcher
 
-    method, kind, _, seed, plan, sizes = piece
+    _, kind, networks, seed = piece
+    job = network_job(kind)
+    space = Architecture.space(job.teacher, job.task, job.settings)
+    found: Any = find_class("search", "gp", PlanSearcher)
+    limits = {"params": min(LARGEST * count_params(job.teacher)[0], 0.99 * space.reachable("params")[1])}
+    searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_up=False)
+    run_search(Scorer(Architecture, job, torch.device("cpu")), searcher)
+    best = searcher.best()
+    return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in searcher.records]}
+
+
+def network_job(kind: Kind) -> Any:
+    from dataclasses import replace
+
+    from learners.architecture import Settings
+    from pfray.config import Distill
+    from pfray.objective import Objective
+
     job = job_of(*kind)
-    student = copy.deepcopy(job.teacher)
-    if method == DISTILLED:
-        torch.manual_seed(seed)
-        student = build("vgg7", job.task, kind[2])
-        learn(student)
-    if plan is not None:
-        take_out(student, LayerRemoval.prepare(job.teacher, job.task, job.settings), removed(plan))
-        learn(student)
-    for params in sizes:
-        student = thinned(student, job.task, params)
-        learn(student)
-    return student
+    widths = tuple(max(16, round(kind[2] * channels / 8) * 8) for channels in CHANNELS)
+    search = job.search.model_copy(update={"finetune_steps": 2 * job.search.finetune_steps})
+    return replace(
+        job, settings=Settings(widths, DEPTH), search=search, distill=Distill(), objective=Objective("accuracy")
+    )
+
+
+def rank_away(model: Any, task: Any, params: float, most: int) -> Any:
+    """The model without up to ``most`` filters, those ranked lowest in all layers (Molchanov et al. 2017); fewer
+    where ``params`` parameters are left with fewer gone. Each layer keeps its best one.
+    """
+    import copy
+
+    import numpy as np
+
+    from learners.filter_ranked import Settings, rank
+    from pfray.channels import graph_of, searched_groups
+    from pfray.measure import count_params
+    from pfray.ranking import Ranking, keep_highest
+
+    settings = Settings(criterion="taylor", round_to=1)
+    graph = graph_of(model, task)
+    ranking = Ranking(graph, rank(model, searched_groups(graph, settings), task, settings))
+    # Of each layer all but its best filter, the lowest of all first.
+    removable = [(score, name) for name, own in ranking.scores.items() for score in np.sort(own)[:-1]]
+    order = [name for _, name in sorted(removable)]
+
+    def without(count: int) -> Any:
+        student = copy.deepcopy(model)
+        kept = {name: len(own) - order[:count].count(name) for name, own in ranking.scores.items()}
+        keep_highest(student, ranking, kept)
+        return student
+
+    low, high = 0, min(most, len(order))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if count_params(without(middle))[0] <= params else (middle, high)
+    return without(high)
 
 
 def train(piece: Sequence[Any]) -> Record:
     """piece: (method, kind, epochs, seed, plan or None, the parameters that filters are ranked down to, one by one).
 
-    The student is trained after each step, for all ``epochs``.
+    The student is trained for all ``epochs`` after its layers are gone, and after every ``FILTERS`` filters that go
+    then. Returns ``stages``, what it is before filters go and at each of those sizes: test accuracy, parameters, how
+    many times fewer than the teacher's, and the inference time of an image over the teacher's.
     """
+    import copy
+
     import torch
 
-    from pfray.config import Distill, Training
-    from pfray.measure import count_params, evaluate
+    from learners.architecture import Architecture
+    from learners.layer_removal import LayerRemoval, removed
+    from pfray.bridging import take_out
+    from pfray.config import Training
+    from pfray.measure import count_params, evaluate, example_input, latencies_ms, place
     from pfray.train import choose_precision, fit
 
-    method, kind, epochs, seed, *_ = piece
+    method, kind, epochs, seed, plan, sizes = piece
     job = job_of(*kind)
     training = Training(epochs=epochs, lr=0.05, batch_size=job.training.batch_size)
-    distill = Distill(weight=SEARCHES[method][2] if method in SEARCHES else job.distill.weight)
+    weight = 0.0 if method == FROM_NOTHING else SEARCHES[method][2] if method in SEARCHES else job.distill.weight
+    distill = job.distill.model_copy(update={"weight": weight})
+    whole = count_params(job.teacher)[0]
+    stages: list[Record] = []
 
     def learn(student: Any) -> None:
         precision = choose_precision(student, torch.device("cpu"))
         fit(student, job.task, training, seed=seed, precision=precision, teacher=job.teacher, distill=distill)
 
-    student = student_of(piece, learn)
-    params, whole = count_params(student)[0], count_params(job.teacher)[0]
-    return {"test": evaluate(student, job.task, job.task.test).accuracy, "params": params, "fewer": whole / params}
+    def note(student: Any) -> None:
+        torch.set_num_threads(1)  # as where rewards are measured
+        timed = [place(model, "cpu").eval() for model in (student, job.teacher)]
+        its_time, whole_time = latencies_ms(timed, example_input(job.task), rounds=200)
+        params, test = count_params(student)[0], evaluate(student, job.task, job.task.test).accuracy
+        stages.append({"test": test, "params": params, "fewer": whole / params, "time": its_time / whole_time})
 
-
-def time_of(piece: Sequence[Any]) -> float:
-    """The student's inference time over the teacher's: of one image, in turns, on one thread. Weights do not matter."""
-    import torch
-
-    from pfray.measure import example_input, latencies_ms, place
-
-    torch.set_num_threads(1)  # as where rewards are measured
-    job = job_of(*piece[1])
-    models = [place(model, "cpu").eval() for model in (student_of(piece, lambda student: None), job.teacher)]
-    own, its = latencies_ms(models, example_input(job.task), rounds=200)
-    return own / its
+    student = copy.deepcopy(job.teacher)
+    if method == DISTILLED:
+        torch.manual_seed(seed)
+        student = build("vgg7", job.task, kind[2])
+        learn(student)
+        note(student)
+    elif method == FROM_NOTHING:
+        torch.manual_seed(seed)
+        own = network_job(kind)
+        Architecture.compress(student, plan, own.settings, Architecture.prepare(student, job.task, own.settings), 0)
+        learn(student)
+        note(student)
+    elif plan is not None:
+        take_out(student, LayerRemoval.prepare(job.teacher, job.task, job.settings), removed(plan))
+        learn(student)
+        note(student)
+    for params in sizes:
+        while count_params(student)[0] > params:
+            student = rank_away(student, job.task, params, round(FILTERS * kind[2]))
+            learn(student)
+        note(student)
+    return {"stages": stages}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,27 +212,38 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
     if options.epochs == 0:
         return
     path = FOLDER / "students.jsonl"
-    plans = [[r["piece"][0], kind, options.epochs, r["piece"][3], r["plan"], []] for r in chosen]
-    found = run_all(train, plans, path, count)
-    for one in [r for r in found if r["piece"][0] == "DDC"]:
-        seed, plan = one["piece"][3:5]
-        same = one["params"]
-        rivals = [(FEWER, plan, [fewest]), (RANKED, None, [same]), (RANKED_FEWER, None, [same, fewest])]
-        rivals += [(DISTILLED, None, [])]
-        found += run_all(train, [[m, kind, options.epochs, seed, p, sizes] for m, p, sizes in rivals], path, count)
+    plans = [
+        [r["piece"][0], kind, options.epochs, r["piece"][3], r["plan"], [fewest] if r["piece"][0] == "DDC" else []]
+        for r in chosen
+    ]
+    found: dict[str, list[Record]] = {}
+    for record in run_all(train, plans, path, count):
+        for method, stage in zip((record["piece"][0], FEWER), record["stages"], strict=False):
+            found.setdefault(method, []).append(stage)
+    pieces = [[FROM_NOTHING, kind, options.students, seed] for seed in options.seeds]
+    networks = run_all(choose_network, pieces, FOLDER / "networks.jsonl", count)
+    rivals = [[FROM_NOTHING, kind, options.epochs, r["piece"][3], r["plan"], []] for r in networks]
+    rivals += [
+        [method, kind, options.epochs, seed, None, [stage["params"], fewest] if method == RANKED else []]
+        for seed, stage in zip(options.seeds, found["DDC"], strict=True)
+        for method in (RANKED, DISTILLED)
+    ]
+    for record in run_all(train, rivals, path, count):
+        method = record["piece"][0]
+        names = (RANKED, RANKED_FEWER) if method == RANKED else (method,)
+        for method, stage in zip(names, record["stages"], strict=True):
+            found.setdefault(method, []).append(stage)
     print(f"\n{options.model} at width {options.width} on {options.data}, seeds {options.seeds}, {options.students} "
           f"students, {options.epochs} epochs; teacher {teacher:.2f} %")  # fmt: skip
     print("| method | test, % | fewer parameters | time | best reward |\n|---|---:|---:|---:|---:|")
     test: dict[str, float] = {}
-    for method in dict.fromkeys(r["piece"][0] for r in found):
-        own = [record for record in found if record["piece"][0] == method]
-        mean = {key: sum(record[key] for record in own) / len(own) for key in ("test", "fewer")}
-        time = sum(time_of(record["piece"]) for record in own) / len(own)
+    for method, own in found.items():
+        mean = {key: sum(stage[key] for stage in own) / len(own) for key in ("test", "fewer", "time")}
         test[method] = 100 * mean["test"]
-        ends = [100 * end(record["test"] for record in own) for end in (min, max)]
-        best = f"{sum(rewards[method]) / len(own):.3f}" if method in rewards else ""
+        ends = [100 * end(stage["test"] for stage in own) for end in (min, max)]
+        best = f"{sum(rewards[method]) / len(own):.4f}" if method in rewards else ""
         spread = f"{test[method]:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
-        print(f"| {method} | {spread} | {mean['fewer']:.1f}x | {time:.2f}x | {best} |")
+        print(f"| {method} | {spread} | {mean['fewer']:.1f}x | {mean['time']:.2f}x | {best} |")
     name = f"{NAME}_{options.model}"
     close(f"{name}_lost", teacher - test[FEWER], f"points lost with {options.fewer:g}x fewer parameters", "<= 6")
     close(f"{name}_ranked", test["DDC"] - test[RANKED], "points over ranked filters of DDC's size", "> 0")
@@ -185,11 +259,11 @@ def _policy_and_chance(chosen: Sequence[Record], rewards: Mapping[str, Sequence[
     for record in chosen:
         method, _, _, seed = record["piece"]
         means[method].append(sum(record["rewards"]) / len(record["rewards"]))
-        best = " | ".join(f"{max(record['rewards'][:count]):.3f}" for count in counts)
-        print(f"| {method} | {seed} | {means[method][-1]:.3f} | {best} |")
+        best = " | ".join(f"{max(record['rewards'][:count]):.4f}" for count in counts)
+        print(f"| {method} | {seed} | {means[method][-1]:.4f} | {best} |")
     for kind, found in (("mean", means), ("best", rewards)):
         lead = [ours - chance for ours, chance in zip(found["DDC"], found["random removal"], strict=True)]
-        close(f"{name}_{kind}", sum(lead) / len(lead), f"{kind} reward over chance's, least {min(lead):.3f}", "> 0")
+        close(f"{name}_{kind}", sum(lead) / len(lead), f"{kind} reward over chance's, least {min(lead):.4f}", "> 0")
 
 
 def _parser() -> argparse.ArgumentParser:

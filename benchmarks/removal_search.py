@@ -52,7 +52,8 @@ def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any,
         teacher.load_state_dict(state)
     search = Search(name="policy_gradient", finetune_steps=20, validation_images=1000)
     return Job(
-        task, teacher.eval(), Settings(), training, Distill(weight=0.7), search, 0, "auto", Objective("ddc")
+        task, teacher.eval(), Settings(), training, Distill(weight=0.7, temperature=1.0), search, 0, "auto",
+        Objective("ddc"),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def job(model: str = "resnet20") -> Any:
     from pfray.job import Job
     from pfray.models import resnet
     from pfray.objective import Objective
-    from pfray.prepare import load_weights
+    from pfray.weights import load_weights
 
     task = build(path=str(DATA / "cifar10-jpeg"))
     teacher = getattr(resnet, model)(num_outputs=task.num_outputs)

@@ -57,7 +57,7 @@ def make_space(knobs: int, choices: bool) -> tuple[CompressionSpace, dict[str, f
 
 
 def seconds_each(name: str, knobs: int, observations: int, repeats: int, folder: Path) -> dict[str, list[float]]:
-    """Processor seconds of each ``suggest``, of each ``on_trial_complete``, and of ``save`` in the latter."""
+    """Processor seconds of each ``suggest``, of each ``on_trial_complete``, and of ``save_state`` in the latter."""
     import numpy as np
 
     from pfray.components import find_class
@@ -87,14 +87,14 @@ def seconds_each(name: str, knobs: int, observations: int, repeats: int, folder:
         })  # fmt: skip
     searcher.asked, searcher.settings = observations, settings
     spent: dict[str, list[float]] = {"suggest": [], "complete": [], "save": []}
-    save = found.save
+    save = found.save_state
 
-    def timed(self: PlanSearcher, path: str) -> None:
+    def timed(self: PlanSearcher) -> None:
         began = time.process_time()
-        save(self, path)
+        save(self)
         spent["save"].append(time.process_time() - began)
 
-    with mock.patch.object(found, "save", timed):
+    with mock.patch.object(found, "save_state", timed):
         for number in range(repeats):
             began = time.process_time()
             entry = searcher.suggest(str(number))

@@ -1,6 +1,6 @@
 """Make the guide's pictures of a run again: Ray's dashboard, and TensorBoard.
 
-``pip install -e ".[docs]"``, then ``python docs/screenshots.py``; needs Chromium. Three minutes: it runs the demo with
+``python docs/screenshots.py``; needs Chromium. Three minutes: it runs the demo with
 more trials in a folder of its own, and looks at it while it searches.
 """
 

@@ -10,6 +10,13 @@ group units are added by the gradient's norm |dL/dW_k|_F (algorithm 2, ``pfray/g
 before its stage was pruned as the reference. For the search the norm is computed once, where no unit of the group is
 chosen yet and all other groups are whole. There is no better point that all plans share: with all units L_M and its
 gradient are 0.
+
+What differs. The defaults are a hundredth of PocketFlow's steps and less: 100 for each stage's tuning where its
+``dcp_nb_iters_block`` is 10,000, and 2 after each choice of 4 channels where ``dcp_nb_iters_layer`` is 500 after each
+single one (Adam at 0.001 there, SGD with momentum here). A result with the defaults is that of a short DCP; ``steps``,
+``inner_steps`` and ``per_step`` are there for more. And the number of channels is always the plan's, as in the paper's
+DCP and in PocketFlow: ``epsilon`` ends the choice by turns, as the paper's stopping condition does, but the number is
+not what has been chosen until then (the paper's DCP-Adapt), because a target asks for a number.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from pydantic import Field
 from torch import nn
 
 from pfray import channels
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
+from pfray.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.channels import ChannelSettings, graph_of
 from pfray.config import Training
 from pfray.extra_losses import divide, make_heads, outputs_for, tune
@@ -33,6 +40,7 @@ from pfray.graph import ChannelGraph, ChannelGroup, left, prune
 from pfray.greedy_choice import Columns, Criterion, calibration, choose, columns_of, gradient_norms, only_trained
 from pfray.learner import Learner
 from pfray.measure import place
+from pfray.model_key import model_parts
 from pfray.ranking import Ranking, keep_highest, lost_scores
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
@@ -48,6 +56,8 @@ class Settings(ChannelSettings):
     images: training inputs over which gradients are summed when channels are chosen.
     per_step: channels chosen by one gradient; 1 as in the paper, and as many times slower.
     inner_steps, inner_lr: steps on the weights of the chosen channels after each choice.
+    epsilon: where a choice changes the loss by no more than this share of the loss without any channel, the channels
+        that are missing are chosen by one gradient (the stopping condition of section 3.4). 0: each in its turn.
     """
 
     losses: Annotated[int, Field(ge=0)] = 3
@@ -59,6 +69,7 @@ class Settings(ChannelSettings):
     per_step: Annotated[int, Field(ge=1)] = 4
     inner_steps: Annotated[int, Field(ge=0)] = 2
     inner_lr: Annotated[float, Field(gt=0)] = 0.01
+    epsilon: Annotated[float, Field(ge=0)] = 0.0
 
 
 class DisChnPruned(Learner):
@@ -107,7 +118,7 @@ class DisChnPruned(Learner):
             for columns, gone in removed:
                 columns.clear(gone)
 
-        pace = settings.per_step, settings.inner_steps, settings.inner_lr
+        pace = settings.per_step, settings.inner_steps, settings.inner_lr, settings.epsilon
         training = Training(lr=settings.lr, batch_size=settings.batch_size, warmup_epochs=0)
         for number, stage in enumerate(divide(model, list(counts), settings.losses, task)):
             alive = left(graph, kept)
@@ -135,9 +146,8 @@ def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: S
     loss = f"{getattr(task.loss, '__module__', '')}.{getattr(task.loss, '__qualname__', '<')}"
     if "<" in loss:  # a lambda or an object: its name does not say what it computes
         return empty_scores(model, groups, task, settings)
-    key = content_key(
-        state_bytes(model),
-        repr(model),
+    key = cache_key(
+        *model_parts(model, task),
         task.fingerprint(),
         loss,
         names,

@@ -3,6 +3,9 @@
 The plan says for each layer whether it computes in 8 bits or stays float (32). Candidates of a search are quantized by
 pfray's own fake quantization, which takes no graph and no second; what is trained and shipped is the PT2E graph of
 ``pfray/int8.py``: post-training quantization where ``finetune.epochs`` is 0, quantization-aware training otherwise.
+
+Batch norms are folded with their statistics as they are before the training, so that they are frozen from its first
+step on; PocketFlow's ``uqtf_freeze_bn_delay`` does that after some steps.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from pfray import activations, bits, int8, lattice, quantize
 from pfray.activations import Ranges
 from pfray.buckets import bucket_count, check_finite
+from pfray.delays import with_delays
 from pfray.errors import UnsupportedModel
 from pfray.folding import channel_scales, fold, foldable_norms, folded, train_as_unfolded
 from pfray.int8 import Int8Model
@@ -27,6 +31,7 @@ from pfray.learner import Learner
 from pfray.measure import channels_last, example_input
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
+from pfray.train import Hook
 
 BITS, FLOAT = 8, 32
 BATCH = 50
@@ -34,10 +39,14 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Settings:
-    """skip: layers left float, by name. images: training inputs that the ranges of the activations are found on."""
+    """skip: layers left float, by name. images: training inputs that the ranges of the activations are found on.
+
+    delay: optimizer steps of a training until activations are rounded (``pfray/delays.py``).
+    """
 
     skip: tuple[str, ...] = ()
     images: Annotated[int, Field(ge=1)] = 1000
+    delay: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -93,34 +102,37 @@ class LitertQuant(Learner):
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> None:
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
         fold(model, cache.norms)
         for name, width in plan.items():
             if width == BITS and name in cache.lattices:  # not where an earlier learner has taken the layer out
                 lattice.attach(model.get_submodule(name), cache.lattices[name])
                 activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
+        return with_delays(model, None, settings.delay) if steps else None
 
     @staticmethod
     def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> Int8Model:
         """The PT2E graph, its ranges those of ``images`` training inputs. Raises UnsupportedModel."""
         device = next(model.parameters()).device
         images = task.batches(task.train.head(settings.images), BATCH, device)
-        return _int8(model, plan, task, (channels_last(inputs) for inputs, _ in images))
+        return _int8(model, plan, task, settings, (channels_last(inputs) for inputs, _ in images))
 
     @staticmethod
     def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> Int8Model:
         device = next(model.parameters()).device
         # One batch, because the scales' shapes are known only when something was seen.
-        return _int8(model, plan, task, [example_input(task, device)])
+        return _int8(model, plan, task, settings, [example_input(task, device)])
 
 
-def _int8(model: nn.Module, plan: Plan, task: Task, batches: Iterable[Tensor]) -> Int8Model:
+def _int8(model: nn.Module, plan: Plan, task: Task, settings: Settings, batches: Iterable[Tensor]) -> Int8Model:
     example = example_input(task, next(model.parameters()).device)
     norms = foldable_norms(model, example)
     floats = [name for name in weight_layers(model) if plan.get(name, FLOAT) != BITS]
     quantized = int8.prepare(folded(model, norms), example, batches, floats)
     for name, scale in channel_scales(model, norms).items():
         train_as_unfolded(quantized.graph.get_parameter(f"{name}.weight"), scale)
+    if settings.delay:
+        quantized.round_after(settings.delay)
     return quantized
 
 

@@ -19,6 +19,7 @@ from pfray import bits, codebook
 from pfray.bits import BitSettings, Prepared
 from pfray.buckets import Buckets
 from pfray.codebook import Codebook
+from pfray.delays import with_delays
 from pfray.lattice import Lattice
 from pfray.learner import Learner
 from pfray.space import CompressionSpace, Plan
@@ -73,7 +74,10 @@ class NonUniformQuant(Learner):
         """The weights are quantized at once; with training the hook keeps them so."""
         latents = bits.compress(model, plan, settings, cache)
         layers = {name: model.get_submodule(name) for name in latents}
-        return MovingCodewords(layers, latents, settings) if steps else None
+        if not steps:
+            return None
+        hook = MovingCodewords(layers, latents, settings)
+        return with_delays(model, hook, settings.delay, settings.freeze_norms)
 
 
 class MovingCodewords(StraightThrough):

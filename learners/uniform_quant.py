@@ -2,6 +2,13 @@
 
 The weights of a bucket, by default an output channel, lie on 2^b evenly spaced levels (``pfray/quantize.py``). In
 training they stay there by the straight-through estimator (``pfray/straight_through.py``).
+
+What differs from PocketFlow by default. Its range is that of the smallest and the largest weight of the whole layer
+(``uql_use_buckets: False``), taken anew in every step. Here it is the one of the least squared error (``range_from:
+mse``), of each output channel (``buckets``), and in training it stays as it was found (``interval: 0``), so that a
+weight changes its level only where it is trained to. The range of activations is found once, on ``images`` training
+inputs, where PocketFlow's is that of every batch, in evaluation too. ``{range_from: min_max, buckets: tensor, interval:
+1}`` is PocketFlow's for weights.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from torch import Tensor, nn
 
 from pfray import bits, quantize
 from pfray.bits import BitSettings, Prepared
+from pfray.delays import with_delays
 from pfray.lattice import Lattice
 from pfray.learner import Learner
 from pfray.space import CompressionSpace, Plan
@@ -62,7 +70,10 @@ class UniformQuant(Learner):
         """The weights are quantized at once; with training the hook keeps them so."""
         latents = bits.compress(model, plan, settings, cache)
         layers = {name: model.get_submodule(name) for name in latents}
-        return MovingRanges(layers, latents, settings) if steps else None
+        if not steps:
+            return None
+        hook = MovingRanges(layers, latents, settings)
+        return with_delays(model, hook, settings.delay, settings.freeze_norms)
 
 
 class MovingRanges(StraightThrough):

@@ -1,6 +1,11 @@
 """Weight sparsification by magnitude, approached gradually in training (Zhu & Gupta 2017, "To prune, or not to prune").
 
 Notation: layer l has n_l weights, of which the plan wants the share s_l to be zero.
+
+A candidate of PocketFlow's search is pruned at once, and each layer is then fitted to what it gave before by some steps
+of Adam (``ws_nb_iters_rg``, ``ws_lrn_rate_rg``), on images and one layer after the other. ``regression_steps`` does the
+like from what each layer read in the uncompressed model (``pfray/masked_regression.py``), which needs no further look
+at the data; a layer does not make up for the ones before it.
 """
 
 from __future__ import annotations
@@ -18,13 +23,18 @@ from torch import Tensor, nn
 from pfray.errors import UnsupportedModel
 from pfray.layers import is_depthwise, weight_layers, without_skipped
 from pfray.learner import Learner
+from pfray.masked_regression import fit_kept
 from pfray.measure import count_params, example_input, layer_macs
+from pfray.moments import Moments, cached_moments
+from pfray.rows import can_shift, is_dense, norms_behind, shift_output, weight_rows
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task
 from pfray.train import Hook
 
 # Points of an error curve.
 GRID = 65
+# Output positions of each input at which a layer is fitted.
+POSITIONS = 48
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Settings:
     exponent: a of the schedule; 3 in the paper. interval: optimizer steps between two updates of the masks.
     max_sparsity: the most that one layer may lose. skip: layers left dense, by name.
     depthwise: whether depthwise convolutions are pruned too; they hold few weights and lose much.
+    regression_steps: steps of fitting a layer's remaining weights to what it gave before, where no training follows,
+        as in trials without fine-tuning; 0 leaves them as they are. images: training inputs that it is fitted on.
     """
 
     begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -44,10 +56,25 @@ class Settings:
     max_sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.98
     skip: tuple[str, ...] = ()
     depthwise: bool = False
+    regression_steps: Annotated[int, Field(ge=0)] = 0
+    images: Annotated[int, Field(ge=1)] = 1000
 
     def __post_init__(self) -> None:
         if self.begin >= self.end:
             raise ValueError(f"begin is {self.begin} and end is {self.end}; begin must be below end")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What does not depend on the plan.
+
+    order: each layer's weight indices ``(n_l,)`` by rising magnitude, of which the mask of any sparsity is a head.
+    moments: of what the layers read that are fitted. norms: the batch norm behind a layer.
+    """
+
+    order: dict[str, Tensor]
+    moments: dict[str, Moments]
+    norms: dict[str, str]
 
 
 class WeightSparse(Learner):
@@ -88,10 +115,17 @@ class WeightSparse(Learner):
         return CompressionSpace(knobs, costs)
 
     @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, Tensor]:
-        """Each layer's weight indices ``(n_l,)`` by rising magnitude: the mask of any sparsity is a head of it."""
+    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
         layers = weight_layers(model)
-        return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
+        order = {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
+        if not settings.regression_steps:
+            return Prepared(order, {}, {})
+        norms = norms_behind(model, example_input(task, next(model.parameters()).device))
+        dense = [name for name, module in layers.items() if is_dense(module)]
+        moments = cached_moments(model, task, dense, settings.images, POSITIONS)
+        # A constant that is lost can be put into a bias or a batch norm; otherwise it counts.
+        moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
+        return Prepared(order, moments, norms)
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
@@ -109,14 +143,17 @@ class WeightSparse(Learner):
         return curves
 
     @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: dict[str, Tensor], steps: int) -> Hook:
+    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook:
         """Without training the smallest magnitudes go at once; with it the hook removes them by the schedule."""
         layers = weight_layers(model)
         weights = {name: layers[name].weight for name in plan}
         if steps == 0:
             with torch.no_grad():
                 for name, weight in weights.items():
-                    weight.masked_fill_(_at(cache[name][: zeros(plan[name], weight.numel())], weight), 0.0)
+                    gone = _at(cache.order[name][: zeros(plan[name], weight.numel())], weight)
+                    if name in cache.moments:
+                        _refit(model, name, gone, cache, settings.regression_steps)
+                    weight.masked_fill_(gone, 0.0)
         return partial(_advance, weights=weights, pruned={}, plan=plan, settings=settings, steps=steps)
 
 
@@ -144,6 +181,17 @@ def _at(indices: Tensor, weight: Tensor) -> Tensor:
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[indices] = True
     return mask.view(weight.shape)
+
+
+def _refit(model: nn.Module, name: str, gone: Tensor, cache: Prepared, steps: int) -> None:
+    """Fit the weights of a layer that are not ``gone`` to what it gave with all of them."""
+    layer, moments = model.get_submodule(name), cache.moments[name]
+    weight = layer.get_parameter("weight")
+    whole = weight_rows(layer).to(weight)
+    fitted = fit_kept(moments.covariance.to(weight), whole, ~gone.flatten(1).T, steps)
+    weight.copy_(fitted.T.reshape(weight.shape))
+    if can_shift(model, name, cache.norms):
+        shift_output(model, name, cache.norms, moments.mean.to(weight) @ (whole - fitted))
 
 
 @torch.no_grad()

@@ -25,18 +25,23 @@ Ranges = dict[str, tuple[Tensor, Tensor]]
 
 
 class InputQuantizer(nn.Module):
-    """Rounds to the 2^bits levels low, low + step, ...; gradients pass where nothing is clipped."""
+    """Rounds to the 2^bits levels low, low + step, ...; gradients pass where nothing is clipped.
+
+    waiting: whether a training is not so far yet (``delays.py``); in evaluation mode it makes no difference.
+    """
 
     low: Tensor
     step: Tensor
 
     def __init__(self, low: Tensor, step: Tensor, bits: int) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.waiting = bits, False
         self.register_buffer("low", low.clone())
         self.register_buffer("step", step.clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and self.waiting:
+            return inputs
         return quantize.fake_quantize(inputs, self.low, self.step, self.bits)
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ learned from together, and an anchor that holds the actor to what was done.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -21,6 +21,14 @@ from scipy.special import ndtr, ndtri
 from torch import nn
 
 from pfray.parameter_noise import ParameterNoise
+from pfray.search_state import (
+    generator_state,
+    load_module,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    set_generator,
+)
 
 
 class Agent:
@@ -243,43 +251,29 @@ class Agent:
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(values for JSON, tensors) from which an agent of the same arguments goes on as this one would."""
-        noise = self.parameter_noise
-        values = {
-            "seen": self.seen,
-            "baseline": self.baseline,
-            "noise_scale": None if noise is None else noise.scale,
-            "rng": self.rng.bit_generator.state,
-        }
-        tensors = {f"networks.{name}": tensor.clone() for name, tensor in self.networks.state_dict().items()}
-        for name, optimizer in self._optimizers().items():
-            for index, moments in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}.{index}.{key}": tensor.clone() for key, tensor in moments.items()}
+        noise = None if self.parameter_noise is None else self.parameter_noise.scale
+        values = {"seen": self.seen, "baseline": self.baseline, "noise": noise, "rng": generator_state(self.rng)}
+        tensors = module_tensors("networks", self.networks)
+        for name in ("actor_optimizer", "critic_optimizer"):
+            tensors |= optimizer_tensors(name, getattr(self, name))
         stored = max(len(self), self.group)
         tensors |= {f"memory.{key}": torch.from_numpy(array[:stored].copy()) for key, array in self.memory.items()}
-        return values, tensors | {"mean": torch.tensor(self.mean), "squares": torch.tensor(self.squares)}
+        return values, tensors | {key: torch.from_numpy(getattr(self, key).copy()) for key in ("mean", "squares")}
 
-    def load_state(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what ``state`` gave. Raises KeyError, RuntimeError, TypeError or ValueError for anything else."""
-        self.seen, self.baseline = values["seen"], values["baseline"]
+        memory = {key: tensors[f"memory.{key}"].numpy().copy() for key in self.memory}
+        rows = max(min(values["seen"], self.capacity), self.group)
+        if any(array.shape != (rows, self.memory[key].shape[1]) for key, array in memory.items()):
+            raise ValueError("the replay buffer is another agent's")
+        load_module("networks", self.networks, tensors)
+        for name in ("actor_optimizer", "critic_optimizer"):
+            load_optimizer(name, getattr(self, name), tensors)
+        set_generator(self.rng, values["rng"])
         if self.parameter_noise is not None:
-            self.parameter_noise.scale = values["noise_scale"]
-        self.rng.bit_generator.state = values["rng"]
-        self.networks.load_state_dict(_under("networks", tensors))
-        for name, optimizer in self._optimizers().items():
-            moments: dict[int, dict[str, torch.Tensor]] = {}
-            for key, tensor in _under(name, tensors).items():
-                index, _, kind = key.partition(".")
-                moments.setdefault(int(index), {})[kind] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        self.memory = {key: tensors[f"memory.{key}"].numpy().copy() for key in self.memory}
-        self.mean, self.squares = tensors["mean"].numpy().copy(), tensors["squares"].numpy().copy()
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+            self.parameter_noise.scale = float(values["noise"])
+        self.memory, self.seen, self.baseline = memory, values["seen"], values["baseline"]
+        self.mean, self.squares = (tensors[key].numpy().copy() for key in ("mean", "squares"))
 
 
 def _layers(inputs: int, hidden: int, outputs: int, layer_norm: bool) -> list[nn.Module]:

@@ -46,6 +46,8 @@ class BitSettings:
     activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its
         range is found on. range_from: how, and how that of even levels of the weights: ``min_max``, the ``percentile``
         at both ends, or ``mse``, the least squared error.
+    delay: optimizer steps of a training until it rounds activations. freeze_norms: steps after which the statistics of
+        batch norms that are not folded stay as they are; null for never (``delays.py``).
     """
 
     min_bits: Bits = 1
@@ -59,10 +61,15 @@ class BitSettings:
     images: Annotated[int, Field(ge=1)] = 500
     range_from: Range = "mse"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
+    delay: Annotated[int, Field(ge=0)] = 0
+    freeze_norms: Annotated[int, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.min_bits >= self.max_bits:
             raise ValueError(f"min_bits is {self.min_bits} and max_bits is {self.max_bits}; min_bits must be below")
+        if self.delay and self.activation_bits is None:
+            raise ValueError(f"delay is {self.delay} and activation_bits is null; delay is that of activations. "
+                             "Remedy: activation_bits=8, or delay=0")  # fmt: skip
 
 
 @dataclass(frozen=True)

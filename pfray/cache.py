@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import zlib
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from pfray.errors import StorageError
 from pfray.files import write_atomically
+
+# The metadata of a file of tensors that says what they were made from; no tensor's name can be it.
+MADE_FROM = "//made from"
 
 
 def cache_dir() -> Path:
@@ -42,10 +46,26 @@ def content_key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+def cache_key(*parts: object) -> str:
+    """A ``content_key`` that depends on pfray's version too: another one may compute something else."""
+    return content_key(version(), *parts)
+
+
+def version() -> str:
+    """The version of pfray that is installed."""
+    try:
+        return importlib.metadata.version("pfray")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def state_bytes(model: nn.Module) -> bytes:
-    """The model's weights and buffers, for ``content_key``."""
-    flat = (tensor.cpu().contiguous().view(-1) for tensor in model.state_dict().values())
-    return b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in flat)
+    """The names, types, shapes and values of the model's weights and buffers, for ``content_key``."""
+    return b"".join(
+        repr((name, str(tensor.dtype), tuple(tensor.shape))).encode()
+        + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    )
 
 
 def file_stamp(path: Path) -> tuple[str, int, int]:
@@ -54,26 +74,34 @@ def file_stamp(path: Path) -> tuple[str, int, int]:
     return path.name, stat.st_size, stat.st_mtime_ns
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Any tensors, a state dict's for one, as one safetensors file with a checksum of each. Raises StorageError."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
+    """Any tensors, a state dict's for one, as one safetensors file with a checksum of each. Raises StorageError.
+
+    made_from: what ``load_tensors`` then has to be given too.
+    """
     # Copied, because safetensors refuses tensors that share memory or lie in another order, such as channels_last.
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    sums = {name: str(_checksum(tensor)) for name, tensor in plain.items()}
-    write_atomically(path, safetensors.torch.save(plain, sums))
+    sums = {name: str(_checksum(name, tensor)) for name, tensor in plain.items()}
+    write_atomically(path, safetensors.torch.save(plain, {**sums, MADE_FROM: made_from}))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor] | None:
-    """What ``save_tensors`` wrote; None where the file is missing or damaged and has to be made again."""
+def load_tensors(path: Path, made_from: str = "") -> dict[str, Tensor] | None:
+    """What ``save_tensors`` wrote; None where the file is missing, damaged or made from something else, so that it has
+    to be made again."""
     try:
         with safe_open(path, "pt") as file:
             sums = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (OSError, SafetensorError):
         return None
-    if not tensors or any(sums.get(name) != str(_checksum(tensor)) for name, tensor in tensors.items()):
+    if not tensors or sums.pop(MADE_FROM, "") != made_from or sums.keys() != tensors.keys():
+        return None
+    if any(sums[name] != str(_checksum(name, tensor)) for name, tensor in tensors.items()):
         return None
     return tensors
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+def _checksum(name: str, tensor: Tensor) -> int:
+    """Of type and shape too, which are elsewhere in the file, and of the name, so that no two can be exchanged."""
+    described = zlib.crc32(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, described)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from pfray.errors import UnsupportedModel
+from pfray.errors import ConfigError, UnsupportedModel
 from pfray.graph import ChannelGraph, ChannelGroup, channel_graph, prune
 from pfray.layers import without_skipped
 from pfray.measure import example_input, once_for_structure, stored_bytes
@@ -34,12 +34,16 @@ class ChannelSettings:
     round_to: channel counts are multiples of this, because what computes them works on whole vectors; of less where a
         group would be left with fewer than four counts to choose from. 1 allows every count.
     skip: groups left whole, by name (``python -m pfray.inspect`` lists them).
+    min_keep: the least share of its units that a group keeps, rounded up to an allowed count. PocketFlow derives it
+        from the target (``lbound``, the lower end of the agent's actions: 1.5 log10(1 + cp_preserve_ratio), which is
+        0.26 for half of the MACs) and AMC takes 0.2 (He et al. 2018, ``lbound``). 0: as few as ``round_to`` allows.
     group_size, group_epochs: group fine-tuning (Wu et al. 2018, section 3.1.1): the chosen plan is reached by pruning
         so many groups at a time, with so many epochs of training after each. 0 prunes all at once.
     """
 
     round_to: Annotated[int, Field(ge=1)] = 8
     skip: tuple[str, ...] = ()
+    min_keep: Annotated[float, Field(ge=0, lt=1)] = 0.0
     group_size: Annotated[int, Field(ge=0)] = 0
     group_epochs: Annotated[int, Field(ge=1)] = 1
 
@@ -65,11 +69,23 @@ def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[Chan
 
 def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> CompressionSpace:
     """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left, and
-    ``size_bytes``, the latter's as float32."""
-    groups = searched_groups(graph, settings)
+    ``size_bytes``, the latter's as float32.
+
+    Raises ConfigError where ``min_keep`` leaves every group whole.
+    """
+    groups = [
+        group
+        for group in searched_groups(graph, settings)
+        if len(allowed_counts(group, settings.round_to, settings.min_keep)) > 1
+    ]
+    if not groups:
+        raise ConfigError(
+            f"learner.min_keep: {settings.min_keep:g} leaves every channel group whole. Remedy: a smaller one, or a "
+            "smaller learner.round_to"
+        )
     knobs = []
     for group in groups:
-        counts = allowed_counts(group, settings.round_to)
+        counts = allowed_counts(group, settings.round_to, settings.min_keep)
         knobs.append(
             Knob(
                 group.name,
@@ -85,13 +101,14 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
     )
 
 
-def allowed_counts(group: ChannelGroup, round_to: int) -> list[int]:
-    """How many units the group may keep, rising; all of them always among the counts."""
+def allowed_counts(group: ChannelGroup, round_to: int, min_keep: float = 0.0) -> list[int]:
+    """How many units the group may keep, rising: a share of ``min_keep`` at least; all of them always among them."""
     channels = group.cuts[0].index.shape[1]  # of one unit, in the layer that makes them
     step = max(1, round_to // channels)
     while step > 1 and group.units < CHOICES * step:
         step //= 2
-    return [*range(step, group.units, step), group.units]
+    least = min_keep * group.units - 1e-9  # 0.7 of 10 is 7, however float rounds
+    return [count for count in (*range(step, group.units, step), group.units) if count >= least]
 
 
 def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
@@ -130,7 +147,7 @@ def error_curves(
     """A learner's ``error_curves``, ``(POINTS,)`` each, from the ``error`` of a group that keeps so many units."""
     curves = {}
     for group in searched_groups(graph, settings):
-        counts = np.array(allowed_counts(group, settings.round_to))
+        counts = np.array(allowed_counts(group, settings.round_to, settings.min_keep))
         errors = np.array([error(group, int(count)) for count in counts])
         wanted = np.linspace(counts[0], counts[-1], POINTS)
         curves[group.name] = errors[np.abs(wanted[:, None] - counts).argmin(1)]

@@ -11,35 +11,43 @@ from typing import Any
 
 import ray
 
+from pfray import access
 from pfray.config import Resources, Share
 from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, first_line
 from pfray.patience import within
+from pfray.quiet import mute_stderr
 
 # Seconds for a cluster to answer.
 PATIENCE = 15.0
 
 
-def reach(address: str | None) -> None:
+def reach(address: str | None) -> str | None:
     """Try the cluster at ``host:port``, before ``ray.init``, which tries for minutes and seldom says what is wrong.
 
     Without an address it is the cluster that Ray would then use: RAY_ADDRESS, or one of ``ray start`` on this machine.
-    Raises ConfigError where none answers, ClusterError for another token, and for other versions of Ray or Python.
-    Other forms of an address are left to Ray, and so is a Ray of the run's own.
+    Returns the address; None where there is none, and a run starts a Ray of its own. Raises ConfigError where none
+    answers and for a token that cannot be read, ClusterError for another token, and for other versions of Ray or
+    Python. Other forms of an address are left to Ray.
     """
     from ray._private.services import find_bootstrap_address
     from ray.exceptions import AuthenticationError
 
+    access.check_token()
     asked = address or os.environ.get("RAY_ADDRESS")
     address = asked or find_bootstrap_address(None)
-    if address is None or not re.fullmatch(r"[^/\s]+:\d+", address):
-        return
+    if address is None or address == "local":
+        return None
+    if not re.fullmatch(r"[^/\s]+:\d+", address):
+        return address
     if asked:
         which, otherwise = f"resources.address: the cluster at {address}", ""
     else:
         which = f"the Ray of this machine at {address}, which a run without an address uses,"
         otherwise = ", or --address local for a Ray of the run's own"
+        access.show_token()  # as Ray does for a cluster that nobody named
     try:
-        found = within(PATIENCE, lambda: _versions(address))
+        with mute_stderr():  # Ray itself warns of another token
+            found = within(PATIENCE, lambda: _versions(address))
     except AuthenticationError:
         raise ClusterError(f"{which} wants another token. {TOKEN_REMEDY}{otherwise}") from None
     except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError) as error:
@@ -60,6 +68,7 @@ def reach(address: str | None) -> None:
             f"{which} has other versions: {'; '.join(other)}. "
             f"Remedy: the same on all machines, or python -m pfray.submit, which runs on the cluster itself{otherwise}"
         )
+    return address
 
 
 def nobody_at(address: str | None, error: Exception) -> ConfigError:

@@ -101,10 +101,10 @@ class Training(Section):
 
 
 class Thresholds(Section):
-    """Of the objective ``ddc`` (Pahwa et al. 2019), relative to the teacher: more than this is not rewarded.
+    """Of the objective ``ddc``, as shares of the teacher's (A_th, T_th, C_th of Pahwa et al. 2019, section 3.3): where
+    each factor of the reward is 1/2.
 
-    accuracy: share of the accuracy kept. latency: share of the inference time left. compression: share of the cost
-    saved.
+    accuracy: of its accuracy. latency: of its inference time. compression: of its parameters, those that are left.
     """
 
     accuracy: float = Field(0.9, gt=0, le=1)

@@ -7,6 +7,7 @@ of Ray Train starts two, which is 6 s before the first step.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,19 +25,17 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
 
+from pfray import checkpoints
+from pfray.checkpoints import EXCHANGE, STATE
 from pfray.compressed import finished
 from pfray.config import Distributed
-from pfray.errors import PfrayError, TrainingFailed, first_line
-from pfray.files import replacing, write_atomically
+from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
+from pfray.files import read_records, write_atomically
 from pfray.job import Job
 from pfray.learner import Learner
 from pfray.space import Plan
 from pfray.train import Shard
 from pfray.worker import CURVE, Work, add_line, read_curve, read_lines, train_plan
-
-STATE = "state.pt"
-# Of each worker, what its exchange of gradients has to remember.
-EXCHANGE = "exchange-{rank}.pt"
 
 # Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
 RETRIES = 2
@@ -49,6 +48,7 @@ def retrain(
     folder: Path,
     *,
     start: ray.ObjectRef | None = None,
+    made_from: str = "",
     workers: int = 1,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
@@ -59,19 +59,18 @@ def retrain(
 
     start: the state dict that ``finish`` gave, for the learners that have it.
     folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints
-    there continues from the last one. Of several workers, ``curve.jsonl`` also has the bytes of gradients that each
-    sent in the epoch. on_epoch(epochs done, loss) is called in this process, from the calling thread.
+    there, of the same ``made_from``, continues from the last one. Of several workers, ``curve.jsonl`` also has the
+    bytes of gradients that each sent in the epoch.
+    on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Only what an earlier session trained stays; why it failed is no longer true.
-    epochs = "".join(json.dumps(entry) + "\n" for entry in read_lines(folder, "epoch"))
-    write_atomically(folder / CURVE, epochs)
+    _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
     config = {
         "learner": learner,
         "job": job,
         "plan": plan,
         "start": start,
+        "made_from": made_from,
         "folder": folder,
         "distributed": distributed or Distributed(),
     }
@@ -152,12 +151,8 @@ def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
 
-    def save(state: dict[str, Any]) -> None:
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-    model = train_plan(_work(config), Shard(), _task_device(), state, save)
+    state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
+    model = train_plan(_work(config), Shard(), _task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -165,7 +160,6 @@ def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int
     folder = config["folder"]
     # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    _forget_torn_snapshot(folder)
     trainer = TorchTrainer(
         _work_together,
         train_loop_config=config,
@@ -186,7 +180,7 @@ def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int
         raise TrainingFailed(errors[-1]["error"])
     assert checkpoint is not None
     with checkpoint.as_directory() as directory:
-        return torch.load(Path(directory) / STATE, weights_only=True, map_location="cpu")["model"]
+        return checkpoints.load_training(Path(directory) / STATE, config["made_from"])["model"]
 
 
 def _work_together(config: dict[str, Any]) -> None:
@@ -197,17 +191,17 @@ def _work_together(config: dict[str, Any]) -> None:
     device, state = get_device(), None
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
-            state = torch.load(Path(directory) / STATE, weights_only=True, map_location=device)
+            state = checkpoints.load_training(Path(directory) / STATE, config["made_from"], device)
             own = Path(directory) / EXCHANGE.format(rank=shard.rank)
-            state["exchange"] = torch.load(own, weights_only=True, map_location=device) if own.exists() else {}
+            state["exchange"] = checkpoints.load(own, device) if own.exists() else {}
 
     def save(state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             kept = state.pop("exchange")
             if kept:
-                torch.save(kept, Path(directory) / EXCHANGE.format(rank=shard.rank))
+                checkpoints.save(Path(directory) / EXCHANGE.format(rank=shard.rank), kept)
             if shard.rank == 0:
-                torch.save(state, Path(directory) / STATE)
+                checkpoints.save(Path(directory) / STATE, state)
             # Ray Train makes one checkpoint of all workers' files.
             checkpoint = Checkpoint.from_directory(directory) if kept or shard.rank == 0 else None
             train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
@@ -226,19 +220,15 @@ def _work(config: dict[str, Any]) -> Work:
     return Work(**{**config, **fetched})
 
 
-def _forget_torn_snapshot(folder: Path) -> None:
-    """Ray Train's list of checkpoints, where a run was killed while it was written, which Ray does in place.
-
-    The training then begins anew, instead of not at all.
-    """
-    snapshot = folder / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
-        return
-    try:
-        json.loads(snapshot.read_text(encoding="utf-8"))
-    except ValueError:
-        logging.getLogger("pfray").warning("%s is damaged; this training begins anew", snapshot)
-        snapshot.unlink()
+def _clean_curve(folder: Path, done: int) -> None:
+    """Leave of the curve what an earlier session trained of the ``done`` epochs; why it failed is no longer true."""
+    path = folder / CURVE
+    records, unreadable = read_records(path) if path.exists() else ([], 0)
+    epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
+    write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))
+    left_out = len(records) + unreadable - len(epochs) - len(read_lines(folder, "error"))
+    if left_out and done:
+        logging.getLogger("pfray").warning("%s: %d lines cannot be used and are left out", path, left_out)
 
 
 def _task_device() -> torch.device:
@@ -262,8 +252,11 @@ def _as_pfray_error(error: Exception) -> PfrayError:
     """The cause in a worker, without the traceback that Ray wraps around it."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     cause = causes[0]
-    while getattr(cause, "cause", None) is not None or getattr(cause, "__cause__", None) is not None:
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    while not isinstance(cause, PfrayError) and (deeper := getattr(cause, "cause", None) or cause.__cause__):
+        cause = deeper
     if isinstance(cause, PfrayError):
         return cause
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{cause.filename or 'a checkpoint'} cannot be written ({cause.strerror}). Remedy: free "
+                            "space there, then continue with --resume")  # fmt: skip
     return TrainingFailed(f"training failed: {first_line(cause)}. Remedy: see the traceback in Ray's worker log")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 import sys
+
+# Characters of a user's value in a message, of a library's message in ours, and of a whole line; lines of an error.
+VALUE, QUOTED, LINE, LINES = 100, 300, 1000, 20
 
 # Of whatever a cluster refuses for want of its token.
 TOKEN_REMEDY = (
@@ -82,13 +87,45 @@ class GoalMissed(PfrayError):
 
 
 def print_error(error: PfrayError) -> int:
-    """Print each line of the error on stderr; returns the exit code. What every command line does with an error."""
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    """Print each line of the error on stderr, cut and escaped; returns the exit code."""
+    lines = [line for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
+    for line in lines[:LINES]:
+        print(f"error: {short(line, LINE)}", file=sys.stderr)
+    if len(lines) > LINES:
+        print(f"error: {len(lines) - LINES} more mistakes are not shown", file=sys.stderr)
     return error.exit_code
+
+
+def shown(value: object) -> str:
+    """A user's value in a message: its ``repr``, on one line, of bounded length, and never an error itself."""
+    try:
+        return short(_SHORT.repr(value))
+    except Exception:  # a repr of the user's own, or an integer of too many digits
+        return f"<{type(value).__name__}>"
+
+
+def short(text: str, most: int = VALUE) -> str:
+    """``text`` on one line, the middle left out where it has more than ``most`` characters.
+
+    Control characters, line ends, marks of the direction of writing and lone surrogates become escapes: a terminal
+    would obey them, or could not write them.
+    """
+    if len(text) > most:
+        head = 2 * most // 3
+        text = f"{text[:head]} ... {text[len(text) - (most - head - 5) :]}"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where the text is empty."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    try:
+        text = str(error).strip()
+    except Exception:  # a user's own class of errors
+        text = ""
+    # Libraries colour what they say.
+    return short(re.sub(r"\x1b\[[0-9;]*m", "", text.split("\n")[0]).strip(), QUOTED) or type(error).__name__
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = VALUE
+_SHORT.maxlevel = 3

@@ -1,11 +1,13 @@
-"""Files that appear whole or not at all, and a reader of those that grow by a line."""
+"""Files that appear whole or not at all, and outlast a power cut; and those that grow by a line."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,34 +25,95 @@ def _usual_mode() -> int:
 _MODE = _usual_mode()
 
 
+# The key under which ``write_json`` keeps the checksum of the other entries.
+CHECKSUM = "crc32"
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block succeeds, and is removed when it fails.
 
+    File and folder are synchronized to disk: a rename alone can be there after a power cut, and what was renamed not.
     Missing folders are made. Raises StorageError where the folder cannot be written.
     """
     path = Path(path)
     # The suffix stays last because writers choose or check the format by it.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield temporary
         # Some writers make files that only their owner may read.
         temporary.chmod(_MODE)
+        _synchronize(temporary)
         os.replace(temporary, path)
+        _synchronize(path.parent)
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}). Remedy: free space, or choose another folder"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: str | Path, error: OSError) -> StorageError:
+    """What to raise where ``path`` cannot be written."""
+    remedy = "free space, or choose another folder"
+    if error.errno == errno.EISDIR:
+        remedy = "remove the folder that is in the file's place"
+    return StorageError(f"{path} cannot be written ({error.strerror or error}). Remedy: {remedy}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and those above it, as far as they are missing, and synchronize each new one's entry to disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _synchronize(folder.parent)
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write a whole file through ``replacing``; a text as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file and synchronize it to disk. A half line that a kill left at its end stays one of its own.
+
+    Raises StorageError.
+    """
+    try:
+        is_new = not path.exists()
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = f"\n{line}"
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _synchronize(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_json(path: Path, entries: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its entries, for ``read_json``. Raises StorageError."""
+    # As it will be read: numbers and texts may look otherwise after a round trip.
+    plain = json.loads(json.dumps(entries))
+    write_atomically(path, json.dumps({**plain, CHECKSUM: _json_checksum(plain)}, indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The entries that ``write_json`` wrote; None where the file is missing, damaged or another's."""
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(entries, dict) or entries.pop(CHECKSUM, None) != _json_checksum(entries):
+        return None
+    return entries
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -60,8 +123,24 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             records.append(record)
     return records, len(lines) - len(records) + bool(rest)
+
+
+def _json_checksum(entries: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entries).encode())
+
+
+def _synchronize(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems have no such thing for a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import nn
 from pfray import bench
 from pfray.bench import BenchError
 from pfray.config import Export
-from pfray.errors import ExportError
+from pfray.errors import ExportError, TrainingFailed
 from pfray.export import packed, program, quantized_tflite, sparse_tflite, tflite
 from pfray.export.quantized_tflite import Stored
+from pfray.files import write_atomically
 from pfray.int8 import Int8Model
 from pfray.measure import Measurement, evaluate, example_input, measure, place
 from pfray.progress import Progress
@@ -32,10 +34,16 @@ MAX_ACCURACY_DIFFERENCE = 0.01
 
 
 def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
-    """The measurement on the test split, in float32."""
+    """The measurement on the test split, in float32. Raises TrainingFailed where the loss there is not finite."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measurement = measure(place(model, device), task, task.test)
     model.to("cpu")
+    # A model of NaNs still has an accuracy, that of always guessing the first class.
+    if not math.isfinite(measurement.loss):
+        raise TrainingFailed(
+            f"the loss on the test split is {measurement.loss}, so no result holds. Remedy: a model and a loss that "
+            "give finite numbers for every input"
+        )
     return replace(measurement, size_bytes=size_bytes)
 
 
@@ -79,7 +87,7 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
     tflite.export(model, example_input(task), path)
     dense = path.read_bytes()
     for allowed in quantized_tflite.CHOICES:
-        path.write_bytes(dense)
+        write_atomically(path, dense)
         stored = quantized_tflite.quantize(path, path, model, allowed)
         sparse_tflite.sparsify(path, path)
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,15 @@ from pfray.bucket import is_url
 from pfray.cache import cache_dir, content_key
 from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
-from pfray.files import write_atomically
+from pfray.files import read_json, write_atomically, write_json
+from pfray.identity import differences
 
 # A run is finished when this file is there; it is the last thing written but for the report.
 SUMMARY = "summary.json"
+# What the run began with (``identity.py``), and checksums of the files of a finished run.
+IDENTITY, CHECKSUMS = "identity.json", "checksums.json"
+FOLDERS = ("search", "rescore", "training", "events", "tune")
+SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".pt", ".pt2", ".packed", ".tflite", ".pkl")
 
 
 def storage_folder(experiment: Experiment) -> Path:
@@ -37,13 +44,20 @@ def title(experiment: Experiment) -> str:
     return str(storage_folder(experiment) / experiment.name)
 
 
-def check_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
-    """The run's folder, looked at and not touched. Raises RunExists where a run there would mix files or be lost."""
+def check_folder(
+    experiment: Experiment, *, resume: bool, force: bool, identity: Mapping[str, Any] | None = None
+) -> Path:
+    """The run's folder, looked at and not touched.
+
+    identity: what the run to continue has to have begun with; None where only the experiment is compared.
+    Raises RunExists where a run there would mix files or be lost, StorageError where it cannot be read.
+    """
     folder = storage_folder(experiment) / experiment.name
     saved = folder / "experiment.yaml"
     if saved.exists():
         if resume:
-            _check_same(saved, experiment)
+            _check_kinds(folder)
+            _check_same(saved, experiment, identity)
         elif not force:
             state = "finished" if is_finished(folder) else "unfinished"
             raise RunExists(
@@ -56,15 +70,27 @@ def check_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
     return folder
 
 
-def open_folder(experiment: Experiment, *, resume: bool, force: bool) -> Path:
-    """The run's folder, ready to work in; with ``force`` an earlier run is gone. Raises RunExists, StorageError."""
-    folder = check_folder(experiment, resume=resume, force=force)
+def open_folder(
+    experiment: Experiment, *, resume: bool, force: bool, identity: Mapping[str, Any] | None = None
+) -> Path:
+    """The run's folder, ready to work in; with ``force`` an earlier run is gone, and so is a result that is damaged.
+
+    Raises RunExists, StorageError.
+    """
+    folder = check_folder(experiment, resume=resume, force=force, identity=identity)
     saved = folder / "experiment.yaml"
     try:
         if force and saved.exists():
             shutil.rmtree(folder)
+        if saved.exists() and _differing(saved, experiment) != []:  # and yet the run is known to be of it
+            logging.getLogger("pfray").warning("%s is damaged; it is written again", saved)
+        # Tune's own record of an earlier session is never read, and what is damaged in it would be in the way.
+        shutil.rmtree(folder / "tune", ignore_errors=True)
+        (folder / SUMMARY).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(saved, config.dump(experiment))
+        if identity is not None:
+            write_json(folder / IDENTITY, {**identity, "experiment": _experiment_key(experiment)})
         (folder / "search").mkdir(exist_ok=True)
     except OSError as error:
         raise StorageError(
@@ -103,29 +129,119 @@ def is_finished(folder: Path) -> bool:
     return (folder / SUMMARY).exists()
 
 
+def damaged(folder: Path) -> str | None:
+    """What is wrong with the files of a finished run, in a few words; None for nothing."""
+    known = read_json(folder / CHECKSUMS)
+    if known is None:
+        return f"{folder / CHECKSUMS} is missing or damaged"
+    wrong = [name for name, checksum in known.items() if _file_checksum(folder / name) != checksum]
+    return f"{folder / wrong[0]} is missing or damaged" if wrong else None
+
+
 def read_seconds(folder: Path) -> dict[str, float]:
     """Seconds each stage took in earlier sessions of this run."""
     path = folder / "seconds.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    seconds = read_json(path)
+    if seconds is None and path.exists():
+        logging.getLogger("pfray").warning("%s is damaged; the time of earlier sessions is not counted", path)
+    return seconds or {}
 
 
 def write_seconds(folder: Path, seconds: dict[str, float]) -> None:
-    write_atomically(folder / "seconds.json", json.dumps(seconds))
+    write_json(folder / "seconds.json", seconds)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """The run's result; writing it is what finishes the run."""
-    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2))
+    content = json.dumps(summary, indent=2).encode()
+    # Written before the summary, so that no finished run is without them.
+    files = [*folder.glob("*"), *folder.glob("search/*"), *folder.glob("rescore/*")]
+    names = [path.relative_to(folder).as_posix() for path in files if path.is_file() and path.name[0] != "."]
+    later = {SUMMARY, CHECKSUMS, "report.html", "seconds.json"}
+    checksums = {name: _file_checksum(folder / name) for name in sorted(set(names) - later)}
+    write_json(folder / CHECKSUMS, {**checksums, SUMMARY: hashlib.sha256(content).hexdigest()})
+    write_atomically(folder / SUMMARY, content)
 
 
-def _check_same(saved: Path, experiment: Experiment) -> None:
+def _file_checksum(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raise StorageError for a folder in the place of a file, and the other way round."""
+    folders = [*(folder / name for name in FOLDERS), *folder.glob("training/[!.]*")]
+    wrong = [path for path in folders if path.suffix not in SUFFIXES and path.exists() and not path.is_dir()]
+    if wrong:
+        raise StorageError(f"{wrong[0]} is no folder, as a run has it. Remedy: remove it, then continue with --resume")
+    inside = [path for path in folder.rglob("*") if "tune" not in path.relative_to(folder).parts]
+    if others := [path for path in inside if path.suffix in SUFFIXES and not path.is_file()]:
+        raise StorageError(f"{others[0]} is no file, as a run has it. Remedy: remove it, then continue with --resume")
+
+
+def _check_same(saved: Path, experiment: Experiment, identity: Mapping[str, Any] | None) -> None:
+    """Raise RunExists where the run to continue is one of another experiment, model, data, code or pfray."""
+    remedy = (
+        "Remedy: resume with what it began with, use --force to replace it, or name=... "
+        f"with --warm-start {saved.parent} to learn from its trials"
+    )
+    known = read_json(saved.parent / IDENTITY)
+    if known is None or known.get("experiment") != _experiment_key(experiment):
+        _compare(saved, experiment, remedy)
+    if identity is None:
+        return
+    if known is None:
+        # Killed before its first result it has nothing that could be mixed with another's.
+        if any((saved.parent / name).exists() for name in ("search/trials.jsonl", "training", "teacher.safetensors")):
+            raise RunExists(
+                f"{title(experiment)} holds a run of an earlier version of pfray, or its {IDENTITY} is missing or "
+                f"damaged: whether model, data and code are still the same cannot be told. {remedy}"
+            )
+        return
+    if changed := differences(known, identity):
+        raise RunExists(f"{title(experiment)} holds a run that began with something else; changed: "
+                        f"{'; '.join(changed)}. {remedy}")  # fmt: skip
+
+
+def _compare(saved: Path, experiment: Experiment, remedy: str) -> None:
     """What may differ when a run is continued is where it runs and on how much, not what it computes."""
-    old, new = yaml.safe_load(saved.read_text()), yaml.safe_load(config.dump(experiment))
-    for raw in (old, new):
-        raw["resources.precision"] = raw.pop("resources")["precision"]
-    changed = [key for key in new if key != "storage" and old.get(key) != new[key]]
+    changed = _differing(saved, experiment)
+    if changed is None:
+        raise RunExists(f"{saved} is damaged, so that what it was of cannot be told. {remedy}")
     if changed:
         raise RunExists(
             f"{title(experiment)} holds a run of another experiment; these differ: {', '.join(changed)}. "
             "Remedy: resume with the same file and overrides, use --force to replace it, or name=..."
         )
+
+
+def _differing(saved: Path, experiment: Experiment) -> list[str] | None:
+    """The sections in which the saved experiment is another one; None where its file is damaged."""
+    old, new = _read_experiment(saved), _compared(experiment)
+    return None if old is None else [key for key in new if old.get(key) != new[key]]
+
+
+def _compared(experiment: Experiment) -> dict[str, Any]:
+    plain = yaml.safe_load(config.dump(experiment))
+    plain["resources.precision"] = plain.pop("resources")["precision"]
+    del plain["storage"]
+    return plain
+
+
+def _experiment_key(experiment: Experiment) -> str:
+    return content_key(json.dumps(_compared(experiment), sort_keys=True))
+
+
+def _read_experiment(saved: Path) -> dict[str, Any] | None:
+    """The saved experiment as ``_compared`` gives it, or None where the file is damaged."""
+    try:
+        raw = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        if not raw.keys() >= Experiment.model_fields.keys():
+            return None
+        raw["resources.precision"] = raw.pop("resources")["precision"]
+        return raw
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+        return None

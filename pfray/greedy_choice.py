@@ -114,22 +114,35 @@ def calibration(task: Task, images: int, device: torch.device) -> list[Batch]:
 
 
 def choose(
-    criterion: Criterion, count: int, batches: Sequence[Batch], per_step: int, inner_steps: int, inner_lr: float
+    criterion: Criterion,
+    count: int,
+    batches: Sequence[Batch],
+    per_step: int,
+    inner_steps: int,
+    inner_lr: float,
+    epsilon: float = 0.0,
 ) -> np.ndarray:
     """The ``count`` units that algorithm 2 chooses, sorted. The student's weights for the others are 0 then.
 
     per_step: units taken by one gradient. inner_steps, inner_lr: optimizer steps on the chosen weights after each.
+    epsilon: the choice by turns stops where |L(W^(t-1)) - L(W^t)| / L(W^0) is not above it (the paper's stopping
+    condition, section 3.4; 0: never), and the units that are missing are taken by one gradient.
     """
     group, columns = criterion.group, columns_of(criterion.student, criterion.group)
     for own in columns:
         own.clear(np.arange(group.units))
     chosen = np.zeros(0, dtype=int)
     step = 0
+    losses: list[float] = []  # L(W^0), L(W^1), ...
     with only_trained(criterion, columns) as parameters:
         while len(chosen) < count:
+            if epsilon:
+                losses.append(_mean_loss(criterion, batches))
+            settled = len(losses) > 1 and abs(losses[-2] - losses[-1]) <= epsilon * losses[0]
             norms = gradient_norms(criterion, columns, batches)
             norms[chosen] = -1.0
-            new = np.argsort(-norms, kind="stable")[: min(per_step, count - len(chosen))]
+            missing = count - len(chosen)
+            new = np.argsort(-norms, kind="stable")[: missing if settled else min(per_step, missing)]
             chosen = np.append(chosen, new)
             for own in columns:
                 own.bring_back(new)
@@ -145,6 +158,13 @@ def choose(
             for parameter in parameters:
                 parameter.grad = None
     return np.sort(chosen)
+
+
+@torch.no_grad()
+def _mean_loss(criterion: Criterion, batches: Sequence[Batch]) -> float:
+    """L over all samples."""
+    total = sum(criterion(inputs, targets).item() * len(targets) for inputs, targets in batches)
+    return total / sum(len(targets) for _, targets in batches)
 
 
 def gradient_norms(criterion: Criterion, columns: Sequence[Columns], batches: Sequence[Batch]) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,11 @@ MOST_LAYERS = 6
 WIDTH = 120
 
 
-def inspect(experiment: config.Experiment) -> tuple[nn.Module, Tensor, ChannelGraph]:
+def inspect(experiment: config.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Tensor, ChannelGraph]:
     """The experiment's model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
 
-    Raises PfrayError for everything a user can put right.
+    note: told what is worth knowing of data and weights, a line at a time. Raises PfrayError for everything a user can
+    put right.
     """
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray import prepare
@@ -40,8 +41,8 @@ def inspect(experiment: config.Experiment) -> tuple[nn.Module, Tensor, ChannelGr
     from pfray.measure import example_input
 
     parts = prepare.resolve(experiment)
-    task = prepare.build_task(experiment, parts)
-    model, example = prepare.build_model(experiment, parts, task), example_input(task)
+    task = prepare.build_task(experiment, parts, note)
+    model, example = prepare.build_model(experiment, parts, task, note), example_input(task)
     return model, example, channel_graph(model, example)
 
 
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     try:
         from pfray.prepare import component_mistakes
 
-        show(*inspect(config.load(options.experiment, options.overrides, component_mistakes)), console)
+        experiment = config.load(options.experiment, options.overrides, component_mistakes)
+        show(*inspect(experiment, lambda remark: console.print(f"note: {remark}", soft_wrap=True)), console)
     except PfrayError as error:
         return print_error(error)
     return 0

@@ -43,9 +43,23 @@ class Int8Model(nn.Module):
         super().__init__()
         self.graph, self.quantizer, self.left_out = graph, quantizer, left_out
         self.shared = shared_ranges(graph)
+        self.delay, self.activations = 0, list[Any]()
         self.eval()
 
+    def round_after(self, delay: int) -> None:
+        """Leave activations unrounded in the first ``delay`` calls in training mode; their ranges follow all the same.
+
+        The calls are counted in a buffer, so that a training that is continued goes on with them.
+        """
+        self.delay, self.activations = delay, _of_activations(self.graph)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.delay:
+            waits = self.training and int(self.calls) < self.delay
+            for quantizer in self.activations:
+                quantizer.fake_quant_enabled[0] = int(not waits)
+            self.calls += int(self.training)
         # The fake quantization wants float32, and its rounding would be lost in bf16.
         with torch.autocast(inputs.device.type, enabled=False):
             outputs = self.graph(inputs)
@@ -224,6 +238,17 @@ def _stays_float(node: Node) -> bool:
     if not str(node.target).startswith("aten.") or name_of(node) in SMALL:
         return False
     return "quantization_annotation" not in node.meta and any(each.op != "get_attr" for each in node.all_input_nodes)
+
+
+def _of_activations(graph: GraphModule) -> list[Any]:
+    """The fake quantizations of what depends on the inputs, and so is no weight."""
+    depends: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or depends.intersection(node.all_input_nodes):
+            depends.add(node)
+    called = [graph.get_submodule(str(node.target)) for node in graph.graph.nodes
+              if node in depends and node.op == "call_module"]  # fmt: skip
+    return [module for module in called if hasattr(module, "fake_quant_enabled")]
 
 
 def _computes(node: Node) -> bool:

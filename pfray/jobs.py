@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pfray import access
 from pfray.errors import TOKEN_REMEDY, ClusterError, UnknownJob, first_line
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The client of the job server at ``address``. Raises ClusterError where none answers, or none that lets one in."""
+    """The client of the job server at ``address``. Raises ClusterError where none answers, or none that lets one in,
+    ConfigError for a token that cannot be read.
+    """
+    access.check_token()
     try:
         # A refusal is an answer too; what it says is the client's to tell.
         with contextlib.suppress(urllib.error.HTTPError):
@@ -42,7 +46,7 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
     from ray.job_submission import JobSubmissionClient
 
-    _use_token()
+    access.show_token()
     # Ray lets these variables win over the address that it is given, without a word.
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
@@ -50,15 +54,6 @@ def connect(address: str) -> JobSubmissionClient:
             return JobSubmissionClient(address)
     finally:
         os.environ.update(hidden)
-
-
-def _use_token() -> None:
-    """Show the cluster the token that Ray finds, unless RAY_AUTH_MODE says otherwise; Ray itself would not."""
-    # Older Rays cannot be told so, and want the variable.
-    with contextlib.suppress(ImportError):
-        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Where layers can be switched to 8 bits, both ends are timed, and the prediction 
 from __future__ import annotations
 
 import copy
-import json
+import logging
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,12 +24,13 @@ import numpy as np
 from torch import nn
 
 from pfray import bench
-from pfray.cache import cache_dir, content_key
+from pfray.cache import cache_dir, cache_key
 from pfray.export import tflite
-from pfray.files import write_atomically
+from pfray.files import read_json, write_json
 from pfray.job import Job
 from pfray.learner import Learner
 from pfray.measure import example_input
+from pfray.model_key import model_parts
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task
 
@@ -60,13 +61,16 @@ def timed_space(
     curves = {}
     for name, positions in _ends(space).items():
         plans = _plans(space, positions)
-        key = content_key(repr(model), str(settings), learner.__name__, task.input_shape, plans, platform.node())
+        key = cache_key(
+            *model_parts(model, task), str(settings), learner.__name__, task.input_shape, plans, platform.node()
+        )
         path = cache_dir() / "latency" / f"{key}.json"
-        if not path.exists():
+        if (kept := read_json(path)) is None:
             times = _time(plans, learner, model, task, settings, partial(_show, done, name))
             macs = [space.costs(plan)["macs"] for plan in plans]
-            write_atomically(path, json.dumps(_rising(macs, times)))
-        curves[name] = json.loads(path.read_text(encoding="utf-8"))
+            kept = {"curve": _rising(macs, times)}
+            write_json(path, kept)
+        curves[name] = kept["curve"]
     return replace(space, costs_of=partial(_costs, inner=space.costs_of, curves=curves, bits=_bits(space)))
 
 
@@ -85,15 +89,17 @@ def hold(
     It is timed in turns with the whole network, whose time is taken to be that of the curve. kept: the file that the
     plans are written to, and read from where it is there, since another timing could give others. done(plans, name).
     """  # fmt: skip
+    if (known := read_json(kept)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
+        return known["held"]
     if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
+        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", kept)
     held: dict[str, Plan] = {}
     for count, (name, plan) in enumerate(plans.items()):
         done(count, name)
         same = [earlier for earlier in held if plans[earlier] == plan]
         held[name] = held[same[0]] if same else _held(plan, space, limits, learner, job)
     done(len(plans), "done")
-    write_atomically(kept, json.dumps(held))
+    write_json(kept, {"plans": plans, "held": held})
     return held
 
 

@@ -185,10 +185,11 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     with FlopCounterMode(display=False) as counter, evaluation_mode(model), torch.no_grad():
         try:
             model(example)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            reason = "it ends the program" if isinstance(error, SystemExit) else first_line(error)
             raise UnsupportedModel(
                 f"the model {type(model).__name__} fails on an input of shape {tuple(example.shape)}: "
-                f"{first_line(error)}. Remedy: choose a model for this shape, or data of another shape"
+                f"{reason}. Remedy: choose a model for this shape, or data of another shape"
             ) from error
     root = type(model).__name__
     counts = {key.removeprefix(f"{root}."): sum(ops.values()) // 2 for key, ops in counter.get_flop_counts().items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -18,13 +19,14 @@ from pathlib import Path
 from pfray.bucket import Bucket, is_unfinished, is_url, open_bucket
 from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
+from pfray.files import write_atomically
 from pfray.lease import locked, repeated
 
 # Seconds between two looks at what is new.
 INTERVAL = 5.0
 EXPERIMENT, SUMMARY = "experiment.yaml", "summary.json"
 # They say what other files hold, so they are read before those and sent after them: of these states no part is missing.
-INDEXES = ("searcher.pkl", "checkpoint_manager_snapshot.json")
+INDEXES = ("search/state.json", "checkpoint_manager_snapshot.json")
 # Tune's own record of a search, which is never read again.
 LEFT_HERE = "tune"
 
@@ -203,6 +205,7 @@ def _turn(name: str) -> int:
 def _owner(folder: Path) -> str:
     """The name under which runs of this folder lock; another folder's is another, whatever the machine."""
     path = folder / ".owner"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex)
-    return path.read_text()
+    # An empty one, as a power cut could leave it, would be the same on all machines.
+    if not path.exists() or not re.fullmatch("[0-9a-f]{32}", path.read_text(encoding="utf-8", errors="replace")):
+        write_atomically(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")

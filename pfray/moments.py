@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
+from pfray.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.errors import UnsupportedModel
 from pfray.measure import evaluating
+from pfray.model_key import model_parts
 from pfray.rows import draw_positions, input_rows
 from pfray.task import Task
 
@@ -83,7 +84,7 @@ def cached_moments(
     model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int
 ) -> dict[str, Moments]:
     """``input_moments``, from the cache folder where an equal model and data have been measured before."""
-    key = content_key(state_bytes(model), repr(model), task.fingerprint(), tuple(layers), images, positions)
+    key = cache_key(*model_parts(model, task), task.fingerprint(), tuple(layers), images, positions)
     path = cache_dir() / "moments" / f"{key}.safetensors"
     if (kept := load_tensors(path)) is None:
         moments = input_moments(model, task, layers, images, positions)

@@ -10,9 +10,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from scipy.special import expit
+
 from pfray.config import Thresholds
 from pfray.measure import Measurement
 
+# Of the sigmoids of ``ddc``.
+SLOPE = 15.0
 # The field of a measurement that a target's unit limits.
 COST = {
     "sparsity": "nonzero_params",
@@ -70,19 +75,19 @@ def amc(objective: Objective, measured: Measurement, teacher: Measurement) -> fl
 
 
 def ddc(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
-    """R1(A) R2(T) R3(C) with thresholds (Pahwa et al. 2019, equations 3 to 6), each factor at most 1.
+    """R1(A) R2(T) R3(C) with thresholds (Pahwa et al. 2019, section 3.3, equations 3 to 6).
 
-    R1 = min(1, (A / A_0) / A_th), R2 = min(1, T_th / T), T the inference time over the teacher's, and
-    R3 = min(1, r / C_th), r = 1 - C / C_0.
+    R1 = 1 - 1 / (1 + exp(15 (A / A_0 - A_th))), R2 = 1 / (1 + exp(15 (T / T_0 - T_th))) and
+    R3 = 1 / (1 + exp(15 (C / C_0 - C_th))): shifted sigmoids, 1/2 at their threshold and nowhere flat. T is the
+    inference time, C the number of parameters left, whatever the target's unit.
     """
     assert measured.latency_ms is not None
     assert teacher.latency_ms is not None
     wanted = objective.thresholds
-    accuracy_kept = measured.accuracy / max(teacher.accuracy, 1e-9)
-    speed_up = teacher.latency_ms / measured.latency_ms
-    saved = max(0.0, _saved(objective, measured, teacher))
-    rewards = (accuracy_kept / wanted.accuracy, speed_up * wanted.latency, saved / wanted.compression)
-    return math.prod(min(1.0, reward) for reward in rewards)
+    accuracy = measured.accuracy / max(teacher.accuracy, 1e-9) - wanted.accuracy
+    latency = measured.latency_ms / teacher.latency_ms - wanted.latency
+    params = measured.nonzero_params / teacher.nonzero_params - wanted.compression
+    return float(np.prod(expit(SLOPE * np.array([accuracy, -latency, -params]))))
 
 
 def n2n(objective: Objective, measured: Measurement, teacher: Measurement) -> float:

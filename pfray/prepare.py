@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.cache import cache_dir
 from pfray.components import call, check_arguments, find_class, find_function, parse_settings
 from pfray.config import Experiment, Search
-from pfray.errors import ConfigError, UnsupportedModel, WeightsError, first_line
+from pfray.errors import ConfigError, UnsupportedModel
 from pfray.goal import (
     check_from_scratch,
     check_searcher,
@@ -28,6 +28,7 @@ from pfray.layer_shapes import with_layer_shapes
 from pfray.layers import WeightLayer
 from pfray.learner import Learner
 from pfray.measure import example_input, layer_macs, total_macs
+from pfray.model_checks import check_evaluation, check_parameters, check_values
 from pfray.objective import Objective
 from pfray.progress import Progress
 from pfray.search.base import PlanSearcher
@@ -35,7 +36,16 @@ from pfray.section import Component
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.students import build, check_output, task_arguments
 from pfray.task import Task
+from pfray.task_checks import check_task
 from pfray.warm_start import read_earlier
+from pfray.weights import load_weights
+
+# Is told what is worth knowing and no error, a line at a time.
+Note = Callable[[str], None]
+
+
+def _unread(remark: str) -> None:
+    """Of whoever has already seen the remarks, or has nobody to show them to."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,16 @@ class Start:
 
 def load(experiment: Experiment, progress: Progress) -> Start:
     """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
+    notes: list[str] = []
     with progress.stage("load"):
         parts = resolve(experiment)
         cache_dir()  # one that cannot be used is found before anything is written
-        task = build_task(experiment, parts)
-        model = build_model(experiment, parts, task)
+        task = build_task(experiment, parts, notes.append)
+        model = build_model(experiment, parts, task, notes.append)
         space = parts.learner.space(model, task, parts.learner_settings)
         space = with_layer_shapes(space, model, example_input(task))
+    for note in notes:
+        progress.say(f"note: {note}")
     objective = resolve_objective(experiment, task)
     check_from_scratch(experiment, parts.searcher, parts.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:
@@ -137,21 +150,28 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
     return found, mistakes
 
 
-def build_task(experiment: Experiment, parts: Parts) -> Task:
-    """Load the data. Raises DataError for missing or damaged files, ConfigError where no Task comes back."""
+def build_task(experiment: Experiment, parts: Parts, note: Note = _unread) -> Task:
+    """Load the data and look at every split once; ``note`` is told what a reader of the results should know.
+
+    Raises DataError for missing or damaged files and for data that no run can work with, ConfigError where no Task
+    comes back.
+    """
     task = call("data", parts.data, experiment.data.settings)
     if not isinstance(task, Task):
         raise ConfigError(
             f"data: '{experiment.data.name}' returned a {type(task).__name__}. Remedy: return a pfray.task.Task"
         )
+    for remark in check_task(task):
+        note(remark)
     return task
 
 
-def build_model(experiment: Experiment, parts: Parts, task: Task) -> nn.Module:
+def build_model(experiment: Experiment, parts: Parts, task: Task, note: Note = _unread) -> nn.Module:
     """The teacher's architecture, with its weights where the experiment gives a file, on the CPU.
 
     The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment
-    does not set them. Raises UnsupportedModel where the model cannot run on the data, WeightsError for unfit weights.
+    does not set them. note: told of weights that are converted. Raises UnsupportedModel where the model cannot run on
+    the data or cannot be worked with, WeightsError for unfit weights.
     """
     torch.manual_seed(experiment.seed)
     model = build("model", parts.model, task_arguments(task), experiment.model.settings)
@@ -161,53 +181,12 @@ def build_model(experiment: Experiment, parts: Parts, task: Task) -> nn.Module:
         raise UnsupportedModel(
             f"the model is a single {type(model).__name__}, which has no name. Remedy: return nn.Sequential(layer)"
         )
+    check_parameters(model)
     layer_macs(model, example_input(task))
     check_output(model, task)
     if experiment.model.weights is not None:
-        load_weights(model, Path(experiment.model.weights), task.classes)
+        for remark in load_weights(model, Path(experiment.model.weights), task.classes):
+            note(remark)
+    check_values(model)
+    check_evaluation(model, task)
     return model
-
-
-def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> None:
-    """Load a state-dict file strictly. Raises WeightsError that names the file, or the keys that do not fit.
-
-    classes: where the task has some classes of a data set only, the outputs of a head for all of them that stay.
-    """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise WeightsError(f"model.weights: no file {path}. Remedy: check the path") from None
-    except Exception as error:
-        raise WeightsError(
-            f"model.weights: {path} is not a readable state-dict file ({first_line(error)}). "
-            "Remedy: save it again with torch.save(model.state_dict(), path)"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"model.weights: {path} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
-    own = model.state_dict()
-    if classes is not None:
-        state = {k: _cut_head(v, own[k], classes) if k in own else v for k, v in state.items()}
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    reshaped = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or extra or reshaped:
-        parts = [("missing", missing), ("unknown", extra), ("of another shape", reshaped)]
-        what = "; ".join(f"{kind}: {_few(keys)}" for kind, keys in parts if keys)
-        raise WeightsError(
-            f"model.weights: {path} is of another architecture ({what}). Remedy: choose the model it is for"
-        )
-    model.load_state_dict(state)
-
-
-def _cut_head(tensor: Tensor, own: Tensor, classes: Sequence[int]) -> Tensor:
-    """The rows of ``classes``, where there is one of each in the model's own tensor, and more in the file's."""
-    if not own.dim() == tensor.dim() > 0 or tensor.shape[1:] != own.shape[1:] or len(own) != len(classes):
-        return tensor
-    return tensor[list(classes)] if len(tensor) > max(len(own), *classes) else tensor
-
-
-def _few(keys: list[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -12,16 +12,20 @@ from contextlib import contextmanager, redirect_stdout
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what converters and their C++ libraries print; a failure still arrives as an exception.
-
-    The process's stderr itself is redirected, because the C++ side knows nothing of Python's.
-    """
+    """Drop what converters and their C++ libraries print; a failure still arrives as an exception."""
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    with mute_stderr(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def mute_stderr() -> Iterator[None]:
+    """Drop what goes to the process's stderr itself, because C++ libraries know nothing of Python's."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
-        with open(os.devnull, "w") as sink, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with open(os.devnull, "w") as sink:
             os.dup2(sink.fileno(), 2)
             yield
             sys.stderr.flush()

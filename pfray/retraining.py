@@ -7,6 +7,8 @@ stages. ``distributed.py`` does a single one.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 
 from pfray import cluster
-from pfray.cache import load_tensors, save_tensors
+from pfray.cache import content_key, load_tensors, save_tensors
 from pfray.compressed import build_compressed, finishes, restored, untrained
 from pfray.config import Distributed, Resources
 from pfray.distributed import finish, retrain, run_together
@@ -32,12 +34,16 @@ EpochCallback = Callable[[str, int, float], None]
 
 @dataclass(frozen=True)
 class Link:
-    """One learner's part of a plan. name: of its files. job: its own, but for what the links before it make."""
+    """One learner's part of a plan. name: of its files. job: its own, but for what the links before it make.
+
+    before: the key of what that is made from.
+    """
 
     name: str
     learner: type[Learner]
     job: Job
     plan: Plan
+    before: str = ""
 
     def stages(self) -> list[tuple[str, Plan, int]]:
         """(name, plan, epochs) of the trainings that lead to the plan; the last one is its own."""
@@ -46,6 +52,18 @@ class Link:
         milder = self.learner.stages(model_plan, own.settings)
         stages = [(f"{self.name}-{i + 1}", {**step, **settings}, epochs) for i, (step, epochs) in enumerate(milder)]
         return [*stages, (self.name, self.plan, self.job.training.epochs)]
+
+    def keys(self) -> dict[str, str]:
+        """By the name of a stage, a key of the plans that it and all before it are made from.
+
+        What is kept is kept under it: where the search is continued and another plan is chosen, an earlier plan's
+        training must not be taken for its own.
+        """
+        key, keys = self.before, {}
+        for name, plan, epochs in self.stages():
+            key = content_key(key, self.learner.__qualname__, json.dumps(plan, sort_keys=True), epochs)
+            keys[name] = key
+        return keys
 
     @property
     def trains(self) -> bool:
@@ -60,15 +78,11 @@ def links(name: str, learner: type[Learner], job: Job, plan: Plan) -> list[Link]
     if not steps:
         return [Link(name, learner, job, plan)]
     names = [*(f"{name}-{step.name}" for step, _ in steps[:-1]), name]
-    return [
-        Link(
-            label,
-            step.learner,
-            replace(own, settings=step.settings, training=updated(own.training, step.finetune), searched=()),
-            part,
-        )
-        for label, (step, part) in zip(names, steps, strict=True)
-    ]
+    row: list[Link] = []
+    for label, (step, part) in zip(names, steps, strict=True):
+        job = replace(own, settings=step.settings, training=updated(own.training, step.finetune), searched=())
+        row.append(Link(label, step.learner, job, part, row[-1].keys()[row[-1].name] if row else ""))
+    return row
 
 
 @dataclass(frozen=True)
@@ -131,16 +145,19 @@ class Trainer:
         show: Callable[[str, int, float, int], None],
     ) -> int:
         """All stages of a link, the finished ones skipped; returns the epochs done with it. earlier: those before."""
-        before = None
-        for label, plan, epochs in link.stages():
-            state = load_tensors(self._done(label))
+        before, stages = None, link.stages()
+        # Stages before a finished one are not looked at: nothing is made from them any more.
+        done = next((i for i in reversed(range(len(stages))) if self._kept(link, stages[i][0]) is not None), 0)
+        earlier += sum(epochs for _, _, epochs in stages[:done])
+        for label, plan, epochs in stages[done:]:
+            state = self._kept(link, label)
             if state is None:
 
                 def on_epoch(epoch: int, loss: float, label: str = label, earlier: int = earlier) -> None:
                     show(label, epoch, loss, earlier)
 
                 state = self._train_stage(link, reference, label, plan, epochs, before, at_once, on_epoch)
-                save_tensors(self._done(label), state)
+                save_tensors(self._done(label), state, link.keys()[label])
             earlier += epochs
             before = (plan, ray.put(state))
         return earlier
@@ -162,10 +179,10 @@ class Trainer:
         start = None
         if finishes(link.learner):
             path = self.folder / "training" / f"{name}.start.safetensors"
-            start = load_tensors(path)
+            start = self._read(path, link.keys()[name])
             if start is None:
                 start = finish(link.learner, reference, plan, before, cpus, gpus)
-                save_tensors(path, start)
+                save_tensors(path, start, link.keys()[name])
             if not epochs:
                 return start
         if epochs != link.job.training.epochs:
@@ -176,6 +193,7 @@ class Trainer:
             plan,
             self.folder / "training" / name,
             start=None if start is None else ray.put(start),
+            made_from=link.keys()[name],
             workers=self.resources.workers,
             cpus_per_worker=cpus,
             gpus_per_worker=gpus,
@@ -193,9 +211,9 @@ class Trainer:
     def _rebuild(self, link: Link) -> nn.Module:
         state = None
         if link.trains:
-            state = load_tensors(self._done(link.name))
+            state = self._kept(link, link.name)
             if state is None:
-                raise StorageError(f"{self._done(link.name)} is damaged. Remedy: remove it and continue with --resume")
+                raise StorageError(f"{self._done(link.name)} was damaged meanwhile. Remedy: continue with --resume")
         if finishes(link.learner):
             assert state is not None
             return restored(link.learner, link.job, link.plan, state, torch.device("cpu"))
@@ -207,7 +225,18 @@ class Trainer:
         return model
 
     def _is_missing(self, link: Link) -> bool:
-        return link.trains and not self._done(link.name).exists()
+        return link.trains and self._kept(link, link.name) is None
+
+    def _kept(self, link: Link, stage: str) -> dict[str, torch.Tensor] | None:
+        """The state that the stage ended with; None where it has to be made."""
+        return self._read(self._done(stage), link.keys()[stage])
+
+    def _read(self, path: Path, made_from: str) -> dict[str, torch.Tensor] | None:
+        state = load_tensors(path, made_from)
+        if state is None and path.exists():
+            logging.getLogger("pfray").warning("%s is damaged or of another plan; it is made again", path)
+            path.unlink()
+        return state
 
     def _done(self, name: str) -> Path:
         return self.folder / "training" / f"{name}.safetensors"

@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,8 @@ def run(
 ) -> Path:
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
-    from pfray import folder, prepare, report
+    from pfray import folder, prepare, report, trial_file
+    from pfray.identity import identity
     from pfray.mirror import mirrored
 
     progress = Progress(console)
@@ -42,13 +43,19 @@ def run(
         # A lock that a killed run left behind is watched for a while, and a run to go on with is fetched.
         with progress.stage("open storage") if is_url(experiment.storage) else contextlib.nullcontext():
             begin_mirror = closing.enter_context(mirrored(experiment, working, resume=resume))
-        run_folder = folder.check_folder(experiment, resume=resume, force=force)
-        if resume and folder.is_finished(run_folder):
+        known = identity(experiment, start.model, start.task)
+        run_folder = folder.check_folder(experiment, resume=resume, force=force, identity=known)
+        damage = folder.damaged(run_folder) if resume and folder.is_finished(run_folder) else None
+        if damage:
+            progress.say(f"{damage}; the files are made again")
+        if resume and folder.is_finished(run_folder) and not damage:
             # Made again because a run may have been killed between its last two files.
             progress.say(f"{folder.title(experiment)} is finished already; its report is {report.write(run_folder)}")
             begin_mirror()
         else:
-            _compress(experiment, start, progress, begin_mirror, resume=resume, force=force)
+            if resume:
+                trial_file.check_run(run_folder, start.space, experiment.search.trials)
+            _compress(experiment, start, progress, begin_mirror, known, resume=resume, force=force)
     _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
     return run_folder
 
@@ -58,6 +65,7 @@ def _compress(
     start: Start,
     progress: Progress,
     begin_mirror: Callable[[], None],
+    identity: Mapping[str, Any],
     *,
     resume: bool,
     force: bool,
@@ -71,6 +79,7 @@ def _compress(
     from pfray.metrics import Metrics
     from pfray.objective import WEIGH_COST
     from pfray.teacher import make_teacher
+    from pfray.trial_file import TIMED
     from pfray.trials import choose, run_trials
 
     parts, task = start.parts, start.task
@@ -78,7 +87,7 @@ def _compress(
         used = (parts.learner, parts.learner_settings, start.model)
         nodes.check_nodes(task, used, folder.storage_folder(experiment))
         # Only now, when nothing can be wrong with the request any more, is anything written.
-        run_folder = folder.open_folder(experiment, resume=resume, force=force)
+        run_folder = folder.open_folder(experiment, resume=resume, force=force, identity=identity)
         begin_mirror()
         earlier = folder.read_seconds(run_folder)
         closing.enter_context(_keep_seconds(run_folder, progress, earlier))
@@ -103,7 +112,8 @@ def _compress(
             folder=run_folder / "search",
         )  # fmt: skip
         searcher.warm_start(start.earlier)
-        searcher.resume()
+        if (note := searcher.resume()) is not None:
+            progress.say(f"note: {note}")
         if not searcher.finished():
             run_trials(
                 parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events,
@@ -115,8 +125,10 @@ def _compress(
         plans["compressed"] = choice.plan
         if "latency_ms" in start.limits:
             with progress.stage("time plans", total=len(plans)) as stage:
-                path = run_folder / "search" / "timed_plans.json"
-                plans = latency.hold(plans, start.space, start.limits, parts.learner, job, path, stage.update)
+                path = run_folder / "search" / TIMED
+                # A plan that the user gave is never changed: too slow, it is so in the end.
+                free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.given is None}
+                plans |= latency.hold(free, start.space, start.limits, parts.learner, job, path, stage.update)
             choice = replace(choice, plan=plans["compressed"])
         models = trainer.train(parts.learner, job, plans)
 
@@ -182,41 +194,45 @@ def ray_session(resources: config.Resources, progress: Progress) -> Iterator[Non
     """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
     import ray
 
-    from pfray import cluster
+    from pfray import access, cluster
 
     if ray.is_initialized():
         cluster.check(resources)
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
-    with progress.stage("start ray"):
-        cluster.reach(resources.address)
+    with contextlib.ExitStack() as closing:
+        with progress.stage("start ray"):
+            own = cluster.reach(resources.address) is None
+            token = closing.enter_context(access.private_ray(token_file=resources.dashboard)) if own else None
+            try:
+                context = ray.init(
+                    address="local" if own else resources.address, include_dashboard=resources.dashboard,
+                    dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
+                )  # fmt: skip
+            except (ConnectionError, ValueError) as error:
+                raise cluster.nobody_at(resources.address, error) from error
+            except OSError:
+                raise  # a full disk, say, of which main knows more to tell
+            except Exception as error:  # Ray has no type of its own for a start that takes too long
+                raise ClusterError(
+                    f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
+                    "what earlier sessions may have left with 'ray stop'"
+                ) from error
+        if resources.dashboard:
+            progress.say(f"dashboard: http://{context.dashboard_url}")
+            if token is not None:
+                progress.say(f"the dashboard's token is in {token}")
         try:
-            context = ray.init(
-                address=resources.address, include_dashboard=resources.dashboard, dashboard_host="127.0.0.1",
-                log_to_driver=False, logging_level=logging.ERROR,
-            )  # fmt: skip
-        except (ConnectionError, ValueError) as error:
-            raise cluster.nobody_at(resources.address, error) from error
-        except OSError:
-            raise  # a full disk, say, of which main knows more to tell
-        except Exception as error:  # Ray has no type of its own for a start that takes too long
-            raise ClusterError(
-                f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end what "
-                "earlier sessions may have left with 'ray stop'"
-            ) from error
-    if resources.dashboard:
-        progress.say(f"dashboard: http://{context.dashboard_url}")
-    try:
-        cluster.check(resources)
-        yield
-    except KeyboardInterrupt:
-        # Threads may be waiting in Ray, and a shutdown could then wait for ever. Ray's processes end with this one.
-        raise
-    except BaseException:
+            cluster.check(resources)
+            yield
+        except KeyboardInterrupt:
+            # Threads may be waiting in Ray, and a shutdown could then wait for ever. Its processes end with this one.
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
         ray.shutdown()
-        raise
-    ray.shutdown()
 
 
 @contextlib.contextmanager

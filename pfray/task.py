@@ -6,9 +6,11 @@ Notation: M samples in a split, N in a batch, C x H x W one input, K outputs.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfray.errors import DataError
+from pfray.errors import DataError, short, shown
+from pfray.split_checks import check_splits
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,24 @@ class Split:
 
     inputs: ``(M, C, H, W)`` uint8 for images, float32 for anything else.
     targets: ``(M, ...)``; int64 class numbers for classification.
+    Gradients with respect to either are not kept. Raises DataError for tensors of unequal lengths; the rest is looked
+    at where a task is made of splits.
     """
 
     inputs: Tensor
     targets: Tensor
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets")
+        tensors = [value for value in (self.inputs, self.targets) if isinstance(value, Tensor) and value.dim()]
+        if len(tensors) == 2 and len(self.inputs) != len(self.targets):
+            raise DataError(
+                f"a split has {len(self.inputs)} inputs but {len(self.targets)} targets. Remedy: one target a sample"
+            )
+        for name in ("inputs", "targets"):
+            value = getattr(self, name)
+            # Neither a tensor with a gradient nor a view of negated numbers can be made a numpy array.
+            if isinstance(value, Tensor) and (value.requires_grad or value.is_neg()):
+                object.__setattr__(self, name, value.detach().resolve_neg())
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -44,6 +59,10 @@ class Split:
     def head(self, count: int | None) -> Split:
         """The first ``count`` samples; all of them for None."""
         return self if count is None else Split(self.inputs[:count], self.targets[:count])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _split_from_arrays(inputs: np.ndarray, targets: np.ndarray) -> Split:
@@ -94,15 +113,39 @@ class Task:
     classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            if not len(getattr(self, name)):
-                raise DataError(f"task {self.name}: the {name} split is empty. Remedy: put samples into every split")
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.input_shape[0]):
+        """Raises DataError, one line, for splits and settings that no run can work with."""
+        title = f"task {short(str(self.name))}"
+        splits = {name: getattr(self, name) for name in SPLITS}
+        for name, split in splits.items():
+            if not isinstance(split, Split):
                 raise DataError(
-                    f"task {self.name}: {name} has {len(getattr(self, name))} numbers for inputs of "
-                    f"{self.input_shape[0]} channels. Remedy: one for each channel, or one for all"
+                    f"{title}: {name} is a {type(split).__name__}. Remedy: pfray.task.Split(inputs, targets)"
                 )
+        if isinstance(self.num_outputs, bool) or not isinstance(self.num_outputs, int) or self.num_outputs < 1:
+            raise DataError(
+                f"{title}: num_outputs is {shown(self.num_outputs)}. Remedy: how many outputs the model has, 1 or more"
+            )
+        for name in ("loss", "score", "soft_loss", "augment"):
+            function = getattr(self, name)
+            if not callable(function) and (function is not None or name != "augment"):
+                raise DataError(f"{title}: {name} is {shown(function)}, which cannot be called. Remedy: a function")
+        check_splits(title, splits, self.num_outputs, self.loss, self.score is top1)
+        for name in ("mean", "std"):
+            self._check_numbers(title, name, getattr(self, name))
+
+    def _check_numbers(self, title: str, name: str, values: Any) -> None:
+        if not isinstance(values, tuple | list) or not all(_is_number(value) for value in values):
+            raise DataError(
+                f"{title}: {name} is {shown(values)}. Remedy: a tuple of finite numbers, one for each channel or one "
+                "for all"
+            )
+        if len(values) not in (1, self.input_shape[0]):
+            raise DataError(
+                f"{title}: {name} has {len(values)} numbers for inputs of {self.input_shape[0]} channels. "
+                "Remedy: one for each channel, or one for all"
+            )
+        if name == "std" and min(values) <= 0:
+            raise DataError(f"{title}: std is {shown(values)}, and inputs are divided by it. Remedy: numbers above 0")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -127,9 +170,10 @@ class Task:
             yield self.normalize(split.inputs[part].to(device)), split.targets[part].to(device)
 
     def fingerprint(self) -> str:
-        """A content hash of the splits and the normalization: what a cached teacher depends on."""
-        digest = hashlib.sha256(repr((self.num_outputs, self.mean, self.std)).encode())
+        """A hash of the splits' types, shapes and values, the classes and the normalization, for what is cached."""
+        digest = hashlib.sha256(repr((self.num_outputs, self.classes, self.mean, self.std)).encode())
         for split in (self.train, self.validation, self.test):
-            digest.update(np.ascontiguousarray(split.inputs.numpy()).data)
-            digest.update(np.ascontiguousarray(split.targets.numpy()).data)
+            for part in (split.inputs, split.targets):
+                digest.update(repr((str(part.dtype), tuple(part.shape))).encode())
+                digest.update(np.ascontiguousarray(part.numpy()).data)
         return digest.hexdigest()[:16]

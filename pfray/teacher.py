@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from torch import nn
 
-from pfray.cache import cache_dir, content_key, load_tensors, save_tensors, state_bytes
+from pfray.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.components import find_class
 from pfray.config import Distill, Distributed, Experiment
 from pfray.job import Job
 from pfray.learner import Learner
+from pfray.model_key import model_parts
 from pfray.retraining import Trainer
 from pfray.task import Task
 
+TEACHER = "teacher.safetensors"
+
 
 def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
-    """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the cache.
+    """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the run folder or the
+    cache.
 
     The cache's key is the settings of model, data and training, the architecture's printed form, the initial weights
-    and the data itself, so a change of any of them trains a new teacher. A change inside the user's own loss or
-    augmentation cannot be seen; it takes a new seed, or an empty cache.
+    and what ``forward`` does with them, the data itself and pfray's version, so a change of any of them trains a new
+    teacher. A change inside the user's own loss or augmentation cannot be seen; it takes a new seed, or an empty cache.
     """
     if experiment.model.weights is not None:
         return model
+    if _read_into(model, trainer.folder / TEACHER):
+        return model  # the one that the run's trials were made from, on whatever machine it is continued
     # How gradients are exchanged is part of what a teacher is, where it is not the plain way.
     plain = experiment.distributed == Distributed()
-    key = content_key(
-        experiment.model.model_dump_json(), experiment.data.model_dump_json(), repr(model), state_bytes(model),
+    key = cache_key(
+        experiment.model.model_dump_json(), experiment.data.model_dump_json(), *model_parts(model, task),
         task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
         *([] if plain else [experiment.distributed.model_dump_json()]),
     )  # fmt: skip
@@ -42,3 +51,15 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
     teacher = trainer.train(learner, job, {"teacher": {}})["teacher"]
     save_tensors(path, teacher.state_dict())
     return teacher
+
+
+def _read_into(model: nn.Module, path: Path) -> bool:
+    """Whether ``model`` now has the state in the file; where that is damaged or another model's, it is as before."""
+    if not path.exists():
+        return False
+    state, own = load_tensors(path), model.state_dict()
+    if state is None or {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
+        logging.getLogger("pfray").warning("%s is damaged; it is made again", path)
+        return False
+    model.load_state_dict(state)
+    return True

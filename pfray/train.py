@@ -142,8 +142,11 @@ def fit(
                 "or a longer warmup_epochs"
             )
         if on_epoch is not None:
+            frozen = [norm for norm in batch_norms(model) if not norm.training]  # by the hook
             on_epoch(epoch + 1, mean, optimizer)
             model.train()
+            for norm in frozen:
+                norm.eval()
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

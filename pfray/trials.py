@@ -135,7 +135,8 @@ def choose(
         searcher.space, searcher.limits, None, trials=len(rivals), folder=folder / "rescore",
         first_plans=tuple((record["origin"], record["plan"]) for record in rivals),
     )  # fmt: skip
-    again.resume()
+    if (note := again.resume()) is not None:
+        progress.say(f"note: {note}")
     if not again.finished():
         run_trials(learner, whole, again, whole.search, resources, folder, progress, None, name="rescore")
     # Their numbers are those of the search.
@@ -157,6 +158,10 @@ class _Again(PlanSearcher):
     """Given plans, and no others."""
 
     open_ended = False
+    given = (
+        "the search would measure again. Remedy: remove the folder rescore, and what was trained for the plan that was "
+        "chosen by it (the folder training); or --force to begin anew"
+    )
 
 
 class _ShowProgress(Callback):

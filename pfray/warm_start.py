@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pfray.config import Experiment
 from pfray.errors import ConfigError, first_line
-from pfray.files import read_records
+from pfray.plan_file import expanded, short
 from pfray.space import CompressionSpace, Limits, Plan
+from pfray.trial_file import TRIALS, parse
 
 # A score means the same in two runs where these sections and settings of the search are the same,
 SECTIONS = ("model", "data", "learner")
@@ -30,14 +30,15 @@ def read_earlier(
     space or with another kind of score.
     """
     assert experiment.search.warm_start is not None
-    folder = Path(experiment.search.warm_start).expanduser()
+    folder = expanded(experiment.search.warm_start)
+    shown = short(str(folder), 200)
     try:
-        trials, _ = read_records(folder / "search" / "trials.jsonl")
+        trials, _ = parse((folder / "search" / TRIALS).read_bytes())
         raw = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
         other = Experiment.model_validate(raw)
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"search.warm_start: {folder} holds no run that can be read ({first_line(error)}). {REMEDY}"
+            f"search.warm_start: {shown} holds no run that can be read ({first_line(error)}). {REMEDY}"
         ) from error
     differ = [key for key in SECTIONS if getattr(other, key) != getattr(experiment, key)]
     differ += [f"search.{key}" for key in SETTINGS if getattr(other.search, key) != getattr(experiment.search, key)]
@@ -47,20 +48,20 @@ def read_earlier(
         differ.append("search.objective")
     if differ:
         raise ConfigError(
-            f"search.warm_start: the scores of {folder} do not compare with this run's; these differ: "
+            f"search.warm_start: the scores of {shown} do not compare with this run's; these differ: "
             f"{', '.join(differ)}. {REMEDY}"
         )
     if any(set(trial["plan"]) != set(space.names) for trial in trials):
         unlike = set(trials[0]["plan"]) ^ set(space.names)
         raise ConfigError(
-            f"search.warm_start: {folder} searched another space ({len(unlike)} knobs differ, such as "
+            f"search.warm_start: {shown} searched another space ({len(unlike)} knobs differ, such as "
             f"'{min(unlike, default='none')}'). {REMEDY}"
         )
     plans = [({name: trial["plan"][name] for name in space.names}, trial["score"]) for trial in trials]
     usable = [(plan, score) for plan, score in plans if space.meets(plan, limits)]
     if not usable:
         raise ConfigError(
-            f"search.warm_start: none of the {len(trials)} trials of {folder} meets this run's target. "
+            f"search.warm_start: none of the {len(trials)} trials of {shown} meets this run's target. "
             "Remedy: a run with the same target or a harder one"
         )
     return usable

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pfray.communication import distribute
 from pfray.compressed import build_compressed, restored
 from pfray.config import Distributed
-from pfray.files import read_records
+from pfray.files import append_line, read_records
 from pfray.job import Job, updated
 from pfray.learner import Learner
 from pfray.measure import place
@@ -30,7 +30,8 @@ CURVE = "curve.jsonl"
 class Work:
     """The job's teacher is compressed by ``plan``, or ``start`` is the state dict that the learner's ``finish`` gave.
 
-    folder: of the curve. distributed: how gradients are exchanged, where there is somebody to do so with.
+    folder: of the curve. made_from: what a checkpoint is kept under, and gone on from.
+    distributed: how gradients are exchanged, where there is somebody to do so with.
     """
 
     learner: type[Learner]
@@ -38,6 +39,7 @@ class Work:
     plan: Plan
     folder: Path
     start: dict[str, Tensor] | None = None
+    made_from: str = ""
     distributed: Distributed = field(default_factory=Distributed)
 
 
@@ -82,6 +84,7 @@ def train_plan(
             "model": model.state_dict(),
             "epoch": epoch,
             "loss": loss,
+            "made_from": work.made_from,
             "optimizer": optimizer.state_dict(),
             "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
             "exchange": {} if exchange is None else exchange.state_dict(),
@@ -111,8 +114,7 @@ def train_plan(
 
 def add_line(folder: Path, **entry: float | str) -> None:
     """To the curve's file."""
-    with (folder / CURVE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_line(folder / CURVE, json.dumps(entry))
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
@@ -121,6 +123,9 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 
 
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """The whole lines of the curve's file that have ``key``; the last one may still be in writing."""
+    """The lines of the curve's file that have ``key``, ``epoch`` or ``error``, with values of the right types; the last
+    one may still be in writing."""
     path = folder / CURVE
-    return [entry for entry in read_records(path)[0] if key in entry] if path.exists() else []
+    lines = read_records(path)[0] if path.exists() else []
+    types: dict[str, type] = {"error": str} if key == "error" else {"epoch": int, "loss": float}
+    return [entry for entry in lines if all(type(entry.get(name)) is kind for name, kind in types.items())]

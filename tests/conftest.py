@@ -25,9 +25,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that need Ray come first: they take longest, and the short ones then fill whichever xdist worker is free.
 
     xdist hands out whole files (``--dist loadfile``), so that what a file's tests share is made once.
+
+    Tests that lean on what training gave are marked ``trains``: those of modules that call ``fit``, and those that take
+    the trained job. Whole runs are not among them.
     """
-    ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    from pfray.train import fit
+
+    ray = {item.path for item in items if _fixtures(item) & {"ray_cluster", "quick"}}
     items.sort(key=lambda item: item.path not in ray)
+    for item in items:
+        calls_fit = any(value is fit for value in vars(getattr(item, "module", item)).values())
+        if item.path not in ray and (calls_fit or "job" in _fixtures(item)):
+            item.add_marker("trains")
+
+
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

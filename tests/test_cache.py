@@ -59,4 +59,54 @@ def test_missing_and_damaged_tensors_are_none(tmp_path: Path) -> None:
 
 def test_weights_of_half_precision_have_a_key_too() -> None:
     layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
-    assert len(cache.state_bytes(layer)) == 2 * 6
+    other = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    assert cache.state_bytes(layer) != cache.state_bytes(other)
+    other.load_state_dict(layer.state_dict())
+    assert cache.state_bytes(layer) == cache.state_bytes(other)
+
+
+def test_a_state_of_other_shapes_types_or_names_is_another() -> None:
+    bytes_of = {
+        cache.state_bytes(_holder(**tensors))
+        for tensors in (
+            {"a": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"b": torch.zeros(2, 3)},
+            {"a": torch.zeros(2, 3, dtype=torch.int32)}, {"a": torch.zeros(2), "b": torch.zeros(4)},
+        )
+    }  # fmt: skip
+    assert len(bytes_of) == 5
+
+
+def _holder(**tensors: torch.Tensor) -> torch.nn.Module:
+    module = torch.nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return module
+
+
+def test_another_version_of_pfray_has_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache.cache_key(1)
+    assert before == cache.cache_key(1)
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "99.0")
+    assert cache.cache_key(1) != before
+
+
+def test_tensors_made_from_something_else_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    cache.save_tensors(path, {"a": torch.arange(100)}, "one plan")
+    assert cache.load_tensors(path, "another") is None
+    assert cache.load_tensors(path) is None
+    assert cache.load_tensors(path, "one plan") is not None
+
+
+def test_every_byte_of_a_file_of_tensors_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    tensors = {"a": torch.arange(4, dtype=torch.float32), "b": torch.ones(1, 4)}
+    cache.save_tensors(path, tensors, "a plan")
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+        found = cache.load_tensors(path, "a plan")
+        # A byte that changes nothing that is read, such as one of padding, may change.
+        if found is not None:
+            assert found.keys() == tensors.keys()
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)

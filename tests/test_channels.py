@@ -15,6 +15,7 @@ from pfray.channels import (
     ChannelSettings,
     allowed_counts,
     channel_space,
+    error_curves,
     graph_of,
     groups_left,
     kept_counts,
@@ -22,7 +23,7 @@ from pfray.channels import (
     searched_groups,
     stages,
 )
-from pfray.errors import InfeasibleTarget, UnsupportedModel
+from pfray.errors import ConfigError, InfeasibleTarget, UnsupportedModel
 from pfray.graph import ChannelGraph, ChannelGroup, Cut, channel_graph, left, prune
 from pfray.search.allocate import allocate_plan
 from pfray.task import Split, Task
@@ -60,6 +61,17 @@ def test_units_of_several_channels_are_rounded_by_their_channels():
     # 16 units of 4 channels are 64 channels: multiples of 8 channels are those of 2 units.
     assert allowed_counts(a_group(16, 4), 8) == [2, 4, 6, 8, 10, 12, 14, 16]
     assert allowed_counts(a_group(3, 16), 8) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("units", "min_keep", "counts"), [
+    (64, 0.25, [16, 24, 32, 40, 48, 56, 64]),
+    (64, 0.26, [24, 32, 40, 48, 56, 64]),
+    (10, 0.7, [8, 10]),
+    (10, 0.8, [8, 10]),
+    (10, 0.81, [10]),
+])  # fmt: skip
+def test_the_least_share_that_is_kept_is_rounded_up_to_an_allowed_count(units, min_keep, counts):
+    assert allowed_counts(a_group(units), 8, min_keep) == counts
 
 
 @pytest.fixture(scope="module", params=["resnext", "Plain", "densenet"])
@@ -107,6 +119,25 @@ def test_plans_on_a_target_keep_allowed_counts_and_waste_less_than_one_step(netw
         assert space.costs(plan)["macs"] > 0.6 * limits["macs"]
     with pytest.raises(InfeasibleTarget, match=rf"target.macs: .* out of reach; .* reach {low:g} to {high:g}. Remedy"):
         space.uniform({"macs": 0.99 * low})
+
+
+def test_no_plan_keeps_less_than_the_least_share_and_a_target_that_asks_for_less_is_refused(network):
+    _, _, graph = network
+    settings = ChannelSettings(round_to=1, min_keep=0.4)
+    space, free = channel_space(graph, settings), channel_space(graph, ChannelSettings(round_to=1))
+    units = {group.name: group.units for group in graph.groups}
+    assert space.names == [name for name in free.names if units[name] > 1]
+    assert [knob.compressed for knob in space.knobs] == [np.ceil(0.4 * units[n]) / units[n] for n in space.names]
+    low, high = space.reachable("macs")
+    assert free.reachable("macs")[0] < low
+    limits = {"macs": low + 0.1 * (high - low)}
+    assert min(space.uniform(limits).values()) >= 0.4
+    with pytest.raises(InfeasibleTarget, match=rf"target.macs: .* out of reach; .* reach {low:g} to {high:g}. Remedy"):
+        space.uniform({"macs": 0.99 * low})
+    curves = error_curves(graph, settings, lambda group, count: count / group.units)
+    assert all(curves[name][0] == knob.compressed for name, knob in zip(space.names, space.knobs, strict=True))
+    with pytest.raises(ConfigError, match=r"learner.min_keep: 0.999 leaves every channel group whole. Remedy"):
+        channel_space(graph, ChannelSettings(min_keep=0.999))
 
 
 def test_a_plan_keeps_at_least_one_unit_and_rounds_to_the_nearest():

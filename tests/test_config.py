@@ -120,7 +120,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"learner": {"name": "weight_sparse", "intervall": 5}}, "learner.intervall: unknown key"),
     ({"learner": {"name": "weight_sparse", "interval": 0}}, "learner.interval: 0 is not allowed"),
     ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),
-    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, critic, ddpg, gp, heuristic, policy_"),
+    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, critic, ddpg, given, gp, heuristic"),
     ({"search": {"name": "tpe", "trails": 9}}, "search.trails: unknown key"),
     ({"search": {"name": "random", "spread": 20}}, "search.spread: 20 is not allowed"),
     ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),
@@ -193,6 +193,21 @@ def test_a_circle_of_includes_is_refused(file):
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_is_valid(path):
     assert prepare.resolve(load(path)).learner is not None
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_the_paper_of_layer_removal_is_followed_to_its_settings(name):
+    """Pahwa et al. 2019, sections 3.3, 3.5 and 4.3."""
+    paper = load(ROOT / "experiments" / f"{name}_cifar10_layers_paper.yaml")
+    students = paper.search.settings["students"]
+    assert (paper.search.trials, students) == (100 * 5, 5)
+    # 20 epochs of the 45,000 images in batches of 128, the last one smaller.
+    assert paper.search.finetune_steps == 20 * -(-45_000 // paper.finetune.batch_size)
+    assert (paper.finetune.lr, paper.finetune.momentum) == (0.001, 0.9)
+    assert (paper.distill.weight, paper.distill.temperature) == (0.7, 1.0)
+    wanted = paper.search.thresholds
+    assert (wanted.accuracy, wanted.latency, wanted.compression) == (0.9, 0.3, 0.6)
+    assert paper.model.settings["width"] == 1.0
 
 
 FRAGMENTS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "cluster"]

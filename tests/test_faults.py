@@ -16,7 +16,8 @@ import yaml
 
 from pfray.config import load
 from pfray.run import main, run
-from pfray.search.base import PlanSearcher, read_trials
+from pfray.search.base import PlanSearcher
+from pfray.trial_file import read_trials
 
 DRIVER = """
 import os, sys

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfray import finalize
-from pfray.errors import ExportError
+from pfray.errors import ExportError, TrainingFailed
 from pfray.export import tflite
 from tests.userland import Regressor, brightness
 
@@ -29,3 +29,16 @@ def test_the_outputs_of_the_file_are_compared_by_their_own_size(tmp_path, monkey
     monkeypatch.setattr(tflite, "export", lambda _, *rest: export(silent, *rest))
     with pytest.raises(ExportError, match=r"differs from the model by up to 0\.000"):
         finalize.write_checked(model, task, tmp_path / "wrong.tflite", 50)
+
+
+def test_a_loss_that_is_not_finite_on_the_test_split_is_an_error_and_no_result():
+    """As of a model that fails on some inputs only, which no check at load meets."""
+    task = brightness()
+
+    class Late(Regressor):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / (len(x) < 50)
+
+    with pytest.raises(TrainingFailed, match="the loss on the test split is inf, so no result holds"):
+        finalize.measure_test(Late(), task, 0)
+    assert finalize.measure_test(Regressor(), task, 7).size_bytes == 7

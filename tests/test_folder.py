@@ -6,7 +6,7 @@ import yaml
 from pfray import folder as module
 from pfray.config import Experiment, load
 from pfray.errors import RunExists, StorageError
-from pfray.folder import is_finished, open_folder, read_seconds, write_seconds, write_summary
+from pfray.folder import damaged, is_finished, open_folder, read_seconds, write_seconds, write_summary
 
 
 def experiment(tmp_path, **changes: object) -> Experiment:
@@ -16,8 +16,8 @@ def experiment(tmp_path, **changes: object) -> Experiment:
     })  # fmt: skip
 
 
-def opened(tmp_path, *, resume: bool = False, force: bool = False, **changes: object):
-    return open_folder(experiment(tmp_path, **changes), resume=resume, force=force)
+def opened(tmp_path, *, resume: bool = False, force: bool = False, identity: dict | None = None, **changes: object):
+    return open_folder(experiment(tmp_path, **changes), resume=resume, force=force, identity=identity)
 
 
 def test_a_new_folder_holds_the_resolved_experiment(tmp_path):
@@ -104,3 +104,78 @@ def test_seconds_come_back_and_are_none_at_first(tmp_path):
     assert read_seconds(folder) == {}
     write_seconds(folder, {"load": 1.5})
     assert read_seconds(folder) == {"load": 1.5}
+
+
+IDENTITY = {
+    "pfray": "1.0", "architecture": "a", "weights": "w", "outputs": [1.0, 2.0], "train data": "t",
+    "validation data": "v", "test data": "x", "classes": [10], "contents": "c", "code": {},
+}  # fmt: skip
+
+
+def begun(tmp_path, trials: str = "x"):
+    folder = opened(tmp_path, identity=IDENTITY)
+    (folder / "search" / "trials.jsonl").write_text(trials)
+    return folder
+
+
+def test_a_run_is_continued_with_what_it_began_with_and_refused_with_anything_else(tmp_path):
+    folder = begun(tmp_path)
+    opened(tmp_path, resume=True, identity=IDENTITY)
+    other = {**IDENTITY, "weights": "other", "contents": "other"}
+    with pytest.raises(RunExists, match=r"weights; the data.s values\. Remedy: .*--force") as caught:
+        opened(tmp_path, resume=True, identity=other)
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) == 1
+    assert (folder / "search" / "trials.jsonl").read_text() == "x"
+    opened(tmp_path, force=True, identity=other)
+    opened(tmp_path, resume=True, identity=other)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b'{"pfray": "1.0"}'])
+def test_a_run_that_does_not_say_what_it_began_with_is_refused_once_it_has_results(tmp_path, content):
+    folder = begun(tmp_path)
+    (folder / "identity.json").unlink()
+    if content is not None:
+        (folder / "identity.json").write_bytes(content)
+    with pytest.raises(RunExists, match=r"of an earlier version of pfray, or its identity.json is missing or damaged"):
+        opened(tmp_path, resume=True, identity=IDENTITY)
+    (folder / "search" / "trials.jsonl").unlink()
+    opened(tmp_path, resume=True, identity=IDENTITY)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "a: [b\n\tc: '", "name: exp\n", "- " * 2000])
+def test_a_damaged_experiment_file_is_written_again_where_the_run_is_known_to_be_the_same(tmp_path, content, caplog):
+    folder = begun(tmp_path)
+    saved = (folder / "experiment.yaml").read_text()
+    (folder / "experiment.yaml").write_text(content)
+    opened(tmp_path, resume=True, identity=IDENTITY)
+    assert (folder / "experiment.yaml").read_text() == saved
+    assert caplog.text.count("experiment.yaml is damaged; it is written again") == 1
+    (folder / "experiment.yaml").write_text(content)
+    with pytest.raises(RunExists, match=r"experiment.yaml is damaged, so that what it was of cannot be told. Remedy"):
+        opened(tmp_path, resume=True, identity=IDENTITY, seed=1)
+
+
+def test_seconds_that_cannot_be_read_are_none_and_that_is_said(tmp_path, caplog):
+    folder = opened(tmp_path)
+    for content in ("", "[]", '{"load": "x"}', '{"load": 1.5}'):
+        (folder / "seconds.json").write_text(content)
+        caplog.clear()
+        assert read_seconds(folder) == {}
+        assert "seconds.json is damaged" in caplog.text
+
+
+def test_a_finished_run_knows_its_files_by_their_checksums(tmp_path):
+    folder = begun(tmp_path)
+    (folder / "model.packed").write_bytes(b"weights")
+    write_summary(folder, {"a": 1})
+    assert damaged(folder) is None
+    for name in ("model.packed", "summary.json", "search/trials.jsonl", "experiment.yaml", "checksums.json"):
+        content = (folder / name).read_bytes()
+        for wrong in (b"", content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+            (folder / name).write_bytes(wrong)
+            assert damaged(folder) == f"{folder / name} is missing or damaged"
+        (folder / name).write_bytes(content)
+    assert damaged(folder) is None
+    (folder / "model.packed").unlink()
+    assert damaged(folder) == f"{folder / 'model.packed'} is missing or damaged"

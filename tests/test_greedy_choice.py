@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from learners.dis_chn_pruned import Settings, empty_scores
+from pfray import greedy_choice
 from pfray.channels import graph_of
 from pfray.coupling import Cut
 from pfray.extra_losses import Stage, make_heads
@@ -105,6 +107,40 @@ def test_what_is_not_chosen_is_zero_and_the_rest_is_moved_from_where_it_was():
     others = {name: own for name, own in state(moved.student).items() if not name.startswith("2.")}
     assert equal(others, {name: own for name, own in state(model).items() if not name.startswith("2.")})
     assert all(p.requires_grad and p.grad is None for p in moved.student.parameters())
+
+
+def test_the_choice_by_turns_stops_where_the_loss_changes_no_more(monkeypatch):
+    task, model = informative(), passing_on()
+    batches = calibration(task, 240, CPU)
+
+    def loss_after(count: int) -> float:
+        found = criterion_of(model, task, "0", "2", weight=20.0)
+        choose(found, count, batches, 1, INNER_STEPS, INNER_LR)
+        with torch.no_grad():
+            return sum(found(*batch).item() * len(batch[1]) for batch in batches) / 240
+
+    losses = [loss_after(count) for count in range(6)]
+    changes = [abs(one - other) / losses[0] for one, other in itertools.pairwise(losses)]
+    # The channels 2 and 5 tell the classes; the third choice is the first that changes little.
+    assert max(changes[2:]) < min(changes[:2])
+    turns = []
+
+    def counted(criterion: Criterion, columns: list[Columns], batches: object) -> np.ndarray:
+        turns.append(int((columns[0].weight != 0).any(0).sum()))
+        return gradient_norms(criterion, columns, batches)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(greedy_choice, "gradient_norms", counted)
+    for epsilon, expected in (
+        (0.0, [0, 1, 2, 3, 4, 5, 6]),
+        ((changes[2] + min(changes[:2])) / 2, [0, 1, 2, 3]),
+        (max(changes[:2]) * 1.01, [0, 1]),
+    ):
+        turns.clear()
+        found = criterion_of(model, task, "0", "2", weight=20.0)
+        chosen = choose(found, 7, batches, 1, INNER_STEPS, INNER_LR, epsilon)
+        assert turns == expected
+        assert len(chosen) == 7
+        assert {2, 5} <= set(chosen.tolist())
 
 
 def test_the_steps_in_between_lower_the_loss():

@@ -115,6 +115,34 @@ def test_scales_follow_the_inputs_in_training_only(prepared, inputs):
     assert not own.eval().training
 
 
+def test_activations_are_rounded_after_the_delay_and_always_in_evaluation(prepared, inputs):
+    own = copy.deepcopy(prepared)
+    own.round_after(2)
+    read = next(node for node in own.graph.graph.nodes if node.op == "placeholder")
+    quantizer = own.graph.get_submodule(next(u.target for u in read.users if "post_process" in str(u.target)))
+    weight = next(node for node in own.graph.graph.nodes if node.name.startswith("conv2d")).args[1]
+    assert own.graph.get_submodule(weight.target) not in own.activations
+    seen = []
+    quantizer.register_forward_hook(lambda _, given, output: seen.append(bool(torch.equal(given[0], output))))
+
+    def call(model: Int8Model, *modes: bool) -> None:
+        for mode in modes:
+            model.train(mode)(2 * inputs)
+
+    highest = float(quantizer.activation_post_process.max_val)
+    call(own, True, False)
+    assert float(quantizer.activation_post_process.max_val) > highest
+    state = copy.deepcopy(own.state_dict())
+    call(own, True, True, False)
+    assert seen == [True, False, True, False, False]
+    # What is continued after the first call waits for one more.
+    again = copy.deepcopy(own)
+    again.load_state_dict(state)
+    seen.clear()
+    call(again, True, True)
+    assert seen == [True, False]
+
+
 def test_a_relu_used_twice_is_fused_with_what_is_before_each_call(prepared):
     nodes = {node.name: node for node in prepared.graph.graph.nodes}
     # Fused, nothing lies between a convolution or an addition and its ReLU.

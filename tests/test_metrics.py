@@ -15,7 +15,7 @@ from pfray.config import Resources, load
 from pfray.metrics import per_minute
 from pfray.progress import Progress
 from pfray.run import ray_session, run
-from pfray.search.base import read_trials
+from pfray.trial_file import read_trials
 
 
 def test_the_rate_is_that_of_the_times_between_the_trials():

@@ -21,7 +21,7 @@ from pfray.config import Experiment
 from pfray.errors import RunExists, StorageError
 from pfray.mirror import Mirror, mirrored
 from pfray.run import main
-from pfray.search.base import read_trials
+from pfray.trial_file import read_trials
 from tests.stores import ENVIRONMENT, MISSING, s3_server
 
 # Killed after the third trial, once one is known to the store.
@@ -91,14 +91,14 @@ def content(folder: Path) -> dict[str, str]:
 def test_what_refers_to_others_is_sent_after_them_and_the_summary_last(bucket, tmp_path):
     here = tmp_path / "here" / "exp"
     write(here, summary_json="{}", a="", search__trials="", z="", experiment_yaml="", tune__search__state="")
-    write(here / "search", **{"searcher.pkl": ""})
+    write(here / "search", **{"state.json": ""})
     write(here / "training" / "x", checkpoint_manager_snapshot_json="", one__state="")
     write(here, **{".half.12.part": ""})
     mirror = Mirror(bucket, "exp", here)
     mirror.push()
     order = [line.removeprefix("put exp/") for line in bucket.log]
     assert order[0] == "experiment.yaml"
-    assert set(order[-3:-1]) == {"search/searcher.pkl", "training/x/checkpoint_manager_snapshot.json"}
+    assert set(order[-3:-1]) == {"search/state.json", "training/x/checkpoint_manager_snapshot.json"}
     assert order[-1] == "summary.json"
     assert set(order[1:-3]) == {"a", "z", "search/trials", "training/x/one/state"}
     assert sorted(path.name for path in here.parent.iterdir()) == ["exp"]

@@ -123,6 +123,14 @@ def test_an_equal_model_reads_the_cache_and_a_changed_one_does_not(model, monkey
     assert read(model, layers=("auxiliary",)) == {}
 
 
+def test_another_forward_with_the_same_weights_is_measured_again(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path))
+    before = cached_moments(model, task(), ["twice"], 20, 5)["twice"]
+    monkeypatch.setattr(torch, "relu", torch.tanh)
+    after = cached_moments(model, task(), ["twice"], 20, 5)["twice"]
+    assert not torch.allclose(before.mean, after.mean, atol=1e-3)
+
+
 def test_less_calibration_than_the_layer_is_wide_still_gives_a_choice_and_finite_weights():
     torch.manual_seed(0)
     model, own = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 6, 3)), task(4)

@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from pfray.config import Experiment
-from pfray.errors import ConfigError, DataError, UnsupportedModel, WeightsError
-from pfray.models.lenet import lenet
-from pfray.models.resnet import resnet20
-from pfray.prepare import build_model, build_task, load_weights, resolve
+from pfray.errors import ConfigError, DataError, UnsupportedModel
+from pfray.prepare import build_model, build_task, resolve
 
 USERS = """
 import torch
@@ -158,69 +156,3 @@ def test_weights_of_the_experiment_are_loaded(users, tmp_path):
     torch.save(made.state_dict(), tmp_path / "w.pt")
     loaded = build(model={"name": "mine:net", "weights": str(tmp_path / "w.pt")})
     assert torch.equal(loaded[1].weight, made[1].weight)
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.save(lenet().state_dict(), tmp_path / "lenet.pt")
-    return tmp_path / "lenet.pt"
-
-
-def failure(model: nn.Module, path: Path) -> str:
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(WeightsError) as caught:
-        load_weights(model, path)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert len(str(caught.value).splitlines()) == 1
-    assert "Remedy" in str(caught.value)
-    return str(caught.value)
-
-
-def test_a_missing_weights_file_is_named(tmp_path):
-    assert f"model.weights: no file {tmp_path / 'none.pt'}" in failure(lenet(), tmp_path / "none.pt")
-
-
-def test_a_file_that_is_truncated_or_no_checkpoint_is_named(weights, tmp_path):
-    whole = weights.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint at all"):
-        weights.write_bytes(content)
-        assert f"{weights} is not a readable state-dict file (" in failure(lenet(), weights)
-    assert "is not a readable state-dict file" in failure(lenet(), tmp_path)
-
-
-def test_a_pickled_object_is_refused_without_being_run(tmp_path):
-    marker = tmp_path / "run"
-
-    class Evil:
-        def __reduce__(self) -> tuple:
-            return marker.write_text, ("x",)
-
-    torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pt")
-    assert "is not a readable state-dict file" in failure(lenet(), tmp_path / "evil.pt")
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"model": {"a": torch.zeros(1)}, "epoch": 3}, torch.zeros(2)])
-def test_a_file_that_holds_something_else_than_a_state_dict_is_named(tmp_path, content):
-    torch.save(content, tmp_path / "other.pt")
-    text = failure(lenet(), tmp_path / "other.pt")
-    assert "holds no state dict. Remedy: torch.save(model.state_dict(), path)" in text
-
-
-def test_weights_of_another_architecture_are_refused_with_the_keys_that_do_not_fit(weights, tmp_path):
-    torch.save({}, tmp_path / "empty.pt")
-    text = failure(lenet(), tmp_path / "empty.pt")
-    assert "missing: conv1.bias, conv1.weight, conv2.bias, conv2.weight and 6 more" in text
-    assert "unknown" not in text
-
-    extended = {**torch.load(weights), "head.weight": torch.zeros(2)}
-    torch.save(extended, tmp_path / "more.pt")
-    assert "(unknown: head.weight)" in failure(lenet(), tmp_path / "more.pt")
-
-    text = failure(lenet(num_outputs=7), weights)
-    assert "(of another shape: fc3.weight (10, 84) instead of (7, 84), fc3.bias (10,) instead of (7,))" in text
-
-    text = failure(resnet20(), weights)
-    assert "missing: bn1.bias" in text
-    assert "unknown: conv1.bias, conv2.bias" in text
-    assert "of another shape: conv1.weight (6, 3, 5, 5) instead of (16, 3, 3, 3)" in text

@@ -21,7 +21,7 @@ from pfray.data import digits
 from pfray.layers import weight_layers
 from pfray.models.lenet import lenet
 from pfray.run import main, run
-from pfray.search.base import read_trials
+from pfray.trial_file import read_trials
 
 KEYS = {
     "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "allocate", "compressed", "exported",
@@ -221,6 +221,46 @@ def test_a_warm_start_tries_the_best_plan_of_the_other_run_and_learns_from_all(f
     assert "none of the 8 trials" in capsys.readouterr().err
 
 
+def test_an_edited_plan_of_a_summary_is_retrained_as_it_is(finished, tmp_path, quick, capsys):
+    raw = {
+        **quick, "model": "lenet", "target": {"sparsity": "60%"}, "teacher": {"epochs": 12, "batch_size": 64},
+        "finetune": {"epochs": 0}, "export": {"tflite": False}, "search": {"baselines": []},
+    }  # fmt: skip
+    path, other = write(tmp_path, raw), tmp_path / "plan.json"
+    name, value = next(iter(summary_of(finished)["plan"].items()))
+    plan = {**summary_of(finished)["plan"], name: value / 2}
+    other.write_text(json.dumps({**summary_of(finished), "plan": plan}))
+    given = ["search.name=given", f"search.plan={other}"]
+    assert main([str(path), *given, "target.sparsity=90%"]) == 2
+    assert "the plan misses target.sparsity: it has 0.7" in capsys.readouterr().err
+    assert main([str(path), *given]) == 0
+    folder = tmp_path / "runs" / "exp"
+    assert [record["plan"] for record in read_trials(folder / "search" / "trials.jsonl")] == [plan]
+    summary = summary_of(folder)
+    assert (summary["plan"], summary["choice"]["origin"]) == (plan, "given")
+    state = pfray.load(folder / "model.packed")
+    assert (state[f"{name}.weight"] == 0).float().mean().item() == pytest.approx(value / 2, abs=0.01)
+
+
+def test_trials_that_are_gone_or_foreign_are_said_at_the_beginning_of_a_resumed_run(finished, tmp_path, capsys):
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    folder = tmp_path / "runs" / finished.name
+    (folder / "summary.json").unlink()
+    arguments = [str(finished / "experiment.yaml"), f"storage={tmp_path / 'runs'}", "--resume"]
+    trials = folder / "search" / "trials.jsonl"
+    content = trials.read_text()
+    trials.write_text(content.replace('"score": -', '"score": "-', 1))
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {trials}, line 1: ")
+    trials.unlink()
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert f"error: {trials} is missing, and the search had finished 8. Remedy" in printed.err
+    assert "[search]" not in printed.out
+    assert "plans without search" not in printed.out
+
+
 def test_a_score_that_weighs_the_cost_leaves_plans_below_the_target_where_they_are(ray_cluster, tmp_path, quick):
     raw = {
         **quick, "target": {"sparsity": "50%"}, "finetune": {"epochs": 0}, "export": {"tflite": False},
@@ -259,7 +299,7 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     assert main([str(path), "--resume"]) == 1
 
 
-def test_a_model_that_gives_nan_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
+def test_a_model_that_gives_nan_in_training_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
     assert main([str(write(tmp_path, {**quick, "model": {"factory": "tests.userland:Diverging"}}))]) == 1
     assert "the loss became nan" in capsys.readouterr().err
 

@@ -85,8 +85,8 @@ def test_searched_settings_reach_the_training_and_the_learner(job):
 def test_latency_is_measured_where_the_score_needs_it(job):
     result = Scorer(WeightSparse, replace(job, objective=Objective("ddc")), CPU).score(uniform(job, 0.8))
     assert result["measurement"]["latency_ms"] > 0
-    # All of the accuracy wanted, three quarters of 0.6 saved, but no faster: about the latency's threshold is left.
-    assert 0.05 < result["score"] < 0.6
+    # All of the accuracy and few parameters, but hardly faster: at 0.7 of the time R2 is 1 / (1 + e^6).
+    assert 0 < result["score"] < 0.0025
     assert Scorer(WeightSparse, job, CPU).score(uniform(job, 0.8))["measurement"]["latency_ms"] is None
 
 

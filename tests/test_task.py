@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from pfray.errors import DataError
 from pfray.task import Split, Task, soft_cross_entropy, top1
 
 
@@ -15,7 +17,7 @@ def split(count: int = 6) -> Split:
 
 
 def test_a_split_refuses_unequal_lengths() -> None:
-    with pytest.raises(ValueError, match="6 inputs but 5 targets"):
+    with pytest.raises(DataError, match="6 inputs but 5 targets"):
         Split(split().inputs, torch.zeros(5, dtype=torch.int64))
 
 
@@ -103,6 +105,13 @@ def test_soft_cross_entropy_is_zero_for_equal_distributions_and_its_gradient_har
         assert student.grad is not None
         norms.append(student.grad.norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
+def test_the_fingerprint_sees_shapes_and_types() -> None:
+    base = task()
+    flat = replace(base, train=Split(base.train.inputs.flatten(2)[..., None], base.train.targets))
+    signed = replace(base, train=Split(base.train.inputs, base.train.targets.view(torch.float64)))
+    assert len({base.fingerprint(), flat.fingerprint(), signed.fingerprint()}) == 3
 
 
 def test_the_fingerprint_changes_with_any_split_and_with_the_normalization() -> None:

@@ -27,7 +27,11 @@ def run(tmp_path):
     (tmp_path / "search").mkdir()
     measured = [{"accuracy": score, "agreement": -0.1} for _, score in TRIALS]
     lines = [
-        json.dumps({"trial": i, "plan": plan, "score": score, "measurement": measured[i]})
+        json.dumps({
+            "trial": i, "origin": "random", "plan": plan, "score": score, "standard_error": None, "cost": {},
+            "measurement": measured[i], "seconds": 0.1, "finished_at": None, "rounds": 1,
+            "error": None if score is not None else "ValueError: broke",
+        })
         for i, (plan, score) in enumerate(TRIALS)
     ]
     (tmp_path / "search" / "trials.jsonl").write_text("\n".join(lines) + '\n{"trial": 3, "pl')
@@ -67,6 +71,13 @@ def test_another_space_another_target_and_no_run_are_refused(run, tmp_path):
         read_earlier(experiment(warm_start=str(run)), SPACE, {"params": 0.3}, "accuracy")
     with pytest.raises(ConfigError, match="holds no run that can be read"):
         read_earlier(experiment(warm_start=str(tmp_path / "none")), SPACE, LIMITS, "accuracy")
+    trials = run / "search" / "trials.jsonl"
+    trials.write_text(trials.read_text().replace('"score": 0.95', '"score": "high"'))
+    with pytest.raises(ConfigError, match=r"read \(line 2: no record of a trial \(score: .*\)\)\. Remedy"):
+        read_earlier(experiment(warm_start=str(run)), SPACE, LIMITS, "accuracy")
+    trials.unlink()
+    with pytest.raises(ConfigError, match=r"no run that can be read \(.*No such file"):
+        read_earlier(experiment(warm_start=str(run)), SPACE, LIMITS, "accuracy")
     (run / "experiment.yaml").write_text(yaml.safe_dump(["no mapping"]))
     with pytest.raises(ConfigError, match="holds no run that can be read"):
         read_earlier(experiment(warm_start=str(run)), SPACE, LIMITS, "accuracy")

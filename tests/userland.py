@@ -56,11 +56,11 @@ def broken() -> str:
 
 
 class Diverging(nn.Module):
-    """Gives NaN for every input."""
+    """Gives NaN as soon as it is trained."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(1024, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.flatten(1)) * float("nan")
+        return self.linear(x.flatten(1)) * (float("nan") if self.training else 1.0)

@@ -20,7 +20,7 @@ def decoded_once(name: str, key: Sequence[object], read: Callable[[str], list[La
     key: what else the decoded tensors depend on, such as the files' stamps. read(part): what the files of the part
     ``train`` or ``test`` hold, in order.
     """
-    cached = cache.cache_dir() / f"{name}-{cache.content_key(*key)}.safetensors"
+    cached = cache.cache_dir() / f"{name}-{cache.cache_key(*key)}.safetensors"
     tensors = cache.load_tensors(cached)
     if tensors is None:
         tensors = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from types import MethodType
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import ExportError, StorageError, first_line
-from pfray.files import replacing
+from pfray.files import write_atomically
 from pfray.int8 import Int8Model
 from pfray.quiet import quiet
 
@@ -25,9 +26,11 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
     batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     try:
         clone = model.converted(folded=True) if isinstance(model, Int8Model) else copy.deepcopy(model).cpu().eval()
-        with quiet(), replacing(path) as temporary:
+        with quiet():
             program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            torch.export.save(program, temporary)
+            # To memory first: torch's own writer does not say that the disk is full.
+            torch.export.save(program, content := io.BytesIO())
+        write_atomically(path, content.getvalue())
     except StorageError:
         raise
     except Exception as error:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
-import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from pfray.errors import PfrayError
-from pfray.files import read_records, write_atomically
+from pfray.kept_search import KeptSearch
 from pfray.space import CompressionSpace, Limits, Plan
 
 # A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole
@@ -33,9 +31,6 @@ WIDER = 1.25
 # A trial whose worker died is suggested again so many times, beside what Tune itself does about it: where the worker
 # dies as it is given the plan, Tune takes that for an error of the trial.
 RESTARTS = 2
-# A state that takes longer to save, in seconds of the processor, is saved only so often that this share of the time
-# goes to it: of thousands of trials it is large, and what it lacks the trial file has.
-QUICK, SAVE_SHARE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class NoSettings:
     """None are needed."""
 
 
-class PlanSearcher(Searcher):
+class PlanSearcher(KeptSearch, Searcher):
     """Base of all searchers. ``settings_type`` is the frozen dataclass of a searcher's own settings.
 
     space, limits: where to search; every plan that leaves here meets the limits.
@@ -55,9 +50,6 @@ class PlanSearcher(Searcher):
     settings_type: ClassVar[type]
     # What the report calls the plan of the last ``ask``: ``random`` where nothing learned went into it.
     origin: str = "searched"
-    # Whether ``ask`` goes on as long as there is budget. If not, the only plan is the one of ``origin`` among the plans
-    # that need no search, and ``ask`` is not called.
-    open_ended: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -80,6 +72,7 @@ class PlanSearcher(Searcher):
         self.records: list[dict[str, Any]] = []
         # Trials of another run that this one starts with: (plan, score).
         self.earlier: list[tuple[Plan, float | None]] = []
+        self.earlier_sum = 0
         # Suggested and not finished, by trial number; and those a killed run left behind, to be suggested again.
         self.pending: dict[int, dict[str, Any]] = {}
         self.queue: list[dict[str, Any]] = [
@@ -94,8 +87,7 @@ class PlanSearcher(Searcher):
         # Plans asked for in a row that had been tried already, and whether they were too many: no plan is left.
         self.refused = 0
         self.exhausted = False
-        # When the state is to be saved again, by the monotonic clock.
-        self.next_save = 0.0
+        self.written, self.next_save = 0, 0.0
         # What kept the last record from being written.
         self.failure: Exception | None = None
 
@@ -124,6 +116,7 @@ class PlanSearcher(Searcher):
     def warm_start(self, trials: Sequence[tuple[Plan, float | None]]) -> None:
         """Learn from another run's trials first. Its best plan is tried in this one too, after the first plans."""
         self.earlier = list(trials)
+        self.earlier_sum = zlib.crc32(json.dumps(self.earlier).encode())
         for plan, score in self.earlier:
             self.tell(plan, score)
         found = best_plan(self.earlier)
@@ -201,50 +194,6 @@ class PlanSearcher(Searcher):
             # Tune would log it and go on; so the search ends itself, and ``run_trials`` raises it.
             self.failure = error
 
-    def _write(self, record: dict[str, Any]) -> None:
-        if self.folder is not None:
-            with (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            if time.monotonic() >= self.next_save:
-                began = time.process_time()
-                self.save(str(self.folder / "searcher.pkl"))
-                spent = time.process_time() - began
-                self.next_save = time.monotonic() + spent / SAVE_SHARE if spent > QUICK else 0.0
-
-    def save(self, checkpoint_path: str) -> None:
-        """The whole state: records, random generator, model of the optimizer, plans that are out."""
-        hidden = ("folder", "running", "space", "settings", "failure", "next_save")
-        state = {key: value for key, value in self.__dict__.items() if key not in hidden}
-        write_atomically(Path(checkpoint_path), pickle.dumps(state))
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Continue from ``save``; the plans that were out are suggested again, first."""
-        # The file is this run's own, in its own folder: no foreign pickle is read.
-        self.__dict__.update(pickle.loads(Path(checkpoint_path).read_bytes()))
-        self.queue = sorted([*self.pending.values(), *self.queue], key=lambda entry: entry["trial"])
-        self.pending = {}
-
-    def resume(self) -> None:
-        """Continue the search of ``folder``: the saved state, then what the trial file knows beyond it."""
-        assert self.folder is not None
-        state = self.folder / "searcher.pkl"
-        if state.exists():
-            self.restore(str(state))
-        known = {record["trial"] for record in self.records}
-        for record in read_trials(self.folder / "trials.jsonl"):
-            if record["trial"] not in known:
-                self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
-                self.asked = max(self.asked, record["trial"] + 1)
-                self._learn(record)
-        if len(self.records) > len(known) + 1:
-            # Drawn again, the plans of these trials would be refused one after the other.
-            self.rng = np.random.default_rng([int(self.rng.integers(2**31)), len(self.records)])
-        # Plans that were out while a later one was finished and written, in a run killed before its state was saved.
-        accounted = {entry["trial"] for entry in (*self.records, *self.queue)}
-        self.lost = [number for number in range(self.asked) if number not in accounted]
-
     def finished(self) -> bool:
         """Whether no plan is left to try: the budget is used up, or ``ask`` has no more to offer."""
         if self.queue or self.pending:
@@ -277,6 +226,13 @@ class PlanSearcher(Searcher):
         """
         ranking = self.ranking()
         return ranking[:count] + [record for record in ranking[count:] if record["trial"] == 0]
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: Tune would keep a state of its own, which is never read."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its searcher once, for a restore of its own, which is never used.
+        return {}
 
     def _learn(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -323,12 +279,3 @@ def best_plan(told: Sequence[tuple[Plan, float | None]]) -> Plan | None:
     scored = [(score, plan) for plan, score in told if score is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
-
-def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``trials.jsonl``. A line that a killed run left half-written is dropped from the file."""
-    if not path.exists():
-        return []
-    records, unreadable = read_records(path)
-    if unreadable:
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-    return records

@@ -24,6 +24,7 @@ What differs from DDPG:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -188,10 +189,12 @@ class Critic(PlanSearcher):
             observation = following
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        values, tensors = self.agent.state()
-        return {"scores": self.scores, "agent": values}, tensors
+        values, tensors = super().state()
+        agent, learned = self.agent.state()
+        return {**values, "scores": self.scores, "agent": agent}, tensors | learned
 
-    def load_state(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load_state(values, tensors)
         self.scores = list(values["scores"])
         self.agent.load_state(values["agent"], tensors)
 

@@ -18,6 +18,7 @@ What differs, because a plan's reward is measured elsewhere and comes later:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -95,7 +96,8 @@ class DDPG(PlanSearcher):
             capacity=set_.memory * len(self.space),
         )
         # Trials told of, and the worst score among them.
-        self.episodes, self.worst = 0, np.inf
+        self.episodes = 0
+        self.worst: float | None = None
 
     def ask(self) -> Plan:
         warming = self.episodes < self.settings.warmup
@@ -122,12 +124,10 @@ class DDPG(PlanSearcher):
 
     def tell(self, plan: Plan, score: float | None) -> None:
         self.episodes += 1
-        if score is not None:
-            self.worst = min(self.worst, score)
-        elif np.isfinite(self.worst):
-            score = self.worst
+        score = self.worst if score is None else score
         if score is None:
-            return  # nothing to compare with yet
+            return  # it failed, and there is nothing to compare it with yet
+        self.worst = score if self.worst is None else min(self.worst, score)
         self._walk(plan, score)
         self.agent.follow_reward(score)
         if self.episodes > self.settings.warmup:
@@ -149,13 +149,13 @@ class DDPG(PlanSearcher):
             self.agent.remember(observation, action, reward, following, over)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        values, tensors = self.agent.state()
-        worst = self.worst if np.isfinite(self.worst) else None
-        return {"episodes": self.episodes, "worst": worst, "agent": values}, tensors
+        values, tensors = super().state()
+        agent, learned = self.agent.state()
+        return {**values, "episodes": self.episodes, "worst": self.worst, "agent": agent}, tensors | learned
 
-    def load_state(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.episodes = values["episodes"]
-        self.worst = np.inf if values["worst"] is None else values["worst"]
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load_state(values, tensors)
+        self.episodes, self.worst = values["episodes"], values["worst"]
         self.agent.load_state(values["agent"], tensors)
 
     def _env(self, reward: float = 0.0) -> Any:

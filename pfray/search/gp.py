@@ -16,10 +16,12 @@ schedule. And the best one is that of the highest posterior mean, not that of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from bayes_opt import BayesianOptimization
 from bayes_opt.acquisition import UpperConfidenceBound
 from bayes_opt.target_space import TargetSpace
@@ -65,6 +67,16 @@ class GP(PlanSearcher):
         # Logarithms of c, l / sqrt(L) and the noise as last fitted, and the number of trials they were fitted to.
         self.theta: np.ndarray | None = None
         self.fitted = 0
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        values, tensors = super().state()
+        theta = None if self.theta is None else self.theta.tolist()
+        return {**values, "theta": theta, "fitted": self.fitted}, tensors
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        super().load_state(values, tensors)
+        self.theta = None if values["theta"] is None else np.array(values["theta"])
+        self.fitted = values["fitted"]
 
     def ask(self) -> Plan:
         told = self.told

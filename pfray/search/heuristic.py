@@ -1,4 +1,17 @@
-"""Larger layers are compressed more (``heuristic`` of PocketFlow's weight sparsification, Wu et al. 2018)."""
+"""Larger layers are compressed more: ``heurist`` of PocketFlow's weight sparsification (Wu et al. 2018).
+
+Notation: layer l has n_l parameters; s_l is its sparsity. PocketFlow takes (``ws_prune_ratio_prtl: heurist``)
+
+    s_l = alpha log(n_l),
+
+with alpha such that sum_l s_l n_l is the wanted share of all weights. So it is here for weight sparsity, but that each
+s_l ends at the most that its knob allows, where PocketFlow may ask for more than all weights of a layer, and that alpha
+then makes up for it: it is found by bisection on the exact cost of the plan.
+
+PocketFlow has the rule for weight sparsity only. Other knobs follow the analogue, of which s_l is the case that starts
+at 0: the distance of a knob's value from its uncompressed end is alpha log(n_l), in the knob's own unit. That is the
+share of channels that goes, and the number of bits that go. In a pipeline the unit is the widest range of the learner.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +20,46 @@ import numpy as np
 from pfray.search.base import NoSettings, PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 
+# Halvings of the range of alpha: down to float64's own precision.
+ROUNDS = 60
+
 
 def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
-    """The compression of a knob grows with the logarithm of its parameters, as far as the target asks.
+    """The plan of the module's rule that just meets the limits. Raises InfeasibleTarget where no plan does."""
+    plan = space.uniform(limits)
+    if space.parts and not space.shared_units(limits):
+        for part, own in space.own_limits(limits):
+            plan.update(heuristic_plan(part, own))
+        return plan
+    growth, most = _growth(space)
+    ranges = {knob.name: (knob.full, knob.compressed - knob.full) for knob in space.knobs}
 
-    Positions are 1 - log(n_l) / log(n_max), the largest layer at its most compressed end, then moved onto the target.
-    """
-    positions = space.encode(space.uniform(limits))
-    sizes = np.array([max(2.0, knob.facts["params"]) for knob in space.knobs if not knob.free])
-    positions[~space.free] = 1 - np.log(sizes) / np.log(sizes.max())
-    return space.fit_to_target(space.decode(positions), limits)
+    def at(alpha: float) -> Plan:
+        values = {}
+        for name, own in growth.items():
+            full, way = ranges[name]
+            values[name] = full + np.copysign(min(alpha * own, abs(way)), way)
+        return space.decode(space.encode({**plan, **values}))
+
+    low, high = 0.0, most
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if space.meets(at(middle), limits) else (middle, high)
+    # What rounding to the knobs' values, or a layer of one weight, has left.
+    return space.fit_to_target(at(high), limits)
+
+
+def _growth(space: CompressionSpace) -> tuple[dict[str, float], float]:
+    """(by knob, what alpha is multiplied by; the alpha at which all knobs are at their compressed end)."""
+    growth, largest = {}, 0.0
+    for part in space.parts or (space,):
+        knobs = [knob for knob in part.knobs if not knob.free]
+        unit = max((abs(knob.full - knob.compressed) for knob in knobs), default=1.0)
+        for knob in knobs:
+            growth[knob.name] = unit * float(np.log(max(1.0, knob.facts["params"])))
+            if growth[knob.name]:
+                largest = max(largest, abs(knob.full - knob.compressed) / growth[knob.name])
+    return growth, largest
 
 
 class Heuristic(PlanSearcher):

@@ -7,8 +7,10 @@ exponential moving average of rewards, the baseline. The gradient is that of the
 
 What differs from the papers, because a student is dear: an iteration takes several steps, on the students of the last
 few iterations as well, each layer's gradient times pi / mu, the policy now over the policy that drew the student, and
-left out where that has gone far from 1 already (Schulman et al. 2017, arXiv 1707.06347, equation 7). No student is
-tried twice.
+left out where that has gone far from 1 already (Schulman et al. 2017, arXiv 1707.06347, equation 7). R - b is divided
+by the standard deviation of the rewards that are learned from, so that one step size does for rewards of any unit, and
+``entropy`` times the policy's entropy is added, so that it does not settle too early; Pahwa et al. (section 3.4) and
+N2N have neither. ``entropy: 0`` is without the second. No student is tried twice.
 
 The policy knows nothing of a layer but its description, so that one that was learned on another model, or on other
 classes, can be the start (``policy_from``).
@@ -16,6 +18,7 @@ classes, can be the start (``policy_from``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +31,9 @@ from torch import Tensor, nn
 from pfray.cache import load_tensors, save_tensors
 from pfray.environment import make_environment
 from pfray.errors import ConfigError
+from pfray.plan_file import expanded, short
 from pfray.search.base import RETRIES, PlanSearcher
+from pfray.search_state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.space import Plan
 
 POLICY = "policy.safetensors"
@@ -99,12 +104,30 @@ class PolicyGradient(PlanSearcher):
             torch.manual_seed(seed)
             self.policy = Policy(self.descriptions.shape[1], set_.hidden, actions)
         if set_.policy_from is not None:
-            _load(self.policy, Path(set_.policy_from).expanduser())
+            _load(self.policy, expanded(set_.policy_from))
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=set_.rate)
         self.baseline: float | None = None
         # Of the students of the last iterations; those that the policy has not learned from yet are the last ones.
         self.students: list[Student] = []
         self.new = 0
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        values, tensors = super().state()
+        tensors |= module_tensors("policy", self.policy) | optimizer_tensors("adam", self.optimizer)
+        for key in ("actions", "masks", "log_odds") if self.students else ():
+            tensors[key] = torch.from_numpy(np.stack([getattr(one, key) for one in self.students]))
+        scores = [one.score for one in self.students]
+        return {**values, "baseline": self.baseline, "students": scores, "new": self.new}, tensors
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load_state(values, tensors)
+        load_module("policy", self.policy, tensors)
+        load_optimizer("adam", self.optimizer, tensors)
+        self.baseline, self.new = values["baseline"], values["new"]
+        self.students = [
+            Student(*(tensors[key][i].numpy() for key in ("actions", "masks", "log_odds")), score)
+            for i, score in enumerate(values["students"])
+        ]
 
     def ask(self) -> Plan:
         with torch.inference_mode():
@@ -194,14 +217,15 @@ def _load(policy: Policy, folder: Path) -> None:
     """Raises ConfigError where the folder holds no policy, or one for other descriptions or actions."""
     remedy = "Remedy: the folder of a finished run with search.name policy_gradient"
     tensors = load_tensors(folder / "search" / POLICY)
-    if tensors is None:
-        raise ConfigError(f"search.policy_from: {folder} holds no learned policy. {remedy}")
+    shown = short(str(folder), 200)
+    if tensors is None or not all(t.is_floating_point() and t.isfinite().all() for t in tensors.values()):
+        raise ConfigError(f"search.policy_from: {shown} holds no learned policy. {remedy}")
     own = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if own != found:
         name = next((name for name in own if own[name] != found.get(name)), "none")
         raise ConfigError(
-            f"search.policy_from: {folder} holds a policy of another space ({name} is {found.get(name)} and not "
+            f"search.policy_from: {shown} holds a policy of another space ({name} is {found.get(name)} and not "
             f"{own.get(name)}). {remedy}, the same search.hidden and search.levels, and knobs of the same kind"
         )
     policy.load_state_dict(tensors)

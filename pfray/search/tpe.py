@@ -122,7 +122,7 @@ def _remembered(
 
 @lru_cache(maxsize=1)
 def _domain(names: tuple[str, ...]) -> Domain:
-    """Half the time of a suggestion where it is not kept; kept here, and not in the state, as it holds no state."""
+    """Half the time of a suggestion where it is not kept; kept here, as it holds no state."""
     return Domain(_never_called, {name: hp.normal(name, 0.0, 1.0) for name in names})
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray import export
-from pfray.errors import ExportError
+from pfray.errors import ExportError, StorageError
 from pfray.export import program
 from pfray.measure import evaluating
 from pfray.models.lenet import lenet
@@ -68,3 +70,12 @@ def test_a_damaged_file_is_named_with_a_remedy(content: bytes | str | None, tmp_
         path.write_bytes(content)
     with pytest.raises(ExportError, match=r"model\.pt2.*Remedy"):
         program.load(path)
+
+
+def test_a_full_disk_is_a_storage_error_that_names_the_file(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match=r"m.pt2 cannot be written \(No space left on device\)"):
+        program.save(nn.Linear(2, 2), torch.ones(1, 2), tmp_path / "m.pt2")

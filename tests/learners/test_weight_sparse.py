@@ -94,6 +94,38 @@ def test_compressing_at_once_leaves_what_is_kept_untouched(model):
     assert negative_zeros(model) == 0
 
 
+@pytest.mark.parametrize("behind", [nn.BatchNorm2d(6), nn.Identity()])
+def test_what_is_left_of_a_layer_is_fitted_to_what_it_gave_before(task, behind):
+    torch.manual_seed(0)
+    bias = isinstance(behind, nn.Identity)
+    whole = nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=bias), copy.deepcopy(behind), nn.ReLU(), nn.Conv2d(6, 6, 3, bias=bias),
+        copy.deepcopy(behind), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10),
+    )  # fmt: skip
+    inputs = task.normalize(task.train.inputs[:200])
+    with torch.no_grad():
+        whole.train()(inputs)
+    whole.eval()
+    plan = {"0": 0.5, "3": 0.8, "7": 0.8}
+
+    def lost(steps: int) -> list[float]:
+        model, settings = copy.deepcopy(whole), Settings(regression_steps=steps, images=200)
+        WeightSparse.compress(model, plan, settings, WeightSparse.prepare(whole, task, settings), 0)
+        assert [round(sparsity(model[int(name)].weight), 1) for name in plan] == [0.5, 0.8, 0.8]
+        found = []
+        with torch.no_grad():
+            for index in (0, 3, 7):  # each with the inputs that it has in the uncompressed model
+                read = whole[:index](inputs)
+                end = index + 2 if index < 7 else 8
+                expected = whole[index:end](read)
+                found.append(((model[index:end](read) - expected).square().mean() / expected.var()).item())
+        return found
+
+    none, few, many = lost(0), lost(3), lost(30)
+    assert all(b < 0.7 * a for a, b in zip(none, few, strict=True))
+    assert all(b <= a + 1e-6 for a, b in zip(few, many, strict=True))
+
+
 def test_masks_follow_begin_interval_and_end(model):
     settings = Settings(begin=0.25, end=0.75, interval=4, exponent=3)
     hook = compress(model, {"fc1": 0.8}, settings, steps=40)

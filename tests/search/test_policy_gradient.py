@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from envs.removal import toy
+from pfray.cache import load_tensors, save_tensors
 from pfray.errors import ConfigError
 from pfray.search.policy_gradient import POLICY, PolicyGradient, Settings
 from tests.search.toy import drive
@@ -114,6 +115,15 @@ def test_folders_without_a_fitting_policy_are_refused(learned, tmp_path):
     (tmp_path / "search" / POLICY).write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="holds no learned policy"):
         search(policy_from=str(tmp_path))
+    weights = load_tensors(learned[1] / "search" / POLICY)
+    for strange in (weights["head.bias"].long(), torch.full_like(weights["head.bias"], float("nan"))):
+        save_tensors(tmp_path / "search" / POLICY, {**weights, "head.bias": strange})
+        with pytest.raises(ConfigError, match="holds no learned policy"):
+            search(policy_from=str(tmp_path))
+    for nowhere in ("~nobody-at-all/run", "a\0b", "x" * 5000):
+        with pytest.raises(ConfigError, match="holds no learned policy") as error:
+            search(policy_from=nowhere)
+        assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("env", ["nowhere:at-all-v0", "CartPole-v1", "envs:pfray/Layerwise-v0"])

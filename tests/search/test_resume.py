@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from ray.tune.search import Searcher
 
-from pfray.search.base import PlanSearcher, read_trials
+from pfray.search.base import PlanSearcher
+from pfray.trial_file import read_trials
 from tests.search.toy import BEST, CENTER, LIMITS, SPACE, drive, make, plans, result, score
 
 
 @pytest.mark.parametrize("stop", [1, 7, 13])
 def test_a_saved_search_goes_on_as_if_it_had_not_stopped(open_ended, tmp_path, stop):
     whole = plans(drive(make(open_ended)))
-    stopped = make(open_ended)
-    before = plans(drive(stopped, stop))
-    stopped.save(str(tmp_path / "state"))
-    restored = make(open_ended, seed=99)
-    restored.restore(str(tmp_path / "state"))
+    before = plans(drive(make(open_ended, tmp_path / "search"), stop))
+    restored = make(open_ended, tmp_path / "search", seed=99)
+    assert restored.resume() is None
     assert before + plans(drive(restored)) == whole
     assert [record["score"] for record in restored.records] == [score(plan) for plan in whole]
 
@@ -49,14 +48,14 @@ def test_every_finished_trial_is_one_line_of_the_trial_file(open_ended, tmp_path
 
 
 @pytest.mark.parametrize("stop", [1, 4, 12])
-def test_resuming_takes_over_a_trial_that_was_written_but_not_yet_in_the_state(open_ended, tmp_path, stop):
+def test_resuming_takes_over_a_trial_that_was_written_but_not_yet_in_the_state(
+    open_ended, tmp_path, monkeypatch, stop
+):
     folder = tmp_path / "search"
     killed = make(open_ended, folder)
     drive(killed, stop)
-    state = (folder / "searcher.pkl").read_bytes()
+    monkeypatch.setattr(killed, "save_state", lambda: None)  # as if the kill came between the two files
     drive(killed, 1)
-    # As if the kill came between the two files.
-    (folder / "searcher.pkl").write_bytes(state)
     resumed = make(open_ended, folder)
     resumed.resume()
     assert [record["trial"] for record in resumed.records] == list(range(stop + 1))
@@ -66,14 +65,13 @@ def test_resuming_takes_over_a_trial_that_was_written_but_not_yet_in_the_state(o
     assert len({json.dumps(record["plan"]) for record in records}) == 16
 
 
-def test_resuming_a_search_of_many_at_once_repeats_no_trial_number(open_ended, tmp_path):
+def test_resuming_a_search_of_many_at_once_repeats_no_trial_number(open_ended, tmp_path, monkeypatch):
     folder = tmp_path / "search"
     killed = make(open_ended, folder)
     out = [killed.suggest(str(number)) for number in range(6)]
     killed.on_trial_complete("5", result(out[5]["plan"]))
-    state = (folder / "searcher.pkl").read_bytes()
+    monkeypatch.setattr(killed, "save_state", lambda: None)
     killed.on_trial_complete("2", result(out[2]["plan"]))
-    (folder / "searcher.pkl").write_bytes(state)
     resumed = make(open_ended, folder)
     resumed.resume()
     entries = drive(resumed)
@@ -81,13 +79,13 @@ def test_resuming_a_search_of_many_at_once_repeats_no_trial_number(open_ended, t
     assert plans(entries[:4]) == [out[number]["plan"] for number in (0, 1, 3, 4)]
 
 
-def test_plans_out_before_anything_was_saved_are_made_up_for(open_ended, tmp_path):
+def test_plans_out_before_anything_was_saved_are_made_up_for(open_ended, tmp_path, monkeypatch):
     folder = tmp_path / "search"
     killed = make(open_ended, folder)
     out = [killed.suggest(str(number)) for number in range(6)]
-    killed.on_trial_complete("5", result(out[5]["plan"]))
     # As if the kill came between the two files of the very first trial that was finished.
-    (folder / "searcher.pkl").unlink()
+    monkeypatch.setattr(killed, "save_state", lambda: None)
+    killed.on_trial_complete("5", result(out[5]["plan"]))
     resumed = make(open_ended, folder)
     resumed.resume()
     assert not resumed.finished()
@@ -97,15 +95,15 @@ def test_plans_out_before_anything_was_saved_are_made_up_for(open_ended, tmp_pat
 
 
 def test_a_large_state_is_saved_now_and_then_and_nothing_is_lost_by_it(open_ended, tmp_path, monkeypatch):
-    monkeypatch.setattr("pfray.search.base.QUICK", 0.0)
+    monkeypatch.setattr("pfray.kept_search.QUICK", 0.0)
     # No time after the first would be late enough.
-    monkeypatch.setattr("pfray.search.base.SAVE_SHARE", 1e-9)
+    monkeypatch.setattr("pfray.kept_search.SAVE_SHARE", 1e-9)
     folder = tmp_path / "search"
     killed = make(open_ended, folder, trials=60)
     drive(killed, 1)
-    first = (folder / "searcher.pkl").read_bytes()
+    first = (folder / "state.json").read_bytes()
     drive(killed, 40)
-    assert (folder / "searcher.pkl").read_bytes() == first
+    assert (folder / "state.json").read_bytes() == first
     resumed = make(open_ended, folder, trials=60)
     resumed.resume()
     assert resumed.records == killed.records
@@ -116,7 +114,7 @@ def test_a_large_state_is_saved_now_and_then_and_nothing_is_lost_by_it(open_ende
 
 def test_a_search_without_a_state_is_rebuilt_from_the_trial_file_alone(open_ended, tmp_path):
     drive(make(open_ended, tmp_path / "search"), 5)
-    (tmp_path / "search" / "searcher.pkl").unlink()
+    (tmp_path / "search" / "state.json").unlink()
     resumed = make(open_ended, tmp_path / "search")
     resumed.resume()
     assert [entry["trial"] for entry in drive(resumed)] == list(range(5, 16))
@@ -183,6 +181,6 @@ def test_a_warm_started_search_goes_on_after_a_kill_as_if_it_had_not_stopped(ope
     moves = 0.1 * np.random.default_rng(0).standard_normal((12, 6))
     whole = plans(drive(warm(tmp_path / "whole")))
     before = plans(drive(warm(tmp_path / "killed"), 8))
-    resumed = make(open_ended, tmp_path / "killed")
-    resumed.resume()
+    resumed = warm(tmp_path / "killed")
+    assert resumed.resume() is None
     assert before + plans(drive(resumed)) == whole

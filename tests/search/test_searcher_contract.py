@@ -10,7 +10,9 @@ from ray.tune.search import Searcher
 from pfray.components import find_class
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
-from tests.search.toy import PLANS, SIZES, SPACE, drive, make, plans, result, score
+from tests.search.toy import GIVEN, PLANS, SIZES, SPACE, drive, make, plans, result, score
+
+KNOWN = {**PLANS, "given": GIVEN}
 
 
 def test_settings_are_a_documented_frozen_dataclass_whose_defaults_do(name):
@@ -32,16 +34,16 @@ def test_every_plan_is_within_its_ranges_and_on_the_target(name):
 
 def test_the_plans_that_need_no_search_come_first(name):
     entries = drive(make(name))
-    own = {"uniform": ["uniform"], "allocate": ["allocate"], "heuristic": ["heuristic"]}
+    own = {"uniform": ["uniform"], "allocate": ["allocate"], "heuristic": ["heuristic"], "given": ["given"]}
     expected = own.get(name, ["uniform", "heuristic", "allocate"])
     assert [entry["origin"] for entry in entries[: len(expected)]] == expected
-    assert [entry["plan"] for entry in entries[: len(expected)]] == [PLANS[origin] for origin in expected]
+    assert [entry["plan"] for entry in entries[: len(expected)]] == [KNOWN[origin] for origin in expected]
     assert all(entry["origin"] in ("random", "searched") for entry in entries[len(expected) :])
 
 
 def test_fewer_trials_than_first_plans_run_the_first_of_them(name):
     searcher = make(name, trials=1)
-    assert [entry["origin"] for entry in drive(searcher)] == [name if name in PLANS else "uniform"]
+    assert [entry["origin"] for entry in drive(searcher)] == [name if name in KNOWN else "uniform"]
     assert searcher.finished()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +29,17 @@ CURVES = {name: np.linspace(0.9, 0.0, 33) for name in SPACE.names}
 # Uniform first, because the best plan is laid out from there.
 PLANS = {**plans_without_search(SPACE, LIMITS), "allocate": plans_without_search(SPACE, LIMITS, CURVES)["allocate"]}
 
+GIVEN_FILE = Path(__file__).with_name("given_plan.json")
+GIVEN = json.loads(GIVEN_FILE.read_text())
+
 
 def make(name: str, folder: Path | None = None, **arguments: Any) -> PlanSearcher:
     found = find_class("search", name, PlanSearcher)
     arguments = {"seed": 0, "trials": 16, "first_plans": first_plans(PLANS, found), **arguments}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    return found(SPACE, LIMITS, found.settings_type(), folder=folder, **arguments)
+    settings = found.settings_type(**({"plan": str(GIVEN_FILE)} if name == "given" else {}))
+    return found(SPACE, LIMITS, settings, folder=folder, **arguments)
 
 
 def result(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""What a run's results depend on beside its experiment file: pfray's version, the model, the data and the user's code.
+
+It is kept in the run folder, so that a run is continued with what it began with.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pfray.cache import content_key, state_bytes, version
+from pfray.config import Experiment
+from pfray.model_key import fixed_batch_outputs
+from pfray.task import Task
+
+# Their code is known by pfray's version.
+OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
+# Outputs that are kept, at most; and how far apart two machines' may be, as a share of the largest one.
+KEPT_OUTPUTS = 64
+TOLERANCE = 1e-3
+
+
+def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, Any]:
+    """All of it as JSON values. model: as the run begins with it, with the user's weights or untrained."""
+    outputs = fixed_batch_outputs(model, task)
+    kept = outputs.flatten()[:: max(1, outputs.numel() // KEPT_OUTPUTS)][:KEPT_OUTPUTS].nan_to_num()
+    splits = (("train", task.train), ("validation", task.validation), ("test", task.test))
+    given = experiment.model.weights is not None
+    return {
+        "pfray": version(),
+        "architecture": content_key(repr(model)),
+        # Those that a seed gives differ between machines in their last bits; the outputs tell of them too.
+        "weights": content_key(state_bytes(model)) if given else "drawn",
+        "outputs": kept.tolist(),
+        **{f"{name} data": f"{_form(split.inputs)}, {_form(split.targets)}" for name, split in splits},
+        "classes": list(map(int, (task.num_outputs, *(task.classes or ())))),
+        "contents": task.fingerprint(),
+        "code": {name: _code_key(path) for name, path in _user_modules(experiment, task)},
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What has changed between two identities, a few words for each."""
+    changed = []
+    if old.get("pfray") != new["pfray"]:
+        changed.append(f"pfray {new['pfray']} instead of {old.get('pfray')}")
+    if old.get("architecture") != new["architecture"]:
+        changed.append("the model's architecture")
+    elif old.get("weights") != new["weights"]:
+        changed.append("the model's weights")
+    elif not _close(old.get("outputs"), new["outputs"]):
+        changed.append("what the model's forward() gives")
+    shapes = [f"{name} {new[name]} instead of {old.get(name)}"
+              for name in ("train data", "validation data", "test data") if old.get(name) != new[name]]  # fmt: skip
+    changed += shapes
+    if old.get("classes") != new["classes"]:
+        changed.append("the data's classes")
+    elif not shapes and old.get("contents") != new["contents"]:
+        changed.append("the data's values")
+    code = old.get("code")
+    known = code if isinstance(code, dict) else {}
+    changed += [f"the code of {name}" for name in sorted(known.keys() | new["code"]) if
+                known.get(name) != new["code"].get(name)]  # fmt: skip
+    return changed
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _close(old: Any, new: list[float]) -> bool:
+    if not isinstance(old, list) or len(old) != len(new):
+        return False
+    allowed = TOLERANCE * max(map(abs, new), default=0.0) + 1e-30
+    return all(abs(one - other) <= allowed for one, other in zip(old, new, strict=True))
+
+
+def _user_modules(experiment: Experiment, task: Task) -> Iterator[tuple[str, str]]:
+    """(name, file) of the modules behind the experiment's import paths and the task's functions, pfray's left out."""
+    names = {text.partition(":")[0] for text in _texts(experiment.model_dump()) if re.fullmatch(r"[\w.]+:\w+", text)}
+    names |= {str(getattr(each, "__module__", "")) for each in (task.loss, task.score, task.soft_loss, task.augment)}
+    for name in sorted(names):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and name.partition(".")[0] not in OWN_PACKAGES:
+            yield name, file
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _code_key(file: str) -> str:
+    """A key of what the module says, its comments and line breaks left out."""
+    source = Path(file).read_bytes()
+    try:
+        return content_key(ast.dump(ast.parse(source)))
+    except (SyntaxError, ValueError):  # an extension module
+        return content_key(source)

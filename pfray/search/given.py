@@ -1,0 +1,82 @@
+"""The user's own plan: no search, but compression, retraining and export by it.
+
+The plan is tried as it is. It has to meet the experiment's target, since whatever a run promises is promised of its
+plan; one that misses it is refused, with by how much, and never moved. One that compresses further than the target asks
+is taken as it is, too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfray.errors import ConfigError
+from pfray.plan_file import MOST, expanded, mistakes, read_json, short
+from pfray.search.base import PlanSearcher
+from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan, within
+
+EXAMPLE = "a JSON file of knob names and values, or a run's summary.json"
+# Knobs that are settings begin so.
+SETTINGS = ("finetune.", "distill.", "learner.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """plan: the JSON file of the plan, knob name -> value, as a ``summary.json`` has it under ``plan``; or such a whole
+    file.
+    """
+
+    plan: str | None = None
+
+
+class Given(PlanSearcher):
+    settings_type = Settings
+    origin = "given"
+    open_ended = False
+    given = "search.plan has now. Remedy: put that plan back, --force to begin anew, or name=... for another run"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.settings.plan is None:
+            raise ConfigError(f"search.plan: missing. Remedy: {EXAMPLE}")
+        plan = read_given(expanded(self.settings.plan), self.space, self.limits)
+        self.queue, self.asked = [{"trial": 0, "origin": self.origin, "plan": plan}], 1
+
+
+def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
+    """The plan of the file, in the space's order. Raises ConfigError with a line for every mistake of it."""
+    shown = short(str(path), 200)
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"search.plan: {shown} cannot be used ({error}). Remedy: {EXAMPLE}") from error
+    if isinstance(found, dict) and isinstance(found.get("plan"), dict):
+        found = found["plan"]
+    wrong = []
+    if isinstance(found, dict):
+        for name in [name for name in found if name.startswith(SETTINGS) and name not in space.names]:
+            wrong.append(f"{short(name)} is a setting that is not searched here. Remedy: take it out of the plan, and "
+                         f"give the experiment its value, {short(found.pop(name))}")  # fmt: skip
+    wrong += mistakes(found, space)
+    if not wrong:
+        found = {name: float(found[name]) for name in space.names}
+        wrong = [_miss(unit, cost, limits[unit]) for unit, cost in space.costs(found).items() if unit in limits and
+                 not within({unit: cost}, {unit: limits[unit]})]  # fmt: skip
+    if len(wrong) > MOST:
+        wrong[MOST:] = [f"{len(wrong) - MOST} mistakes more"]
+    if wrong:
+        raise ConfigError("\n".join(f"search.plan: {shown}: {line}" for line in wrong))
+    return found
+
+
+def _miss(unit: str, cost: float, limit: float) -> str:
+    """How far a plan of that cost is from the target, and the target that it would just meet."""
+    above = unit not in AT_LEAST
+    step = 10.0 ** (math.floor(math.log10(abs(cost) or 1.0)) - 4)
+    met = (math.ceil if above else math.floor)(cost / step) * step
+    return (
+        f"the plan misses target.{unit}: it has {cost:.9g}, and {limit:.9g} or {'less' if above else 'more'} is asked "
+        f"for ({100 * abs(cost - limit) / limit:.3g} % away). Remedy: change the plan, or target.{unit}={met:.12g}"
+    )

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pfray import cache
+from pfray.config import Experiment
+from pfray.identity import differences, identity
+from pfray.model_key import model_parts
+from pfray.task import Split, Task
+from tests.small import make_task
+
+
+class Net(nn.Module):
+    """forward: what comes after the layer."""
+
+    activation = staticmethod(torch.relu)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2 * 8 * 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.layer(x.flatten(1)))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def experiment(**changes: object) -> Experiment:
+    return Experiment.model_validate({
+        "name": "exp", "model": {"name": "lenet", "weights": "x.pt"}, "data": "digits", "learner": "weight_sparse",
+        "target": {"sparsity": 0.5}, **changes,
+    })  # fmt: skip
+
+
+def found(model: nn.Module | None = None, task: Task | None = None, **changes: object) -> dict:
+    return identity(experiment(**changes), model or net(), task or make_task())
+
+
+def test_equal_models_have_equal_parts_and_the_random_generator_stays_where_it_was():
+    one, other = net(), net()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    assert model_parts(one, make_task()) == model_parts(other, make_task())
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, torch.nn.functional.relu6, torch.nn.functional.gelu])
+def test_another_forward_has_other_parts_although_weights_and_printed_form_are_the_same(monkeypatch, activation):
+    model, task = net(), make_task()
+    with torch.no_grad():
+        model.layer.weight.mul_(3)  # so that some outputs lie beyond 6
+    before, known = model_parts(model, task), found(model, task)
+    monkeypatch.setattr(Net, "activation", staticmethod(activation))
+    after = model_parts(model, task)
+    assert before[:3] == after[:3]
+    assert before != after
+    assert differences(known, found(model, task)) == ["what the model's forward() gives"]
+
+
+def test_a_difference_in_the_last_bits_is_no_other_run():
+    known = found()
+    shifted = {**known, "outputs": [value * (1 + 1e-6) for value in known["outputs"]]}
+    assert differences(known, shifted) == []
+    other = {**known, "outputs": [value * 1.01 for value in known["outputs"]]}
+    assert differences(known, other) == ["what the model's forward() gives"]
+
+
+def test_other_weights_are_named():
+    model = net()
+    known = found(model)
+    with torch.no_grad():
+        model.layer.weight[0, 0] += 1e-4
+    assert differences(known, found(model)) == ["the model's weights"]
+    assert differences(known, found(nn.Sequential(nn.Flatten(), nn.Linear(128, 3)))) == ["the model's architecture"]
+
+
+def test_other_data_are_named_by_what_differs_first():
+    task = make_task()
+    known = found(task=task)
+    inputs = task.train.inputs.clone()
+    inputs[-1] += 1
+    values = replace(task, train=Split(inputs, task.train.targets))
+    assert differences(known, found(task=values)) == ["the data's values"]
+    fewer = replace(task, test=task.test.head(10))
+    assert differences(known, found(task=fewer)) == [
+        "test data float32 (10, 2, 8, 8), int64 (10,) instead of float32 (20, 2, 8, 8), int64 (20,)"
+    ]
+    assert differences(known, found(task=replace(task, num_outputs=4))) == ["the data's classes"]
+
+
+def test_another_version_is_named(monkeypatch):
+    known = found()
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "99.0")
+    assert differences(known, found()) == [f"pfray 99.0 instead of {known['pfray']}"]
+
+
+def test_the_users_code_is_named_where_it_says_something_else_and_not_for_a_comment(tmp_path: Path, monkeypatch):
+    path = tmp_path / "userlearner.py"
+    path.write_text("class Mine:\n    rate = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("userlearner")
+    choice = {"learner": [{"name": "userlearner:Mine"}]}
+    known = found(**choice)
+    assert set(known["code"]) == {"userlearner"}
+    path.write_text("# mine\nclass Mine:\n\n    rate = 1  # a rate\n")
+    assert differences(known, found(**choice)) == []
+    path.write_text("class Mine:\n    rate = 2\n")
+    assert differences(known, found(**choice)) == ["the code of userlearner"]
+    del sys.modules["userlearner"]
+
+
+def test_no_content_of_an_identity_is_a_traceback():
+    known = found()
+    for entry in (None, 5, "text", [], {}, [None]):
+        changed = differences(dict.fromkeys(known, entry), known)
+        assert changed

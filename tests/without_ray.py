@@ -1,0 +1,46 @@
+"""Whole runs in this process, without Ray: trials are scored by their number, trainings are plain calls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import ray
+import torch
+from ray.tune.search import Searcher
+
+from pfray import cluster, distributed, finalize, metrics, nodes, trials
+from pfray import run as run_module
+from pfray.search.base import PlanSearcher
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[list[str]]:
+    """Yields the names of the trainings that are done during the block, those that only read a last state included."""
+    trained: list[str] = []
+
+    def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, torch.Tensor]:
+        trained.append(config["folder"].name)
+        return distributed._work_alone(config, cpus)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "ray_session", lambda *_: contextlib.nullcontext())
+        patch.setattr(nodes, "check_nodes", lambda *_: None)
+        patch.setattr(metrics, "Metrics", MagicMock())
+        patch.setattr(trials, "run_trials", _run_trials)
+        patch.setattr(cluster, "total", lambda kind: 1)
+        patch.setattr(cluster, "processors_per_worker", lambda workers: 1)
+        patch.setattr(ray, "put", lambda value: value)
+        patch.setattr(distributed, "_train_alone", train_alone)
+        patch.setattr(distributed, "_task_device", lambda: torch.device("cpu"))
+        patch.setattr(finalize, "export_model", lambda *_: None)
+        yield trained
+
+
+def _run_trials(learner: Any, job: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
+    while (entry := searcher.suggest("one")) != Searcher.FINISHED:
+        assert isinstance(entry, dict)
+        searcher.on_trial_complete("one", {"score": 0.1 * entry["trial"], "standard_error": 0.01})
