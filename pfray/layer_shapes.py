@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, dict[str, float
     """
     found: dict[str, dict[str, float]] = {}
 
-    def describe(layer: Any, arguments: tuple[Any, ...], _: Any, name: str) -> None:
+    def describe(name: str, layer: Any, arguments: tuple[Any, ...], _: Any) -> None:
         if name in found or not (arguments and isinstance(arguments[0], Tensor)):
             return
         if isinstance(layer, nn.Linear):
@@ -41,7 +42,7 @@ def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, dict[str, float
         found[name] = dict(zip(SHAPE, map(float, shape), strict=True))
 
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, WeightLayer))
-    handles = [layer.register_forward_hook(lambda *seen, name=name: describe(*seen, name)) for name, layer in layers]
+    handles = [layer.register_forward_hook(partial(describe, name)) for name, layer in layers]
     try:
         with evaluating(model):
             model(example)

@@ -10,19 +10,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Each may import from itself and those before it only.
 LAYERS = [
-    {"errors", "bench", "agent", "widths"},
+    {"errors", "bench", "parameter_noise", "widths"},
     {"access", "files", "space", "split_checks", "task", "randomness", "quiet", "section", "environment", "patience"},
     {"buckets", "quantize", "codebook", "lattice"},
     {"cache", "components", "measure", "overlay", "ranges", "progress", "bucket", "lease"},
     {"tracing", "coupling", "removal", "graph"},
-    {"layers", "rows", "model_key", "moments", "lasso", "channels", "ranking", "refit"},
+    {"layers", "layer_shapes", "rows", "model_key", "moments", "lasso", "channels", "ranking", "refit"},
     {"removable", "find_removable", "bridging", "students", "task_checks", "model_checks", "weights"},
     {"folding", "activations", "straight_through", "sensitivity", "bits", "shared_range", "int8_operators",
      "int8_rewrites", "int8"},
     {"config"},
     {"cluster"},
     {"identity"},
-    {"data", "models", "export", "objective", "train", "events", "folder", "mirror", "search", "warm_start"},
+    {"data", "models", "export", "objective", "train", "events", "folder", "mirror", "agent", "search_state", "search",
+     "warm_start"},
     {"ecq", "shared_norm", "communication"},
     {"job", "extra_losses", "greedy_choice", "metrics"},
     {"scoring", "learner", "report", "figures", "remarks", "report_style"},
