@@ -16,8 +16,8 @@ What differs from DDPG:
 - A step common to all actions of an episode is taken off before the critic sees them: every plan is moved onto the
   target by such a step, so none was measured with another one, and what the critic promises there it never saw.
 - A plan to try is the one that the critic prefers among draws around the actor's and around the best plan
-  (Dulac-Arnold et al. 2015, arXiv 1512.07679). It is the critic's choice that does the work
-  (benchmarks/search_quality.py --ablation).
+  (Dulac-Arnold et al. 2015, arXiv 1512.07679). The draws around the best plan and the critic's choice do the work, the
+  actor adds next to nothing (benchmarks/search_quality.py --ablation).
 - The actor is anchored to the executed actions (Fujimoto and Gu 2021, arXiv 2106.06860, eq. 3), and good episodes are
   replayed more often: the critic is believed near to what was measured only.
 """
