@@ -31,7 +31,7 @@ RUNS = (
     ("quantize_candidate",),
     ("quant_file",),
     ("int8_speed",),
-    ("ddpg_search",),
+    ("critic_search",),
     ("suggestions",),
     ("weak_scaling",),
     ("kills",),

@@ -27,8 +27,8 @@ from benchmarks.workers import Record, run_all
 NAME = "quant_accuracy"
 FOLDER = ROOT / "runs" / NAME
 LEARNERS = ("uniform_quant", "non_uniform_quant")
-METHODS = ("uniform", "allocate", "tpe", "ddpg")
-SEARCHED = ("tpe", "ddpg")
+METHODS = ("uniform", "allocate", "tpe", "critic")
+SEARCHED = ("tpe", "critic")
 BITS = (8, 4, 3, 2)
 # Training images that batch-norm statistics are put right on, where that helps on the validation split.
 BN_IMAGES = 5000

@@ -1,5 +1,11 @@
 """What each searcher finds with the same number of trials: a CIFAR ResNet, 90 % sparsity, no fine-tuning.
 
+    python -m benchmarks.search_quality --model resnet20
+    python -m benchmarks.search_quality --model synthetic --ablation --seeds 3 --trials 100
+
+The first compares pfray's searchers, the second the searcher ``critic`` with itself without one of its parts, and with
+DDPG as AMC and PocketFlow have it (benchmarks/variants.py), here on a made-up landscape (benchmarks/synthetic.py).
+
 Every searcher gets pfray's defaults: the same first plans, the same score, and in the end the best trials measured
 again on all validation images before one is chosen. The test split is read for the chosen plan only.
 """
@@ -16,15 +22,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import searching
+from benchmarks import searching, synthetic
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import LIMITS, first_plans, job, needed, space
+from benchmarks.variants import ABLATION, variant
 from benchmarks.workers import Record, run_all
 
 NAME = "search_quality"
 GOAL = "> 0"
-SEARCHERS = ("uniform", "allocate", "random", "tpe", "gp", "ddpg")
-LEARNED = ("tpe", "gp", "ddpg")
+FIXED = ("uniform", "allocate")
+SEARCHERS = (*FIXED, "random", "tpe", "gp", "critic", "ddpg_amc")
+SYNTHETIC = "synthetic"
 # A plan has passed another one when it has so much more accuracy on the images of the search.
 MARGIN = 0.02
 
@@ -32,15 +40,13 @@ MARGIN = 0.02
 def search(piece: Sequence[Any]) -> Record:
     """piece: (model, searcher, seed, trials, settings). A whole search, and its choice on images it did not see."""
     from learners.weight_sparse import WeightSparse
-    from pfray.components import find_class
     from pfray.measure import evaluate
-    from pfray.search.base import PlanSearcher
 
     model, name, seed, trials, _ = piece
     work = job(model)
-    found: type[PlanSearcher] = find_class("search", name, PlanSearcher)
+    found, settings = variant(name, trials)
     first = first_plans(work, found)
-    searcher = found(space(work), LIMITS, found.settings_type(), seed=seed, trials=trials, first_plans=first)
+    searcher = found(space(work), LIMITS, settings, seed=seed, trials=trials, first_plans=first)
     started = time.perf_counter()
     scorer, scoring = searching.search(WeightSparse, work, searcher)
     seconds = time.perf_counter() - started
@@ -63,14 +69,11 @@ def search(piece: Sequence[Any]) -> Record:
     }
 
 
-def settings_of(name: str) -> str:
+def settings_of(name: str, trials: int) -> str:
     """All that a search depends on but for the seed; a search with others is done again."""
-    from pfray.components import find_class
     from pfray.config import Search
-    from pfray.search.base import PlanSearcher
 
-    found: type[PlanSearcher] = find_class("search", name, PlanSearcher)
-    return f"{found.settings_type()} {Search().model_dump_json()}"
+    return f"{variant(name, trials)[1]} {Search().model_dump_json()}"
 
 
 def trials_to_pass(record: Mapping[str, Any], accuracy: float) -> int | None:
@@ -101,31 +104,45 @@ def table(records: Mapping[str, Sequence[Record]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if is_missing(NAME, needed(options.model), "put the data there"):
+    made_up = options.model == SYNTHETIC
+    if not made_up and is_missing(NAME, needed(options.model), "put the data there"):
         return SKIPPED
+    names = options.searchers or (ABLATION if options.ablation else SEARCHERS)
+    if made_up:
+        names = [name for name in names if name not in FIXED]
     pieces = [
-        [options.model, name, seed, options.trials, settings_of(name)]
+        [options.model, name, seed, options.trials, settings_of(name, options.trials)]
         for seed in range(options.seeds)
-        for name in options.searchers
-        if seed == 0 or name not in ("uniform", "allocate")  # these are the same for every seed
+        for name in names
+        if seed == 0 or name not in FIXED  # these are the same for every seed
     ]
     path = options.folder / f"{options.model}.jsonl"
-    found = run_all(search, pieces, path, options.processes)
-    records: dict[str, list[Record]] = {name: [] for name in options.searchers}
+    found = run_all(synthetic.search if made_up else search, pieces, path, options.processes)
+    records: dict[str, list[Record]] = {name: [] for name in names}
     for piece, record in zip(pieces, found, strict=True):
         records[piece[1]].append(record)
     print(f"\n{options.model}, {options.trials} trials each, spread is min .. max over the seeds")
+    if made_up:
+        print(synthetic.table(records))
+        best = {name: fmean(max(run["scores"]) for run in runs) for name, runs in records.items()}
+        _compare(options.model, best, "score")
+        return 0
     print(table(records))
     for name, runs in records.items():
         if len(runs[0]["accuracies"]) > 3:
             share = fmean(run["scoring"] / run["seconds"] for run in runs)
             print(f"{name}: {100 * share:.0f} % of the time is scoring; chosen from {_names(runs)}")
     means = {name: 100 * fmean(run["test"] for run in runs) for name, runs in records.items()}
-    for name in (name for name in LEARNED if name in means):
-        for other in (other for other in ("random", "allocate") if other in means):
-            gain = means[name] - means[other]
-            close(f"{NAME}_{options.model}_{name}_{other}", gain, f"points of test accuracy over {other}", GOAL)
+    _compare(options.model, means, "points of test accuracy")
     return 0
+
+
+def _compare(model: str, means: Mapping[str, float], unit: str) -> None:
+    """A closing line for each searcher that learns and each other one. means: by searcher, over its seeds."""
+    others = [name for name in ("random", "allocate") if name in means]
+    for name in (name for name in means if name not in ("random", *FIXED)):
+        for other in others:
+            close(f"{NAME}_{model}_{name}_{other}", means[name] - means[other], f"{unit} over {other}", GOAL)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -148,10 +165,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare the searchers at equal numbers of trials.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default="resnet20", choices=("resnet20", "resnet56"), help="the network")
+    parser.add_argument("--model", default="resnet20", choices=("resnet20", "resnet56", SYNTHETIC),
+                        help="the network, or the made-up landscape")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each searcher")
     parser.add_argument("--trials", type=int, default=200, help="trials of each search")
-    parser.add_argument("--searchers", nargs="+", default=list(SEARCHERS), choices=SEARCHERS, help="which of them")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--searchers", nargs="+", choices=sorted({*SEARCHERS, *ABLATION}), help="which of them")
+    chosen.add_argument("--ablation", action="store_true", help=", ".join(ABLATION))
     parser.add_argument("--processes", type=int, default=2, help="searches at once, a core each")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / NAME, help="where finished searches are kept")
     return parser

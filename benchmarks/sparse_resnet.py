@@ -37,8 +37,11 @@ def job(model: str = "resnet20") -> Any:
 
 def space(job: Any) -> Any:
     from learners.weight_sparse import WeightSparse
+    from pfray.layer_shapes import with_layer_shapes
+    from pfray.measure import example_input
 
-    return WeightSparse.space(job.teacher, job.task, job.settings)
+    found = WeightSparse.space(job.teacher, job.task, job.settings)
+    return with_layer_shapes(found, job.teacher, example_input(job.task))
 
 
 def first_plans(job: Any, searcher: type) -> tuple[tuple[str, dict[str, float]], ...]:

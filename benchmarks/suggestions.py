@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 NAME = "suggestions"
 # A trial of the quickest learner takes half a second, and a searcher should serve as many at once as a machine has.
 GOAL = "<= 0.5"
-SEARCHERS = ("random", "tpe", "gp", "ddpg", "policy_gradient")
+SEARCHERS = ("random", "tpe", "gp", "critic", "ddpg", "policy_gradient")
 
 
 def make_space(knobs: int, choices: bool) -> tuple[CompressionSpace, dict[str, float]]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from pfray.space import AT_LEAST, CompressionSpace, Knob, Limits, Plan
+from pfray.space import AT_LEAST, SHAPE, CompressionSpace, Knob, Limits, Plan
 
 # Halvings of a knob's range: far below what one weight of a layer is of its range.
 HALVINGS = 40
@@ -36,11 +36,17 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     center, spread: ``(L,)`` positions that the action 0 leads to, and how far the actions -1 and 1 lead from them, one
         number for all or ``(L,)``. By default the actions span the whole range.
     shuffle: decide the knobs in another order every episode.
-    static: leave out of the observation whatever depends on the actions before.
+    observe: which observation ``(F,)``, all within -1..1:
 
-    The observation ``(F,)``, all within -1..1, is static facts of the knob to decide (see ``_static``), the share of
-    steps done, for each unit what is spent of the budget, what remains, and what the knobs still to be decided could
-    spend at most (as a share of the whole range), and the action executed last. After the last step the facts are 0.
+    - ``all``: static facts of the knob to decide (see ``_static``), the share of steps done, for each unit what is
+      spent of the budget, what remains, and what the knobs still to be decided could spend at most (as a share of the
+      whole range), and the action executed last.
+    - ``static``: the facts only, which do not depend on the actions before.
+    - ``amc``: AMC's layer embedding (its equation 1): t, n, c, h, w, stride, k, FLOPs[t], each scaled to 0..1 over the
+      knobs; for each unit of the target what is reduced so far, and what the knobs after this one could spend at most,
+      both as a share of the whole range; the action executed last.
+
+    After the last step the facts are 0.
 
     ``info`` after a step: ``position``, the executed one of the knob just decided; at the end ``plan`` as well.
     Raises InfeasibleTarget where no plan meets the target.
@@ -57,7 +63,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         center: np.ndarray | None = None,
         spread: float | np.ndarray = 0.5,
         shuffle: bool = False,
-        static: bool = False,
+        observe: Literal["all", "static", "amc"] = "all",
         render_mode: str | None = None,
     ) -> None:
         self.optimum: tuple[Plan, float] | None = None
@@ -72,7 +78,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self.center.shape != (len(space),):
             raise ValueError(f"center has the shape {self.center.shape}, and there are {len(space)} knobs")
         self.spread = np.broadcast_to(np.asarray(spread, dtype=float), len(space))
-        self.shuffle, self.static, self.render_mode = shuffle, static, render_mode
+        self.shuffle, self.observe, self.render_mode = shuffle, observe, render_mode
 
         self._single = [CompressionSpace((knob,), space.costs_of) for knob in space.knobs]
         self._sign = np.array([-1.0 if unit in AT_LEAST else 1.0 for unit in self.target])
@@ -82,7 +88,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._floor, self._ceiling = self._costs(self._lowest), self._costs(self._highest)
         if (self._floor > self._limits).any():
             space.uniform(self.target)  # raises InfeasibleTarget with the reachable range
-        self._facts = self._static()
+        self._facts = self._embedding() if observe == "amc" else self._static()
         self._begin(np.arange(len(space)))
         size = len(self._observe())
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
@@ -157,27 +163,48 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _observe(self) -> np.ndarray:
         facts = self._facts[self.knob] if self._step < len(self.space) else np.zeros(self._facts.shape[1])
-        if self.static:
-            return np.clip(facts, -1.0, 1.0).astype(np.float32)
+        moving = {"all": self._spending, "static": list, "amc": self._reduction}[self.observe]()
+        return np.clip(np.concatenate([facts, *moving]), -1.0, 1.0).astype(np.float32)
+
+    def _spending(self) -> list[Any]:
         now, budget = self._costs(self._values), self._limits - self._floor
         spent = np.divide(now - self._floor, budget, out=np.ones_like(budget), where=budget > 0)
+        ahead = self._share(self._costs(self._full) - now)
+        return [[self._step / len(self.space)], spent, 1 - spent, ahead, [self._last]]
+
+    def _reduction(self) -> list[Any]:
+        following = self._values.copy()
+        following[self._order[self._step + 1 :]] = self._highest[self._order[self._step + 1 :]]
+        reduced = self._share(self._ceiling - self._costs(self._full))
+        return [reduced, self._share(self._costs(following) - self._costs(self._values)), [self._last]]
+
+    def _share(self, costs: np.ndarray) -> np.ndarray:
+        """``(U,)`` of the range of each unit; 0 where that is empty."""
         whole = self._ceiling - self._floor
-        ahead = np.divide(self._costs(self._full) - now, whole, out=np.zeros_like(whole), where=whole > 0)
-        moving = [[self._step / len(self.space)], spent, 1 - spent, ahead, [self._last]]
-        return np.clip(np.concatenate([facts, *moving]), -1.0, 1.0).astype(np.float32)
+        return np.divide(costs, whole, out=np.zeros_like(whole), where=whole > 0)
+
+    def _embedding(self) -> np.ndarray:
+        """``(L, 8)``: AMC's t, n, c, h, w, stride, k, FLOPs[t], from the least 0 to the largest 1 of the knobs.
+
+        What a knob does not know counts as 0, and what is the same for all of them is 0.
+        """
+        knobs = self.space.knobs
+        rows = [[t, *(knob.facts.get(name, 0.0) for name in (*SHAPE, "macs"))] for t, knob in enumerate(knobs)]
+        low, high = np.min(rows, axis=0), np.max(rows, axis=0)
+        return np.divide(rows - low, high - low, out=np.zeros((len(knobs), len(low))), where=high > low)
 
     def _static(self) -> np.ndarray:
         """``(L, S)``: what is known of each knob before anything is decided.
 
         Its place in the network, as index / L and as cosines of 1, 2, 3, ... half waves over it, which up to WAVES + 1
         knobs tell each from all others as well as an indicator of its own would; the logarithm of every fact (params,
-        macs, ...) over the largest knob's; the ends of its range over the largest end; whether it takes integers only;
-        its center.
+        macs, ...) but ``SHAPE`` over the largest knob's; the ends of its range over the largest end; whether it takes
+        integers only; its center.
         """
         knobs = self.space.knobs
         place = np.arange(len(knobs)) / len(knobs)
         waves = np.cos(np.pi * (place + 0.5 / len(knobs))[:, None] * np.arange(1, min(len(knobs), WAVES + 1)))
-        names = sorted({name for knob in knobs for name in knob.facts})
+        names = sorted({name for knob in knobs for name in knob.facts} - {*SHAPE})
         facts = np.array([[math.log1p(abs(knob.facts.get(name, 0.0))) for name in names] for knob in knobs])
         ends = np.array([[knob.compressed, knob.full] for knob in knobs], dtype=float)
         integer = np.array([float(knob.integer) for knob in knobs])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -13,16 +14,28 @@ from pfray.space import CompressionSpace, Limits, Plan
 
 
 def make_environment(
-    name: str, space: CompressionSpace, limits: Limits, needs: Sequence[str], default: str, **options: Any
+    name: str,
+    space: CompressionSpace,
+    limits: Limits,
+    needs: Sequence[str],
+    default: str,
+    *,
+    reward: float = 0.0,
+    **options: Any,
 ) -> Any:
-    """The environment ``name`` over ``space``, with a reward of 0 for every plan; made in no time, and never kept.
+    """The environment ``name`` over ``space``, with the same reward for every plan; made in no time, and never kept.
 
     needs: what the searcher asks it for (``action_for``), dotted where that is part of something. Raises ConfigError,
     with the ``default`` as the remedy, where there is no such environment, or one without any of it.
     """
     try:
         env = gymnasium.make(
-            name, space=space, target=limits, evaluate=_unmeasured, disable_env_checker=True, **options
+            name,
+            space=space,
+            target=limits,
+            evaluate=partial(_told, reward=reward),
+            disable_env_checker=True,
+            **options,
         )
         for need in needs:
             attrgetter(need)(env.unwrapped)
@@ -34,5 +47,5 @@ def make_environment(
     return env
 
 
-def _unmeasured(plan: Plan) -> float:
-    return 0.0
+def _told(plan: Plan, reward: float) -> float:
+    return reward

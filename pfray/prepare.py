@@ -24,6 +24,7 @@ from pfray.goal import (
     searched_settings,
 )
 from pfray.latency import file_count, timed_space
+from pfray.layer_shapes import with_layer_shapes
 from pfray.layers import WeightLayer
 from pfray.learner import Learner
 from pfray.measure import example_input, layer_macs, total_macs
@@ -85,6 +86,7 @@ def load(experiment: Experiment, progress: Progress) -> Start:
         task = build_task(experiment, parts, notes.append)
         model = build_model(experiment, parts, task, notes.append)
         space = parts.learner.space(model, task, parts.learner_settings)
+        space = with_layer_shapes(space, model, example_input(task))
     for note in notes:
         progress.say(f"note: {note}")
     objective = resolve_objective(experiment, task)

@@ -20,6 +20,8 @@ Limits = Mapping[str, float]
 
 # Of these a plan wants at least the limit; of every other cost at most the limit.
 AT_LEAST = frozenset({"sparsity"})
+# Facts of a knob that is named after a layer: outputs, inputs, height and width of the input, stride, kernel size.
+SHAPE = ("n", "c", "h", "w", "s", "k")
 
 
 @dataclass(frozen=True)

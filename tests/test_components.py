@@ -43,7 +43,7 @@ def test_helpers_and_base_classes_are_not_offered():
     for kind, name in (("model", "_conv_bn"), ("model", "MobileNetV1"), ("data", "arrays"), ("data", "track")):
         with pytest.raises(ConfigError, match=f"{kind}: unknown name '{name}'"):
             find_function(kind, name)
-    known = "allocate, ddpg, given, gp, heuristic, policy_gradient, random, tpe, uniform"
+    known = "allocate, critic, ddpg, given, gp, heuristic, policy_gradient, random, tpe, uniform"
     with pytest.raises(ConfigError, match=rf"search: unknown name 'base'\. Allowed: {known}"):
         find_class("search", "base", PlanSearcher)
 

@@ -120,7 +120,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"learner": {"name": "weight_sparse", "intervall": 5}}, "learner.intervall: unknown key"),
     ({"learner": {"name": "weight_sparse", "interval": 0}}, "learner.interval: 0 is not allowed"),
     ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),
-    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, ddpg, gp, heuristic, policy_gradient"),
+    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, critic, ddpg, given, gp, heuristic"),
     ({"search": {"name": "tpe", "trails": 9}}, "search.trails: unknown key"),
     ({"search": {"name": "random", "spread": 20}}, "search.spread: 20 is not allowed"),
     ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),

@@ -32,7 +32,7 @@ def write(folder: Path, raw: dict) -> Path:
     ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
     ({"search": {"space": {"finetune.lr": "uniform(1, 0)"}}}, "search.space.finetune.lr: 'uniform(1, 0)': the lower"),
     ({"search": {"space": {"finetune.lr": "uniform(0.1, 1)"}}}, "changes nothing in trials without fine-tuning"),
-    ({"search": {"name": "ddpg", "env": "Pendulum-v1"}}, "search.env: 'Pendulum-v1' is no environment to search in"),
+    ({"search": {"name": "critic", "env": "Pendulum-v1"}}, "search.env: 'Pendulum-v1' is no environment to search in"),
     ({"search": {"name": "ddpg", "env": "envs:pfray/None-v0"}}, "search.env: 'envs:pfray/None-v0' is no environment"),
     ({"search": {"warm_start": "no/such/run"}}, "search.warm_start: no/such/run holds no run that can be read"),
     ({"search": {"objective": "accurate"}}, "search.objective: 'accurate' is not allowed"),

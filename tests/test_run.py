@@ -204,7 +204,7 @@ def test_a_warm_start_tries_the_best_plan_of_the_other_run_and_learns_from_all(f
     raw = {
         **quick, "model": "lenet", "target": {"sparsity": "75%"}, "teacher": {"epochs": 12, "batch_size": 64},
         "finetune": {"epochs": 0}, "export": {"tflite": False},
-        "search": {"name": "ddpg", "trials": 6, "warmup": 3, "validation_images": 150},
+        "search": {"name": "critic", "trials": 6, "warmup": 3, "validation_images": 150},
     }  # fmt: skip
     path = write(tmp_path, raw)
     # As if a searched plan had been the best: of those that need no search, this run would have its own.

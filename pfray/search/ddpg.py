@@ -1,74 +1,76 @@
-"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971), as AMC (He et al. 2018, 1802.03494) and
-PocketFlow (Wu et al. 2018) search with it: an episode is a plan, a step is a knob, the reward comes at the end.
+"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971) as it was published for compression: AMC
+(He et al. 2018, arXiv 1802.03494) and PocketFlow (Wu et al. 2018). An episode is a plan, a step is a knob.
 
-Notation: mu(s) actor, Q(s, a) critic, s (F,) observation, a (A,) action scaled to -1..1, L knobs, R episode's reward.
+The agent walks the layer-wise environment, which keeps the target by clipping its actions (AMC, algorithm 1) and gives
+the reward of the plan at the last step. Every transition of the episode gets that reward R, and the critic is fitted to
+R - b + gamma Q'(s', mu'(s')), b being the moving average of the rewards (AMC, equation 3).
 
-What differs from DDPG as it was published, because a search has some hundred episodes and not a million steps:
-- Every transition of an episode gets the final reward (AMC), and no bootstrap is added: gamma is 0.
-- The critic's error is averaged over the episode before it is squared, so that the mean of Q over the knobs is fitted
-  to R. Each knob by itself explains 1/L of R, and what the others did would be noise to it; together they explain it
-  (the sum of Q is the return, as in value decomposition, Sunehag et al. 2017, arXiv 1706.05296).
-- What is observed of a knob does not depend on the actions before it: with some hundred episodes the networks took the
-  budget spent so far for a cause, and passed one knob's noise on to all later ones.
-- A step common to all actions of an episode is taken off before the critic sees them: every plan is moved onto the
-  target by such a step, so none was measured with another one, and what the critic promises there it never saw.
-- A plan to try is the one that the critic prefers among draws around the actor's and around the best plan
-  (Dulac-Arnold et al. 2015, arXiv 1512.07679).
-- The actor is anchored to the executed actions (Fujimoto and Gu 2021, arXiv 2106.06860, eq. 3), and good episodes are
-  replayed more often: the critic is believed near to what was measured only.
+The defaults are AMC's, with the lengths of a search of some hundred trials; configs/search/ddpg_amc.yaml has all of its
+numbers, ddpg_pocketflow.yaml PocketFlow's.
+
+What differs, because a plan's reward is measured elsewhere and comes later:
+- An episode is walked twice: with the actor when a plan is asked for, and again with that plan's actions and with its
+  reward when it is told. What was measured is learned from, other runs' plans and those that need no search included.
+- Between the two, plans that use less than the target allows are moved up onto it, as every searcher's are.
+- A trial that failed has the worst reward so far. A plan that was tried already is not tried again: it is drawn anew
+  with more noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
+from torch import Tensor
 
 from pfray.agent import Agent
 from pfray.environment import make_environment
 from pfray.search.base import PlanSearcher
-from pfray.search_state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.space import Plan
 
 # What the search asks its environment for.
 NEEDS = ("action_for", "knob")
+# The least noise, in half ranges of an action, of a plan that is drawn in the place of one that was tried already.
+AGAIN = 0.05
 
 
 @dataclass(frozen=True)
 class Settings:
-    """env: the Gymnasium environment that the agent walks. spread: how far from the first plan an action leads at most,
-    as a share of a knob's range. shuffle: whether the knobs are decided in another order in every episode.
+    """env: the Gymnasium environment that the agent walks. observe: what it sees of it (see envs/layerwise.py): ``amc``
+    or ``all``. spread: how far from the first plan an action leads at most, as a share of a knob's range; null lets the
+    actions span every range from its most compressed to its full end, as AMC's do.
 
-    warmup: trials before the actor decides, random around the first plan. noise: standard deviation of the exploration,
-    as a share of ``spread``; after the warm-up it is multiplied by ``noise_decay`` each trial, down to ``noise_floor``.
-    candidates: draws around the actor's actions, and around the best plan's, of which the critic chooses one to try.
-    updates: training steps after each trial. batch: episodes in a step. hidden: width of the networks' two layers.
-    actor_rate, critic_rate: step sizes of Adam. weight_decay: of the critic.
+    warmup: trials before the networks are trained. noise: standard deviation of the exploration in half ranges of an
+    action; after the warm-up it is multiplied by ``noise_decay`` each trial. noise_on: ``actions``, drawn from a
+    truncated normal (AMC), or ``parameters`` of the actor, adapted to move the actions by ``noise`` (PocketFlow,
+    Plappert et al. 2018); in the warm-up always the actions.
 
-    elite: an episode whose reward is one interquartile range better is replayed exp(elite) times as often. anchor: how
-    strongly the actor is held to the actions of the replayed episodes, against what the critic promises elsewhere.
+    gamma: discount. tau: step of the target networks. baseline_decay: of the moving average b of the rewards.
+    updates: training steps for each transition of a trial. batch: transitions in a step. memory: episodes that are kept
+    to learn from. hidden: width of the networks' two layers. layer_norm: in the networks (PocketFlow). actor_rate,
+    critic_rate: step sizes of Adam.
     """
 
     env: str = "envs:pfray/Layerwise-v0"
-    spread: Annotated[float, Field(gt=0, le=1)] = 0.2
-    shuffle: bool = False
+    observe: Literal["amc", "all"] = "amc"
+    spread: Annotated[float, Field(gt=0, le=1)] | None = None
     warmup: Annotated[int, Field(ge=1)] = 20
-    noise: Annotated[float, Field(gt=0, le=1)] = 0.25
-    noise_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
-    noise_floor: Annotated[float, Field(gt=0, le=1)] = 0.05
-    candidates: Annotated[int, Field(ge=1)] = 16
-    updates: Annotated[int, Field(ge=1)] = 40
-    batch: Annotated[int, Field(ge=1)] = 32
-    hidden: Annotated[int, Field(ge=1)] = 64
-    actor_rate: Annotated[float, Field(gt=0)] = 3e-3
-    critic_rate: Annotated[float, Field(gt=0)] = 3e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.5
-    elite: Annotated[float, Field(ge=0)] = 4.0
-    anchor: Annotated[float, Field(ge=0)] = 3.0
+    noise: Annotated[float, Field(gt=0, le=1)] = 1.0
+    noise_decay: Annotated[float, Field(gt=0, le=1)] = 0.95
+    noise_on: Literal["actions", "parameters"] = "actions"
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.01
+    baseline_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    updates: Annotated[int, Field(ge=1)] = 1
+    batch: Annotated[int, Field(ge=1)] = 64
+    memory: Annotated[int, Field(ge=1)] = 100
+    hidden: Annotated[int, Field(ge=1)] = 300
+    layer_norm: bool = False
+    actor_rate: Annotated[float, Field(gt=0)] = 1e-4
+    critic_rate: Annotated[float, Field(gt=0)] = 1e-3
 
 
 class DDPG(PlanSearcher):
@@ -76,167 +78,98 @@ class DDPG(PlanSearcher):
 
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
-        set_, knobs = self.settings, len(self.space)
-        env = self._env()
+        set_, env = self.settings, self._env()
         self.agent = Agent(
             env.observation_space,
             env.action_space,
             seed=seed,
             hidden=set_.hidden,
+            layer_norm=set_.layer_norm,
+            normalize=False,  # all observed lies within -1..1
             actor_rate=set_.actor_rate,
             critic_rate=set_.critic_rate,
-            weight_decay=set_.weight_decay,
-            gamma=0.0,
+            gamma=set_.gamma,
+            tau=set_.tau,
+            baseline_decay=set_.baseline_decay,
             batch=set_.batch,
-            group=knobs,
-            level=self.use_up,
-            capacity=knobs * 10**9,  # all episodes, for their rewards change with every score
-            # Per knob, where Q is about R / sqrt(L).
-            anchor=set_.anchor * knobs**0.5,
+            parameter_noise=set_.noise if set_.noise_on == "parameters" else None,
+            capacity=set_.memory * len(self.space),
         )
-        # Of each episode in the buffer; None for a trial that failed.
-        self.scores: list[float | None] = []
-
-    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        values, tensors = super().state()
-        agent = self.agent
-        for name in ("actor", "critic", "target_actor", "target_critic"):
-            tensors |= module_tensors(name, getattr(agent, name))
-        for name in ("actor_optimizer", "critic_optimizer"):
-            tensors |= optimizer_tensors(name, getattr(agent, name))
-        rows = {f"memory.{key}": array[: len(agent)] for key, array in agent.memory.items()}
-        tensors |= {key: torch.from_numpy(array.copy()) for key, array in rows.items()}
-        tensors |= {key: torch.from_numpy(getattr(agent, key).copy()) for key in ("mean", "squares")}
-        own = {"agent": agent.rng.bit_generator.state, "seen": agent.seen, "scores": self.scores}
-        return {**values, **own}, tensors
-
-    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-        super().load_state(values, tensors)
-        agent = self.agent
-        for name in ("actor", "critic", "target_actor", "target_critic"):
-            load_module(name, getattr(agent, name), tensors)
-        for name in ("actor_optimizer", "critic_optimizer"):
-            load_optimizer(name, getattr(agent, name), tensors)
-        agent.rng.bit_generator.state = values["agent"]
-        agent.seen, self.scores = values["seen"], list(values["scores"])
-        for key, array in agent.memory.items():
-            stored = tensors[f"memory.{key}"].numpy()
-            agent.memory[key] = np.resize(stored, array.shape) if not len(stored) else stored.copy()
-        agent.mean, agent.squares = tensors["mean"].numpy(), tensors["squares"].numpy()
+        # Trials told of, and the worst score among them.
+        self.episodes = 0
+        self.worst: float | None = None
 
     def ask(self) -> Plan:
-        warming = len(self.scores) < self.settings.warmup
+        warming = self.episodes < self.settings.warmup
         self.origin = "random" if warming else "searched"
+        noise, actor = self.noise, None
         if self.refused:
-            # The actor proposes nearly the same again, and none of its actions reaches further than the spread.
-            return self.beside_best(self.settings.spread * len(self.space) ** 0.5)
+            noise = min(1.0, self.widening * max(noise, AGAIN))
+        elif self.agent.parameter_noise is not None and not warming:
+            noise, actor = 0.0, self.agent.perturbed()
         env = self._env()
-        seed = int(self.rng.integers(2**31))
-        knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
-        wanted = np.empty(len(self.space))
-        wanted[knobs] = self._middle[knobs] + self._spread[knobs] * actions[:, 0]
-        # Moved onto the target before the walk, all knobs by one step. Otherwise the last knobs would have to make up
-        # for what all others took: with 55 knobs that was the whole classifier in every other plan.
-        positions = self.space.encode(self._within_limits(self.space.decode(wanted)))
-        env.reset(seed=seed)
-        for knob in knobs:
-            info = env.step(env.unwrapped.action_for(positions[knob]))[4]
-        return info["plan"]
-
-    def _explored(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
-        """(knobs in their order, actions ``(L, 1)``) around the first plan; of searched settings, anywhere."""
-        knobs, actions = [], []
-        observation, _ = env.reset(seed=seed)
-        for _ in range(len(self.space)):
-            knobs.append(env.unwrapped.knob)
-            free = self.space.free[knobs[-1]]
-            drawn = self.rng.uniform(-1.0, 1.0, 1) if free else self.agent.act(observation, self.noise, explore=True)
-            observation = env.step(drawn)[0]
-            actions.append(drawn)
-        return knobs, np.array(actions)
-
-    def _proposed(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
-        """(knobs in their order, actions ``(L, 1)``) near the actor's or the best plan's, as the critic chooses."""
-        best = self.best_positions
-        knobs, states, actions = [], [], []
-        observation, _ = env.reset(seed=seed)
-        for _ in range(len(self.space)):
-            knobs.append(env.unwrapped.knob)
-            states.append(observation)
-            actions.append(np.clip(env.unwrapped.action_for(best[knobs[-1]]), -1.0, 1.0))
-            observation = env.step(actions[-1])[0]
-        bound = ~self.space.free[knobs, None]
-        return knobs, self.agent.propose(
-            np.array(states), np.array(actions), bound, self.noise, self.settings.candidates
-        )
+        observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
+        while True:
+            action = self.agent.act(observation, noise, actor=actor)
+            if warming and self.space.free[env.unwrapped.knob]:
+                action = self.rng.uniform(-1.0, 1.0, 1)
+            observation, _, over, _, info = env.step(action)
+            if over:
+                return info["plan"]
 
     @property
     def noise(self) -> float:
-        """The present standard deviation of the exploration, as a share of the spread."""
-        set_ = self.settings
-        decayed = set_.noise * set_.noise_decay ** max(0, len(self.scores) - set_.warmup)
-        return max(decayed, min(set_.noise, set_.noise_floor))
+        """The present standard deviation of the exploration, in half ranges of an action."""
+        return self.settings.noise * self.settings.noise_decay ** max(0, self.episodes - self.settings.warmup)
 
     def tell(self, plan: Plan, score: float | None) -> None:
-        self.scores.append(score)
-        self._replay(plan)
-        rewards = normalized(self.scores)
-        # Every transition has its episode's reward; sqrt(L) because the sum of L independent shares grows so.
-        count = len(self.space)
-        self.agent.memory["reward"][: len(self.agent), 0] = np.repeat(rewards, count) / count**0.5
-        odds = np.exp(self.settings.elite * (rewards - rewards.max()))
-        if len(self.scores) >= self.settings.warmup:
-            self.agent.train(self.settings.updates, odds / odds.sum())
+        self.episodes += 1
+        score = self.worst if score is None else score
+        if score is None:
+            return  # it failed, and there is nothing to compare it with yet
+        self.worst = score if self.worst is None else min(self.worst, score)
+        self._walk(plan, score)
+        self.agent.follow_reward(score)
+        if self.episodes > self.settings.warmup:
+            self.agent.train(self.settings.updates * len(self.space), distance=self.noise)
 
-    def _replay(self, plan: Plan) -> None:
-        """Store the transitions of a plan, whoever made it: the environment gives what would have been observed.
-
-        The actions are the plan's own, for it is the plan that was measured, even where it misses this search's target.
-        """
-        env = self._env()
+    def _walk(self, plan: Plan, score: float) -> None:
+        """Walk the environment through a plan, whoever made it, and remember each step with the reward of the last."""
+        env = self._env(score)
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
-        for step in range(len(positions)):
-            knob = env.unwrapped.knob
-            action = env.unwrapped.action_for(positions[knob])
-            following = env.step(action)[0]
-            bound = not self.space.free[knob]
-            self.agent.remember(observation, action, 0.0, following, step == len(positions) - 1, bound)
+        steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
+        over, reward = False, 0.0
+        while not over:
+            action = env.unwrapped.action_for(positions[env.unwrapped.knob])
+            following, reward, over, _, _ = env.step(action)
+            steps.append((observation, action, following, over))
             observation = following
+        for observation, action, following, over in steps:
+            self.agent.remember(observation, action, reward, following, over)
 
-    @property
-    def _middle(self) -> np.ndarray:
-        """``(L,)``: the positions that actions of 0 lead to. A searched setting is looked for in all of its range."""
-        return np.where(self.space.free, 0.5, self.center)
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        values, tensors = super().state()
+        agent, learned = self.agent.state()
+        return {**values, "episodes": self.episodes, "worst": self.worst, "agent": agent}, tensors | learned
 
-    @property
-    def _spread(self) -> np.ndarray:
-        """``(L,)``: how far from there an action of 1 leads."""
-        return np.where(self.space.free, 0.5, self.settings.spread)
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load_state(values, tensors)
+        self.episodes, self.worst = values["episodes"], values["worst"]
+        self.agent.load_state(values["agent"], tensors)
 
-    def _env(self) -> Any:
-        """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
+    def _env(self, reward: float = 0.0) -> Any:
+        """Made anew for each walk, which is quick, so that nothing of it has to be saved. reward: of whatever plan."""
+        spread, free = self.settings.spread, self.space.free
+        whole = free | (spread is None)
         return make_environment(
             self.settings.env,
             self.space,
             self.limits,
             NEEDS,
             Settings.env,
-            center=self._middle,
-            spread=self._spread,
-            shuffle=self.settings.shuffle,
-            static=True,
+            reward=reward,
+            center=np.where(whole, 0.5, self.center),
+            spread=np.where(whole, 0.5, spread or 0.5),
+            observe=self.settings.observe,
         )
-
-
-def normalized(scores: list[float | None]) -> np.ndarray:
-    """Rewards ``(N,)``: scores over their median, in interquartile ranges, cut to -3..5; a failed trial is the worst.
-
-    The median instead of AMC's moving average, and always of all trials, so that equal plans keep equal rewards and one
-    hopeless plan does not flatten all others.
-    """
-    finite = [score for score in scores if score is not None]
-    worst = min(finite, default=0.0)
-    filled = np.array([worst if score is None else score for score in scores])
-    low, middle, high = np.quantile(filled, (0.25, 0.5, 0.75))
-    return np.clip((filled - middle) / (high - low or 1.0), -3.0, 5.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.layerwise import LayerwiseEnv
 from pfray.errors import InfeasibleTarget
-from pfray.space import CompressionSpace, Knob, Plan
+from pfray.space import SHAPE, CompressionSpace, Knob, Plan
 
 NAME = "envs:pfray/Layerwise-v0"
 SIZES = np.array([1_000.0, 4_000.0, 2_000.0])
@@ -120,11 +122,36 @@ def test_the_observation_tells_what_is_spent_remains_and_lies_ahead():
 
 
 def test_static_observations_do_not_depend_on_the_actions():
-    env = make(*CASES["ratios"], static=True)
+    env = make(*CASES["ratios"], observe="static")
     check_env(env)
     low, high = (walk(env, [action] * 3)[2] for action in (-1.0, 1.0))
     assert np.array_equal(low, high)
     assert not np.array_equal(low[0], low[1])
+
+
+def test_amcs_embedding_by_hand():
+    shapes = ((8, 3, 32, 32, 1, 3, 100), (16, 8, 32, 32, 2, 3, 300), (10, 16, 1, 1, 0, 1, 200))
+    facts = [dict(zip((*SHAPE, "macs"), shape, strict=True)) for shape in shapes]
+    knobs = tuple(Knob(f"layer{i}", 0.0, 1.0, facts={"params": 1.0, **facts[i]}) for i in range(3))
+    space = CompressionSpace(knobs, lambda values: {"params": float(values.sum() * 100)})
+    env = make(space, {"params": 200.0}, observe="amc")
+    check_env(env)
+    observed = np.array(walk(env, [0.6, 0.0, 1.0])[2])
+    # t, n, c, h, w, stride, k and FLOPs from the least to the largest of the three layers.
+    assert observed[0, :8] == pytest.approx([0, 0, 0, 1, 1, 0.5, 1, 0])
+    assert observed[1, :8] == pytest.approx([0.5, 1, 5 / 13, 1, 1, 1, 1, 1])
+    assert observed[2, :8] == pytest.approx([1, 0.25, 1, 0, 0, 0, 0, 0.5])
+    # Of all 300: what is reduced, and what the layers behind this one have; the last action. Kept: 0.8, 0.5, 0.7.
+    assert observed[:, 8:] == pytest.approx(
+        np.array([[0, 2 / 3, 0], [0.2 / 3, 1 / 3, 0.6], [0.7 / 3, 0, 0], [1 / 3, 0, 0.4]]), abs=1e-6
+    )
+
+
+def test_shapes_are_no_part_of_the_other_observations():
+    plain = ratio_space()
+    shaped = tuple(replace(knob, facts={**knob.facts, "n": 8.0, "k": 3.0}) for knob in plain.knobs)
+    seen = [walk(make(s, {"params": 3_000.0}), [0.5] * 3)[2] for s in (plain, CompressionSpace(shaped, plain.costs_of))]
+    assert np.array_equal(*seen)
 
 
 def test_center_and_spread_say_where_an_action_leads():

@@ -48,7 +48,7 @@ def test_every_plan_costs_what_its_network_does(job, space):
 
 @pytest.mark.parametrize(("name", "settings"), [
     ("random", {"spread": 1.0}), ("tpe", {"spread": 1.0}), ("gp", {"spread": 1.0, "startup": 3}),
-    ("ddpg", {"spread": 1.0, "warmup": 3}), ("policy_gradient", {"students": 3}),
+    ("critic", {"spread": 1.0, "warmup": 3}), ("ddpg", {"warmup": 3}), ("policy_gradient", {"students": 3}),
 ])  # fmt: skip
 def test_every_searcher_finds_networks_of_several_depths_that_meet_the_target(space, name, settings):
     limits = {"params": 0.3 * space.reachable("params")[1]}

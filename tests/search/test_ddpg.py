@@ -1,37 +1,26 @@
-"""The DDPG agent and the searcher made of it."""
+"""DDPG as published for compression: what it stores, how it explores, its presets, and that it learns."""
 
 from __future__ import annotations
 
-import pickle
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from gymnasium.spaces import Box, Discrete
+import yaml
+from safetensors.torch import load_file, save_file
 
 from envs.layerwise import toy
-from pfray.agent import Agent
 from pfray.search.base import PlanSearcher
-from pfray.search.ddpg import DDPG, Settings, normalized
-from pfray.search.random import Random
-from pfray.search.random import Settings as RandomSettings
-from pfray.space import CompressionSpace, Knob
+from pfray.search.critic import Critic
+from pfray.search.critic import Settings as CriticSettings
+from pfray.search.ddpg import DDPG, Settings
 
 SPACE, LIMITS, EVALUATE, _ = toy()
 FIRST = (("uniform", SPACE.uniform(LIMITS)),)
-STATE = Box(-1.0, 1.0, (2,), np.float32)
-ACTION = Box(np.float32([0.0]), np.float32([4.0]))
-
-
-def bandit(seed: int, rounds: int = 150) -> Agent:
-    """An agent of a one-step task: the best action in 0..4 is 2 + s_0, the reward 1 minus the squared error."""
-    agent, rng = Agent(STATE, ACTION, seed=seed, batch=64, critic_rate=3e-3, actor_rate=3e-3), np.random.default_rng(0)
-    for number in range(rounds):
-        state = rng.uniform(-1, 1, 2).astype(np.float32)
-        action = agent.act(state, 0.5, explore=number < 40)
-        agent.remember(state, action, 1 - float(action[0] - 2 - state[0]) ** 2, state, True)
-        agent.train(5 if number >= 40 else 0)
-    return agent
+PRESETS = Path(__file__).resolve().parents[2] / "configs" / "search"
+# Networks and steps for a landscape of six knobs.
+QUICK = {"warmup": 20, "hidden": 64, "actor_rate": 1e-3, "gamma": 1.0, "updates": 4}
 
 
 def drive(searcher: PlanSearcher, count: int, score=EVALUATE) -> list[dict]:
@@ -46,211 +35,108 @@ def search(**settings) -> DDPG:
     return DDPG(SPACE, LIMITS, Settings(**settings), seed=0, trials=60, first_plans=FIRST)
 
 
-def test_the_agent_learns_the_best_action_of_each_state():
-    agent = bandit(0)
-    for first in (-0.8, 0.0, 0.8):
-        assert agent.act(np.array([first, 0.3], np.float32))[0] == pytest.approx(2 + first, abs=0.3)
-
-
-def test_the_same_seed_gives_the_same_agent_and_no_global_generator_moves():
-    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    states = np.random.default_rng(1).uniform(-1, 1, (5, 2)).astype(np.float32)
-    first, again, other = ([bandit(seed, 60).act(state)[0] for state in states] for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-    assert torch.equal(torch.random.get_rng_state(), before[0])
-    assert (np.random.get_state()[1] == before[1]).all()
-
-
-def test_an_agent_goes_on_after_pickling_as_if_nothing_had_been():
-    agent = bandit(0, 60)
-    copied = pickle.loads(pickle.dumps(agent))
-    state = np.array([0.1, 0.2], np.float32)
-    for one in (agent, copied):
-        one.train(5)
-    assert agent.act(state, 0.3) == copied.act(state, 0.3)
-
-
-def test_target_networks_move_by_the_share_tau():
-    agent = Agent(STATE, ACTION, tau=0.25)
-    source, target = agent.critic[0].weight, agent.target_critic[0].weight
-    with torch.no_grad():
-        source.fill_(3.0)
-        target.fill_(1.0)
-    agent.follow()
-    assert target.detach().numpy() == pytest.approx(1.5)  # 1 + 0.25 * (3 - 1)
-    assert source.detach().numpy() == pytest.approx(3.0)
-
-
-def test_a_discounted_future_is_learned_through_the_targets():
-    # Two states in turn for ever, each worth 1: Q is 1 / (1 - gamma) = 2; where the episode ends it is 1.
-    for over, value in ((False, 2.0), (True, 1.0)):
-        agent = Agent(STATE, ACTION, gamma=0.5, tau=0.1, batch=32, critic_rate=3e-3)
-        states = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
-        for number in range(64):
-            agent.remember(states[number % 2], agent.act(states[0], 0.5), 1.0, states[1 - number % 2], over)
-        agent.train(400)
-        row = torch.cat([agent._normal(states), torch.zeros(2, 1)], -1)
-        assert agent.critic(row).detach().numpy() == pytest.approx(value, abs=0.15)
-
-
-def test_the_buffer_keeps_the_newest():
-    agent = Agent(STATE, ACTION, capacity=8)
-    for number in range(20):
-        agent.remember(np.zeros(2, np.float32), np.array([2.0], np.float32), float(number), np.zeros(2), True)
-    assert len(agent) == 8
-    assert sorted(agent.memory["reward"].ravel()) == list(range(12, 20))
-    assert (agent.memory["action"] == 0).all()  # 2 is the middle of 0..4
-
-
-def test_noise_is_cut_off_at_the_bounds_and_has_its_size_inside():
-    agent = Agent(STATE, ACTION)
-    state = np.zeros(2, np.float32)
-    wide = np.array([agent.act(state, 5.0)[0] for _ in range(500)])
-    assert wide.min() >= 0
-    assert wide.max() <= 4
-    assert wide.std() == pytest.approx(4 / 12**0.5, rel=0.1)  # nearly even over the range, nothing piled up at its ends
-    narrow = np.array([agent.act(state, 0.1)[0] for _ in range(500)])
-    assert narrow.std() == pytest.approx(0.2, rel=0.15)
-    assert agent.act(state)[0] == agent.act(state)[0]
-
-
-def test_other_spaces_are_refused():
-    with pytest.raises(ValueError, match="Boxes"):
-        Agent(STATE, Discrete(2))
-
-
-def test_every_transition_has_its_episodes_final_reward():
-    searcher = search()
+def test_the_environment_gives_the_reward_at_the_end_and_every_transition_of_the_episode_carries_it():
+    searcher = search(warmup=3, hidden=8)
+    env = searcher._env(-0.4)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1, np.float32))[1] for _ in SPACE.knobs] == [0, 0, 0, 0, 0, -0.4]
     drive(searcher, 9)
-    scores = [record["score"] for record in searcher.records]
-    rewards = searcher.agent.memory["reward"][:54, 0].reshape(9, 6)
-    assert (rewards == rewards[:, :1]).all()
-    assert rewards[:, 0] * 6**0.5 == pytest.approx(normalized(scores), abs=1e-6)
-    assert searcher.agent.memory["over"][:54, 0].tolist() == [0, 0, 0, 0, 0, 1] * 9
+    memory = {key: array[:54].reshape(9, 6, -1) for key, array in searcher.agent.memory.items()}
+    scores = np.array([record["score"] for record in searcher.records])
+    assert memory["reward"][..., 0] == pytest.approx(np.repeat(scores[:, None], 6, 1), abs=1e-6)
+    assert memory["over"][..., 0].tolist() == [[0, 0, 0, 0, 0, 1]] * 9
+    assert np.array_equal(memory["next"][:, :-1], memory["observation"][:, 1:])
+    # The actions are the measured plan's: of 0.5 + 0.5 a of each knob's range.
+    plans = np.array([SPACE.encode(record["plan"]) for record in searcher.records])
+    assert 0.5 + 0.5 * memory["action"][..., 0] == pytest.approx(plans, abs=1e-5)
 
 
-def test_rewards_are_in_interquartile_ranges_and_a_failure_is_the_worst():
-    assert normalized([1.0, 2.0, 3.0, 4.0, 5.0]).tolist() == [-1, -0.5, 0, 0.5, 1]
-    assert normalized([1.0, 2.0, None, 4.0, 5.0]).tolist() == pytest.approx([-1 / 3, 0, -1 / 3, 2 / 3, 1])
-    assert normalized([2.0, 2.0]).tolist() == [0, 0]
-    assert normalized([None, None]).tolist() == [0, 0]
-    assert normalized([0.0, 0.1, 0.2, 0.3, -1e9])[-1] == -3
+def test_the_baseline_follows_the_scores_and_a_failed_trial_has_the_worst_of_them():
+    searcher = search(warmup=50)
+    for score in (None, 0.5, 0.9, None):
+        searcher.tell(FIRST[0][1], score)
+    # The first failure has nothing to be compared with.
+    assert len(searcher.agent) == 18
+    assert searcher.agent.memory["reward"][:18:6, 0] == pytest.approx([0.5, 0.9, 0.5])
+    assert searcher.agent.baseline == pytest.approx(0.95 * (0.95 * 0.5 + 0.05 * 0.9) + 0.05 * 0.5)
 
 
-def test_a_told_plan_is_stored_as_the_actions_that_lead_to_it():
-    searcher = search(spread=0.2)
-    center = searcher.center
-    # The last reaches beyond the spread, as plans of another run may.
-    plan = SPACE.fit_to_target(SPACE.decode(center + np.array([0.1, -0.1, 0.0, 0.05, 0.0, 0.0])), LIMITS)
-    far = SPACE.fit_to_target(SPACE.decode(center + np.array([0.5, 0, 0, 0, 0, 0])), LIMITS)
-    for number, told in enumerate((plan, far)):
-        searcher.tell(told, 0.5)
-        stored = searcher.agent.memory["action"][6 * number : 6 * number + 6, 0]
-        assert stored == pytest.approx((SPACE.encode(told) - center) / 0.2, abs=1e-5)
-    assert searcher.agent.memory["action"][6, 0] > 1.5
-
-
-def test_a_plan_that_misses_the_target_is_learned_as_it_was_measured():
-    searcher = search()
-    searcher.warm_start([(SPACE.decode(np.full(6, 0.9)), 0.9), (FIRST[0][1], None)])
-    assert searcher.agent.memory["action"][:6, 0] == pytest.approx(
-        (0.9 - searcher.center) / Settings().spread, abs=1e-5
-    )
-    assert len(drive(searcher, 30)) == 30
-
-
-def test_noise_decays_after_the_warm_up_down_to_its_floor():
-    searcher = search(warmup=5, noise=0.3, noise_decay=0.9, noise_floor=0.2, updates=1)
-    seen = []
-    for number in range(12):
+def test_exploration_is_constant_in_the_warm_up_and_then_decays():
+    searcher = search(warmup=5, noise=1.0, noise_decay=0.5, hidden=8, updates=1)
+    seen, moves = [], []
+    for number in range(16):
         seen.append(searcher.noise)
         drive(searcher, 1)
         assert number == 0 or searcher.records[-1]["origin"] == ("random" if number < 5 else "searched")
-    assert seen[:6] == [0.3] * 6
-    assert seen[6:9] == pytest.approx([0.27, 0.243, 0.2187])
-    assert seen[9:] == [0.2] * 3
+        moves.append(SPACE.encode(searcher.records[-1]["plan"]))
+    assert seen[:8] == pytest.approx([1, 1, 1, 1, 1, 1, 0.5, 0.25])
+    # Plans of the warm-up lie all over the range, the last ones beside each other.
+    assert np.std(moves[1:6], 0).mean() > 5 * np.std(moves[13:], 0).mean()
 
 
-def test_equal_scores_and_failures_only_do_no_harm():
-    for outcome in (0.5, None):
-        searcher = search(warmup=3)
-        entries = drive(searcher, 10, lambda plan, outcome=outcome: outcome)
-        assert all(SPACE.meets(entry["plan"], LIMITS) for entry in entries)
-        assert all(torch.isfinite(p).all() for p in searcher.agent.actor.parameters())
+def test_nothing_is_trained_in_the_warm_up_and_one_step_for_each_transition_after_it():
+    searcher = search(warmup=4, hidden=8)
+    drive(searcher, 4)
+    assert searcher.agent.critic_optimizer.state_dict()["state"] == {}
+    drive(searcher, 2)
+    assert searcher.agent.critic_optimizer.state_dict()["state"][0]["step"] == 2 * len(SPACE)
 
 
-def test_it_comes_nearer_to_the_toys_optimum_than_random_search():
-    def distance(found: type[PlanSearcher], settings, seed: int) -> float:
-        searcher = found(SPACE, LIMITS, settings, seed=seed, trials=60, first_plans=FIRST)
-        drive(searcher, 60)
-        return 1.0 - searcher.best()["score"]
-
-    random = np.mean([distance(Random, RandomSettings(), seed) for seed in range(2)])
-    learned = np.mean([distance(DDPG, Settings(), seed) for seed in range(2)])
-    assert learned < 0.6 * random, (learned, random)
-
-
-def test_the_knobs_can_be_decided_in_another_order_in_every_episode():
-    orders = {}
-    for shuffle in (False, True):
-        searcher = search(shuffle=shuffle, warmup=3)
-        entries = drive(searcher, 6)
-        assert all(SPACE.meets(entry["plan"], LIMITS) for entry in entries)
-        # The first number observed is the knob's place in the network.
-        places = searcher.agent.memory["observation"][: 6 * len(SPACE), 0].reshape(6, -1)
-        assert (np.sort(places) == np.sort(places[:1])).all()
-        orders[shuffle] = {tuple(row) for row in places.tolist()}
-    assert len(orders[False]) == 1
-    assert len(orders[True]) > 1
+def test_with_noise_on_the_parameters_one_perturbed_actor_walks_a_whole_episode():
+    searcher = search(warmup=2, hidden=8, noise_on="parameters", layer_norm=True, noise_decay=0.9)
+    drive(searcher, 4)
+    assert searcher.agent.parameter_noise.scale != 1.0
+    # Nothing is drawn for single actions: from the same draws for the parameters comes the same plan.
+    draws = searcher.agent.rng.bit_generator.state, searcher.rng.bit_generator.state
+    plan = searcher.ask()
+    searcher.agent.rng.bit_generator.state, searcher.rng.bit_generator.state = draws
+    env, actor = searcher._env(), searcher.agent.perturbed()
+    observation, info = env.reset(seed=0)[0], {}
+    for _ in SPACE.knobs:
+        observation, _, _, _, info = env.step(searcher.agent.act(observation, actor=actor))
+    assert info["plan"] == plan
 
 
-def test_a_step_common_to_an_episodes_actions_teaches_nothing_where_the_target_undoes_it():
-    def trained(step: float, level: bool) -> np.ndarray:
-        agent = Agent(STATE, ACTION, batch=8, group=3, level=level, gamma=0.0)
-        draws = np.random.default_rng(0)
-        for _ in range(10):
-            actions, reward = draws.uniform(1, 2, 3), draws.random()
-            for action, bound in zip(actions, (True, True, False), strict=True):
-                agent.remember(np.zeros(2), np.float32([action + step * bound]), reward, np.zeros(2), False, bound)
-        agent.train(5)
-        return agent.critic[0].weight.detach().numpy().copy()
-
-    assert trained(0.0, True) == pytest.approx(trained(0.7, True), abs=1e-6)
-    assert np.abs(trained(0.0, False) - trained(0.7, False)).max() > 1e-4
+@pytest.mark.parametrize("name", ["ddpg_amc", "ddpg_pocketflow"])
+def test_a_preset_names_every_setting_but_the_environment(name):
+    settings = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["search"]
+    assert settings.pop("name") == "ddpg"
+    assert settings.pop("trials") == 4 * settings["warmup"]
+    found = Settings(**settings)
+    assert {**settings, "env": found.env} == found.__dict__
+    assert (found.layer_norm, found.noise_on) == ((False, "actions") if name == "ddpg_amc" else (True, "parameters"))
 
 
-def test_of_the_draws_the_critic_chooses_the_one_it_values_most():
-    agent = Agent(STATE, ACTION, group=4, level=True)
-    weight, bias = agent.critic[0].weight, agent.critic[0].bias
-    with torch.no_grad():
-        # Q is the action of the knobs whose first observed number is 1, less that of all others.
-        for layer in (agent.critic[0], agent.critic[2], agent.critic[4]):
-            layer.weight.zero_()
-            layer.bias.zero_()
-        bias[0] = 3.0
-        weight[0, 2], agent.critic[2].weight[0, 0], agent.critic[4].weight[0, 0] = 1.0, 1.0, 1.0
-    states, bound = np.zeros((4, 2)), np.ones((4, 1))
-    around = np.zeros((4, 1))
-    bound[3] = 0  # the last is free: its own action counts, the others' common step does not
-    few, many = (
-        np.mean([agent.propose(states, around, bound, 0.3, count)[3, 0] for _ in range(40)]) for count in (1, 50)
-    )
-    assert many > few + 0.3
+@pytest.mark.parametrize(
+    ("found", "settings"),
+    [
+        (DDPG, Settings(warmup=4, hidden=16)),
+        (DDPG, Settings(warmup=4, hidden=16, noise_on="parameters", layer_norm=True, gamma=0.9)),
+        (Critic, CriticSettings(warmup=4, hidden=16)),
+    ],
+)
+def test_the_state_through_json_and_tensors_leads_to_the_same_plans(found, settings, tmp_path):
+    searcher, restored = (found(SPACE, LIMITS, settings, seed=s, trials=60, first_plans=FIRST) for s in (0, 1))
+    drive(searcher, 9)
+    values, tensors = searcher.state()
+    save_file(tensors, tmp_path / "tensors")
+    restored.records = list(searcher.records)
+    restored.load_state(json.loads(json.dumps(values)), load_file(tmp_path / "tensors"))
+    assert drive(restored, 4) == drive(searcher, 4)
 
 
-def test_the_last_of_many_knobs_does_not_pay_for_what_all_others_took():
-    # As a network: large layers, and a classifier of 640 weights at the end.
-    sizes = np.array([*[20_000.0] * 54, 640.0])
-    knobs = tuple(Knob(f"layer{i}", 0.98, 0.0, "log_density", facts={"params": s}) for i, s in enumerate(sizes))
-    space = CompressionSpace(knobs, lambda values: {"sparsity": float(np.rint(values * sizes).sum() / sizes.sum())})
-    limits = {"sparsity": 0.9}
-    first = space.uniform(limits)
-    search = DDPG(space, limits, Settings(warmup=5), seed=0, trials=20, first_plans=(("uniform", first),))
-    asked = drive(search, 20, lambda plan: 0.0)[1:]
-    away = np.array([space.encode(entry["plan"]) - space.encode(first) for entry in asked])
-    assert all(space.meets(entry["plan"], limits) for entry in asked)
-    # 0.2 is the spread, the rest the common step onto the target. Walked without that step, half of the plans left the
-    # classifier 2 % of its weights, a position of 0.
-    assert np.abs(away).max() < 0.25
-    assert np.abs(away[:, -1]).mean() < 2 * np.abs(away[:, :-1]).mean()
+@pytest.mark.parametrize("settings", [
+    QUICK, {**QUICK, "noise_on": "parameters", "layer_norm": True, "gamma": 0.9, "observe": "all"},
+])  # fmt: skip
+def test_its_last_plans_are_nearer_to_the_best_one_than_the_uniform_plan_and_those_of_the_warm_up(settings):
+    # Far from where untrained networks lead, which end 1.1 times as far away as the uniform plan.
+    wanted = SPACE.decode(np.array([0.9, 0.1, 0.8, 0.2, 0.7, 0.2]))
+    best = SPACE.encode(SPACE.fit_to_target(wanted, LIMITS))
+    shares = []
+    for seed in range(2):
+        searcher = DDPG(SPACE, LIMITS, Settings(**settings), seed=seed, trials=60, first_plans=FIRST)
+        drive(searcher, 60, lambda plan: -float(((SPACE.encode(plan) - best) ** 2).sum()))
+        losses = np.array([-record["score"] for record in searcher.records])
+        assert losses[-15:].mean() < 0.5 * losses[1:20].mean()
+        shares.append(losses[-15:].mean() / losses[0])
+    assert np.mean(shares) < 0.75, shares  # measured: 0.58 and 0.43

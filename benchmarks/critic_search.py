@@ -1,4 +1,4 @@
-"""How long a whole DDPG search takes: ResNet-56 on CIFAR-10, 90 % sparsity, 200 trials, by the command line."""
+"""How long a whole search by ``critic`` takes: ResNet-56 on CIFAR-10, 90 % sparsity, 200 trials, by command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.search_overhead import run_command
 from benchmarks.sparse_resnet import SPARSITY, needed
 
-NAME = "ddpg_search"
+NAME = "critic_search"
 GOAL = "<= 10"
 
 
@@ -29,7 +29,7 @@ def experiment(model: str, trials: int, storage: str) -> dict[str, Any]:
         "data": {"name": "cifar10", "path": str(DATA / "cifar10-jpeg")},
         "learner": "weight_sparse",
         "target": {"sparsity": SPARSITY},
-        "search": {"name": "ddpg", "trials": trials},
+        "search": {"name": "critic", "trials": trials},
         "finetune": {"epochs": 0},
         "export": {"tflite": False},
         "storage": storage,
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{NAME}",
-        description="Time a whole DDPG search through the command line.",
+        description="Time a whole search of critic through the command line.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", default="resnet56", choices=("resnet20", "resnet56"), help="the network")
