@@ -6,12 +6,15 @@ It is kept in the run folder, so that a run is continued with what it began with
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pfray.cache import content_key, state_bytes, version
@@ -24,6 +27,8 @@ OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
 # Outputs that are kept, at most; and how far apart two machines' may be, as a share of the largest one.
 KEPT_OUTPUTS = 64
 TOLERANCE = 1e-3
+# The same of the moments of data, in which the last bits of many values cancel out.
+MOMENTS = 1e-7
 
 
 def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, Any]:
@@ -40,7 +45,8 @@ def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, 
         "outputs": kept.tolist(),
         **{f"{name} data": f"{_form(split.inputs)}, {_form(split.targets)}" for name, split in splits},
         "classes": list(map(int, (task.num_outputs, *(task.classes or ())))),
-        "contents": task.fingerprint(),
+        "contents": {f"{name} {part}": _contents(tensor) for name, split in splits
+                     for part, tensor in vars(split).items()},
         "code": {name: _code_key(path) for name, path in _user_modules(experiment, task)},
     }
 
@@ -54,14 +60,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         changed.append("the model's architecture")
     elif old.get("weights") != new["weights"]:
         changed.append("the model's weights")
-    elif not _close(old.get("outputs"), new["outputs"]):
-        changed.append("what the model's forward() gives")
+    elif not _close(old.get("outputs"), new["outputs"], TOLERANCE):
+        changed.append("what the model gives for the first inputs (forward() or the normalization)")
     shapes = [f"{name} {new[name]} instead of {old.get(name)}"
               for name in ("train data", "validation data", "test data") if old.get(name) != new[name]]  # fmt: skip
     changed += shapes
     if old.get("classes") != new["classes"]:
         changed.append("the data's classes")
-    elif not shapes and old.get("contents") != new["contents"]:
+    elif not shapes and not _same_contents(old.get("contents"), new["contents"]):
         changed.append("the data's values")
     code = old.get("code")
     known = code if isinstance(code, dict) else {}
@@ -70,14 +76,30 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changed
 
 
+def _contents(tensor: Tensor) -> str | list[float]:
+    """A hash of whole numbers; of others, whose last bits depend on how many threads computed them, three moments."""
+    if not tensor.is_floating_point():
+        return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).hexdigest()[:16]
+    values = tensor.flatten().double().nan_to_num()
+    places = torch.arange(1, len(values) + 1, dtype=torch.float64) / len(values)
+    return [values.mean().item(), values.square().mean().item(), (values * places).mean().item()]
+
+
+def _same_contents(old: Any, new: dict[str, Any]) -> bool:
+    if not isinstance(old, dict) or old.keys() != new.keys():
+        return False
+    return all(_close(old[key], new[key], MOMENTS) if isinstance(new[key], list) else old[key] == new[key]
+               for key in new)  # fmt: skip
+
+
 def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _close(old: Any, new: list[float]) -> bool:
+def _close(old: Any, new: list[float], tolerance: float) -> bool:
     if not isinstance(old, list) or len(old) != len(new):
         return False
-    allowed = TOLERANCE * max(map(abs, new), default=0.0) + 1e-30
+    allowed = tolerance * max(map(abs, new), default=0.0) + 1e-30
     return all(abs(one - other) <= allowed for one, other in zip(old, new, strict=True))
 
 

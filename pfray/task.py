@@ -171,7 +171,9 @@ class Task:
 
     def fingerprint(self) -> str:
         """A hash of the splits' types, shapes and values, the classes and the normalization, for what is cached."""
-        digest = hashlib.sha256(repr((self.num_outputs, self.classes, self.mean, self.std)).encode())
+        # The last bits of a mean depend on how many threads computed it.
+        numbers = [[f"{value:.9g}" for value in values] for values in (self.mean, self.std)]
+        digest = hashlib.sha256(repr((self.num_outputs, self.classes, *numbers)).encode())
         for split in (self.train, self.validation, self.test):
             for part in (split.inputs, split.targets):
                 digest.update(repr((str(part.dtype), tuple(part.shape))).encode())

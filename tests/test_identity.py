@@ -16,6 +16,8 @@ from pfray.model_key import model_parts
 from pfray.task import Split, Task
 from tests.small import make_task
 
+OUTPUTS = "what the model gives for the first inputs (forward() or the normalization)"
+
 
 class Net(nn.Module):
     """forward: what comes after the layer."""
@@ -65,7 +67,7 @@ def test_another_forward_has_other_parts_although_weights_and_printed_form_are_t
     after = model_parts(model, task)
     assert before[:3] == after[:3]
     assert before != after
-    assert differences(known, found(model, task)) == ["what the model's forward() gives"]
+    assert differences(known, found(model, task)) == [OUTPUTS]
 
 
 def test_a_difference_in_the_last_bits_is_no_other_run():
@@ -73,7 +75,7 @@ def test_a_difference_in_the_last_bits_is_no_other_run():
     shifted = {**known, "outputs": [value * (1 + 1e-6) for value in known["outputs"]]}
     assert differences(known, shifted) == []
     other = {**known, "outputs": [value * 1.01 for value in known["outputs"]]}
-    assert differences(known, other) == ["what the model's forward() gives"]
+    assert differences(known, other) == [OUTPUTS]
 
 
 def test_other_weights_are_named():
@@ -89,7 +91,7 @@ def test_other_data_are_named_by_what_differs_first():
     task = make_task()
     known = found(task=task)
     inputs = task.train.inputs.clone()
-    inputs[-1] += 1
+    inputs[-1, 0, 0, 0] += 0.1
     values = replace(task, train=Split(inputs, task.train.targets))
     assert differences(known, found(task=values)) == ["the data's values"]
     fewer = replace(task, test=task.test.head(10))
@@ -97,6 +99,22 @@ def test_other_data_are_named_by_what_differs_first():
         "test data float32 (10, 2, 8, 8), int64 (10,) instead of float32 (20, 2, 8, 8), int64 (20,)"
     ]
     assert differences(known, found(task=replace(task, num_outputs=4))) == ["the data's classes"]
+
+
+def test_the_last_bits_of_data_that_threads_computed_are_no_other_data():
+    task = make_task()
+    known = found(task=task)
+    inputs = task.train.inputs * (1 + 2e-7 * torch.randint(-1, 2, task.train.inputs.shape))
+    assert not torch.equal(inputs, task.train.inputs)
+    assert differences(known, found(task=replace(task, train=Split(inputs, task.train.targets)))) == []
+    swapped = Split(task.train.inputs.flip(0), task.train.targets)
+    assert "the data's values" in differences(known, found(task=replace(task, train=swapped)))
+    other = replace(task, mean=(1e-7,))
+    assert differences(known, found(task=other)) == []
+    assert differences(known, found(task=replace(task, mean=(0.5,)))) == [OUTPUTS]
+    assert differences({**known, "contents": {**known["contents"], "train targets": "x"}}, known) == [
+        "the data's values"
+    ]
 
 
 def test_another_version_is_named(monkeypatch):
