@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ DEFAULT_TOKEN = Path("~/.ray/auth_token")
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Characters of a folder for temporary files, so that the names of Ray's sockets below it stay under the system's limit.
 SHORT = 20
+# Bytes of a token file that are looked at.
+LONG = 10_000
 
 
 def check_token() -> None:
@@ -39,7 +42,10 @@ def check_token() -> None:
     if not token and path:
         source, remedy = f"{TOKEN_PATH}: {path[:300]!r}", "Remedy: a file that holds the cluster's token"
         try:
-            token = Path(path).read_bytes().decode("latin-1")
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise OSError("not a regular file")
+            with open(path, "rb") as file:
+                token = file.read(LONG).decode("latin-1")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(f"{source} cannot be read ({why}). {remedy}, or 'unset {TOKEN_PATH}'") from error
@@ -121,7 +127,8 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    _read_again()
+    if variables:
+        _read_again()
 
 
 def _read_again() -> None:
