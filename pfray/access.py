@@ -88,13 +88,16 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
         variables[TOKEN] = secrets.token_hex(32)
     if not os.environ.get(CLUSTERS):
         variables[CLUSTERS] = "0"
-    parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
-    if not os.environ.get("RAY_TMPDIR"):
-        variables["RAY_TMPDIR"] = str(folder)
-    token = folder / "token"
     shown = token_file and TOKEN in variables
-    if shown:
+    folder = None
+    if shown or not os.environ.get("RAY_TMPDIR"):
+        parent = tempfile.gettempdir()
+        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
+        if not os.environ.get("RAY_TMPDIR"):
+            variables["RAY_TMPDIR"] = str(folder)
+    token = None
+    if folder is not None and shown:
+        token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(variables[TOKEN])
     before, clusters = {name: os.environ.get(name) for name in variables}, ray_constants.ENABLE_RAY_CLUSTER
@@ -103,16 +106,17 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
         ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
     keep = False
     try:
-        yield token if shown else None
-    except BaseException as error:
+        yield token
+    except Exception as error:
         keep = not isinstance(error, PfrayError) or error.exit_code == 1
         raise
     finally:
-        token.unlink(missing_ok=True)
+        if token is not None:
+            token.unlink(missing_ok=True)
         if not ray.is_initialized():
             _set(before)
             ray_constants.ENABLE_RAY_CLUSTER = clusters
-            if not keep:
+            if folder is not None and not keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -187,14 +187,14 @@ def test_the_file_with_a_runs_token_is_its_users_alone(no_ray):
 
 def test_logs_stay_after_a_failure_and_not_after_a_wrong_request(no_ray):
     left = {}
-    for error in (TrainingFailed(""), ValueError(), ConfigError("")):
+    for error in (TrainingFailed(""), ValueError(), ConfigError(""), SystemExit(15)):
         with pytest.raises(type(error)), access.private_ray(token_file=True) as token:
             raise error
         left[type(error)] = token.parent.exists()
         assert not token.exists()
         if left[type(error)]:
             token.parent.rmdir()
-    assert left == {TrainingFailed: True, ValueError: True, ConfigError: False}
+    assert left == {TrainingFailed: True, ValueError: True, ConfigError: False, SystemExit: False}
 
 
 @pytest.mark.parametrize("own", [
