@@ -37,16 +37,19 @@ def cluster(raylets: int, cpus: int = 1, *, head_cpus: int = 0, dashboard: bool 
     server, at ``webui_url``. All of it ends with the block. Other Rays on this machine do not notice it, nor it
     them: no usual port is taken, and the file in which Ray looks for the cluster that is up, as jobs do, is one in a
     folder of its own.
-    Workers, and what is started inside the block, find the modules of this repository.
+    Workers, and what is started inside the block, find the modules of this repository. Only they reach the cluster: it
+    listens on this machine alone, and its token is in their environment.
     """
     from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
+
+    from pfray.access import private_ray
 
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     # In /tmp, because the names of sockets have to be short.
     own = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     address_file = mock.patch("ray._private.utils.write_ray_address", partial(write_ray_address, temp_dir=own))
-    with address_file, mock.patch.dict(os.environ, PYTHONPATH=paths):
+    with private_ray(), address_file, mock.patch.dict(os.environ, PYTHONPATH=paths):
         found = Cluster()
         try:
             settings = {**PATIENT, **(NOTICE_SOON if raylets else {})}

@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ DEFAULT_TOKEN = Path("~/.ray/auth_token")
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Characters of a folder for temporary files, so that the names of Ray's sockets below it stay under the system's limit.
 SHORT = 20
+# Bytes of a token file that are looked at.
+LONG = 10_000
 
 
 def check_token() -> None:
@@ -39,7 +42,10 @@ def check_token() -> None:
     if not token and path:
         source, remedy = f"{TOKEN_PATH}: {path[:300]!r}", "Remedy: a file that holds the cluster's token"
         try:
-            token = Path(path).read_bytes().decode("latin-1")
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise OSError("not a regular file")
+            with open(path, "rb") as file:
+                token = file.read(LONG).decode("latin-1")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(f"{source} cannot be read ({why}). {remedy}, or 'unset {TOKEN_PATH}'") from error
@@ -82,13 +88,16 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
         variables[TOKEN] = secrets.token_hex(32)
     if not os.environ.get(CLUSTERS):
         variables[CLUSTERS] = "0"
-    parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
-    if not os.environ.get("RAY_TMPDIR"):
-        variables["RAY_TMPDIR"] = str(folder)
-    token = folder / "token"
     shown = token_file and TOKEN in variables
-    if shown:
+    folder = None
+    if shown or not os.environ.get("RAY_TMPDIR"):
+        parent = tempfile.gettempdir()
+        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
+        if not os.environ.get("RAY_TMPDIR"):
+            variables["RAY_TMPDIR"] = str(folder)
+    token = None
+    if folder is not None and shown:
+        token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(variables[TOKEN])
     before, clusters = {name: os.environ.get(name) for name in variables}, ray_constants.ENABLE_RAY_CLUSTER
@@ -97,16 +106,17 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
         ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
     keep = False
     try:
-        yield token if shown else None
-    except BaseException as error:
+        yield token
+    except Exception as error:
         keep = not isinstance(error, PfrayError) or error.exit_code == 1
         raise
     finally:
-        token.unlink(missing_ok=True)
+        if token is not None:
+            token.unlink(missing_ok=True)
         if not ray.is_initialized():
             _set(before)
             ray_constants.ENABLE_RAY_CLUSTER = clusters
-            if not keep:
+            if folder is not None and not keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -121,7 +131,8 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    _read_again()
+    if variables:
+        _read_again()
 
 
 def _read_again() -> None:

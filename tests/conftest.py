@@ -50,11 +50,14 @@ def ray_cluster() -> Iterator[None]:
 
     import ray
 
-    # A Ray of the machine's own, where one is up, has other processors and other work.
-    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
-             logging_level=logging.ERROR)  # fmt: skip
-    yield
-    ray.shutdown()
+    from pfray.access import private_ray
+
+    with private_ray():
+        # A Ray of the machine's own, where one is up, has other processors and other work.
+        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
+                 logging_level=logging.ERROR)  # fmt: skip
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)

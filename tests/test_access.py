@@ -187,14 +187,14 @@ def test_the_file_with_a_runs_token_is_its_users_alone(no_ray):
 
 def test_logs_stay_after_a_failure_and_not_after_a_wrong_request(no_ray):
     left = {}
-    for error in (TrainingFailed(""), ValueError(), ConfigError("")):
+    for error in (TrainingFailed(""), ValueError(), ConfigError(""), SystemExit(15)):
         with pytest.raises(type(error)), access.private_ray(token_file=True) as token:
             raise error
         left[type(error)] = token.parent.exists()
         assert not token.exists()
         if left[type(error)]:
             token.parent.rmdir()
-    assert left == {TrainingFailed: True, ValueError: True, ConfigError: False}
+    assert left == {TrainingFailed: True, ValueError: True, ConfigError: False, SystemExit: False}
 
 
 @pytest.mark.parametrize("own", [
@@ -221,13 +221,15 @@ def test_what_the_user_has_set_is_kept(no_ray, monkeypatch, own):
 
 @pytest.mark.parametrize(("named", "said"), [
     ({"RAY_AUTH_TOKEN_PATH": "{}/none"}, r"RAY_AUTH_TOKEN_PATH: '.*/none' cannot be read \(No such file or d"),
-    ({"RAY_AUTH_TOKEN_PATH": "{}"}, r"RAY_AUTH_TOKEN_PATH: '.*' cannot be read \(Is a directory\)\. Remedy: a file"),
+    ({"RAY_AUTH_TOKEN_PATH": "{}"}, r"RAY_AUTH_TOKEN_PATH: '.*' cannot be read \(not a regular file\)\. Remedy: a"),
+    ({"RAY_AUTH_TOKEN_PATH": "{}/pipe"}, r"RAY_AUTH_TOKEN_PATH: '.*/pipe' cannot be read \(not a regular file\)\. Rem"),
     ({"RAY_AUTH_TOKEN_PATH": "{}/empty"}, r"RAY_AUTH_TOKEN_PATH: '.*/empty' is empty\. Remedy: a file that holds the"),
     ({"RAY_AUTH_TOKEN_PATH": "{}/two"}, r"/two': a token is one line of ASCII characters, and this is none\. Rem"),
     ({"RAY_AUTH_TOKEN": "first\nsecond"}, r"RAY_AUTH_TOKEN: a token is one line of ASCII .* Remedy: the cluster's"),
     ({"RAY_AUTH_MODE": "tokens"}, r"RAY_AUTH_MODE: 'tokens' is not allowed\. Remedy: token, or disabled"),
 ])  # fmt: skip
 def test_a_token_that_cannot_be_is_one_line_for_runs_and_jobs(tmp_path, monkeypatch, capfd, no_ray, named, said):
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "two").write_text("first\nsecond\n")
     for name, value in named.items():
