@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pfray import search_state
 from pfray.errors import StorageError
+from pfray.files import append_line
 from pfray.plan_file import mistakes
 from pfray.search_state import UnusableState
 from pfray.space import CompressionSpace
@@ -84,10 +84,7 @@ class KeptSearch:
         if self.folder is None:
             return
         line = json.dumps(record)
-        with (self.folder / TRIALS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.folder / TRIALS, line)
         self.written = add_line(self.written, line)
         if self.open_ended and time.monotonic() >= self.next_save:
             began = time.process_time()

@@ -161,8 +161,6 @@ def test_each_file_of_a_half_finished_run_is_made_again_or_named(
 ):
     reference = result(finished)
     for number, file in enumerate(files(half_finished)):
-        if file.startswith("search/"):
-            continue
         said()
         caplog.clear()
         code, trained, copy = resume(experiment, half_finished, tmp_path / str(number), DAMAGES[damage], file)
@@ -177,7 +175,7 @@ def test_each_file_of_a_half_finished_run_is_made_again_or_named(
 def test_each_file_of_a_finished_run_is_made_again_or_named(experiment, finished, tmp_path, said, damage):
     reference = result(finished)
     for number, file in enumerate(files(finished)):
-        if file.startswith(("search/", "training/")) or file == "report.html":
+        if file.startswith("training/") or file == "report.html":
             continue
         said()
         code, trained, copy = resume(experiment, finished, tmp_path / str(number), DAMAGES[damage], file)
