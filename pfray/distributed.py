@@ -252,7 +252,10 @@ def _as_pfray_error(error: Exception) -> PfrayError:
     """The cause in a worker, without the traceback that Ray wraps around it."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     cause = causes[0]
-    while not isinstance(cause, PfrayError) and (deeper := getattr(cause, "cause", None) or cause.__cause__):
+    # What Ray wraps around an error is an error of the same class.
+    while isinstance(cause, ray.exceptions.RayTaskError) or not isinstance(cause, PfrayError):
+        if (deeper := getattr(cause, "cause", None) or cause.__cause__) is None:
+            break
         cause = deeper
     if isinstance(cause, PfrayError):
         return cause

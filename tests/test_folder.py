@@ -108,7 +108,7 @@ def test_seconds_come_back_and_are_none_at_first(tmp_path):
 
 IDENTITY = {
     "pfray": "1.0", "architecture": "a", "weights": "w", "outputs": [1.0, 2.0], "train data": "t",
-    "validation data": "v", "test data": "x", "classes": [10], "contents": "c", "code": {},
+    "validation data": "v", "test data": "x", "classes": [10], "contents": {"train inputs": "c"}, "code": {},
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def begun(tmp_path, trials: str = "x"):
 def test_a_run_is_continued_with_what_it_began_with_and_refused_with_anything_else(tmp_path):
     folder = begun(tmp_path)
     opened(tmp_path, resume=True, identity=IDENTITY)
-    other = {**IDENTITY, "weights": "other", "contents": "other"}
+    other = {**IDENTITY, "weights": "other", "contents": {"train inputs": "other"}}
     with pytest.raises(RunExists, match=r"weights; the data.s values\. Remedy: .*--force") as caught:
         opened(tmp_path, resume=True, identity=other)
     assert caught.value.exit_code == 2

@@ -261,7 +261,7 @@ def test_waiting_ends_when_the_lease_is_held_again_or_lost(world: World) -> None
 def test_what_a_foreign_lock_says_of_its_machine_is_shown_in_one_line(world: World) -> None:
     world.bucket.write(LOCK, json.dumps({"owner": "x", "host": "a\n\x1b[2J" + 200 * "b"}).encode())
     world.meanwhile = lambda: world.bucket.write(LOCK, world.bucket.read(LOCK) + b" ")
-    with pytest.raises(RunExists, match=r"on a\\n\\x1b\[2Jb+\.\.\.\. Remedy") as error:
+    with pytest.raises(RunExists, match=r"on a\\n\\x1b\[2Jb+ \.\.\. b+\. Remedy") as error:
         world.acquire("two")
     assert len(str(error.value)) < 300
 

@@ -127,7 +127,7 @@ def test_the_initial_weights_depend_on_the_seed_alone(users):
 @pytest.mark.parametrize(("changes", "error", "words"), [
     ({"data": "mine:no_task"}, ConfigError, "data: 'mine:no_task' returned a list. Remedy: return a pfray.task.Task"),
     ({"data": "mine:missing_data"}, DataError, "data: nothing there. Remedy: put it there"),
-    ({"data": {"name": "mine:picky_data", "count": 3}}, ConfigError, "data: count is odd. Remedy: correct"),
+    ({"data": {"name": "mine:picky_data", "count": 3}}, ConfigError, "data: count is odd ("),
     ({"data": "mine:picky_data"}, ConfigError, "missing 1 required positional argument: 'count'"),
     ({"model": "mine:no_module"}, ConfigError, "model: 'mine:no_module' returned a str, not a torch.nn.Module"),
     ({"model": {"name": "mobilenet_v1", "width": 9}}, ConfigError, "model: width is 9; allowed are numbers above 0"),

@@ -53,7 +53,7 @@ def test_a_plan_that_compresses_further_than_asked_is_not_moved(tmp_path):
 ])  # fmt: skip
 def test_a_plan_that_misses_the_target_is_refused_with_by_how_much(tmp_path, limits, miss):
     message = refusal(tmp_path / "plan.json", {"conv1": 0.5, "fc": 0.25}, space=COUNTED, limits=limits)
-    assert message == (f"search.plan: '{tmp_path}/plan.json': the plan misses {miss}. Remedy: change the plan, or "
+    assert message == (f"search.plan: {tmp_path}/plan.json: the plan misses {miss}. Remedy: change the plan, or "
                        "target.params=125")  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_the_target_that_is_named_as_the_remedy_is_one_that_the_plan_meets(tmp_p
 def test_each_mistake_is_a_line_and_no_more_than_a_few(tmp_path):
     plan = {**GIVEN, "layer1": 7, "layer2": "half", "lyer3": 0.5, "finetune.lr": 0.01}
     message = refusal(tmp_path / "plan.json", plan)
-    where = f"search.plan: '{tmp_path}/plan.json': "
+    where = f"search.plan: {tmp_path}/plan.json: "
     assert message.splitlines() == [
         f"{where}'finetune.lr' is a setting that is not searched here. Remedy: take it out of the plan, and give the "
         "experiment its value, 0.01",
@@ -101,7 +101,7 @@ def test_searched_settings_are_part_of_the_plan(tmp_path):
 ])  # fmt: skip
 def test_a_file_that_is_no_json_is_refused_in_one_line(tmp_path, content, reason):
     message = refusal(tmp_path / "plan.json", content)
-    assert message.startswith(f"search.plan: '{tmp_path}/plan.json' cannot be used ({reason}")
+    assert message.startswith(f"search.plan: {tmp_path}/plan.json cannot be used ({reason}")
     assert message.endswith("Remedy: a JSON file of knob names and values, or a run's summary.json")
     assert "\n" not in message
     assert "is no plan" in refusal(tmp_path / "plan.json", [1])
@@ -116,7 +116,7 @@ def test_a_path_that_leads_nowhere_is_refused_in_one_short_line(nowhere):
 
 
 def test_no_file_and_no_setting_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.json' cannot be used \(there is no such file\)\. Remedy: a JSON file"):
+    with pytest.raises(ConfigError, match=r"none.json cannot be used \(there is no such file\)\. Remedy: a JSON file"):
         Given(SPACE, LIMITS, Settings(str(tmp_path / "none.json")))
     with pytest.raises(ConfigError, match=r"search.plan: missing\. Remedy: a JSON file"):
         Given(SPACE, LIMITS, Settings())
