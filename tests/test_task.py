@@ -110,10 +110,9 @@ def test_soft_cross_entropy_is_zero_for_equal_distributions_and_its_gradient_har
 def test_the_fingerprint_sees_shapes_and_types() -> None:
     """Bytes alone are the same for images of another shape, and for numbers of another type."""
     base = task()
-    names = ("train", "validation", "test")
-    splits = [getattr(base, name) for name in names]
-    flat = replace(base, **{n: Split(s.inputs.flatten(2)[..., None], s.targets) for n, s in zip(names, splits, strict=True)})
-    typed = replace(base, **{n: Split(s.inputs.view(torch.int8), s.targets) for n, s in zip(names, splits, strict=True)})
+    parts = {name: getattr(base, name) for name in ("train", "validation", "test")}
+    flat = replace(base, **{n: Split(own.inputs.flatten(2)[..., None], own.targets) for n, own in parts.items()})
+    typed = replace(base, **{n: Split(own.inputs.view(torch.int8), own.targets) for n, own in parts.items()})
     assert len({base.fingerprint(), flat.fingerprint(), typed.fingerprint()}) == 3
 
 
