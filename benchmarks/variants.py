@@ -9,15 +9,15 @@ from benchmarks.result import ROOT
 # The share of the trials that a preset's warm-up takes in searches of other lengths: a quarter, as in both papers.
 WARMUP = 0.25
 PRESETS = ("ddpg_amc", "ddpg_pocketflow")
-PARTS = ("critic_no_actor", "critic_best_only", "critic_by_chance")
+PARTS = ("critic_best_only", "critic_by_chance")
 ABLATION = ("critic", *PARTS, *PRESETS, "random")
 
 
 def variant(name: str, trials: int) -> tuple[Any, Any]:
     """(searcher class, its settings) for searches of so many trials.
 
-    ``critic_no_actor``: the actor's actions are 0, the first plan's. ``critic_best_only``: all draws lie around the
-    best plan, as many as before. ``critic_by_chance``: any of the draws is tried.
+    ``critic_best_only``: all draws lie around the best plan, as many as before. ``critic_by_chance``: any of the draws
+    is tried.
     """
     from pfray.components import find_class
     from pfray.search.base import PlanSearcher
@@ -42,16 +42,12 @@ def _without(critic: Any) -> dict[str, Any]:
     """The subclasses of the searcher ``critic`` that lack a part, by name."""
     import numpy as np
 
-    class NoActor(critic):
-        def _centers(self, observations: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, ...]:
-            return np.zeros_like(best, dtype=float), best
-
     class BestOnly(critic):
-        def _centers(self, observations: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, ...]:
+        def _centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
             return best, best
 
     class ByChance(critic):
         def _choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
             return int(self.rng.integers(len(drawn)))
 
-    return dict(zip(PARTS, (NoActor, BestOnly, ByChance), strict=True))
+    return dict(zip(PARTS, (BestOnly, ByChance), strict=True))

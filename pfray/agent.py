@@ -5,7 +5,7 @@ Notation: mu(s) actor, Q(s, a) critic, mu' and Q' their target networks, s (F,) 
 
 Beyond the paper, each off by default: the baseline (He et al. 2018, equation 3), layer norm and noise on the actor's
 parameters (as in PocketFlow, Wu et al. 2018), and what pfray/search/critic.py needs: groups of transitions that are
-learned from together, and an anchor that holds the actor to what was done.
+learned from together, and a critic without an actor.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class Agent:
 
     observations, actions: the environment's spaces. hidden: width of both layers of the actor and of the critic.
     layer_norm: before each ReLU. normalize: observations over their running mean and deviation.
+    actor_rate, critic_rate: step sizes of Adam; where ``actor_rate`` is None there is no actor, and gamma has to be 0.
     gamma, tau: discount, and step of the target networks towards the others (Lillicrap et al., algorithm 1). With a
     discount of 0 there are no target networks.
     baseline_decay: of the rewards' moving average b; None for no baseline. batch: groups an update draws.
     parameter_noise: first deviation of the noise on the actor's parameters; None for noise on its actions only.
-    group: consecutive transitions whose errors are averaged before they are squared; 1 is DDPG. anchor: weight of the
-    actor's squared distance to the executed actions; 0 is DDPG. level: whether a step common to a group's actions means
-    nothing, because the environment undoes it. capacity: transitions kept, the newest.
+    group: consecutive transitions whose errors are averaged before they are squared; 1 is DDPG. level: whether a step
+    common to a group's actions means nothing, because the environment undoes it. capacity: transitions kept, the
+    newest.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Agent:
         hidden: int = 64,
         layer_norm: bool = False,
         normalize: bool = True,
-        actor_rate: float = 1e-3,
+        actor_rate: float | None = 1e-3,
         critic_rate: float = 1e-3,
         weight_decay: float = 0.0,
         gamma: float = 0.99,
@@ -63,14 +64,15 @@ class Agent:
         batch: int = 128,
         parameter_noise: float | None = None,
         group: int = 1,
-        anchor: float = 0.0,
         level: bool = False,
         capacity: int = 1_000_000,
     ) -> None:
         if not (isinstance(observations, gymnasium.spaces.Box) and isinstance(actions, gymnasium.spaces.Box)):
             raise ValueError(f"DDPG wants Boxes of observations and actions, not {observations} and {actions}")
+        if actor_rate is None and gamma:
+            raise ValueError(f"what follows is worth what the actor makes of it: without one gamma is 0, not {gamma}")
         self.low, self.high = actions.low.astype(np.float32), actions.high.astype(np.float32)
-        self.gamma, self.tau, self.batch, self.group, self.anchor = gamma, tau, batch, group, anchor
+        self.gamma, self.tau, self.batch, self.group = gamma, tau, batch, group
         self.capacity, self.level, self.normalize = capacity // group * group, level, normalize
         self.baseline_decay = baseline_decay
         self.baseline: float | None = None
@@ -80,17 +82,20 @@ class Agent:
         self.networks = nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.networks["actor"] = nn.Sequential(*_layers(size, hidden, width, layer_norm), nn.Tanh())
+            if actor_rate is not None:
+                self.networks["actor"] = nn.Sequential(*_layers(size, hidden, width, layer_norm), nn.Tanh())
             self.networks["critic"] = nn.Sequential(*_layers(size + width, hidden, 1, layer_norm))
-        with torch.no_grad():
-            # Lillicrap et al., section 7: the first actions and values are near 0.
-            for parameter in self.actor[-2].parameters():
-                parameter.mul_(0.01)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        if actor_rate is not None:
+            with torch.no_grad():
+                # Lillicrap et al., section 7: the first actions and values are near 0.
+                for parameter in self.actor[-2].parameters():
+                    parameter.mul_(0.01)
+            self.optimizers["actor"] = torch.optim.Adam(self.actor.parameters(), lr=actor_rate, fused=True)
         if gamma:
             for name in ("actor", "critic"):
                 self.networks[f"target_{name}"] = copy.deepcopy(self.networks[name])
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=actor_rate, fused=True)
-        self.critic_optimizer = torch.optim.AdamW(
+        self.optimizers["critic"] = torch.optim.AdamW(
             self.critic.parameters(), lr=critic_rate, weight_decay=weight_decay, fused=True
         )
         # Replay buffer: arrays of one row a transition, doubled when full.
@@ -119,9 +124,10 @@ class Agent:
         noise: standard deviation before the cut, as a share of half the action's range. actor: another mu, such as
         ``perturbed()``.
         """
-        with torch.no_grad():
-            mean = (actor or self.actor)(self._normal(observation.reshape(1, -1)))[0].double().numpy()
-        mean = np.zeros_like(mean) if explore else mean
+        mean = np.zeros(self.low.size)
+        if not explore:
+            with torch.no_grad():
+                mean = (actor or self.actor)(self._normal(observation.reshape(1, -1)))[0].double().numpy()
         action = _truncated(mean, noise, self.rng.random(mean.shape)) if noise > 0 else mean
         scaled = self.low.ravel() + (action + 1) / 2 * (self.high - self.low).ravel()
         return scaled.reshape(self.low.shape).astype(np.float32)
@@ -130,11 +136,6 @@ class Agent:
         """The actor with noise on its parameters: to act with for a whole episode."""
         assert self.parameter_noise is not None
         return self.parameter_noise.perturbed(self.actor, self.rng)
-
-    def means(self, observations: np.ndarray) -> np.ndarray:
-        """mu(s) ``(G, A)``, scaled to -1..1, of ``(G, F)`` observations."""
-        with torch.no_grad():
-            return self.actor(self._normal(observations)).double().numpy()
 
     def draws(self, centers: Sequence[np.ndarray], noise: float, count: int) -> np.ndarray:
         """``(C count, G, A)`` actions, scaled to -1..1: ``count`` around each of C centers ``(G, A)``."""
@@ -202,12 +203,10 @@ class Agent:
             value = self.returns(*(memory[key][drawn] for key in ("reward", "next", "over")))
             action = self._leveled(action, bound)
             error = (self.critic(torch.cat([state, action], -1)) - value).mean(1)
-            _descend(self.critic_optimizer, self.group * error.square().mean())
-            chosen = self._leveled(self.actor(state), bound)
-            loss = -self.critic(torch.cat([state, chosen], -1)).mean()
-            if self.anchor:
-                loss = loss + self.anchor * (chosen - action).square().mean()
-            _descend(self.actor_optimizer, loss)
+            _descend(self.optimizers["critic"], self.group * error.square().mean())
+            if "actor" in self.optimizers:
+                chosen = self._leveled(self.actor(state), bound)
+                _descend(self.optimizers["actor"], -self.critic(torch.cat([state, chosen], -1)).mean())
             if self.gamma:
                 self.follow()
 
@@ -254,8 +253,8 @@ class Agent:
         noise = None if self.parameter_noise is None else self.parameter_noise.scale
         values = {"seen": self.seen, "baseline": self.baseline, "noise": noise, "rng": generator_state(self.rng)}
         tensors = module_tensors("networks", self.networks)
-        for name in ("actor_optimizer", "critic_optimizer"):
-            tensors |= optimizer_tensors(name, getattr(self, name))
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(f"{name}_optimizer", optimizer)
         stored = max(len(self), self.group)
         tensors |= {f"memory.{key}": torch.from_numpy(array[:stored].copy()) for key, array in self.memory.items()}
         return values, tensors | {key: torch.from_numpy(getattr(self, key).copy()) for key in ("mean", "squares")}
@@ -267,8 +266,8 @@ class Agent:
         if any(array.shape != (rows, self.memory[key].shape[1]) for key, array in memory.items()):
             raise ValueError("the replay buffer is another agent's")
         load_module("networks", self.networks, tensors)
-        for name in ("actor_optimizer", "critic_optimizer"):
-            load_optimizer(name, getattr(self, name), tensors)
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(f"{name}_optimizer", optimizer, tensors)
         set_generator(self.rng, values["rng"])
         if self.parameter_noise is not None:
             self.parameter_noise.scale = float(values["noise"])

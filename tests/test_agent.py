@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_agent_and_no_global_generator_moves():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gamma": 0.0, "group": 2, "anchor": 1.0, "weight_decay": 0.1},
+    "options", [{}, {"gamma": 0.0, "group": 2, "weight_decay": 0.1},
                 {"layer_norm": True, "parameter_noise": 0.3, "baseline_decay": 0.9, "normalize": False, "capacity": 16}]
 )  # fmt: skip
 def test_an_agent_goes_on_from_json_and_tensors_as_if_nothing_had_been(options, tmp_path):
@@ -69,6 +69,9 @@ def test_an_agent_goes_on_from_json_and_tensors_as_if_nothing_had_been(options, 
 
 def test_without_a_discount_there_are_no_target_networks():
     assert list(Agent(STATE, ACTION, gamma=0.0).networks) == ["actor", "critic"]
+    assert list(Agent(STATE, ACTION, gamma=0.0, actor_rate=None).networks) == ["critic"]
+    with pytest.raises(ValueError, match="without one gamma is 0, not"):
+        Agent(STATE, ACTION, actor_rate=None)
     assert list(Agent(STATE, ACTION).networks) == ["actor", "critic", "target_actor", "target_critic"]
 
 

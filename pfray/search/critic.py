@@ -1,10 +1,10 @@
-"""Draws around the best plan so far, of which a critic network chooses the one to try.
+"""Draws around the best plan so far and around the first one, of which a critic network chooses the one to try.
 
-The critic and an actor are those of deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971), and
-an episode is a plan and a step a knob, as in AMC (He et al. 2018, arXiv 1802.03494). But it is not DDPG, which is in
+The critic is that of deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971), and an episode is a
+plan and a step a knob, as in AMC (He et al. 2018, arXiv 1802.03494). But it is not DDPG, which is in
 pfray/search/ddpg.py, because a search has some hundred episodes and not a million steps.
 
-Notation: mu(s) actor, Q(s, a) critic, s (F,) observation, a (A,) action scaled to -1..1, L knobs, R episode's reward.
+Notation: Q(s, a) critic, s (F,) observation, a (A,) action scaled to -1..1, L knobs, R episode's reward.
 
 What differs from DDPG:
 - Every transition of an episode gets the final reward (AMC), and no bootstrap is added: gamma is 0.
@@ -15,11 +15,9 @@ What differs from DDPG:
   budget spent so far for a cause, and passed one knob's noise on to all later ones.
 - A step common to all actions of an episode is taken off before the critic sees them: every plan is moved onto the
   target by such a step, so none was measured with another one, and what the critic promises there it never saw.
-- A plan to try is the one that the critic prefers among draws around the actor's and around the best plan
-  (Dulac-Arnold et al. 2015, arXiv 1512.07679). The draws around the best plan and the critic's choice do the work, the
-  actor adds next to nothing (benchmarks/search_quality.py --ablation).
-- The actor is anchored to the executed actions (Fujimoto and Gu 2021, arXiv 2106.06860, eq. 3), and good episodes are
-  replayed more often: the critic is believed near to what was measured only.
+- There is no actor: a plan to try is the one that the critic prefers among draws (Dulac-Arnold et al. 2015, arXiv
+  1512.07679). Draws around an actor's plan were no better than those around the first one (docs/results.md).
+- Good episodes are replayed more often: the critic is asked about plans near to them.
 """
 
 from __future__ import annotations
@@ -46,14 +44,13 @@ class Settings:
     """env: the Gymnasium environment that the agent walks. spread: how far from the first plan an action leads at most,
     as a share of a knob's range. shuffle: whether the knobs are decided in another order in every episode.
 
-    warmup: trials before the actor decides, random around the first plan. noise: standard deviation of the exploration,
-    as a share of ``spread``; after the warm-up it is multiplied by ``noise_decay`` each trial, down to ``noise_floor``.
-    candidates: draws around the actor's actions, and around the best plan's, of which the critic chooses one to try.
-    updates: training steps after each trial. batch: episodes in a step. hidden: width of the networks' two layers.
-    actor_rate, critic_rate: step sizes of Adam. weight_decay: of the critic.
+    warmup: trials before the critic decides, random around the first plan. noise: standard deviation of the draws, as a
+    share of ``spread``; after the warm-up it is multiplied by ``noise_decay`` each trial, down to ``noise_floor``.
+    candidates: draws around the first plan, and around the best one, of which the critic chooses one to try.
+    updates: training steps after each trial. batch: episodes in a step. hidden: width of the critic's two layers.
+    critic_rate: step size of Adam. weight_decay: of the critic.
 
-    elite: an episode whose reward is one interquartile range better is replayed exp(elite) times as often. anchor: how
-    strongly the actor is held to the actions of the replayed episodes, against what the critic promises elsewhere.
+    elite: an episode whose reward is one interquartile range better is replayed exp(elite) times as often.
     """
 
     env: str = "envs:pfray/Layerwise-v0"
@@ -67,11 +64,9 @@ class Settings:
     updates: Annotated[int, Field(ge=1)] = 40
     batch: Annotated[int, Field(ge=1)] = 32
     hidden: Annotated[int, Field(ge=1)] = 64
-    actor_rate: Annotated[float, Field(gt=0)] = 3e-3
     critic_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.5
     elite: Annotated[float, Field(ge=0)] = 4.0
-    anchor: Annotated[float, Field(ge=0)] = 3.0
 
 
 class Critic(PlanSearcher):
@@ -86,7 +81,7 @@ class Critic(PlanSearcher):
             env.action_space,
             seed=seed,
             hidden=set_.hidden,
-            actor_rate=set_.actor_rate,
+            actor_rate=None,
             critic_rate=set_.critic_rate,
             weight_decay=set_.weight_decay,
             gamma=0.0,
@@ -94,8 +89,6 @@ class Critic(PlanSearcher):
             group=knobs,
             level=self.use_up,
             capacity=knobs * 10**9,  # all episodes, for their rewards change with every score
-            # Per knob, where Q is about R / sqrt(L).
-            anchor=set_.anchor * knobs**0.5,
         )
         # Of each episode in the buffer; None for a trial that failed.
         self.scores: list[float | None] = []
@@ -104,7 +97,7 @@ class Critic(PlanSearcher):
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
         if self.refused:
-            # The actor proposes nearly the same again, and none of its actions reaches further than the spread.
+            # The critic chooses nearly the same again, and no draw reaches further than the spread.
             return self.beside_best(self.settings.spread * len(self.space) ** 0.5)
         env = self._env()
         seed = int(self.rng.integers(2**31))
@@ -132,7 +125,7 @@ class Critic(PlanSearcher):
         return knobs, np.array(actions)
 
     def _proposed(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
-        """(knobs in their order, actions ``(L, 1)``) near the actor's or the best plan's, as the critic chooses."""
+        """(knobs in their order, actions ``(L, 1)``) near the first plan's or the best one's, as the critic chooses."""
         best = self.best_positions
         knobs, states, actions = [], [], []
         observation, _ = env.reset(seed=seed)
@@ -142,13 +135,12 @@ class Critic(PlanSearcher):
             actions.append(np.clip(env.unwrapped.action_for(best[knobs[-1]]), -1.0, 1.0))
             observation = env.step(actions[-1])[0]
         observed, bound = np.array(states), ~self.space.free[knobs, None]
-        centers = self._centers(observed, np.array(actions))
-        drawn = self.agent.draws(centers, self.noise, self.settings.candidates)
+        drawn = self.agent.draws(self._centers(np.array(actions)), self.noise, self.settings.candidates)
         return knobs, drawn[self._choice(observed, drawn, bound)]
 
-    def _centers(self, observations: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What to draw around, ``(L, 1)`` each. best: the best plan's actions."""
-        return self.agent.means(observations), best
+    def _centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What to draw around, ``(L, 1)`` each. best: the best plan's actions; the first plan's are 0."""
+        return np.zeros_like(best, dtype=float), best
 
     def _choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
         """The index of the draw ``(N, L, 1)`` to try."""

@@ -86,7 +86,7 @@ def test_equal_scores_and_failures_only_do_no_harm():
         searcher = search(warmup=3)
         entries = drive(searcher, 10, lambda plan, outcome=outcome: outcome)
         assert all(SPACE.meets(entry["plan"], LIMITS) for entry in entries)
-        assert all(torch.isfinite(p).all() for p in searcher.agent.actor.parameters())
+        assert all(torch.isfinite(p).all() for p in searcher.agent.critic.parameters())
 
 
 def test_it_comes_nearer_to_the_toys_optimum_than_random_search():
@@ -129,7 +129,7 @@ def test_of_the_draws_the_critic_chooses_the_one_it_values_most():
     bound[3] = 0  # is free: its own action counts, the others' common step does not
 
     def chosen(candidates: int) -> float:
-        drawn = agent.draws(searcher._centers(states, np.zeros((count, 1))), 0.3, candidates)
+        drawn = agent.draws(searcher._centers(np.zeros((count, 1))), 0.3, candidates)
         assert drawn.shape == (2 * candidates, count, 1)
         return drawn[searcher._choice(states, drawn, bound)][3, 0]
 

@@ -77,9 +77,9 @@ def test_exploration_is_constant_in_the_warm_up_and_then_decays():
 def test_nothing_is_trained_in_the_warm_up_and_one_step_for_each_transition_after_it():
     searcher = search(warmup=4, hidden=8)
     drive(searcher, 4)
-    assert searcher.agent.critic_optimizer.state_dict()["state"] == {}
+    assert searcher.agent.optimizers["critic"].state_dict()["state"] == {}
     drive(searcher, 2)
-    assert searcher.agent.critic_optimizer.state_dict()["state"][0]["step"] == 2 * len(SPACE)
+    assert searcher.agent.optimizers["critic"].state_dict()["state"][0]["step"] == 2 * len(SPACE)
 
 
 def test_with_noise_on_the_parameters_one_perturbed_actor_walks_a_whole_episode():
