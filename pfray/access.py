@@ -30,6 +30,16 @@ SHORT = 20
 LONG = 10_000
 
 
+def check_address(address: str) -> str:
+    """A cluster's address that may be kept in files and shown. Raises ValueError, whose text has no secret in it."""
+    if "@" in address:
+        raise ValueError(
+            "the address has a user, a password or a token in it, and it is written into files. Remedy: leave it out; "
+            f"a cluster's token goes into {TOKEN}"
+        )
+    return address
+
+
 def check_token() -> None:
     """Raise ConfigError for what RAY_AUTH_* ask for and cannot be. The token itself is never shown."""
     mode = os.environ.get(MODE, "")

@@ -71,7 +71,7 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
     """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left, and
     ``size_bytes``, the latter's as float32.
 
-    Raises ConfigError where ``min_keep`` leaves every group whole.
+    Raises ConfigError where ``min_keep`` or ``round_to`` leaves every group whole.
     """
     groups = [
         group
@@ -79,9 +79,10 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
         if len(allowed_counts(group, settings.round_to, settings.min_keep)) > 1
     ]
     if not groups:
+        name, other = ("min_keep", "round_to") if settings.min_keep else ("round_to", "min_keep")
         raise ConfigError(
-            f"learner.min_keep: {settings.min_keep:g} leaves every channel group whole. Remedy: a smaller one, or a "
-            "smaller learner.round_to"
+            f"learner.{name}: {getattr(settings, name):g} leaves every channel group whole. Remedy: a smaller one, or "
+            f"a smaller learner.{other}"
         )
     knobs = []
     for group in groups:

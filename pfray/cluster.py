@@ -1,24 +1,74 @@
-"""Whether a Ray cluster can be used, and what it has, against what an experiment asks of it."""
+"""The Ray of a run, one of its own or a cluster: whether it can be used, and what it has of what is asked of it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import platform
 import re
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 
-from pfray import access
+from pfray import access, command
 from pfray.config import Resources, Share
 from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, first_line
 from pfray.patience import within
+from pfray.progress import Progress
 from pfray.quiet import mute_stderr
 
 # Seconds for a cluster to answer.
 PATIENCE = 15.0
+
+
+@contextlib.contextmanager
+def ray_session(resources: Resources, progress: Progress) -> Iterator[None]:
+    """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
+    if ray.is_initialized():
+        check(resources)
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
+    # A raylet whose agents take longer to start gives up; by default after 30 s, which a busy machine may need.
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    with contextlib.ExitStack() as closing:
+        with progress.stage("start ray"):
+            own = reach(resources.address) is None
+            token = closing.enter_context(access.private_ray(token_file=resources.dashboard)) if own else None
+            try:
+                with command.own_signals():
+                    context = ray.init(
+                        address="local" if own else resources.address, include_dashboard=resources.dashboard,
+                        dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
+                    )  # fmt: skip
+            except (ConnectionError, ValueError) as error:
+                raise nobody_at(resources.address, error) from error
+            except OSError:
+                raise  # a full disk, say, of which main knows more to tell
+            except Exception as error:  # Ray has no type of its own for a start that takes too long
+                raise ClusterError(
+                    f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
+                    "what earlier sessions may have left with 'ray stop'"
+                ) from error
+        if resources.dashboard:
+            progress.say(f"dashboard: http://{context.dashboard_url}")
+            if token is not None:
+                progress.say(f"the dashboard's token is in {token}")
+        try:
+            check(resources)
+            yield
+        except KeyboardInterrupt:
+            # Threads may be waiting in Ray, and a shutdown could then wait for ever. Its processes end with this one.
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
+        ray.shutdown()
+        command.take_signals()
 
 
 def reach(address: str | None) -> str | None:
@@ -34,6 +84,10 @@ def reach(address: str | None) -> str | None:
 
     access.check_token()
     asked = address or os.environ.get("RAY_ADDRESS")
+    try:
+        access.check_address(asked or "")
+    except ValueError as error:
+        raise ConfigError(f"{'resources.address' if address else 'RAY_ADDRESS'}: {error}") from error
     address = asked or find_bootstrap_address(None)
     if address is None or address == "local":
         return None

@@ -169,8 +169,8 @@ def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], 
         if key not in fields
     ]
     parsed: Any = None
-    own = json.dumps({key: value for key, value in settings.items() if key in fields})
     with user_code(f"{path}: the settings cannot be checked", "mend the settings_type"):
+        own = json.dumps({key: value for key, value in settings.items() if key in fields})
         try:
             parsed = TypeAdapter(settings_type).validate_json(own, strict=True)
         except ValidationError as error:

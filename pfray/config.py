@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from pfray import overlay, strict_yaml
+from pfray.access import check_address
 from pfray.bucket import check_storage
 from pfray.components import describe_errors
 from pfray.errors import ConfigError, short, shown
@@ -193,7 +194,7 @@ class Resources(Section):
     workers: int = Field(1, ge=1)
     precision: Literal["auto", "bf16", "float32"] = "auto"
     shrink_on_oom: bool = False
-    address: str | None = None
+    address: Annotated[str, AfterValidator(check_address)] | None = None
     dashboard: bool = False
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from pfray import config
+from pfray import config, strict_yaml
 from pfray.bucket import is_url
 from pfray.cache import cache_dir, content_key
 from pfray.config import Experiment
@@ -227,7 +226,7 @@ def _differing(saved: Path, experiment: Experiment) -> list[str] | None:
 
 
 def _compared(experiment: Experiment) -> dict[str, Any]:
-    plain = yaml.safe_load(config.dump(experiment))
+    plain = strict_yaml.parse(config.dump(experiment))
     plain["resources.precision"] = plain.pop("resources")["precision"]
     del plain["storage"]
     return plain
@@ -240,10 +239,10 @@ def _experiment_key(experiment: Experiment) -> str:
 def _read_experiment(saved: Path) -> dict[str, Any] | None:
     """The saved experiment as ``_compared`` gives it, or None where the file is damaged."""
     try:
-        raw = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        raw = strict_yaml.parse(saved.read_text(encoding="utf-8"))
         if not raw.keys() >= Experiment.model_fields.keys():
             return None
         raw["resources.precision"] = raw.pop("resources")["precision"]
         return raw
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -10,6 +10,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ KEPT_OUTPUTS = 64
 TOLERANCE = 1e-3
 # The same of the moments of data, in which the last bits of many values cancel out.
 MOMENTS = 1e-7
+# Values whose moments are summed at once: a copy of a large data set in double precision would be twice its size.
+CHUNK = 1_000_000
 
 
 def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, Any]:
@@ -80,9 +83,12 @@ def _contents(tensor: Tensor) -> str | list[float]:
     """A hash of whole numbers; of others, whose last bits depend on how many threads computed them, three moments."""
     if not tensor.is_floating_point():
         return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).hexdigest()[:16]
-    values = tensor.flatten().double().nan_to_num()
-    places = torch.arange(1, len(values) + 1, dtype=torch.float64) / len(values)
-    return [values.mean().item(), values.square().mean().item(), (values * places).mean().item()]
+    count, sums = tensor.numel(), torch.zeros(3, dtype=torch.float64)
+    for start in range(0, count, CHUNK):
+        values = tensor.reshape(-1)[start : start + CHUNK].double().nan_to_num()
+        places = torch.arange(start + 1, start + len(values) + 1, dtype=torch.float64) / count
+        sums += torch.stack([values.sum(), values.square().sum(), (values * places).sum()])
+    return (sums / count).tolist()
 
 
 def _same_contents(old: Any, new: dict[str, Any]) -> bool:
@@ -106,10 +112,13 @@ def _close(old: Any, new: list[float], tolerance: float) -> bool:
 def _user_modules(experiment: Experiment, task: Task) -> Iterator[tuple[str, str]]:
     """(name, file) of the modules behind the experiment's import paths and the task's functions, pfray's left out."""
     names = {text.partition(":")[0] for text in _texts(experiment.model_dump()) if re.fullmatch(r"[\w.]+:\w+", text)}
-    names |= {str(getattr(each, "__module__", "")) for each in (task.loss, task.score, task.soft_loss, task.augment)}
+    for each in (task.loss, task.score, task.soft_loss, task.augment):
+        while isinstance(each, partial):
+            each = each.func
+        names.add(str(getattr(each, "__module__", "")))
     for name in sorted(names):
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and name.partition(".")[0] not in OWN_PACKAGES:
+        if file is not None and name.partition(".")[0] not in (*OWN_PACKAGES, *sys.stdlib_module_names):
             yield name, file
 
 

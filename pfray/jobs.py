@@ -36,11 +36,10 @@ def connect(address: str) -> JobSubmissionClient:
     Raises ConfigError for an address with a secret in it and for a token that cannot be read, ClusterError where none
     answers, or none that lets one in.
     """
-    if "@" in address:
-        raise ConfigError(
-            "--address: has a user, a password or a token in it, and it is written into files. Remedy: leave it out; a "
-            "cluster's token goes into RAY_AUTH_TOKEN"
-        )
+    try:
+        access.check_address(address)
+    except ValueError as error:
+        raise ConfigError(f"--address: {error}") from error
     access.check_token()
     try:
         # A refusal is an answer too; what it says is the client's to tell.

@@ -21,7 +21,7 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def read_json(path: Path) -> Any:
+def parse_file(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError with the reason: no file, no text, no JSON, or a key given twice."""
     try:
         if not path.is_file():  # a pipe would be waited for

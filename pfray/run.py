@@ -13,8 +13,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +23,7 @@ from rich.console import Console
 
 from pfray import config
 from pfray.bucket import is_url
-from pfray.errors import ClusterError, ConfigError, GoalMissed, first_line
+from pfray.errors import ConfigError, GoalMissed
 from pfray.progress import Progress
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def _compress(
     force: bool,
 ) -> None:
     """Teacher, search, retraining, export, report."""
-    from pfray import finalize, folder, latency, nodes, report, retraining
+    from pfray import cluster, finalize, folder, latency, nodes, report, retraining
     from pfray.cache import save_tensors
     from pfray.events import Events
     from pfray.goal import first_plans, plans_without_search
@@ -89,7 +87,7 @@ def _compress(
     from pfray.trials import choose, run_trials
 
     parts, task = start.parts, start.task
-    with ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
+    with cluster.ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
         used = (parts.learner, parts.learner_settings, start.model)
         nodes.check_nodes(task, used, folder.storage_folder(experiment))
         # Only now, when nothing can be wrong with the request any more, is anything written.
@@ -193,54 +191,6 @@ def _check_goals(experiment: config.Experiment, summary: dict[str, Any]) -> None
         )
     if mistakes:
         raise GoalMissed("\n".join(mistakes))
-
-
-@contextlib.contextmanager
-def ray_session(resources: config.Resources, progress: Progress) -> Iterator[None]:
-    """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
-    import ray
-
-    from pfray import access, cluster
-
-    if ray.is_initialized():
-        cluster.check(resources)
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
-    with contextlib.ExitStack() as closing:
-        with progress.stage("start ray"):
-            own = cluster.reach(resources.address) is None
-            token = closing.enter_context(access.private_ray(token_file=resources.dashboard)) if own else None
-            try:
-                with command.own_signals():
-                    context = ray.init(
-                        address="local" if own else resources.address, include_dashboard=resources.dashboard,
-                        dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
-                    )  # fmt: skip
-            except (ConnectionError, ValueError) as error:
-                raise cluster.nobody_at(resources.address, error) from error
-            except OSError:
-                raise  # a full disk, say, of which main knows more to tell
-            except Exception as error:  # Ray has no type of its own for a start that takes too long
-                raise ClusterError(
-                    f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
-                    "what earlier sessions may have left with 'ray stop'"
-                ) from error
-        if resources.dashboard:
-            progress.say(f"dashboard: http://{context.dashboard_url}")
-            if token is not None:
-                progress.say(f"the dashboard's token is in {token}")
-        try:
-            cluster.check(resources)
-            yield
-        except KeyboardInterrupt:
-            # Threads may be waiting in Ray, and a shutdown could then wait for ever. Its processes end with this one.
-            raise
-        except BaseException:
-            ray.shutdown()
-            raise
-        ray.shutdown()
-        command.take_signals()
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from pfray import strict_yaml
 from pfray.config import Experiment
 from pfray.errors import ConfigError, first_line, short
 from pfray.plan_file import expanded
+from pfray.section import as_written
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.trial_file import TRIALS, parse
 
@@ -34,9 +34,9 @@ def read_earlier(
     shown = short(str(folder), 200)
     try:
         trials, _ = parse((folder / "search" / TRIALS).read_bytes())
-        raw = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-        other = Experiment.model_validate(raw)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raw = strict_yaml.parse((folder / "experiment.yaml").read_text(encoding="utf-8"))
+        other = as_written(Experiment, raw)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"search.warm_start: {shown} holds no run that can be read ({first_line(error)}). {REMEDY}"
         ) from error

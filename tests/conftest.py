@@ -17,6 +17,8 @@ SHARED = ROOT.parent / "shared" / "data"
 # do, which on a busy machine makes the Gaussian process's small matrices five times slower than one thread is.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A raylet whose agents start late, as they do on a busy machine, gives up.
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 # Read by worker processes too, which must find the tests' own learners.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 

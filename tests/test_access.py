@@ -28,7 +28,7 @@ import glob, json, os, sys
 from rich.console import Console
 from pfray.config import Resources
 from pfray.progress import Progress
-from pfray.run import ray_session
+from pfray.cluster import ray_session
 
 before = dict(os.environ)
 with ray_session(Resources(), Progress(Console(file=sys.stderr))):

@@ -126,6 +126,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),
     ({"search": {"rounds": 3}}, "set search.finetune_steps"),
     ({"search": {"trials": -1}}, "search.trials: -1 is not allowed: input should be greater than or equal to 1"),
+    ({"resources": {"address": "TOKEN@host:6379"}}, "resources.address: the address has a user, a password or"),
     ({"search": {"thresholds": {"accuracy": 1.5}}}, "search.thresholds.accuracy: 1.5 is not allowed: input should be"),
     ({"search": {"thresholds": {"latency": 0}}}, "search.thresholds.latency: 0 is not allowed: input should be"),
     ({"search": {"name": "policy_gradient", "student": 3}}, "Did you mean 'students'?"),

@@ -179,3 +179,12 @@ def test_a_finished_run_knows_its_files_by_their_checksums(tmp_path):
     assert damaged(folder) is None
     (folder / "model.packed").unlink()
     assert damaged(folder) == f"{folder / 'model.packed'} is missing or damaged"
+
+
+@pytest.mark.parametrize("text", ["2026-11-28", "=", "2026-11-28 10:00:00", "1e3", "no"])
+def test_texts_that_yaml_might_take_for_something_else_are_the_same_after_a_resume(tmp_path, text):
+    folder = opened(tmp_path, model={"name": "lenet", "weights": text})
+    assert load(folder / "experiment.yaml").model.weights == text
+    opened(tmp_path, resume=True, model={"name": "lenet", "weights": text})
+    with pytest.raises(RunExists, match="these differ: model"):
+        opened(tmp_path, resume=True, model={"name": "lenet", "weights": "other"})

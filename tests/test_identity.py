@@ -3,12 +3,14 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import pfray.identity as module
 from pfray import cache
 from pfray.config import Experiment
 from pfray.identity import differences, identity
@@ -143,3 +145,40 @@ def test_no_content_of_an_identity_is_a_traceback():
     for entry in (None, 5, "text", [], {}, [None]):
         changed = differences(dict.fromkeys(known, entry), known)
         assert changed
+
+
+class Strict(Net):
+    """Takes no inputs larger than the data's."""
+
+    largest = float(make_task().normalize(make_task().train.inputs[:2]).abs().max())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.abs().max() > self.largest:
+            raise ValueError("not a pixel")
+        return super().forward(x)
+
+
+def test_a_model_that_takes_no_other_inputs_than_the_datas_has_an_identity_too():
+    shapes = [model_parts(model, make_task())[2] for model in (Strict(), net())]
+    assert shapes == [(2, 3), (4, 3)]
+    assert len(found(Strict())["outputs"]) == 6
+
+
+def test_the_code_behind_a_partial_function_is_the_users():
+    def wrapped(task: Task) -> Task:
+        return replace(task, augment=partial(partial(shifted, by=1), by=2))
+
+    assert list(found(task=wrapped(make_task()))["code"]) == [__name__]
+
+
+def shifted(inputs: Tensor, generator: torch.Generator, by: int) -> Tensor:
+    return inputs.roll(by, -1)
+
+
+def test_the_moments_of_many_values_are_summed_in_parts(monkeypatch):
+    values = torch.rand(1001)
+    whole = module._contents(values)
+    assert whole == pytest.approx([values.mean().item(), values.square().mean().item(),
+                                   (values * torch.arange(1, 1002) / 1001).mean().item()], rel=1e-5)  # fmt: skip
+    monkeypatch.setattr(module, "CHUNK", 100)
+    assert module._contents(values) == pytest.approx(whole, rel=1e-12)

@@ -11,10 +11,11 @@ import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pfray.cluster import ray_session
 from pfray.config import Resources, load
 from pfray.metrics import per_minute
 from pfray.progress import Progress
-from pfray.run import ray_session, run
+from pfray.run import run
 from pfray.trial_file import read_trials
 
 

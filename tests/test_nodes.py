@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from benchmarks.raylets import free_ports
-from pfray import cluster
+from pfray import access, cluster
 from pfray.config import Resources
 from pfray.errors import ConfigError
 from pfray.nodes import what_is_missing
@@ -74,7 +74,8 @@ os._exit(0)
 
 
 def environment(*paths: Path, token: str = TOKEN) -> dict[str, str]:
-    hidden = ("RAY_ADDRESS", "PYTHONPATH", "RAY_AUTH_TOKEN_PATH")
+    # The last two are those of a Ray that other tests have for themselves: with them no raylet joins another.
+    hidden = ("RAY_ADDRESS", "PYTHONPATH", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", access.CLUSTERS)
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return {
         **kept, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths))), "RAY_AUTH_MODE": "token",

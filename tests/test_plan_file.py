@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfray.plan_file import mistakes, read_json
+from pfray.plan_file import mistakes, parse_file
 from pfray.space import CompressionSpace, Knob
 
 SPACE = CompressionSpace(
@@ -47,11 +47,11 @@ def test_knobs_that_are_missing_are_named_and_what_is_no_plan_is_shown():
 def test_a_file_that_is_no_json_is_refused_with_the_reason(tmp_path, content, reason):
     (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
-        read_json(tmp_path / "plan.json")
+        parse_file(tmp_path / "plan.json")
 
 
 def test_no_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
-        read_json(tmp_path / "none.json")
+        parse_file(tmp_path / "none.json")
     with pytest.raises(ValueError, match="it is no file"):
-        read_json(tmp_path)
+        parse_file(tmp_path)

@@ -13,7 +13,6 @@ import torch
 from ray.tune.search import Searcher
 
 from pfray import cluster, distributed, finalize, metrics, nodes, trials
-from pfray import run as run_module
 from pfray.search.base import PlanSearcher
 
 
@@ -27,7 +26,7 @@ def without_ray() -> Iterator[list[str]]:
         return distributed._work_alone(config, cpus)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "ray_session", lambda *_: contextlib.nullcontext())
+        patch.setattr(cluster, "ray_session", lambda *_: contextlib.nullcontext())
         patch.setattr(nodes, "check_nodes", lambda *_: None)
         patch.setattr(metrics, "Metrics", MagicMock())
         patch.setattr(trials, "run_trials", _run_trials)

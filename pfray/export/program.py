@@ -56,6 +56,8 @@ def load(path: str | Path) -> nn.Module:
         # Read once, so that what is loaded is what was looked at.
         content = Path(path).read_bytes()
         archive.check(content)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror}). Remedy: check its permissions") from error
     except ValueError as error:
         raise ExportError(
             f"{path} is refused: {short(first_line(error), 200)}. Remedy: repeat the export, and load only programs "

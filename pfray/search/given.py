@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfray.errors import ConfigError, short, shown
-from pfray.plan_file import MOST, expanded, mistakes, read_json
+from pfray.plan_file import MOST, expanded, mistakes, parse_file
 from pfray.search.base import PlanSearcher
 from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan, within
 
@@ -49,7 +49,7 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     """The plan of the file, in the space's order. Raises ConfigError with a line for every mistake of it."""
     named = short(str(path), 200)
     try:
-        found = read_json(path)
+        found = parse_file(path)
     except ValueError as error:
         raise ConfigError(f"search.plan: {named} cannot be used ({error}). Remedy: {EXAMPLE}") from error
     if isinstance(found, dict) and isinstance(found.get("plan"), dict):
