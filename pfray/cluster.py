@@ -52,7 +52,7 @@ def ray_session(resources: Resources, progress: Progress) -> Iterator[None]:
             except Exception as error:  # Ray has no type of its own for a start that takes too long
                 raise ClusterError(
                     f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
-                    "what earlier sessions may have left with 'ray stop'"
+                    "what earlier sessions may have left with 'ray stop', which ends all Rays of yours here"
                 ) from error
         if resources.dashboard:
             progress.say(f"dashboard: http://{context.dashboard_url}")

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -46,8 +47,12 @@ def begin(then: str = "") -> None:
 
 
 def resume_hint(arguments: Sequence[str]) -> str:
-    """How a run with these arguments goes on."""
-    kept = [text for text in arguments if text not in ("--resume", "--force")]
+    """How a run with these arguments goes on; nothing where they ask for none. What may be a secret in a URL is hidden:
+    an interruption can come before it is refused.
+    """
+    if "--show" in arguments:
+        return ""
+    kept = [re.sub("//[^/@]+@", "//***@", text) for text in arguments if text not in ("--resume", "--force")]
     return f"Continue with: python -m pfray.run {shlex.join(kept)} --resume"
 
 

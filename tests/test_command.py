@@ -164,3 +164,6 @@ def test_a_run_goes_on_with_the_arguments_it_had():
     assert resume_hint(["a b.yaml", "--force", "search.trials=3"]) == (
         "Continue with: python -m pfray.run 'a b.yaml' search.trials=3 --resume"
     )
+    assert resume_hint(["a.yaml", "--show"]) == ""
+    assert "TOKEN" not in resume_hint(["a.yaml", "storage=s3://TOKEN@bucket/runs"])
+    assert resume_hint(["a.yaml", "storage=s3://bucket/r@1"]).endswith("a.yaml storage=s3://bucket/r@1 --resume")
