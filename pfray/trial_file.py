@@ -88,7 +88,7 @@ def parse(
             records.append(_record(rest, space, trials, seen))  # all but the end of the line
             lines.append(rest)
         except ValueError:
-            pass
+            pass  # half a line that a kill left: its trial is run again
     return records, b"".join(line + b"\n" for line in lines)
 
 
