@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pfray.layers import WeightLayer
-from pfray.measure import evaluating
+from pfray.layers import WeightLayer, run_hooked
 from pfray.space import SHAPE, CompressionSpace
 
 
@@ -42,13 +41,7 @@ def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, dict[str, float
         found[name] = dict(zip(SHAPE, map(float, shape), strict=True))
 
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, WeightLayer))
-    handles = [layer.register_forward_hook(partial(describe, name)) for name, layer in layers]
-    try:
-        with evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, example, ((layer, partial(describe, name)) for name, layer in layers))
     return found
 
 

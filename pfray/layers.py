@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,17 +47,20 @@ def is_depthwise(module: nn.Module) -> bool:
 def run_order(model: nn.Module, example: Tensor) -> list[str]:
     """The names of ``weight_layers`` in the order in which they run; without those that do not."""
     ran: dict[str, None] = {}
-    handles = [
-        layer.register_forward_hook(lambda *_, name=name: ran.setdefault(name))
-        for name, layer in weight_layers(model).items()
-    ]
+    layers = weight_layers(model).items()
+    run_hooked(model, example, ((layer, lambda *_, name=name: ran.setdefault(name)) for name, layer in layers))
+    return list(ran)
+
+
+def run_hooked(model: nn.Module, example: Tensor, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> None:
+    """Run the model once, in evaluation mode, with a forward hook on each of the layers; none of them stays."""
+    handles = [layer.register_forward_hook(hook) for layer, hook in hooks]
     try:
         with evaluating(model):
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-    return list(ran)
 
 
 def without_skipped(names: Iterable[str], skip: Sequence[str], kind: str = "layer") -> list[str]:
