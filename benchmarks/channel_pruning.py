@@ -44,7 +44,7 @@ def prune(piece: Sequence[Any]) -> Record:
     """piece: (factor, method, trials, seed). Accuracy on the test split without any training."""
     import torch
 
-    from pfray.measure import evaluate
+    from pfray.measure.evaluation import evaluate
 
     factor, method, trials, seed = piece
     learner, work = learner_and_job(method)
@@ -101,14 +101,14 @@ def _plan(name: str, learner: Any, work: Any, space: Any, limits: Any, trials: i
 def speed_up(record: Record) -> tuple[float, float]:
     """(milliseconds of the teacher's .tflite, of the pruned one's), timed in turns."""
     from pfray import bench
-    from pfray.export import tflite
-    from pfray.measure import example_input
+    from pfray.export.tflite import convert
+    from pfray.task import example_input
 
     model, work = pruned_model("searched LASSO", record)
     paths = []
     for name, each in (("teacher", work.teacher), ("pruned", model)):
         paths.append(FOLDER / f"{name}.tflite")
-        tflite.export(each, example_input(work.task), paths[-1])
+        convert.export(each, example_input(work.task), paths[-1])
     teacher, pruned = bench.latency_ms(paths)
     return teacher, pruned
 

@@ -21,7 +21,7 @@ from benchmarks.channel_pruning import MODEL, prune_all, pruned_model
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.workers import Record, run_all
-from pfray.files import read_records
+from pfray.utils.files import read_records
 
 NAME = "channel_retraining"
 FOLDER = ROOT / "runs" / NAME
@@ -50,10 +50,11 @@ def retrain(piece: Sequence[Any]) -> Record:
     """
     import torch
 
-    from pfray.config import Distill, Training
-    from pfray.files import replacing
-    from pfray.measure import evaluate, place
-    from pfray.train import choose_precision, fit
+    from pfray.measure.evaluation import evaluate
+    from pfray.nn.modes import place
+    from pfray.training.loop import choose_precision, fit
+    from pfray.training.settings import Distill, Training
+    from pfray.utils.files import replacing
 
     factor, method, seed, epochs, pruned = piece
     distilled = method.endswith(DISTILLED)

@@ -33,7 +33,7 @@ def prune(piece: Sequence[Any]) -> Record:
     """piece: (learner, settings, seed). The settings beside ``skip``; the accuracies right after pruning."""
     import torch
 
-    from pfray.measure import evaluate
+    from pfray.measure.evaluation import evaluate
 
     name, settings, seed = piece
     learner, work = searching.learner_and_job(MODEL, name, skip=SKIP, **settings)

@@ -1,4 +1,5 @@
-"""Whether the agent of pfray/agent.py is a sound DDPG: its return on a task the whole field knows, Pendulum-v1.
+"""Whether the agent of pfray/search/_ddpg_agent.py is a sound DDPG: its return on a task the whole field knows,
+Pendulum-v1.
 
 An agent that does nothing gets about -1200, one that solves the task about -150. Evaluated without noise, on other
 seeds than those trained on.
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.result import close
 
 if TYPE_CHECKING:
-    from pfray.agent import Agent
+    from pfray.search._ddpg_agent import Agent
 
 NAME = "ddpg_pendulum"
 GOAL = ">= -200"
@@ -35,7 +36,7 @@ def learn(seed: int, steps: int) -> Agent:
     """An agent trained for ``steps`` steps of the environment, with one update a step after the warm-up."""
     import gymnasium
 
-    from pfray.agent import Agent
+    from pfray.search._ddpg_agent import Agent
 
     env = gymnasium.make(TASK)
     agent = Agent(env.observation_space, env.action_space, seed=seed, critic_rate=1e-3, actor_rate=1e-3)

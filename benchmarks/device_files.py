@@ -26,16 +26,17 @@ def make(folder: Path) -> list[Path]:
     from learners.litert_quant import LitertQuant
     from learners.litert_quant import Settings as Int8Settings
     from learners.uniform_quant import Settings, UniformQuant
-    from pfray import finalize, train
-    from pfray.config import Training
     from pfray.data import digits
-    from pfray.measure import place
     from pfray.models.lenet import lenet
+    from pfray.nn.modes import place
+    from pfray.training import loop
+    from pfray.training.settings import Training
+    from pfray.workflow import finalize
 
     torch.manual_seed(0)
     task = digits.build()
     model = lenet(task.num_outputs, 1)
-    train.fit(model, task, Training(lr=0.05, batch_size=64), seed=0, steps=200)
+    loop.fit(model, task, Training(lr=0.05, batch_size=64), seed=0, steps=200)
     place(model, "cpu").eval()
 
     def on_levels(bits: int) -> Any:

@@ -51,11 +51,11 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
 
     from benchmarks.sparse_resnet import job, plans_without_search
     from learners.weight_sparse import WeightSparse
-    from pfray.communication import distribute
-    from pfray.compressed import build_compressed
-    from pfray.config import Distributed, Training
-    from pfray.measure import evaluate
-    from pfray.train import Shard, choose_precision, fit, steps_per_epoch
+    from pfray.learner.build import build_compressed
+    from pfray.measure.evaluation import evaluate
+    from pfray.training.comm_hooks import distribute
+    from pfray.training.loop import Shard, choose_precision, fit, steps_per_epoch
+    from pfray.training.settings import Distributed, Training
 
     way, epochs, seed = piece
     torch.set_num_threads(1)

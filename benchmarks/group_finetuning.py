@@ -29,9 +29,9 @@ TRAINING = {"lr": 0.02, "batch_size": 128, "warmup_epochs": 0}
 
 def retrain(piece: Sequence[Any]) -> Record:
     """piece: (group_size, epochs in all, training images, seed). Every stage as a run does it."""
-    from pfray.config import Training
-    from pfray.measure import evaluate
-    from pfray.train import choose_precision, fit
+    from pfray.measure.evaluation import evaluate
+    from pfray.training.loop import choose_precision, fit
+    from pfray.training.settings import Training
 
     size, epochs, images, seed = piece
     learner, work = searching.learner_and_job(MODEL, "channel_pruned", skip=SKIP, group_size=size)

@@ -31,8 +31,9 @@ DISTILL = {"weight": 0.9, "temperature": 4.0}
 def export(name: str, model: Any, work: Any, epochs: int = 0) -> tuple[Path, Path]:
     """(the float .tflite, the int8 one). epochs: of quantization-aware training, with the teacher's soft labels."""
     from learners.litert_quant import BITS, LitertQuant, Settings
-    from pfray.export import tflite
-    from pfray.measure import example_input, place
+    from pfray.export.tflite import convert
+    from pfray.nn.modes import place
+    from pfray.task import example_input
 
     task = work.task
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -44,14 +45,14 @@ def export(name: str, model: Any, work: Any, epochs: int = 0) -> tuple[Path, Pat
     if epochs:
         _train(name, quantized, work, epochs)
     for each, path in zip((model, quantized), paths, strict=True):
-        tflite.export(each, example, path)
+        convert.export(each, example, path)
     return paths
 
 
 def _train(name: str, model: Any, work: Any, epochs: int) -> None:
     """With the rounding in place; prints the loss after each epoch."""
-    from pfray.config import Distill, Training
-    from pfray.train import fit
+    from pfray.training.loop import fit
+    from pfray.training.settings import Distill, Training
 
     started = time.time()
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_missing(NAME, [path for name in ("resnet20", "resnet56") for path in needed(name)], "put the data there"):
         return SKIPPED
     from pfray import bench
-    from pfray.measure import evaluate
+    from pfray.measure.evaluation import evaluate
     from pfray.models.mobilenet import mobilenet_v1
 
     for name in options.models:

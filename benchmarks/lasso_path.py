@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from pfray.moments import Moments
+    from pfray.pruning.reconstruction.covariance import Moments
 
 NAME = "lasso_path"
 MODEL = "resnet56"
@@ -60,8 +60,8 @@ def read_layers(limit: int, images: int) -> tuple[list[Layer], float]:
     import torch
 
     from benchmarks.sparse_resnet import job
-    from pfray.measure import evaluating
-    from pfray.rows import draw_positions, input_rows, weight_rows
+    from pfray.nn.modes import evaluating
+    from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, weight_rows
 
     own = job(MODEL)
     names = [name for name, _ in own.teacher.named_modules() if name.endswith(".conv2")][:limit]
@@ -90,8 +90,8 @@ def compare(layer: Layer) -> Result:
     import numpy as np
     import torch
 
-    from pfray import lasso
-    from pfray.moments import Moments
+    from pfray.pruning.reconstruction import lasso
+    from pfray.pruning.reconstruction.covariance import Moments
 
     units = np.arange(layer.channels)[:, None]
     counts = sorted({round(ratio * layer.channels) for ratio in np.arange(1, RATIOS + 1) / (RATIOS + 1)} - {0})
@@ -156,11 +156,11 @@ def error(layer: Layer, moments: Moments, kept: np.ndarray) -> float:
     """The share of the output's variance that is lost with the channels ``kept``, reconstructed."""
     import numpy as np
 
-    from pfray import lasso
+    from pfray.pruning.reconstruction import least_squares
 
     kernel = layer.rows.shape[1] // layer.channels
     rows = (kept[:, None] * kernel + np.arange(kernel)).ravel()
-    return lasso.lost_share(moments, layer.weight, rows, lasso.reconstruct(moments, layer.weight, rows))
+    return least_squares.lost_share(moments, layer.weight, rows, least_squares.reconstruct(moments, layer.weight, rows))
 
 
 def report(results: Sequence[Result]) -> None:

@@ -64,9 +64,9 @@ def choose_network(piece: Sequence[Any]) -> Record:
 
     from benchmarks.searching import run_search
     from learners.architecture import Architecture
-    from pfray.components import find_class
-    from pfray.measure import count_params
-    from pfray.scoring import Scorer
+    from pfray.config.registry import find_class
+    from pfray.learner.scoring import Scorer
+    from pfray.measure.cost import count_params
     from pfray.search.base import PlanSearcher
 
     _, kind, networks, seed = piece
@@ -84,8 +84,8 @@ def network_job(kind: Kind) -> Any:
     from dataclasses import replace
 
     from learners.architecture import Settings
-    from pfray.config import Distill
     from pfray.objective import Objective
+    from pfray.training.settings import Distill
 
     job = job_of(*kind)
     widths = tuple(max(16, round(kind[2] * channels / 8) * 8) for channels in CHANNELS)
@@ -104,9 +104,9 @@ def rank_away(model: Any, task: Any, params: float, most: int) -> Any:
     import numpy as np
 
     from learners.filter_ranked import Settings, rank
-    from pfray.channels import graph_of, searched_groups
-    from pfray.measure import count_params
-    from pfray.ranking import Ranking, keep_highest
+    from pfray.measure.cost import count_params
+    from pfray.pruning.channels.importance import Ranking, keep_highest
+    from pfray.pruning.channels.keep_ratios import graph_of, searched_groups
 
     settings = Settings(criterion="taylor", round_to=1)
     graph = graph_of(model, task)
@@ -141,10 +141,14 @@ def train(piece: Sequence[Any]) -> Record:
 
     from learners.architecture import Architecture
     from learners.layer_removal import LayerRemoval, removed
-    from pfray.bridging import take_out
-    from pfray.config import Training
-    from pfray.measure import count_params, evaluate, example_input, latencies_ms, place
-    from pfray.train import choose_precision, fit
+    from pfray.measure.cost import count_params
+    from pfray.measure.evaluation import evaluate
+    from pfray.measure.timing import latencies_ms
+    from pfray.nn.modes import place
+    from pfray.pruning.layers.linear_maps import take_out
+    from pfray.task import example_input
+    from pfray.training.loop import choose_precision, fit
+    from pfray.training.settings import Training
 
     method, kind, epochs, seed, plan, sizes = piece
     job = job_of(*kind)
@@ -200,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _table(kind: Kind, options: argparse.Namespace) -> None:
-    from pfray.measure import count_params, evaluate
+    from pfray.measure.cost import count_params
+    from pfray.measure.evaluation import evaluate
 
     job, count = job_of(*kind), options.processes
     teacher = 100 * evaluate(job.teacher, job.task, job.task.test).accuracy

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_missing(NAME, needed(MODEL), "put the data there"):
         return SKIPPED
     from pfray import bench
-    from pfray.measure import evaluate
+    from pfray.measure.evaluation import evaluate
 
     work = job(MODEL)
     model = channel_retraining.retrained_model(options.factor, options.method)

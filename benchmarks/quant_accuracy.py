@@ -38,9 +38,10 @@ LR = 0.02
 
 def plan_bits(piece: Sequence[Any]) -> Record:
     """piece: (model, learner, settings, bits, method, trials, seed). A plan, its file and accuracy without training."""
-    from pfray.export import packed
-    from pfray.measure import evaluate, place
-    from pfray.train import reestimate_batch_norm
+    from pfray.export.packed import file
+    from pfray.measure.evaluation import evaluate
+    from pfray.nn.modes import place
+    from pfray.training.batch_norm import reestimate_batch_norm
 
     model, name, settings, bits, method, trials, seed = piece
     learner, work = searching.learner_and_job(model, name, **settings)
@@ -54,7 +55,7 @@ def plan_bits(piece: Sequence[Any]) -> Record:
     best = max(candidates, key=lambda model: evaluate(model, work.task, work.task.validation).accuracy)
     test = evaluate(best, work.task, work.task.test).accuracy
     with tempfile.TemporaryDirectory() as folder:
-        size = packed.save(Path(folder) / "model.packed", quantized.state_dict())
+        size = file.save(Path(folder) / "model.packed", quantized.state_dict())
     return {"plan": plan, "test": test, "seconds": seconds, "reestimated": best is candidates[1], "bytes": size}
 
 
@@ -62,10 +63,10 @@ def retrain(piece: Sequence[Any]) -> Record:
     """piece: (model, learner, settings, seed, epochs, plan). Prints the loss after each epoch."""
     import torch
 
-    from pfray.compressed import build_compressed
-    from pfray.config import Training
-    from pfray.measure import evaluate
-    from pfray.train import choose_precision, fit, steps_per_epoch
+    from pfray.learner.build import build_compressed
+    from pfray.measure.evaluation import evaluate
+    from pfray.training.loop import choose_precision, fit, steps_per_epoch
+    from pfray.training.settings import Training
 
     model, name, settings, seed, epochs, plan = piece
     learner, work = searching.learner_and_job(model, name, **settings)
@@ -85,16 +86,16 @@ def retrain(piece: Sequence[Any]) -> Record:
 def _plan(
     method: str, learner: Any, work: Any, limits: Mapping[str, float], trials: int, seed: int
 ) -> dict[str, float]:
-    from pfray import goal
-    from pfray.components import find_class
+    from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
+    from pfray.workflow import target
 
     space = learner.space(work.teacher, work.task, work.settings)
     curves = learner.error_curves(work.teacher, work.task, work.settings)
-    known = goal.plans_without_search(space, limits, curves)
+    known = target.plans_without_search(space, limits, curves)
     if method in known:
         return known[method]
-    first = goal.first_plans(known, find_class("search", method, PlanSearcher))
+    first = target.first_plans(known, find_class("search", method, PlanSearcher))
     return searching.searched_plan(method, learner, work, space, limits, first, trials, seed)
 
 

@@ -34,15 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from learners.non_uniform_quant import NonUniformQuant
     from learners.non_uniform_quant import Settings as CodebookSettings
     from learners.uniform_quant import Settings, UniformQuant
-    from pfray import bench, finalize
-    from pfray.export import tflite
-    from pfray.measure import example_input, place
-    from pfray.train import reestimate_batch_norm
+    from pfray import bench
+    from pfray.export.tflite import convert
+    from pfray.nn.modes import place
+    from pfray.task import example_input
+    from pfray.training.batch_norm import reestimate_batch_norm
+    from pfray.workflow import finalize
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     work = job(MODEL)
     task, whole = work.task, FOLDER / "float.tflite"
-    tflite.export(work.teacher, example_input(task), whole)
+    convert.export(work.teacher, example_input(task), whole)
     print("| bits | levels | stored as | of the bytes | of the time | PyTorch, % | file, % | outputs differ by |")
     print("|---:|---|---|---:|---:|---:|---:|---:|")
     forms: dict[str, tuple[Any, Any]] = {

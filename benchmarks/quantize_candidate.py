@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SKIPPED
     import torch
 
-    from pfray.components import find_class
-    from pfray.learner import Learner
+    from pfray.config.registry import find_class
+    from pfray.learner.trainable import Learner
 
     torch.set_num_threads(1)
     for name in LEARNERS:

@@ -43,7 +43,7 @@ def cluster(raylets: int, cpus: int = 1, *, head_cpus: int = 0, dashboard: bool 
     from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
-    from pfray.access import private_ray
+    from pfray.cluster.access import private_ray
 
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     # In /tmp, because the names of sockets have to be short.

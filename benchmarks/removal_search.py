@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import DATA, ROOT
-from pfray.files import read_records
+from pfray.utils.files import read_records
 
 FOLDER = ROOT / "runs" / "layer_removal"
 LIMITS = {"params": 0.5}
@@ -30,12 +30,13 @@ def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any,
     import torch
 
     from learners.layer_removal import Settings
-    from pfray.cache import load_tensors, save_tensors
-    from pfray.components import find_function
-    from pfray.config import Distill, Search, Training
-    from pfray.job import Job
+    from pfray.config.registry import find_function
+    from pfray.config.sections import Search
+    from pfray.learner.context import Job
     from pfray.objective import Objective
-    from pfray.train import choose_precision, fit
+    from pfray.training.loop import choose_precision, fit
+    from pfray.training.settings import Distill, Training
+    from pfray.utils.cache import load_tensors, save_tensors
 
     settings: dict[str, Any] = {"path": str(DATA / "cifar10-jpeg")} if data == "cifar10" else {}
     task: Any = find_function("data", data)(**settings, classes=None if classes is None else list(classes))
@@ -58,7 +59,7 @@ def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any,
 
 
 def build(model: str, task: Any, width: float) -> Any:
-    from pfray.components import find_function
+    from pfray.config.registry import find_function
 
     factory = find_function("model", model)
     return factory(num_outputs=task.num_outputs, in_channels=task.input_shape[0], width=width)
@@ -76,8 +77,8 @@ class Rewards:
         import torch
 
         from learners.layer_removal import LayerRemoval
+        from pfray.learner.scoring import Scorer
         from pfray.objective import Objective
-        from pfray.scoring import Scorer
 
         self.space = LayerRemoval.space(job.teacher, job.task, job.settings)
         self.limits = {unit: share * self.space.reachable(unit)[1] for unit, share in LIMITS.items()}
@@ -93,7 +94,7 @@ class Rewards:
     def score(self, plan: Any) -> dict[str, Any]:
         """As ``Scorer.score`` gives it. A plan that fails ends the benchmark."""
         from pfray import objective
-        from pfray.measure import Measurement
+        from pfray.measure.evaluation import Measurement
 
         key = json.dumps(plan)
         if key not in self.known:
@@ -115,7 +116,7 @@ def searched(
 ) -> list[Any]:
     """The records of a search by policy gradient. folder: where its policy is kept. policy: the run to start from."""
     from benchmarks.searching import run_search
-    from pfray.components import find_class
+    from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
 
     found: Any = find_class("search", "policy_gradient", PlanSearcher)

@@ -33,9 +33,11 @@ def score_and_retrain(piece: list[Any]) -> Record:
     import torch
 
     from learners.weight_sparse import WeightSparse
-    from pfray.measure import evaluate, judge, outputs_of, place
-    from pfray.scoring import Scorer
-    from pfray.train import fit, reestimate_batch_norm, steps_per_epoch
+    from pfray.learner.scoring import Scorer
+    from pfray.measure.evaluation import evaluate, judge, outputs_of
+    from pfray.nn.modes import place
+    from pfray.training.batch_norm import reestimate_batch_norm
+    from pfray.training.loop import fit, steps_per_epoch
 
     number, images, epochs = piece
     work = job()

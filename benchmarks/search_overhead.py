@@ -108,13 +108,14 @@ def seconds_alone(raw: dict[str, Any], plan: dict[str, Any]) -> float:
     """Median seconds of what a trial of ``plan`` computes, in this process, on as many threads as a trial has."""
     import torch
 
-    from pfray import config, prepare
-    from pfray.job import Job
-    from pfray.progress import Progress
-    from pfray.scoring import Scorer
+    from pfray.config import schema
+    from pfray.learner.context import Job
+    from pfray.learner.scoring import Scorer
+    from pfray.reporting.progress import Progress
+    from pfray.workflow import setup
 
-    settings = config.Experiment.model_validate(raw)
-    start = prepare.load(settings, Progress())
+    settings = schema.Experiment.model_validate(raw)
+    start = setup.load(settings, Progress())
     torch.set_num_threads(settings.resources.trial.cpu)
     job = Job(
         start.task, start.model, start.parts.learner_settings, settings.finetune, settings.distill, settings.search,

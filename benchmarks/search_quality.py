@@ -40,7 +40,7 @@ MARGIN = 0.02
 def search(piece: Sequence[Any]) -> Record:
     """piece: (model, searcher, seed, trials, settings). A whole search, and its choice on images it did not see."""
     from learners.weight_sparse import WeightSparse
-    from pfray.measure import evaluate
+    from pfray.measure.evaluation import evaluate
 
     model, name, seed, trials, _ = piece
     work = job(model)
@@ -71,7 +71,7 @@ def search(piece: Sequence[Any]) -> Record:
 
 def settings_of(name: str, trials: int) -> str:
     """All that a search depends on but for the seed; a search with others is done again."""
-    from pfray.config import Search
+    from pfray.config.sections import Search
 
     return f"{variant(name, trials)[1]} {Search().model_dump_json()}"
 

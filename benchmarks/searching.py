@@ -12,8 +12,8 @@ from benchmarks.sparse_resnet import job
 
 def learner_and_job(model: str, name: str, **settings: Any) -> tuple[Any, Any]:
     """(learner, job of a trial of ``model`` under it with these settings)."""
-    from pfray.components import find_class
-    from pfray.learner import Learner
+    from pfray.config.registry import find_class
+    from pfray.learner.trainable import Learner
 
     learner: Any = find_class("learner", name, Learner)
     return learner, replace(job(model), settings=learner.settings_type(**settings))
@@ -21,7 +21,7 @@ def learner_and_job(model: str, name: str, **settings: Any) -> tuple[Any, Any]:
 
 def teacher_accuracy(model: str) -> float:
     """On the test split."""
-    from pfray.measure import evaluate
+    from pfray.measure.evaluation import evaluate
 
     work = job(model)
     return evaluate(work.teacher, work.task, work.task.test).accuracy
@@ -38,7 +38,7 @@ def searched_plan(
     seed: int,
 ) -> dict[str, float]:
     """The plan that the searcher ``name`` chooses with its defaults. first: the plans that it tries first."""
-    from pfray.components import find_class
+    from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
 
     found: Any = find_class("search", name, PlanSearcher)
@@ -51,7 +51,7 @@ def search(learner: Any, job: Any, searcher: Any) -> tuple[Any, float]:
     """Run the searcher to its end. Returns (the scorer, seconds of scoring)."""
     import torch
 
-    from pfray.scoring import Scorer
+    from pfray.learner.scoring import Scorer
 
     scorer = Scorer(learner, job, torch.device("cpu"))
     return scorer, run_search(scorer, searcher)
@@ -73,7 +73,7 @@ def choose(learner: Any, job: Any, searcher: Any) -> tuple[dict[str, Any], dict[
     """(record of the best trial, what it measured), as ``trials.choose`` does: rivals on all validation images."""
     import torch
 
-    from pfray.scoring import Scorer
+    from pfray.learner.scoring import Scorer
 
     every = replace(job, search=job.search.model_copy(update={"validation_images": None}))
     again = Scorer(learner, every, torch.device("cpu"))

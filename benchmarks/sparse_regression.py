@@ -28,7 +28,7 @@ def score(piece: Sequence[int]) -> Record:
     import torch
 
     from learners.weight_sparse import Settings, WeightSparse
-    from pfray.scoring import Scorer
+    from pfray.learner.scoring import Scorer
 
     number, steps = piece
     work = job()

@@ -21,12 +21,13 @@ def needed(model: str) -> list[Path]:
 def job(model: str = "resnet20") -> Any:
     """The job of a trial with pfray's own settings and its default score."""
     from learners.weight_sparse import Settings
-    from pfray.config import Distill, Search, Training
+    from pfray.config.sections import Search
     from pfray.data.cifar10 import build
-    from pfray.job import Job
+    from pfray.learner.context import Job
     from pfray.models import resnet
+    from pfray.nn.weights import load_weights
     from pfray.objective import Objective
-    from pfray.weights import load_weights
+    from pfray.training.settings import Distill, Training
 
     task = build(path=str(DATA / "cifar10-jpeg"))
     teacher = getattr(resnet, model)(num_outputs=task.num_outputs)
@@ -37,8 +38,8 @@ def job(model: str = "resnet20") -> Any:
 
 def space(job: Any) -> Any:
     from learners.weight_sparse import WeightSparse
-    from pfray.layer_shapes import with_layer_shapes
-    from pfray.measure import example_input
+    from pfray.nn.layer_shapes import with_layer_shapes
+    from pfray.task import example_input
 
     found = WeightSparse.space(job.teacher, job.task, job.settings)
     return with_layer_shapes(found, job.teacher, example_input(job.task))
@@ -46,15 +47,15 @@ def space(job: Any) -> Any:
 
 def first_plans(job: Any, searcher: type) -> tuple[tuple[str, dict[str, float]], ...]:
     """The plans that ``searcher`` is given first, of those that need no search."""
-    from pfray import goal
+    from pfray.workflow import target
 
-    return goal.first_plans(plans_without_search(job), searcher)
+    return target.first_plans(plans_without_search(job), searcher)
 
 
 def plans_without_search(job: Any) -> dict[str, dict[str, float]]:
     """allocate, uniform, heuristic."""
     from learners.weight_sparse import WeightSparse
-    from pfray import goal
+    from pfray.workflow import target
 
     curves = WeightSparse.error_curves(job.teacher, job.task, job.settings)
-    return goal.plans_without_search(space(job), LIMITS, curves)
+    return target.plans_without_search(space(job), LIMITS, curves)

@@ -60,7 +60,7 @@ def seconds_each(name: str, knobs: int, observations: int, repeats: int, folder:
     """Processor seconds of each ``suggest``, of each ``on_trial_complete``, and of ``save_state`` in the latter."""
     import numpy as np
 
-    from pfray.components import find_class
+    from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
 
     found: type[PlanSearcher] = find_class("search", name, PlanSearcher)

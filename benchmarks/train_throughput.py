@@ -1,4 +1,5 @@
-"""Images per second of ``pfray.train.fit`` against a bare PyTorch loop of the same precision, memory format and batch.
+"""Images per second of ``pfray.training.loop.fit`` against a bare PyTorch loop of the same precision, memory format
+and batch.
 
 Both train the same model on the same uint8 tensors in memory, with the same augmentation, SGD and cosine schedule, by
 turns in one process (A B A B ...), after a warm-up of each. The bare loop is what one would write for this one job: no
@@ -22,8 +23,8 @@ from benchmarks.result import DATA, SKIPPED, close, is_missing
 if TYPE_CHECKING:
     import torch
 
-    from pfray.config import Training
     from pfray.task import Task
+    from pfray.training.settings import Training
 
 NAME = "train_throughput"
 GOAL = ">= 0.95"
@@ -71,12 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SKIPPED
     import torch
 
-    from pfray.config import Training
     from pfray.data import cifar10, digits
-    from pfray.measure import place
     from pfray.models.mobilenet import mobilenet_v1
     from pfray.models.resnet import resnet20
-    from pfray.train import choose_precision, fit
+    from pfray.nn.modes import place
+    from pfray.training.loop import choose_precision, fit
+    from pfray.training.settings import Training
 
     on_cifar = options.model == "resnet20"
     task = cifar10.build(str(options.data)) if on_cifar else digits.build()

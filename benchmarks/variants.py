@@ -19,7 +19,7 @@ def variant(name: str, trials: int) -> tuple[Any, Any]:
     ``critic_best_only``: all draws lie around the best plan, as many as before. ``critic_by_chance``: any of the draws
     is tried.
     """
-    from pfray.components import find_class
+    from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
 
     if name in PRESETS:

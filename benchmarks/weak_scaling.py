@@ -57,10 +57,10 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
 
     from benchmarks.sleeping_trial import Sleeping
     from benchmarks.suggestions import make_space
-    from pfray.config import Resources, Search
-    from pfray.progress import Progress
+    from pfray.config.sections import Resources, Search
+    from pfray.reporting.progress import Progress
     from pfray.search.random import Random, Settings
-    from pfray.trials import run_trials
+    from pfray.workflow.trials import run_trials
 
     parallel = raylets * options.slots
     trials = parallel * (1 + options.rounds)

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pfray.files import read_records
+from pfray.utils.files import read_records
 
 Record = dict[str, Any]
 

@@ -21,13 +21,13 @@ from pydantic import Field
 from torch import nn
 
 from pfray.errors import UnsupportedModel
-from pfray.learner import Learner
-from pfray.measure import stored_bytes
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import stored_bytes
 from pfray.models.vgg import VGG
+from pfray.nn.build import become, check_output, task_arguments
+from pfray.nn.width_multiplier import scaled
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.students import become, check_output, task_arguments
 from pfray.task import Task
-from pfray.widths import scaled
 
 # Widths that a stage can have, at most.
 WIDTHS = 16

@@ -19,17 +19,19 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pfray import channels, lasso
-from pfray.channels import ChannelSettings, graph_of
-from pfray.graph import ChannelGraph, ChannelGroup, Cut, Kept, left, prune
-from pfray.learner import Learner
-from pfray.measure import example_input, place
-from pfray.moments import Moments, cached_moments
-from pfray.refit import refit_in_order
-from pfray.rows import can_shift, is_dense, norms_behind, rows_of_channels, shift_output, weight_rows
+from pfray.learner.trainable import Learner
+from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.fx import Untraceable
+from pfray.nn.modes import place
+from pfray.pruning.channels import keep_ratios
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, Cut, Kept, left, prune
+from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
+from pfray.pruning.reconstruction import lasso, least_squares
+from pfray.pruning.reconstruction.covariance import Moments, cached_moments
+from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
+from pfray.pruning.reconstruction.sequential import refit_in_order
 from pfray.space import CompressionSpace, Plan
-from pfray.task import Task
-from pfray.tracing import Untraceable
+from pfray.task import Task, example_input
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,13 @@ class Calibration:
 class ChannelPruned(Learner):
     settings_type = Settings
     lasting = True
-    restructure = staticmethod(channels.restructure)
-    stages = staticmethod(channels.stages)
+    restructure = staticmethod(keep_ratios.restructure)
+    stages = staticmethod(keep_ratios.stages)
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
         """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``."""
-        return channels.channel_space(graph_of(model, task), settings)
+        return keep_ratios.channel_space(graph_of(model, task), settings)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Calibration:
@@ -87,21 +89,21 @@ class ChannelPruned(Learner):
         """
         calibration = ChannelPruned.prepare(model, task, settings)
         error = partial(group_error, model, calibration)
-        return channels.error_curves(calibration.graph, settings, error)
+        return keep_ratios.error_curves(calibration.graph, settings, error)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Calibration, steps: int) -> None:
         """All groups at once, each layer reconstructed from what it read in the uncompressed model."""
-        counts = channels.kept_counts(cache.graph, plan)
+        counts = keep_ratios.kept_counts(cache.graph, plan)
         remove(model, cache, {group: cache.kept[group][count] for group, count in counts.items()})
 
     @staticmethod
     def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
         """The channels of ``compress``; then every layer in order, with the inputs that the pruned layers before it
-        really give, reconstructed against what ``model`` does (``refit.py``). Where the order cannot be found, as in
-        ``compress``."""
+        really give, reconstructed against what ``model`` does (``sequential.py``). Where the order cannot be found,
+        as in ``compress``."""
         cache = ChannelPruned.prepare(model, task, settings)
-        counts = channels.groups_left(model, teacher, plan, task)
+        counts = keep_ratios.groups_left(model, teacher, plan, task)
         kept = {group.name: cache.kept[group.name][count] for group, count in counts.items()}
         try:
             return refit_in_order(model, cache.graph, kept, task, settings.images, settings.positions)
@@ -127,7 +129,7 @@ def remove(model: nn.Module, cache: Calibration, kept: Kept) -> None:
         layer: Any = model.get_submodule(name)
         weight = whole[name][:, stays.get((name, "out"), slice(None))]
         rows = rows_of_channels(layer, stays[name, "in"])
-        new = lasso.reconstruct(moments, weight, rows)
+        new = least_squares.reconstruct(moments, weight, rows)
         with torch.no_grad():
             layer.weight.copy_(new.T.reshape(layer.weight.shape))
             if can_shift(model, name, cache.norms):
@@ -172,7 +174,8 @@ def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup,
     for cut in cuts:
         layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]
         weight, rows = weight_rows(layer).cpu(), rows_of_channels(layer, stays[cut.layer, "in"])
-        explained *= 1 - lasso.lost_share(moments, weight, rows, lasso.reconstruct(moments, weight, rows))
+        new = least_squares.reconstruct(moments, weight, rows)
+        explained *= 1 - least_squares.lost_share(moments, weight, rows, new)
     if not cuts:
         energy = np.diag(selection_gram(model, group, {}))
         explained = energy[kept].sum() / max(energy.sum(), 1e-30)

@@ -2,11 +2,12 @@
 Networks"): channels stay for what they tell about the targets, and not only for what they add to the next layer.
 
 P extra losses cut the network into P + 1 stages of about as many channel groups. A stage's loss L_S is the task's, of
-a head on the output of the stage's last layer (``pfray/extra_losses.py``); the last stage has no head, its L_S is the
-loss L_f of the model itself.
+a head on the output of the stage's last layer (``pfray/pruning/discrimination/auxiliary_losses.py``); the last stage
+has no head, its L_S is the loss L_f of the model itself.
 
 ``finish`` is the whole of it, stage by stage: the network is tuned on L_S + L_f (the paper's algorithm 1), then to each
-group units are added by the gradient's norm |dL/dW_k|_F (algorithm 2, ``pfray/greedy_choice.py``), with the network
+group units are added by the gradient's norm |dL/dW_k|_F (algorithm 2,
+``pfray/pruning/discrimination/greedy_selection.py``), with the network
 before its stage was pruned as the reference. For the search the norm is computed once, where no unit of the group is
 chosen yet and all other groups are whole. There is no better point that all plans share: with all units L_M and its
 gradient are 0.
@@ -31,20 +32,28 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pfray import channels
-from pfray.cache import cache_dir, cache_key, load_tensors, save_tensors
-from pfray.channels import ChannelSettings, graph_of
-from pfray.config import Training
-from pfray.extra_losses import divide, make_heads, outputs_for, tune
-from pfray.graph import ChannelGraph, ChannelGroup, left, prune
-from pfray.greedy_choice import Columns, Criterion, calibration, choose, columns_of, gradient_norms, only_trained
-from pfray.learner import Learner
-from pfray.measure import place
-from pfray.model_key import model_parts
-from pfray.ranking import Ranking, keep_highest, lost_scores
+from pfray.learner.trainable import Learner
+from pfray.nn.fingerprint import model_parts
+from pfray.nn.modes import place
+from pfray.pruning.channels import keep_ratios
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, left, prune
+from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
+from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
+from pfray.pruning.discrimination.auxiliary_losses import divide, make_heads, outputs_for, tune
+from pfray.pruning.discrimination.greedy_selection import (
+    Columns,
+    Criterion,
+    calibration,
+    choose,
+    columns_of,
+    gradient_norms,
+    only_trained,
+)
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
-from pfray.train import BN_IMAGES, reestimate_batch_norm
+from pfray.training.batch_norm import BN_IMAGES, reestimate_batch_norm
+from pfray.training.settings import Training
+from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ class Settings(ChannelSettings):
 class DisChnPruned(Learner):
     settings_type = Settings
     lasting = True
-    restructure = staticmethod(channels.restructure)
-    stages = staticmethod(channels.stages)
+    restructure = staticmethod(keep_ratios.restructure)
+    stages = staticmethod(keep_ratios.stages)
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
@@ -86,7 +95,7 @@ class DisChnPruned(Learner):
         """
         if settings.losses:
             outputs_for(model, task)
-        return channels.channel_space(graph_of(model, task), settings)
+        return keep_ratios.channel_space(graph_of(model, task), settings)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Ranking:
@@ -101,13 +110,13 @@ class DisChnPruned(Learner):
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
         """Each group keeps the units that would be the first to be chosen."""
-        keep_highest(model, cache, channels.kept_counts(cache.graph, plan))
+        keep_highest(model, cache, keep_ratios.kept_counts(cache.graph, plan))
 
     @staticmethod
     def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
         """The whole algorithm. Raises TrainingFailed where a loss is not finite."""
         graph = graph_of(model, task)
-        counts = channels.groups_left(model, teacher, plan, task)
+        counts = keep_ratios.groups_left(model, teacher, plan, task)
         student = copy.deepcopy(model)
         device = next(student.parameters()).device
         batches = calibration(task, settings.images, device)
@@ -141,7 +150,7 @@ class DisChnPruned(Learner):
 
 def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: Settings) -> dict[str, np.ndarray]:
     """``empty_scores`` of the searched groups, from the cache folder where they are known."""
-    groups = channels.searched_groups(graph, settings)
+    groups = keep_ratios.searched_groups(graph, settings)
     names = [group.name for group in groups]
     loss = f"{getattr(task.loss, '__module__', '')}.{getattr(task.loss, '__qualname__', '<')}"
     if "<" in loss:  # a lambda or an object: its name does not say what it computes

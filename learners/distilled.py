@@ -17,13 +17,14 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from pfray.components import check_arguments, find_function
+from pfray.config.registry import find_function
 from pfray.errors import ConfigError
-from pfray.learner import Learner
-from pfray.measure import count_params, example_input, layer_macs, stored_bytes, total_macs
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import count_params, layer_macs, stored_bytes, total_macs
+from pfray.nn.build import become, build, check_output, task_arguments
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.students import become, build, check_output, task_arguments
-from pfray.task import Task
+from pfray.task import Task, example_input
+from pfray.utils.signatures import check_arguments
 
 WIDTH = "width"
 # Widths are multiples of this: of 512 channels, 8.

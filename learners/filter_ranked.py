@@ -24,15 +24,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray import channels
-from pfray.channels import ChannelSettings, graph_of
 from pfray.errors import UnsupportedModel
-from pfray.graph import ChannelGroup
-from pfray.learner import Learner
-from pfray.ranking import Ranking, keep_highest, lost_scores
+from pfray.learner.trainable import Learner
+from pfray.pruning.channels import keep_ratios
+from pfray.pruning.channels.graph import ChannelGroup
+from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
+from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
-from pfray.train import reestimate_batch_norm
+from pfray.training.batch_norm import reestimate_batch_norm
 
 # Samples whose feature maps and gradients are held at once.
 BATCH = 64
@@ -65,7 +65,7 @@ class Settings(ChannelSettings):
 class FilterRanked(Learner):
     settings_type = Settings
     lasting = True
-    restructure = staticmethod(channels.restructure)
+    restructure = staticmethod(keep_ratios.restructure)
 
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
@@ -74,15 +74,15 @@ class FilterRanked(Learner):
         Raises UnsupportedModel where the criterion does not apply to a group.
         """
         graph = graph_of(model, task)
-        space = channels.channel_space(graph, settings)
+        space = keep_ratios.channel_space(graph, settings)
         if settings.criterion == "bn_scale":
-            check_scaled(model, channels.searched_groups(graph, settings))
+            check_scaled(model, keep_ratios.searched_groups(graph, settings))
         return space
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Ranking:
         graph = graph_of(model, task)
-        return Ranking(graph, rank(model, channels.searched_groups(graph, settings), task, settings))
+        return Ranking(graph, rank(model, keep_ratios.searched_groups(graph, settings), task, settings))
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
@@ -91,12 +91,12 @@ class FilterRanked(Learner):
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
-        keep_highest(model, cache, channels.kept_counts(cache.graph, plan))
+        keep_highest(model, cache, keep_ratios.kept_counts(cache.graph, plan))
 
     @staticmethod
     def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
         """As ``compress``, but ranked on ``model`` as it is now, and with the batch norms re-estimated."""
-        counts = channels.groups_left(model, teacher, plan, task)
+        counts = keep_ratios.groups_left(model, teacher, plan, task)
         ranking = Ranking(graph_of(model, task), rank(model, counts, task, settings))
         pruned = copy.deepcopy(model)
         keep_highest(pruned, ranking, {group.name: count for group, count in counts.items()})
@@ -107,7 +107,7 @@ class FilterRanked(Learner):
     def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
         """With ``iterations`` n the keep ratios r^(1/n), r^(2/n), ... before the plan's own; or group fine-tuning."""
         if settings.iterations == 1 or all(ratio >= 1 for ratio in plan.values()):
-            return channels.stages(plan, settings)
+            return keep_ratios.stages(plan, settings)
         shares = [step / settings.iterations for step in range(1, settings.iterations)]
         return [({n: ratio**share for n, ratio in plan.items()}, settings.iteration_epochs) for share in shares]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pfray.learner import Learner
+from pfray.learner.trainable import Learner
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
-from pfray.train import Hook
+from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The student starts from the teacher's weights. A residual block that goes leaves its shortcut. A layer that goes is
 replaced by the linear map that comes nearest to it, multiplied into the weights of the layers that read it
-(``pfray/bridging.py``): nothing is left of it, and they have as many input channels as then reach them.
+(``pfray/pruning/layers/linear_maps.py``): nothing is left of it, and they have as many input channels as then reach
+them.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learners import filter_ranked
-from pfray import channels, removable
-from pfray.bridging import Maps, fit_maps, take_out
 from pfray.errors import UnsupportedModel
-from pfray.find_removable import find_removable
-from pfray.layers import without_skipped
-from pfray.learner import Learner
-from pfray.measure import example_input, once_for_structure, stored_bytes
-from pfray.ranking import Ranking, keep_highest
-from pfray.removable import KINDS, Removable
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import once_for_structure, stored_bytes
+from pfray.nn.layers import without_skipped
+from pfray.pruning.channels import keep_ratios
+from pfray.pruning.channels.importance import Ranking, keep_highest
+from pfray.pruning.layers import graph as removable
+from pfray.pruning.layers.find import find_removable
+from pfray.pruning.layers.graph import KINDS, Removable
+from pfray.pruning.layers.linear_maps import Maps, fit_maps, take_out
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.task import Task
-from pfray.train import reestimate_batch_norm
+from pfray.task import Task, example_input
+from pfray.training.batch_norm import reestimate_batch_norm
 
 # In a plan: the keep ratio of the filters where it is not the settings'.
 FILTERS = "filters"
@@ -98,7 +100,7 @@ class LayerRemoval(Learner):
             take_out(student, LayerRemoval.prepare(teacher, task, settings), removed(plan))
         else:
             ranked = filter_ranked.Settings(round_to=settings.round_to, criterion="taylor", images=settings.images)
-            graph = channels.graph_of(student, task)
+            graph = keep_ratios.graph_of(student, task)
             counts = filter_counts(student, task, settings)
             groups = [group for group in graph.groups if group.name in counts]
             keep_highest(student, Ranking(graph, filter_ranked.rank(student, groups, task, ranked)), counts)
@@ -109,8 +111,8 @@ class LayerRemoval(Learner):
     def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
         removable.remove(model, removable_of(model, task), removed(plan))
         if plan.get(FILTERS, settings.filters) < 1:
-            graph, counts = channels.graph_of(model, task), filter_counts(model, task, settings)
-            channels.prune(model, graph, {name: range(count) for name, count in counts.items()})
+            graph, counts = keep_ratios.graph_of(model, task), filter_counts(model, task, settings)
+            keep_ratios.prune(model, graph, {name: range(count) for name, count in counts.items()})
         return model
 
     @staticmethod
@@ -135,8 +137,8 @@ def removed(plan: Plan) -> list[str]:
 def filter_counts(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
     """The filters that each group of channels keeps in the second stage."""
     counts = {}
-    for group in channels.graph_of(model, task).groups:
-        allowed = channels.allowed_counts(group, settings.round_to)
+    for group in keep_ratios.graph_of(model, task).groups:
+        allowed = keep_ratios.allowed_counts(group, settings.round_to)
         counts[group.name] = min(allowed, key=lambda count: abs(count - settings.filters * allowed[-1]))
     return counts
 

@@ -2,7 +2,8 @@
 
 The plan says for each layer whether it computes in 8 bits or stays float (32). Candidates of a search are quantized by
 pfray's own fake quantization, which takes no graph and no second; what is trained and shipped is the PT2E graph of
-``pfray/int8.py``: post-training quantization where ``finetune.epochs`` is 0, quantization-aware training otherwise.
+``pfray/quantization/pt2e/int8_model.py``: post-training quantization where ``finetune.epochs`` is 0,
+quantization-aware training otherwise.
 
 Batch norms are folded with their statistics as they are before the training, so that they are frozen from its first
 step on; PocketFlow's ``uqtf_freeze_bn_delay`` does that after some steps.
@@ -18,20 +19,21 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray import activations, bits, int8, lattice, quantize
-from pfray.activations import Ranges
-from pfray.buckets import bucket_count, check_finite
-from pfray.delays import with_delays
 from pfray.errors import UnsupportedModel
-from pfray.folding import channel_scales, fold, foldable_norms, folded, train_as_unfolded
-from pfray.int8 import Int8Model
-from pfray.lattice import Lattice
-from pfray.layers import run_order, weight_layers, without_skipped
-from pfray.learner import Learner
-from pfray.measure import channels_last, example_input
+from pfray.learner.trainable import Learner
+from pfray.nn.layers import run_order, weight_layers, without_skipped
+from pfray.nn.modes import channels_last
+from pfray.quantization import activations, affine, bit_space, qparams
+from pfray.quantization.activations import Ranges
+from pfray.quantization.bn_folding import channel_scales, fold, foldable_norms, folded, train_as_unfolded
+from pfray.quantization.delayed_start import with_delays
+from pfray.quantization.granularity import bucket_count, check_finite
+from pfray.quantization.pt2e import int8_model
+from pfray.quantization.pt2e.int8_model import Int8Model
+from pfray.quantization.qparams import Lattice
 from pfray.space import CompressionSpace, Plan
-from pfray.task import Task
-from pfray.train import Hook
+from pfray.task import Task, example_input
+from pfray.training.loop import Hook
 
 BITS, FLOAT = 8, 32
 BATCH = 50
@@ -41,7 +43,7 @@ BATCH = 50
 class Settings:
     """skip: layers left float, by name. images: training inputs that the ranges of the activations are found on.
 
-    delay: optimizer steps of a training until activations are rounded (``pfray/delays.py``).
+    delay: optimizer steps of a training until activations are rounded (``pfray/quantization/delayed_start.py``).
     """
 
     skip: tuple[str, ...] = ()
@@ -73,7 +75,7 @@ class LitertQuant(Learner):
                 f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in "
                 "learner.skip"
             )
-        return bits.layer_space(model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT))
+        return bit_space.layer_space(model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT))
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
@@ -86,7 +88,7 @@ class LitertQuant(Learner):
             weight = whole.get_submodule(name).get_parameter("weight").detach()
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
-            low, step = quantize.fit(weight, BITS, count, symmetric=True, method="min_max")
+            low, step = affine.fit(weight, BITS, count, symmetric=True, method="min_max")
             lattices[name] = Lattice(BITS, low, step)
         inputs = activations.input_ranges(
             whole, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
@@ -98,7 +100,7 @@ class LitertQuant(Learner):
         """What the predictions lose, to second order, by a layer's weight in 8 bits; nothing where it stays float."""
         prepared = LitertQuant.prepare(model, task, settings)
         lattices = {name: [own] for name, own in prepared.lattices.items()}
-        curves = bits.error_curves(model, task, prepared.norms, lattices)
+        curves = bit_space.error_curves(model, task, prepared.norms, lattices)
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     @staticmethod
@@ -106,7 +108,7 @@ class LitertQuant(Learner):
         fold(model, cache.norms)
         for name, width in plan.items():
             if width == BITS and name in cache.lattices:  # not where an earlier learner has taken the layer out
-                lattice.attach(model.get_submodule(name), cache.lattices[name])
+                qparams.attach(model.get_submodule(name), cache.lattices[name])
                 activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
         return with_delays(model, None, settings.delay) if steps else None
 
@@ -128,7 +130,7 @@ def _int8(model: nn.Module, plan: Plan, task: Task, settings: Settings, batches:
     example = example_input(task, next(model.parameters()).device)
     norms = foldable_norms(model, example)
     floats = [name for name in weight_layers(model) if plan.get(name, FLOAT) != BITS]
-    quantized = int8.prepare(folded(model, norms), example, batches, floats)
+    quantized = int8_model.prepare(folded(model, norms), example, batches, floats)
     for name, scale in channel_scales(model, norms).items():
         train_as_unfolded(quantized.graph.get_parameter(f"{name}.weight"), scale)
     if settings.delay:

@@ -1,6 +1,7 @@
 """Codebooks with a number of bits for each layer (Han et al. 2016; PocketFlow's ``NonUniformQuantLearner``).
 
-The weights of a bucket, by default a whole layer, share 2^b values (``pfray/codebook.py``). In training the weights,
+The weights of a bucket, by default a whole layer, share 2^b values (``pfray/quantization/codebook.py``). In training
+the weights,
 the codewords or both move: a weight keeps a latent float value and shows the nearest codeword, and a codeword moves by
 what all of its weights would move by together.
 """
@@ -15,17 +16,17 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray import bits, codebook
-from pfray.bits import BitSettings, Prepared
-from pfray.buckets import Buckets
-from pfray.codebook import Codebook
-from pfray.delays import with_delays
-from pfray.lattice import Lattice
-from pfray.learner import Learner
+from pfray.learner.trainable import Learner
+from pfray.quantization import bit_space, codebook
+from pfray.quantization.bit_space import BitSettings, Prepared
+from pfray.quantization.codebook import Codebook
+from pfray.quantization.delayed_start import with_delays
+from pfray.quantization.granularity import Buckets
+from pfray.quantization.qparams import Lattice
+from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
-from pfray.straight_through import StraightThrough
 from pfray.task import Task
-from pfray.train import Hook
+from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,24 @@ class NonUniformQuant(Learner):
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
         """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bits.bit_space(model, task, settings, numbers)
+        return bit_space.bit_space(model, task, settings, numbers)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
         weighed = settings.codebook == "weighted"
-        return bits.prepare(model, task, settings, partial(fit, settings=settings), weighed=weighed)
+        return bit_space.prepare(model, task, settings, partial(fit, settings=settings), weighed=weighed)
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's bits."""
         prepared = NonUniformQuant.prepare(model, task, settings)
         lattices = {name: list(own.values()) for name, own in prepared.lattices.items()}
-        return bits.error_curves(model, task, prepared.norms, lattices, prepared.information)
+        return bit_space.error_curves(model, task, prepared.norms, lattices, prepared.information)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
         """The weights are quantized at once; with training the hook keeps them so."""
-        latents = bits.compress(model, plan, settings, cache)
+        latents = bit_space.compress(model, plan, settings, cache)
         layers = {name: model.get_submodule(name) for name in latents}
         if not steps:
             return None

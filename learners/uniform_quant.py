@@ -1,7 +1,8 @@
 """Uniform quantization with a number of bits for each layer (Wu et al. 2018, PocketFlow: ``UniformQuantLearner``).
 
-The weights of a bucket, by default an output channel, lie on 2^b evenly spaced levels (``pfray/quantize.py``). In
-training they stay there by the straight-through estimator (``pfray/straight_through.py``).
+The weights of a bucket, by default an output channel, lie on 2^b evenly spaced levels
+(``pfray/quantization/affine.py``). In
+training they stay there by the straight-through estimator (``pfray/quantization/straight_through.py``).
 
 What differs from PocketFlow by default. Its range is that of the smallest and the largest weight of the whole layer
 (``uql_use_buckets: False``), taken anew in every step. Here it is the one of the least squared error (``range_from:
@@ -21,15 +22,15 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray import bits, quantize
-from pfray.bits import BitSettings, Prepared
-from pfray.delays import with_delays
-from pfray.lattice import Lattice
-from pfray.learner import Learner
+from pfray.learner.trainable import Learner
+from pfray.quantization import affine, bit_space
+from pfray.quantization.bit_space import BitSettings, Prepared
+from pfray.quantization.delayed_start import with_delays
+from pfray.quantization.qparams import Lattice
+from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
-from pfray.straight_through import StraightThrough
 from pfray.task import Task
-from pfray.train import Hook
+from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,23 @@ class UniformQuant(Learner):
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
         """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bits.bit_space(model, task, settings, numbers)
+        return bit_space.bit_space(model, task, settings, numbers)
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
-        return bits.prepare(model, task, settings, partial(fit, settings=settings))
+        return bit_space.prepare(model, task, settings, partial(fit, settings=settings))
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's bits."""
         prepared = UniformQuant.prepare(model, task, settings)
         lattices = {name: list(own.values()) for name, own in prepared.lattices.items()}
-        return bits.error_curves(model, task, prepared.norms, lattices)
+        return bit_space.error_curves(model, task, prepared.norms, lattices)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
         """The weights are quantized at once; with training the hook keeps them so."""
-        latents = bits.compress(model, plan, settings, cache)
+        latents = bit_space.compress(model, plan, settings, cache)
         layers = {name: model.get_submodule(name) for name in latents}
         if not steps:
             return None
@@ -97,7 +98,7 @@ class MovingRanges(StraightThrough):
 
 def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
     """The ranges of a weight in ``count`` buckets."""
-    low, step = quantize.fit(
+    low, step = affine.fit(
         weight,
         bits,
         count,

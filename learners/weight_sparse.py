@@ -4,8 +4,8 @@ Notation: layer l has n_l weights, of which the plan wants the share s_l to be z
 
 A candidate of PocketFlow's search is pruned at once, and each layer is then fitted to what it gave before by some steps
 of Adam (``ws_nb_iters_rg``, ``ws_lrn_rate_rg``), on images and one layer after the other. ``regression_steps`` does the
-like from what each layer read in the uncompressed model (``pfray/masked_regression.py``), which needs no further look
-at the data; a layer does not make up for the ones before it.
+like from what each layer read in the uncompressed model (``pfray/pruning/reconstruction/masked_least_squares.py``),
+which needs no further look at the data; a layer does not make up for the ones before it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.layers import is_depthwise, weight_layers, without_skipped
-from pfray.learner import Learner
-from pfray.masked_regression import fit_kept
-from pfray.measure import count_params, example_input, layer_macs
-from pfray.moments import Moments, cached_moments
-from pfray.rows import can_shift, is_dense, norms_behind, shift_output, weight_rows
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import count_params, layer_macs
+from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.layers import is_depthwise, weight_layers, without_skipped
+from pfray.pruning.reconstruction.covariance import Moments, cached_moments
+from pfray.pruning.reconstruction.im2col import weight_rows
+from pfray.pruning.reconstruction.masked_least_squares import fit_kept
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.task import Task
-from pfray.train import Hook
+from pfray.task import Task, example_input
+from pfray.training.loop import Hook
 
 # Points of an error curve.
 GRID = 65

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pfray import command
+from pfray.utils import command
 
 if __name__ == "__main__":
     command.begin()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import reprlib
 import sys
+from collections.abc import Iterable
 
 # Characters of a user's value in a message, of a library's message in ours, and of a whole line; lines of an error.
 VALUE, QUOTED, LINE, LINES = 100, 300, 1000, 20
@@ -129,3 +131,10 @@ def first_line(error: BaseException) -> str:
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = VALUE
 _SHORT.maxlevel = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the closest known name, or nothing where none is close."""
+    # The time that it takes grows with the square of the length.
+    close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from pfray import command
+from pfray.utils import command
 
 if __name__ == "__main__":
     command.begin()
@@ -22,12 +22,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pfray import config
+from pfray.config import schema
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pfray.graph import ChannelGraph, ChannelGroup
+    from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 
 # Layer names shown of one group; a residual stream runs through dozens.
 MOST_LAYERS = 6
@@ -35,20 +35,20 @@ MOST_LAYERS = 6
 WIDTH = 120
 
 
-def inspect(experiment: config.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Tensor, ChannelGraph]:
+def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Tensor, ChannelGraph]:
     """The experiment's model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
 
     note: told what is worth knowing of data and weights, a line at a time. Raises PfrayError for everything a user can
     put right.
     """
     # Imported here, so that a wrong experiment file is reported at once.
-    from pfray import prepare
-    from pfray.graph import channel_graph
-    from pfray.measure import example_input
+    from pfray.pruning.channels.graph import channel_graph
+    from pfray.task import example_input
+    from pfray.workflow import setup
 
-    parts = prepare.resolve(experiment)
-    task = prepare.build_task(experiment, parts, note)
-    model, example = prepare.build_model(experiment, parts, task, note), example_input(task)
+    parts = setup.resolve(experiment)
+    task = setup.build_task(experiment, parts, note)
+    model, example = setup.build_model(experiment, parts, task, note), example_input(task)
     return model, example, channel_graph(model, example)
 
 
@@ -106,9 +106,9 @@ def _main(arguments: Sequence[str], console: Console | None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     # Not rich's markup: reasons and names may hold brackets.
     console = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    from pfray.prepare import component_mistakes
+    from pfray.workflow.setup import component_mistakes
 
-    experiment = config.load(options.experiment, options.overrides, component_mistakes)
+    experiment = schema.load(options.experiment, options.overrides, component_mistakes)
     show(*inspect(experiment, lambda remark: console.print(f"note: {remark}", soft_wrap=True)), console)
     return 0
 

@@ -1,7 +1,7 @@
 """Score functions: from a trial's measurement, and the teacher's, to one number; higher is better.
 
 Notation: accuracy A, error E = 1 - A, cost C; those of the teacher are A_0 and C_0. The thresholds A_th, T_th and C_th
-are ``config.Thresholds``.
+are ``Thresholds``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from pydantic import Field
 from scipy.special import expit
 
-from pfray.config import Thresholds
-from pfray.measure import Measurement
+from pfray.measure.evaluation import Measurement
+from pfray.utils.settings import Section
 
 # Of the sigmoids of ``ddc``.
 SLOPE = 15.0
@@ -27,6 +28,18 @@ COST = {
     "size_bytes": "stored_bits",
     "latency_ms": "macs",
 }
+
+
+class Thresholds(Section):
+    """Of the objective ``ddc``, as shares of the teacher's (A_th, T_th, C_th of Pahwa et al. 2019, section 3.3): where
+    each factor of the reward is 1/2.
+
+    accuracy: of its accuracy. latency: of its inference time. compression: of its parameters, those that are left.
+    """
+
+    accuracy: float = Field(0.9, gt=0, le=1)
+    latency: float = Field(0.3, gt=0, le=1)
+    compression: float = Field(0.6, gt=0, le=1)
 
 
 @dataclass(frozen=True)

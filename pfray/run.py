@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pfray import command
+from pfray.utils import command
 
 if __name__ == "__main__":
     # Before the imports below, which take as long as a user may need to press Ctrl-C.
@@ -21,27 +21,30 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pfray import config
-from pfray.bucket import is_url
+from pfray.config import schema
 from pfray.errors import ConfigError, GoalMissed
-from pfray.progress import Progress
+from pfray.reporting.progress import Progress
+from pfray.utils.url import is_url
 
 if TYPE_CHECKING:
-    from pfray.prepare import Start
     from pfray.space import Plan
+    from pfray.workflow.setup import Start
 
 
 def run(
-    experiment: config.Experiment, *, resume: bool = False, force: bool = False, console: Console | None = None
+    experiment: schema.Experiment, *, resume: bool = False, force: bool = False, console: Console | None = None
 ) -> Path:
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
-    from pfray import folder, prepare, report, trial_file
-    from pfray.identity import identity
-    from pfray.mirror import mirrored
+    from pfray.reporting import report
+    from pfray.search import _trial_log
+    from pfray.storage import run_folder as folder
+    from pfray.storage.identity import identity
+    from pfray.storage.sync import mirrored
+    from pfray.workflow import setup
 
     progress = Progress(console)
-    start = prepare.load(experiment, progress)
+    start = setup.load(experiment, progress)
     working = folder.storage_folder(experiment) / experiment.name
     with folder.alone(experiment), contextlib.ExitStack() as closing:
         # A lock that a killed run left behind is watched for a while, and a run to go on with is fetched.
@@ -58,14 +61,14 @@ def run(
             begin_mirror()
         else:
             if resume:
-                trial_file.check_run(run_folder, start.space, experiment.search.trials)
+                _trial_log.check_run(run_folder, start.space, experiment.search.trials)
             _compress(experiment, start, progress, begin_mirror, known, resume=resume, force=force)
     _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
     return run_folder
 
 
 def _compress(
-    experiment: config.Experiment,
+    experiment: schema.Experiment,
     start: Start,
     progress: Progress,
     begin_mirror: Callable[[], None],
@@ -75,21 +78,24 @@ def _compress(
     force: bool,
 ) -> None:
     """Teacher, search, retraining, export, report."""
-    from pfray import cluster, finalize, folder, latency, nodes, report, retraining
-    from pfray.cache import save_tensors
-    from pfray.events import Events
-    from pfray.goal import first_plans, plans_without_search
-    from pfray.job import Job
-    from pfray.metrics import Metrics
+    from pfray.cluster import preflight, ray_cluster
+    from pfray.learner.context import Job
     from pfray.objective import WEIGH_COST
-    from pfray.teacher import make_teacher
-    from pfray.trial_file import TIMED
-    from pfray.trials import choose, run_trials
+    from pfray.reporting import report
+    from pfray.reporting.prometheus import Metrics
+    from pfray.reporting.tensorboard import Events
+    from pfray.search._trial_log import TIMED
+    from pfray.storage import run_folder as folder
+    from pfray.utils.cache import save_tensors
+    from pfray.workflow import finalize, latency_model, retrain
+    from pfray.workflow.target import first_plans, plans_without_search
+    from pfray.workflow.teacher import make_teacher
+    from pfray.workflow.trials import choose, run_trials
 
     parts, task = start.parts, start.task
-    with cluster.ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
+    with ray_cluster.ray_session(experiment.resources, progress), contextlib.ExitStack() as closing:
         used = (parts.learner, parts.learner_settings, start.model)
-        nodes.check_nodes(task, used, folder.storage_folder(experiment))
+        preflight.check_nodes(task, used, folder.storage_folder(experiment))
         # Only now, when nothing can be wrong with the request any more, is anything written.
         run_folder = folder.open_folder(experiment, resume=resume, force=force, identity=identity)
         begin_mirror()
@@ -98,7 +104,7 @@ def _compress(
         events, metrics = Events(run_folder / "events"), Metrics(experiment.name)
         closing.callback(setattr, progress, "on_stage", None)
         progress.on_stage = metrics.enter
-        trainer = retraining.Trainer(experiment.resources, run_folder, progress, events.epoch, experiment.distributed)
+        trainer = retrain.Trainer(experiment.resources, run_folder, progress, events.epoch, experiment.distributed)
         teacher = make_teacher(experiment, start.model, task, trainer)
         save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
 
@@ -132,7 +138,7 @@ def _compress(
                 path = run_folder / "search" / TIMED
                 # A plan that the user gave is never changed: too slow, it is so in the end.
                 free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.given is None}
-                plans |= latency.hold(free, start.space, start.limits, parts.learner, job, path, stage.update)
+                plans |= latency_model.hold(free, start.space, start.limits, parts.learner, job, path, stage.update)
             choice = replace(choice, plan=plans["compressed"])
         models = trainer.train(parts.learner, job, plans)
 
@@ -170,9 +176,9 @@ def _compress(
     _tell_result(summary, folder.title(experiment), run_folder, progress)
 
 
-def _check_goals(experiment: config.Experiment, summary: dict[str, Any]) -> None:
+def _check_goals(experiment: schema.Experiment, summary: dict[str, Any]) -> None:
     """Raise GoalMissed where a complete run lost more accuracy than the target allows, or its file is slower."""
-    from pfray.remarks import latency_goal
+    from pfray.reporting.remarks import latency_goal
 
     allowed, mistakes = experiment.target.max_drop, []
     drop = summary["teacher"]["accuracy"] - summary["compressed"]["accuracy"]
@@ -196,7 +202,7 @@ def _check_goals(experiment: config.Experiment, summary: dict[str, Any]) -> None
 @contextlib.contextmanager
 def _keep_seconds(run_folder: Path, progress: Progress, earlier: dict[str, float]) -> Iterator[None]:
     """Whatever ends the block, the folder then knows how long each stage took, earlier sessions of the run included."""
-    from pfray import folder
+    from pfray.storage import run_folder as folder
 
     try:
         yield
@@ -206,7 +212,7 @@ def _keep_seconds(run_folder: Path, progress: Progress, earlier: dict[str, float
 
 
 def _tell_result(summary: dict[str, Any], title: str, run_folder: Path, progress: Progress) -> None:
-    from pfray import report
+    from pfray.reporting import report
 
     progress.say("")
     progress.say(report.headline(summary))
@@ -230,11 +236,11 @@ def _main(arguments: Sequence[str]) -> int:
     overrides = [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
     if options.resume and options.force:
         raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
-    from pfray.prepare import component_mistakes
+    from pfray.workflow.setup import component_mistakes
 
-    experiment = config.load(options.experiment, overrides, component_mistakes)
+    experiment = schema.load(options.experiment, overrides, component_mistakes)
     if options.show:
-        print(config.dump(experiment), end="")
+        print(schema.dump(experiment), end="")
     else:
         run(experiment, resume=options.resume, force=options.force)
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from pfray import command
+from pfray.utils import command
 
 if __name__ == "__main__":
     command.begin()
@@ -25,10 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pfray import config, jobs
-from pfray.bucket import is_url
+from pfray.cluster import jobs
+from pfray.config import schema
 from pfray.errors import ConfigError, UnknownJob, shown
-from pfray.files import write_atomically
+from pfray.utils.files import write_atomically
+from pfray.utils.url import is_url
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -69,10 +70,10 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Request:
     """Raises ConfigError for every mistake of the experiment, before anything is sent."""
-    from pfray.folder import storage_folder
-    from pfray.prepare import component_mistakes
+    from pfray.storage.run_folder import storage_folder
+    from pfray.workflow.setup import component_mistakes
 
-    experiment = config.load(path, overrides, component_mistakes)
+    experiment = schema.load(path, overrides, component_mistakes)
     working_dir = options.working_dir.resolve()
     if not path.resolve().is_relative_to(working_dir):
         raise ConfigError(
@@ -144,9 +145,9 @@ def _ask(names: Sequence[str], overrides: Sequence[str], options: argparse.Names
 
 
 def _ticket(path: Path, overrides: Sequence[str]) -> Ticket:
-    from pfray.folder import storage_folder
+    from pfray.storage.run_folder import storage_folder
 
-    experiment = config.load(path, overrides)
+    experiment = schema.load(path, overrides)
     file = storage_folder(experiment) / f".{experiment.name}.job.json"
     try:
         return Ticket(**json.loads(file.read_text(encoding="utf-8")))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pfray.data._split_checks import check_splits
 from pfray.errors import DataError, short, shown
-from pfray.split_checks import check_splits
 
 SPLITS = ("train", "validation", "test")
 
@@ -179,3 +179,8 @@ class Task:
                 digest.update(repr((str(part.dtype), tuple(part.shape))).encode())
                 digest.update(np.ascontiguousarray(part.numpy()).data)
         return digest.hexdigest()[:16]
+
+
+def example_input(task: Task, device: torch.device | str = "cpu") -> Tensor:
+    """``(1, C, H, W)``: the first training input, normalized."""
+    return task.normalize(task.train.inputs[:1]).to(device)

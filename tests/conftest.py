@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pfray.job import Job
+    from pfray.learner.context import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests that lean on what training gave are marked ``trains``: those of modules that call ``fit``, and those that take
     the trained job. Whole runs are not among them.
     """
-    from pfray.train import fit
+    from pfray.training.loop import fit
 
     ray = {item.path for item in items if _fixtures(item) & {"ray_cluster", "quick"}}
     items.sort(key=lambda item: item.path not in ray)
@@ -52,7 +52,7 @@ def ray_cluster() -> Iterator[None]:
 
     import ray
 
-    from pfray.access import private_ray
+    from pfray.cluster.access import private_ray
 
     with private_ray():
         # A Ray of the machine's own, where one is up, has other processors and other work.
@@ -84,11 +84,12 @@ def job() -> Job:
     import torch
 
     from learners.weight_sparse import Settings
-    from pfray.config import Distill, Search, Training
+    from pfray.config.sections import Search
     from pfray.data import digits
-    from pfray.job import Job
+    from pfray.learner.context import Job
     from pfray.models.lenet import lenet
-    from pfray.train import fit
+    from pfray.training.loop import fit
+    from pfray.training.settings import Distill, Training
 
     task = digits.build()
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch import nn
 
 from learners import weight_sparse
 from pfray.space import Plan
-from pfray.train import Hook
+from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)

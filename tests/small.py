@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pfray.export import tflite
-from pfray.measure import count_params, total_macs
+from pfray.export.tflite import convert
+from pfray.measure.cost import count_params, total_macs
 from pfray.task import Split, Task
 from tests.zoo import conv, head, randomize
 
@@ -79,6 +79,6 @@ def difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
 
 def file_difference(model: nn.Module, inputs: Tensor, path: Path) -> float:
     """The largest between the outputs of the .tflite, which is written to ``path``, and the model's, as a share."""
-    tflite.export(model, inputs, path)
-    outputs, largest = tflite.compare(path, model, inputs)
+    convert.export(model, inputs, path)
+    outputs, largest = convert.compare(path, model, inputs)
     return largest / float(outputs.abs().max())

@@ -15,13 +15,13 @@ import yaml
 from torch import nn
 
 import pfray.inspect
-from pfray.config import Experiment
+from pfray.config.schema import Experiment
 from pfray.errors import PfrayError, UnsupportedModel, WeightsError
-from pfray.model_checks import check_evaluation, check_values
-from pfray.prepare import build_model, build_task, resolve
-from pfray.randomness import generators
+from pfray.nn.checks import check_evaluation, check_values
 from pfray.run import main
 from pfray.task import Split
+from pfray.utils.random_state import generators
+from pfray.workflow.setup import build_model, build_task, resolve
 from tests import bad_forms
 from tests.bad_forms import DATA, MODELS, WEIGHTS
 

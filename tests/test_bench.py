@@ -11,7 +11,7 @@ import torch
 
 from pfray import bench
 from pfray.errors import PfrayError
-from pfray.export import tflite
+from pfray.export.tflite import convert
 from pfray.models.lenet import lenet
 
 
@@ -24,7 +24,7 @@ def model() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def file(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "lenet.tflite"
-    tflite.export(model, torch.zeros(1, 1, 32, 32), path)
+    convert.export(model, torch.zeros(1, 1, 32, 32), path)
     return path
 
 

@@ -340,10 +340,10 @@ def test_the_table_of_a_made_up_search_has_the_best_scores_and_those_at_half_the
 
 
 def test_filters_are_ranked_away_until_so_many_are_gone_or_the_size_is_reached():
-    from pfray.channels import graph_of
     from pfray.data import digits
-    from pfray.measure import count_params
+    from pfray.measure.cost import count_params
     from pfray.models.lenet import lenet
+    from pfray.pruning.channels.keep_ratios import graph_of
 
     task = digits.build()
     torch.manual_seed(0)

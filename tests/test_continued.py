@@ -10,8 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pfray import finalize
 from pfray.run import main
+from pfray.workflow import finalize
 from tests import userland
 from tests.test_damages import RAW
 from tests.without_ray import without_ray

@@ -15,10 +15,10 @@ import yaml
 from safetensors.torch import load_file
 
 import pfray
-from pfray import checkpoints
 from pfray.errors import StorageError
-from pfray.folder import damaged
 from pfray.run import main
+from pfray.storage.run_folder import damaged
+from pfray.training import checkpoints
 from tests.without_ray import without_ray
 
 RAW = {

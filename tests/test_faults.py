@@ -14,10 +14,10 @@ from unittest.mock import ANY
 import pytest
 import yaml
 
-from pfray.config import load
+from pfray.config.schema import load
 from pfray.run import main, run
+from pfray.search._trial_log import read_trials
 from pfray.search.base import PlanSearcher
-from pfray.trial_file import read_trials
 
 DRIVER = """
 import os, runpy, signal, sys

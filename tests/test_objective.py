@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pfray.config import Thresholds
-from pfray.measure import Measurement
-from pfray.objective import COST, OBJECTIVES, Objective, score, standard_error
+from pfray.measure.evaluation import Measurement
+from pfray.objective import COST, OBJECTIVES, Objective, Thresholds, score, standard_error
 
 TEACHER = Measurement(
     accuracy=0.9, loss=0.3, params=1_000, nonzero_params=1_000, macs=50_000, latency_ms=2.0, agreement=0.0,

@@ -27,7 +27,7 @@ def write(folder: Path, raw: dict) -> Path:
      "not one number a sample"),
     ({"data": {"factory": "tests.userland:empty"}}, "the validation split is empty"),
     ({"model": {"name": "lenet", "num_outputs": -1}}, "model: RuntimeError: "),
-    ({"learner": "pfray.learner:Learner"}, "with a settings_type"),
+    ({"learner": "pfray.learner.trainable:Learner"}, "with a settings_type"),
     ({"finetune": {"batch_size": 3}, "resources": {"workers": 2}}, "finetune.batch_size is 3, which 2 workers"),
     ({"data": {"name": "cifar10", "path": "no/such/folder"}}, "no/such/folder"),
     ({"search": {"space": {"finetune.lr": "uniform(1, 0)"}}}, "search.space.finetune.lr: 'uniform(1, 0)': the lower"),

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 import pfray
 from learners.weight_sparse import zeros
-from pfray import bench, finalize
-from pfray.config import load
+from pfray import bench
+from pfray.config.schema import load
 from pfray.data import digits
-from pfray.layers import weight_layers
 from pfray.models.lenet import lenet
+from pfray.nn.layers import weight_layers
 from pfray.run import main, run
-from pfray.trial_file import read_trials
+from pfray.search._trial_log import read_trials
+from pfray.workflow import finalize
 
 KEYS = {
     "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "allocate", "compressed", "exported",

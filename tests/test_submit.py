@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pfray import jobs
+from pfray.cluster import jobs
 from pfray.errors import ClusterError
 from pfray.submit import main
 from tests.job_server import JobServer
@@ -147,7 +147,7 @@ def test_the_token_that_ray_finds_is_shown_to_the_cluster_unless_told_otherwise(
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("that of the file")
     code = (
-        "from pfray.access import show_token; show_token()\n"
+        "from pfray.cluster.access import show_token; show_token()\n"
         "from ray._private.authentication import http_token_authentication as http\n"
         "print(*(value.removeprefix('Bearer ') for value in http.get_auth_headers_if_auth_enabled({}).values()))"
     )

@@ -13,17 +13,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from learners.weight_sparse import Settings, WeightSparse
-from pfray.communication import distribute
-from pfray.components import find_class
-from pfray.config import Distill, Distributed, Search, Training
+from pfray.config.registry import find_class
+from pfray.config.sections import Search
 from pfray.data import digits
-from pfray.job import Job
-from pfray.learner import Learner
-from pfray.measure import evaluate, place
+from pfray.learner.context import Job
+from pfray.learner.trainable import Learner
+from pfray.measure.evaluation import evaluate
 from pfray.models.lenet import lenet
+from pfray.nn.modes import place
 from pfray.task import Split, Task
-from pfray.train import Shard, fit
-from pfray.worker import Work, train_plan
+from pfray.training.comm_hooks import distribute
+from pfray.training.loop import Shard, fit
+from pfray.training.settings import Distill, Distributed, Training
+from pfray.workflow.worker import Work, train_plan
 
 EPOCHS = 4
 TRAINING = Training(epochs=EPOCHS, lr=0.1, batch_size=64)

@@ -12,8 +12,10 @@ import ray
 import torch
 from ray.tune.search import Searcher
 
-from pfray import cluster, distributed, finalize, metrics, nodes, trials
+from pfray.cluster import preflight, ray_cluster
+from pfray.reporting import prometheus
 from pfray.search.base import PlanSearcher
+from pfray.workflow import finalize, launch, trials
 
 
 @contextlib.contextmanager
@@ -23,18 +25,18 @@ def without_ray() -> Iterator[list[str]]:
 
     def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, torch.Tensor]:
         trained.append(config["folder"].name)
-        return distributed._work_alone(config, cpus)
+        return launch._work_alone(config, cpus)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "ray_session", lambda *_: contextlib.nullcontext())
-        patch.setattr(nodes, "check_nodes", lambda *_: None)
-        patch.setattr(metrics, "Metrics", MagicMock())
+        patch.setattr(ray_cluster, "ray_session", lambda *_: contextlib.nullcontext())
+        patch.setattr(preflight, "check_nodes", lambda *_: None)
+        patch.setattr(prometheus, "Metrics", MagicMock())
         patch.setattr(trials, "run_trials", _run_trials)
-        patch.setattr(cluster, "total", lambda kind: 1)
-        patch.setattr(cluster, "processors_per_worker", lambda workers: 1)
+        patch.setattr(ray_cluster, "total", lambda kind: 1)
+        patch.setattr(ray_cluster, "processors_per_worker", lambda workers: 1)
         patch.setattr(ray, "put", lambda value: value)
-        patch.setattr(distributed, "_train_alone", train_alone)
-        patch.setattr(distributed, "_task_device", lambda: torch.device("cpu"))
+        patch.setattr(launch, "_train_alone", train_alone)
+        patch.setattr(launch, "_task_device", lambda: torch.device("cpu"))
         patch.setattr(finalize, "export_model", lambda *_: None)
         yield trained
 

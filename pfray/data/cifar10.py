@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pfray import cache
-from pfray.data import parquet, pickles
-from pfray.data.arrays import check_count, hold_out, random_crop_flip, shuffled
-from pfray.data.decoded import Labelled, decoded_once
-from pfray.data.subset import check_classes, keep_classes
+from pfray.data import _parquet, _pickles
+from pfray.data._arrays import check_count, hold_out, random_crop_flip, shuffled
+from pfray.data._decoded import Labelled, decoded_once
+from pfray.data._subset import check_classes, keep_classes
 from pfray.errors import DataError
 from pfray.task import Split, Task
+from pfray.utils import cache
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLASSES = len(NAMES)
@@ -82,7 +82,7 @@ def _find(folder: Path) -> dict[str, list[Path]]:
             train, test = [place / f"data_batch_{n}" for n in range(1, 6)], [place / "test_batch"]
             missing = [file for file in (*train, *test) if not file.is_file()]
             if missing:
-                raise DataError(f"{missing[0]}: the file is missing. {pickles.REMEDY}")
+                raise DataError(f"{missing[0]}: the file is missing. {_pickles.REMEDY}")
             return {"train": train, "test": test}
         train, test = sorted(place.glob("train*.parquet")), sorted(place.glob("test*.parquet"))
         if train or test:
@@ -94,12 +94,12 @@ def _find(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read_file(file: Path) -> Labelled:
-    images, labels = parquet.read_file(file, SIZE) if file.suffix == ".parquet" else pickles.read_batch(file)
+    images, labels = _parquet.read_file(file, SIZE) if file.suffix == ".parquet" else _pickles.read_batch(file)
     return images, _checked(labels, str(file))
 
 
 def _read_hub(hub: str, part: str) -> Labelled:
-    images, labels = parquet.read_hub(hub, part, SIZE)
+    images, labels = _parquet.read_hub(hub, part, SIZE)
     return images, _checked(labels, f"{hub} ({part})")
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pfray import cache
-from pfray.components import nearest
-from pfray.data import parquet
-from pfray.data.arrays import check_count, hold_out, random_crop_flip, shuffled
-from pfray.data.decoded import Labelled, decoded_once
-from pfray.data.subset import check_classes, keep_classes
-from pfray.errors import ConfigError, DataError
+from pfray.data import _parquet
+from pfray.data._arrays import check_count, hold_out, random_crop_flip, shuffled
+from pfray.data._decoded import Labelled, decoded_once
+from pfray.data._subset import check_classes, keep_classes
+from pfray.errors import ConfigError, DataError, nearest
 from pfray.task import Split, Task
+from pfray.utils import cache
 
 SUPERCLASSES = {
     "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
@@ -99,8 +98,8 @@ def _load(folder: Path | None, hub: str) -> tuple[Split, Split]:
                         "test*.parquet")
 
     def read(part: str) -> list[Labelled]:
-        found = [parquet.read_file(file, SIZE, LABEL) for file in files[part]]
-        found = found or [parquet.read_hub(hub, part, SIZE, LABEL)]
+        found = [_parquet.read_file(file, SIZE, LABEL) for file in files[part]]
+        found = found or [_parquet.read_hub(hub, part, SIZE, LABEL)]
         labels = np.concatenate([own for _, own in found])
         if not len(labels) or labels.min() < 0 or labels.max() >= len(NAMES):
             raise DataError(f"{folder or hub} ({part}): holds no images with labels from 0 to {len(NAMES) - 1}. "

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from pfray.data.arrays import check_count, check_fraction, hold_out, random_crop
-from pfray.data.subset import check_classes, keep_classes
+from pfray.data._arrays import check_count, check_fraction, hold_out, random_crop
+from pfray.data._subset import check_classes, keep_classes
 from pfray.errors import ConfigError
 from pfray.task import Split, Task
 

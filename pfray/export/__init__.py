@@ -18,13 +18,13 @@ def load(path: str | Path) -> Any:
     """
     suffix = Path(path).suffix
     if suffix == ".pt2":
-        from pfray.export import program
+        from pfray.export import pt2
 
-        return program.load(path)
+        return pt2.load(path)
     if suffix == ".packed":
-        from pfray.export import packed
+        from pfray.export.packed import file
 
-        return packed.load(path)
+        return file.load(path)
     raise ConfigError(
         f"{path}: the suffix {suffix!r} cannot be loaded; allowed are '.pt2' (a model) and '.packed' (a state dict). "
         "Remedy: a .tflite file is run by `python -m pfray.bench` or an interpreter"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pfray.widths import check_width, scaled
+from pfray.nn.width_multiplier import check_width, scaled
 
 # (output channels at width 1, stride of the first block) of the four stages, and the blocks of each.
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))

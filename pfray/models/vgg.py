@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pfray.widths import check_width, scaled
+from pfray.nn.width_multiplier import check_width, scaled
 
 # Output channels at width 1 of the convolutions of each stage; a pooling ends every stage.
 STAGES = {

@@ -19,7 +19,7 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from pfray.errors import PfrayError
-from pfray.kept_search import KeptSearch
+from pfray.search._persistence import KeptSearch
 from pfray.space import CompressionSpace, Limits, Plan
 
 # A searcher that asks for plans already tried, so many times in a row, is taken to have no others: a space of few whole

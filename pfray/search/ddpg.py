@@ -26,8 +26,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from pfray.agent import Agent
-from pfray.environment import make_environment
+from pfray.search._ddpg_agent import Agent
+from pfray.search._environment import make_environment
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfray.errors import ConfigError, short, shown
-from pfray.plan_file import MOST, expanded, mistakes, parse_file
+from pfray.search._plan_file import MOST, expanded, mistakes, parse_file
 from pfray.search.base import PlanSearcher
 from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan, within
 

@@ -28,13 +28,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray.cache import load_tensors, save_tensors
-from pfray.environment import make_environment
 from pfray.errors import ConfigError, short
-from pfray.plan_file import expanded
+from pfray.search._environment import make_environment
+from pfray.search._plan_file import expanded
+from pfray.search._state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.search.base import RETRIES, PlanSearcher
-from pfray.search_state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.space import Plan
+from pfray.utils.cache import load_tensors, save_tensors
 
 POLICY = "policy.safetensors"
 # What the search asks its environment for.

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pfray import cache
 from pfray.data import cifar10
-from pfray.data.track import track
+from pfray.data._track import track
 from pfray.errors import ConfigError, DataError, StorageError
+from pfray.utils import cache
 
 REAL = Path(__file__).parents[3] / "shared/data/cifar10-jpeg"
 RNG = np.random.default_rng(0)

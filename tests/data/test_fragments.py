@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pfray.config.merge import read_with_includes
 from pfray.data import cifar10, cifar100
-from pfray.data.subset import check_classes
+from pfray.data._subset import check_classes
 from pfray.errors import DataError
-from pfray.overlay import read_with_includes
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "data"
 DATA = {path.stem: read_with_includes(path)["data"] for path in sorted(FOLDER.glob("*.yaml"))}

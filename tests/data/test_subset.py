@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pfray.data import cifar10, digits
-from pfray.data.subset import check_classes, keep_classes
+from pfray.data._subset import check_classes, keep_classes
 from pfray.errors import ConfigError, WeightsError
 from pfray.models.lenet import lenet
-from pfray.weights import load_weights
+from pfray.nn.weights import load_weights
 
 
 def test_only_the_named_classes_stay_numbered_in_the_order_given() -> None:

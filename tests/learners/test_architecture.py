@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from learners.architecture import Architecture, Settings, stages
-from pfray.components import find_class, parse_settings
+from pfray.config.registry import find_class, parse_settings
 from pfray.errors import ConfigError, UnsupportedModel
-from pfray.measure import count_params, example_input, total_macs
+from pfray.measure.cost import count_params, total_macs
 from pfray.search.base import PlanSearcher
+from pfray.task import example_input
 from tests.small import make_task
 
 SMALL = Settings(channels=(16, 32, 64), depth=2)

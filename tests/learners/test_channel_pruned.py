@@ -11,19 +11,21 @@ from torch.nn import functional as F
 
 from learners import channel_pruned
 from learners.channel_pruned import ChannelPruned, Settings
-from pfray.channels import allowed_counts, graph_of, kept_counts
-from pfray.config import Training
 from pfray.data import digits
 from pfray.errors import InfeasibleTarget, UnsupportedModel
-from pfray.graph import prune
-from pfray.job import Job
-from pfray.measure import evaluate, example_input, outputs_of, place, total_macs
+from pfray.learner.context import Job
+from pfray.measure.cost import total_macs
+from pfray.measure.evaluation import evaluate, outputs_of
 from pfray.models.mobilenet import mobilenet_v1
-from pfray.refit import refit_in_order
+from pfray.nn.modes import place
+from pfray.pruning.channels.graph import prune
+from pfray.pruning.channels.keep_ratios import allowed_counts, graph_of, kept_counts
+from pfray.pruning.reconstruction.sequential import refit_in_order
 from pfray.search.allocate import allocate_plan
 from pfray.space import Plan
-from pfray.task import Split, Task
-from pfray.train import fit
+from pfray.task import Split, Task, example_input
+from pfray.training.loop import fit
+from pfray.training.settings import Training
 from tests.small import channel_costs
 
 SETTINGS = Settings(images=500, positions=20, round_to=2)

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from learners import channel_pruned
 from learners.channel_pruned import Calibration, ChannelPruned, Settings, readers, selection_gram
 from pfray.data import digits
-from pfray.measure import example_input, outputs_of, place, total_macs
-from pfray.task import Task
+from pfray.measure.cost import total_macs
+from pfray.measure.evaluation import outputs_of
+from pfray.nn.modes import place
+from pfray.task import Task, example_input
 
 SETTINGS = Settings(images=500, positions=20, round_to=2)
 

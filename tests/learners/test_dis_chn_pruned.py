@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from learners import dis_chn_pruned
 from learners.dis_chn_pruned import DisChnPruned, Settings, cached_scores
-from pfray.channels import graph_of, kept_counts
 from pfray.errors import TrainingFailed, UnsupportedModel
-from pfray.extra_losses import divide, tune
-from pfray.measure import evaluate, example_input, place
+from pfray.measure.evaluation import evaluate
 from pfray.models.resnet import resnet20
-from pfray.task import Split
+from pfray.nn.modes import place
+from pfray.pruning.channels.keep_ratios import graph_of, kept_counts
+from pfray.pruning.discrimination.auxiliary_losses import divide, tune
+from pfray.task import Split, example_input
 from tests.small import chain, channel_costs, equal, informative, make_task, passing_on, state
 from tests.zoo import conv, randomize
 

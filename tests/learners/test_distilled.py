@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from learners.distilled import STEP, Distilled, Settings
-from pfray.components import parse_settings
-from pfray.config import Distill, Training
+from pfray.config.registry import parse_settings
 from pfray.errors import ConfigError, InfeasibleTarget, UnsupportedModel
-from pfray.measure import count_params, evaluate, example_input, total_macs
+from pfray.measure.cost import count_params, total_macs
+from pfray.measure.evaluation import evaluate
 from pfray.models.lenet import lenet
 from pfray.models.vgg import vgg7
-from pfray.train import fit
+from pfray.task import example_input
+from pfray.training.loop import fit
+from pfray.training.settings import Distill, Training
 from tests.small import make_task
 
 SMALL = Settings(width=0.25)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learners.filter_ranked import FilterRanked, Settings, filter_magnitudes, rank, taylor_scores
-from pfray.channels import graph_of, kept_counts
 from pfray.errors import UnsupportedModel
-from pfray.measure import example_input, place
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
-from pfray.task import Split, Task
+from pfray.nn.modes import place
+from pfray.pruning.channels.keep_ratios import graph_of, kept_counts
+from pfray.task import Split, Task, example_input
 from tests.small import channel_costs
 from tests.zoo import Residual, conv, head, randomize
 

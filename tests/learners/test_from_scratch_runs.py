@@ -12,14 +12,14 @@ import yaml
 from rich.console import Console
 
 import pfray
-from pfray.config import load
+from pfray.config.schema import load
 from pfray.data import digits
 from pfray.errors import ConfigError, InfeasibleTarget
-from pfray.measure import evaluate
+from pfray.measure.evaluation import evaluate
 from pfray.models.vgg import vgg7
-from pfray.prepare import load as load_start
-from pfray.progress import Progress
+from pfray.reporting.progress import Progress
 from pfray.run import run
+from pfray.workflow.setup import load as load_start
 
 DISTILLED = {
     "learner": {"name": "distilled", "width": 0.25}, "search": "uniform", "distill": {"weight": 0.7},

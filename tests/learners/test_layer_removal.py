@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from learners.layer_removal import FILTERS, LayerRemoval, Settings
-from pfray.config import Distill, Training
 from pfray.data import digits
 from pfray.errors import UnsupportedModel
-from pfray.measure import count_params, evaluate, example_input, total_macs
+from pfray.measure.cost import count_params, total_macs
+from pfray.measure.evaluation import evaluate
 from pfray.models.resnet18 import resnet18
 from pfray.models.vgg import vgg11
-from pfray.task import Task
-from pfray.train import fit, reestimate_batch_norm
+from pfray.task import Task, example_input
+from pfray.training.batch_norm import reestimate_batch_norm
+from pfray.training.loop import fit
+from pfray.training.settings import Distill, Training
 
 
 @pytest.fixture(scope="module")

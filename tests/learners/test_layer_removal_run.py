@@ -11,11 +11,12 @@ import torch
 import yaml
 
 import pfray
-from pfray.config import Training, load
+from pfray.config.schema import load
 from pfray.data import digits
 from pfray.models.vgg import vgg11
 from pfray.run import run
-from pfray.train import fit
+from pfray.training.loop import fit
+from pfray.training.settings import Training
 
 CLASSES = [0, 1, 4, 7]
 

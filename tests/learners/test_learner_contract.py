@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import inspect
 import math
-import pkgutil
 import typing
 
 import numpy as np
@@ -15,23 +14,24 @@ import pytest
 import torch
 from torch import nn
 
-import learners
 from learners.litert_quant import LitertQuant
-from pfray.components import find_class
-from pfray.config import Training
+from pfray.config.component import PIPELINE
+from pfray.config.registry import component_modules, find_class
 from pfray.data import digits
-from pfray.learner import Learner
-from pfray.measure import count_params, example_input, place, stored_bits, total_macs
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import count_params, stored_bits, total_macs
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
-from pfray.section import PIPELINE
+from pfray.nn.modes import place
 from pfray.space import CompressionSpace, Plan
-from pfray.task import Task
-from pfray.train import fit, reestimate_batch_norm
+from pfray.task import Task, example_input
+from pfray.training.batch_norm import reestimate_batch_norm
+from pfray.training.loop import fit
+from pfray.training.settings import Training
 from tests.small import described_bytes
 
 # A pipeline has no defaults and does what its learners do; tests/learners/test_pipeline.py.
-NAMES = sorted({module.name for module in pkgutil.iter_modules(learners.__path__)} - {PIPELINE})
+NAMES = sorted(set(component_modules("learner")) - {PIPELINE})
 TEACHERS = {
     "lenet": lambda: lenet(in_channels=1),
     "mobilenet": lambda: mobilenet_v1(in_channels=1, width=0.25),

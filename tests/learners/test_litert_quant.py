@@ -12,13 +12,14 @@ import yaml
 from torch import nn
 
 from learners.litert_quant import LitertQuant, Settings
-from pfray import int8
-from pfray.config import load
+from pfray.config.schema import load
 from pfray.errors import UnsupportedModel
-from pfray.folding import folded
-from pfray.int8 import Int8Model
-from pfray.job import Job
-from pfray.measure import evaluate, place
+from pfray.learner.context import Job
+from pfray.measure.evaluation import evaluate
+from pfray.nn.modes import place
+from pfray.quantization.bn_folding import folded
+from pfray.quantization.pt2e import int8_model
+from pfray.quantization.pt2e.int8_model import Int8Model
 from pfray.run import run
 from tests.zoo import randomize
 
@@ -86,7 +87,7 @@ def test_the_graph_trains_as_the_network_did_in_front_of_its_norms(job):
     model.eval()(inputs)
     plan = LitertQuant.space(model, task, SETTINGS).uniform({"bits": 8})
     trained = LitertQuant.finish(model, model, plan, task, SETTINGS)
-    plain = int8.prepare(folded(model, {"0": "1"}), inputs[:1], [task.normalize(task.train.inputs[:200])])
+    plain = int8_model.prepare(folded(model, {"0": "1"}), inputs[:1], [task.normalize(task.train.inputs[:200])])
     plain.load_state_dict(trained.state_dict())
     for each in (trained, plain):
         nn.functional.cross_entropy(each(inputs), targets).backward()

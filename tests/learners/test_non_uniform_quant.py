@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from learners.non_uniform_quant import MovingCodewords, NonUniformQuant, Settings
-from pfray.codebook import decode, encode
-from pfray.config import Training
-from pfray.lattice import Lattice, attach
-from pfray.sensitivity import fisher
-from pfray.train import fit
+from pfray.quantization.codebook import decode, encode
+from pfray.quantization.fisher import fisher
+from pfray.quantization.qparams import Lattice, attach
+from pfray.training.loop import fit
+from pfray.training.settings import Training
 from tests.small import chain, make_task
 
 

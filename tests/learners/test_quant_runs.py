@@ -12,13 +12,13 @@ import yaml
 from torch import nn
 
 import pfray
-from pfray.buckets import run_length
-from pfray.config import load
+from pfray.config.schema import load
 from pfray.data import digits
-from pfray.lattice import PARTS, lattice_of
-from pfray.layers import weight_layers
-from pfray.measure import place
 from pfray.models.lenet import lenet
+from pfray.nn.layers import weight_layers
+from pfray.nn.modes import place
+from pfray.quantization.granularity import run_length
+from pfray.quantization.qparams import PARTS, lattice_of
 from pfray.run import run
 
 LEARNERS = {
@@ -89,7 +89,7 @@ def test_the_packed_file_is_the_trained_state_bit_for_bit_and_the_program_does_t
     program, inputs = pfray.load(folder / "model.pt2"), digits.build().test.inputs[:20]
     exact = digits.build().normalize(inputs)
     if any("input_quantizer" in name for name in state):
-        from pfray import activations
+        from pfray.quantization import activations
 
         model = place(lenet(in_channels=1), "cpu").eval()
         for name in SIZES:

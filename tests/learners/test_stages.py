@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 import pfray
 from learners.channel_pruned import ChannelPruned, Settings
-from pfray import retraining
-from pfray.config import load
+from pfray.config.schema import load
 from pfray.data import digits
 from pfray.errors import StorageError
-from pfray.job import Job
-from pfray.measure import count_params, example_input, place, total_macs
+from pfray.learner.context import Job
+from pfray.measure.cost import count_params, total_macs
+from pfray.nn.modes import place
 from pfray.run import main, run
+from pfray.task import example_input
+from pfray.workflow import retrain
 
 SETTINGS = Settings(images=200, positions=10, round_to=2, group_size=2, group_epochs=2)
 
@@ -118,7 +120,7 @@ def test_a_run_that_ends_between_two_stages_resumes_with_the_second_and_gives_th
 ):
     path, folder = write(tmp_path, teacher_file), tmp_path / "staged"
     finished: list[list[str]] = []
-    whole = retraining.finish
+    whole = retrain.finish
 
     def finish(learner, job, plan, before, *arguments):
         finished.append([name for name, ratio in plan.items() if ratio < 1])
@@ -126,7 +128,7 @@ def test_a_run_that_ends_between_two_stages_resumes_with_the_second_and_gives_th
             raise StorageError("the power is gone")
         return whole(learner, job, plan, before, *arguments)
 
-    monkeypatch.setattr(retraining, "finish", finish)
+    monkeypatch.setattr(retrain, "finish", finish)
     assert main([str(path), "export.tflite=false"]) == 1
     assert "the power is gone" in capsys.readouterr().err
     assert not (folder / "summary.json").exists()

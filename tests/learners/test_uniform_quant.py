@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from learners.uniform_quant import Settings, UniformQuant, fit
-from pfray import train
-from pfray.config import Training
-from pfray.lattice import lattice_of
-from pfray.measure import evaluate
+from pfray.measure.evaluation import evaluate
+from pfray.quantization.qparams import lattice_of
+from pfray.training import loop
+from pfray.training.settings import Training
 from tests.small import chain, informative, make_task
 from tests.zoo import conv, head
 
@@ -70,7 +70,7 @@ def test_after_every_step_each_weight_is_the_level_nearest_to_its_latent_one(tea
         moved.append(any(not torch.equal(model.get_submodule(n).weight_low, first[n]) for n in PLAN))
 
     # 4 steps an epoch, and so 2 epochs.
-    train.fit(model, make_task(), Training(lr=0.05, batch_size=15), seed=0, hook=watch, steps=6)
+    loop.fit(model, make_task(), Training(lr=0.05, batch_size=15), seed=0, hook=watch, steps=6)
     assert len(moved) == 7
     assert moved == [False] * 7 if interval == 0 else moved == [False, False, True, True, True, True, True]
     if interval:
@@ -86,6 +86,6 @@ def test_training_on_the_levels_learns():
     settings = Settings(max_bits=2)
     hook = UniformQuant.compress(model, {"1.0": 2}, settings, UniformQuant.prepare(model, task, settings), 60)
     first = model[1][0].weight.clone()
-    train.fit(model, task, Training(lr=0.05, batch_size=40), seed=0, hook=hook, steps=60)
+    loop.fit(model, task, Training(lr=0.05, batch_size=40), seed=0, hook=hook, steps=60)
     assert evaluate(model, task, task.test).accuracy > 0.8
     assert (model[1][0].weight != first).any()

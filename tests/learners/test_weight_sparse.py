@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from learners.weight_sparse import Settings, WeightSparse, gradual_sparsity, smallest, zeros
-from pfray.config import Training
 from pfray.data import digits
 from pfray.errors import UnsupportedModel
-from pfray.layers import weight_layers
-from pfray.measure import place
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
+from pfray.nn.layers import weight_layers
+from pfray.nn.modes import place
 from pfray.task import Task
-from pfray.train import fit
+from pfray.training.loop import fit
+from pfray.training.settings import Training
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfray.data import parquet
-from pfray.measure import count_params, evaluate, layer_macs, total_macs
+from pfray.data import _parquet
+from pfray.measure.cost import count_params, layer_macs, total_macs
+from pfray.measure.evaluation import evaluate
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.models.resnet import OptionAShortcut, resnet20, resnet32, resnet44, resnet56, resnet110
@@ -118,7 +119,7 @@ def images() -> Split:
     file = SHARED / "cifar10-jpeg/test.parquet"
     if not (file.is_file() and (SHARED / "weights").is_dir()):
         pytest.skip(f"the test images and public weights are not in {SHARED}")
-    pixels, labels = parquet.read_file(file, (32, 32))
+    pixels, labels = _parquet.read_file(file, (32, 32))
     return Split(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 

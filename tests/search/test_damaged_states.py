@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pfray.errors import StorageError
+from pfray.search._trial_log import read_trials
 from pfray.search.base import NoSettings, PlanSearcher
 from pfray.space import Plan
-from pfray.trial_file import read_trials
 from tests.search.toy import LIMITS, PLANS, SPACE, drive, make, plans, result
 
 STOP = 7
@@ -39,11 +39,11 @@ def older(path: Path) -> None:
 
 def of_another_space(path: Path) -> None:
     """Whole, and with the right checksum."""
-    from pfray import search_state
+    from pfray.search import _state
 
-    of, values, tensors = search_state.read(path.parent)
+    of, values, tensors = _state.read(path.parent)
     values["queue"] = [{"trial": 9, "origin": "searched", "plan": {"conv": 0.5}}]
-    search_state.write(path.parent, of, values, tensors)
+    _state.write(path.parent, of, values, tensors)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -106,7 +106,7 @@ def test_networks_of_another_width_are_learned_again(tmp_path):
     """As after a change of the settings' defaults."""
     records = stopped("policy_gradient", tmp_path / "search")
     (path,) = (tmp_path / "search").glob("state-*.safetensors")
-    from pfray.cache import load_tensors, save_tensors
+    from pfray.utils.cache import load_tensors, save_tensors
 
     tensors = load_tensors(path)
     save_tensors(path, {**tensors, "policy.head.bias": tensors["policy.head.bias"][:-1]})

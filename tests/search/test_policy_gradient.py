@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from envs.removal import toy
-from pfray.cache import load_tensors, save_tensors
 from pfray.errors import ConfigError
 from pfray.search.policy_gradient import POLICY, PolicyGradient, Settings
+from pfray.utils.cache import load_tensors, save_tensors
 from tests.search.toy import drive
 
 SPACE, LIMITS, evaluate, (BEST, TOP) = toy()

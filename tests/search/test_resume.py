@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ray.tune.search import Searcher
 
+from pfray.search._trial_log import read_trials
 from pfray.search.base import PlanSearcher
-from pfray.trial_file import read_trials
 from tests.search.toy import BEST, CENTER, LIMITS, SPACE, drive, make, plans, result, score
 
 
@@ -95,9 +95,9 @@ def test_plans_out_before_anything_was_saved_are_made_up_for(open_ended, tmp_pat
 
 
 def test_a_large_state_is_saved_now_and_then_and_nothing_is_lost_by_it(open_ended, tmp_path, monkeypatch):
-    monkeypatch.setattr("pfray.kept_search.QUICK", 0.0)
+    monkeypatch.setattr("pfray.search._persistence.QUICK", 0.0)
     # No time after the first would be late enough.
-    monkeypatch.setattr("pfray.kept_search.SAVE_SHARE", 1e-9)
+    monkeypatch.setattr("pfray.search._persistence.SAVE_SHARE", 1e-9)
     folder = tmp_path / "search"
     killed = make(open_ended, folder, trials=60)
     drive(killed, 1)

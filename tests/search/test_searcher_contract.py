@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from ray.tune.search import Searcher
 
-from pfray.components import find_class
+from pfray.config.registry import find_class
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 from tests.search.toy import GIVEN, PLANS, SIZES, SPACE, drive, make, plans, result, score

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfray.components import find_class
+from pfray.config.registry import find_class
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Knob
 from tests.search.toy import LIMITS, drive, plans

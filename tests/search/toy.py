@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 from ray.tune.search import Searcher
 
-import pfray.search
 from envs.layerwise import toy
-from pfray.components import find_class
-from pfray.goal import first_plans, plans_without_search
+from pfray.config.registry import component_modules, find_class
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
+from pfray.workflow.target import first_plans, plans_without_search
 
-NAMES = sorted(m.name for m in pkgutil.iter_modules(pfray.search.__path__) if m.name != "base")
+NAMES = sorted(component_modules("search"))
 OPEN_ENDED = [name for name in NAMES if find_class("search", name, PlanSearcher).open_ended]
 
 SPACE, LIMITS, score, (BEST_PLAN, _) = toy()

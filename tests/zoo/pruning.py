@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfray.graph import ChannelGraph, channel_graph, prune
-from pfray.layers import weight_layers
-from pfray.measure import count_params, total_macs
-from pfray.tracing import tensors
+from pfray.measure.cost import count_params, total_macs
+from pfray.nn.fx import tensors
+from pfray.nn.layers import weight_layers
+from pfray.pruning.channels.graph import ChannelGraph, channel_graph, prune
 from tests.zoo import ZOO, Example
 
 

@@ -1,0 +1,143 @@
+"""Who can reach a Ray: the user's token, looked at before Ray is, and a Ray of the run's own that nobody else reaches.
+
+Whoever reaches a Ray can run code in it. Ray asks for a token from version 2.52 on, and for one of its own local
+clusters without being told from 2.59 on (docs.ray.io/en/latest/ray-security/token-auth.html; pull requests 57835 and
+64755 of ray-project/ray). The token that it then makes lies in ~/.ray/auth_token, and its sockets, logs and spilled
+objects in /tmp/ray; other users of the machine may read the one and replace the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pfray.errors import ConfigError, PfrayError
+from pfray.utils.url import MODE, TOKEN, TOKEN_PATH
+
+DEFAULT_TOKEN = Path("~/.ray/auth_token")
+# Without clusters Ray listens on 127.0.0.1, and otherwise on all interfaces; the name is that of where this is its
+# default, but it holds everywhere. An address of 127.0.0.1 Ray replaces by that of an interface.
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Characters of a folder for temporary files, so that the names of Ray's sockets below it stay under the system's limit.
+SHORT = 20
+# Bytes of a token file that are looked at.
+LONG = 10_000
+
+
+def check_token() -> None:
+    """Raise ConfigError for what RAY_AUTH_* ask for and cannot be. The token itself is never shown."""
+    mode = os.environ.get(MODE, "")
+    if mode.lower() not in ("", "token", "disabled"):
+        raise ConfigError(f"{MODE}: {mode[:100]!r} is not allowed. Remedy: token, or disabled")
+    if mode.lower() == "disabled":
+        return
+    token, path = os.environ.get(TOKEN, ""), os.environ.get(TOKEN_PATH, "")
+    source, remedy = TOKEN, "Remedy: the cluster's token"
+    if not token and path:
+        source, remedy = f"{TOKEN_PATH}: {path[:300]!r}", "Remedy: a file that holds the cluster's token"
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise OSError("not a regular file")
+            with open(path, "rb") as file:
+                token = file.read(LONG).decode("latin-1")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{source} cannot be read ({why}). {remedy}, or 'unset {TOKEN_PATH}'") from error
+        if not token.strip():
+            raise ConfigError(f"{source} is empty. {remedy}, or 'unset {TOKEN_PATH}'")
+    # It is sent in a header; with one that no header can have, Ray says that the cluster does not answer.
+    if not all(" " <= character <= "~" for character in token.strip()):
+        raise ConfigError(f"{source}: a token is one line of ASCII characters, and this is none. {remedy}")
+
+
+def show_token() -> None:
+    """Show clusters the token that Ray finds, unless RAY_AUTH_MODE says otherwise; Ray itself would not, or only with a
+    warning.
+    """
+    if not os.environ.get(MODE) and (_names_token() or DEFAULT_TOKEN.expanduser().exists()):
+        _set({MODE: "token"})
+
+
+@contextlib.contextmanager
+def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
+    """A Ray that is started in the block listens on 127.0.0.1 alone, and asks for a token that was made for it.
+
+    Ray's sockets, logs and spilled objects are in a folder that only this user can enter. It is removed after the
+    block; after a failure it stays, because the logs may tell the reason. With ``token_file`` the token is in a file
+    of it, which is what the block gets, for those who look at the dashboard. Where Ray is still up after the block, all
+    stays as it is.
+    What the user has set in the environment is kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, RAY_TMPDIR and
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    variables = {}
+    mode = os.environ.get(MODE, "").lower()
+    if not mode:
+        variables[MODE] = "token"
+    # Ray's own file is used where the user asks for tokens. Ray would make one otherwise, which others could read.
+    if not (mode == "disabled" or _names_token() or (mode and DEFAULT_TOKEN.expanduser().exists())):
+        # In the environment of this user's processes, which no other user can read.
+        variables[TOKEN] = secrets.token_hex(32)
+    if not os.environ.get(CLUSTERS):
+        variables[CLUSTERS] = "0"
+    shown = token_file and TOKEN in variables
+    folder = None
+    if shown or not os.environ.get("RAY_TMPDIR"):
+        parent = tempfile.gettempdir()
+        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
+        if not os.environ.get("RAY_TMPDIR"):
+            variables["RAY_TMPDIR"] = str(folder)
+    token = None
+    if folder is not None and shown:
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(variables[TOKEN])
+    before, clusters = {name: os.environ.get(name) for name in variables}, ray_constants.ENABLE_RAY_CLUSTER
+    _set(variables)
+    if CLUSTERS in variables:
+        ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
+    keep = False
+    try:
+        yield token
+    except Exception as error:
+        keep = not isinstance(error, PfrayError) or error.exit_code == 1
+        raise
+    finally:
+        if token is not None:
+            token.unlink(missing_ok=True)
+        if not ray.is_initialized():
+            _set(before)
+            ray_constants.ENABLE_RAY_CLUSTER = clusters
+            if folder is not None and not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names_token() -> bool:
+    return bool(os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH))
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    """Give this process, and Ray in it, the variables; None removes one."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if variables:
+        _read_again()
+
+
+def _read_again() -> None:
+    """Have Ray read RAY_AUTH_* from the environment, which it otherwise does once in a process."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

@@ -1,0 +1,92 @@
+"""A model as a ``.pt2`` program: graph and weights in one file, loaded without the model's source code."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from pfray.errors import ExportError, StorageError, first_line, short
+from pfray.export import pt2_archive
+from pfray.quantization.pt2e.int8_model import Int8Model
+from pfray.utils.files import write_atomically
+from pfray.utils.quiet import quiet
+
+
+def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
+    """Write ``model`` in evaluation mode, on the CPU, for any batch size, and return the file's bytes.
+
+    example: ``(N, C, H, W)``, only its shape past N matters. Raises ExportError where torch.export cannot trace the
+    model or the model fixes its batch size, StorageError where the file cannot be written.
+    """
+    # Two samples, because torch.export would take a batch of one for a constant.
+    batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
+    try:
+        clone = model.converted(folded=True) if isinstance(model, Int8Model) else copy.deepcopy(model).cpu().eval()
+        with quiet():
+            program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            # To memory first: torch's own writer does not say that the disk is full.
+            torch.export.save(program, content := io.BytesIO())
+        write_atomically(path, content.getvalue())
+    except StorageError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported to {path}: {first_line(error)}. Remedy: keep branches on "
+            "tensor values and fixed batch sizes out of forward()"
+        ) from error
+    return Path(path).stat().st_size
+
+
+def load(path: str | Path) -> nn.Module:
+    """The program as a module for inputs ``(N, C, H, W)``, in evaluation mode for good.
+
+    A program is code: it does what its author wants when it is called. Loading alone runs nothing, as archives with
+    pickles or with more than a program of pfray's are refused (``pt2_archive.py``). ``.packed`` files are data.
+
+    Raises ExportError where the file is missing, damaged, refused or of another torch version.
+    """
+    if not Path(path).is_file():
+        raise ExportError(f"{path}: no such file. Remedy: give the path of a .pt2 file")
+    try:
+        # Read once, so that what is loaded is what was looked at.
+        content = Path(path).read_bytes()
+        pt2_archive.check(content)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror}). Remedy: check its permissions") from error
+    except ValueError as error:
+        raise ExportError(
+            f"{path} is refused: {short(first_line(error), 200)}. Remedy: repeat the export, and load only programs "
+            "whose author you trust; model.packed holds no code"
+        ) from error
+    except Exception as error:
+        raise _damaged(path, error) from error
+    try:
+        # The operators of int8 models, which are known only after this.
+        import torch.ao.quantization.fx._decomposed
+
+        with quiet():  # torch prints tracebacks besides
+            module = torch.export.load(io.BytesIO(content)).module()
+    except Exception as error:
+        raise _damaged(path, error) from error
+    # torch makes these raise; they are harmless here, and whatever measures a model calls eval() first.
+    for name in ("train", "eval"):
+        setattr(module, name, MethodType(_keep_mode, module))
+    for child in module.modules():
+        child.training = False
+    return module
+
+
+def _damaged(path: str | Path, error: Exception) -> ExportError:
+    return ExportError(
+        f"{path} is damaged or was written by another version of torch ({short(first_line(error), 200)}). "
+        "Remedy: copy it again or repeat the export"
+    )
+
+
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module

@@ -1,0 +1,211 @@
+"""Quantized weights in a ``.tflite`` file: integers where the converter wrote the floats that they stand for.
+
+A weight of at most 8 bits becomes an int8 tensor and a DEQUANTIZE operator that makes the old one of it once, when the
+file is opened; nothing else changes, on any runtime. At most 4 bits with zero among their levels become an int4 tensor
+that the operator itself reads. LiteRT has such kernels for convolutions that are not grouped and for fully connected
+layers; they round what they read to 8 bits, by its range, input by input.
+
+The converter may have multiplied an output channel by its batch norm's scale, so weights are found by their values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from torch import nn
+
+from pfray.export.tflite import flatbuffer
+from pfray.export.tflite.integers import Integers, exact_int4, nearest_int8, packed_int4
+from pfray.nn.layers import WeightLayer, weight_layers
+from pfray.quantization.granularity import spread
+from pfray.quantization.qparams import lattice_of
+from pfray.utils.files import replacing
+
+# The first version of each operator that older runtimes refuse, as they must: they would misread the int4 weights.
+INT4_VERSIONS = {schema.BuiltinOperator.CONV_2D: 8, schema.BuiltinOperator.FULLY_CONNECTED: 12}
+# The first version of DEQUANTIZE that has a scale for each channel.
+DEQUANTIZE_VERSION = 5
+# Of a channel's largest weight: how far the converter's folding may be from a multiple of the layer's own.
+TOLERANCE = 1e-5
+NOT_QUANTIZED = "not quantized"
+LOST = "the file has no weight that is this layer's"
+# Their operators have the weight elsewhere, and are not looked at.
+LEFT_FLOAT = nn.modules.conv._ConvTransposeNd | nn.Conv3d
+
+# What may be written, in the order of preference. int4: kernels that round what they read. nearest: int8 where it is
+# not exact.
+Allowed = frozenset[str]
+CHOICES: tuple[Allowed, ...] = (frozenset(("int4", "nearest")), frozenset(("nearest",)), frozenset())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a layer's weight is in the file.
+
+    bits: the layer's own, None where it is not quantized. type: ``int4``, ``int8`` or ``float``. reason: why, and how.
+    rounds: whether the file rounds what the model does not: inputs, for int4, or weights, to the nearest int8.
+    """
+
+    bits: int | None
+    type: str
+    reason: str
+    rounds: bool = False
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None where it is not quantized. step:
+    ``(O,)``; None without even levels. lost: why, where the file's weights have none that is this one."""
+
+    weight: np.ndarray
+    bits: int | None
+    step: np.ndarray | None
+    lost: str = LOST
+
+
+def quantize(
+    path_in: str | Path, path_out: str | Path, model: nn.Module, allowed: Allowed = CHOICES[0]
+) -> dict[str, Stored]:
+    """Write ``path_in``, a float file of ``model``, to ``path_out`` with the weights of the model's lattices as
+    integers; the two paths may be the same.
+
+    Returns what became of every weight layer, by name; nothing, and a copy, for a model without a lattice. Raises
+    ExportError where ``path_in`` is missing or no .tflite file, StorageError where ``path_out`` is not writable.
+    """
+    content = flatbuffer.read(path_in)
+    layers = _layers(model)
+    stored: dict[str, Stored] = {}
+    if any(layer.bits is not None for layer in layers.values()):
+        file = flatbuffer.parse(content, path_in)
+        for subgraph in file.subgraphs:
+            unpacking: list[Any] = []
+            for index, readers in flatbuffer.weight_tensors(file, subgraph).items():
+                values = _by_channel(file, subgraph.tensors[index], readers)
+                name, scale = _match(values, layers)
+                if name:
+                    stored[name] = _store(
+                        file, subgraph, index, readers, values, layers[name], scale, allowed, unpacking
+                    )
+            subgraph.operators = unpacking + list(subgraph.operators)
+        content = flatbuffer.pack(file)
+        for name, layer in layers.items():
+            stored.setdefault(name, Stored(layer.bits, "float", NOT_QUANTIZED if layer.bits is None else layer.lost))
+        stored = {name: stored[name] for name in layers}
+    with replacing(path_out) as temporary:
+        temporary.write_bytes(content)
+    return stored
+
+
+def _store(
+    file: Any,
+    subgraph: Any,
+    index: int,
+    readers: list[Any],
+    values: np.ndarray,
+    layer: _Layer,
+    scale: np.ndarray,
+    allowed: Allowed,
+    unpacking: list[Any],
+) -> Stored:
+    """Change the weight ``index`` and what reads it; adds to ``unpacking`` the operators that have to come first."""
+    if layer.bits is None:
+        return Stored(None, "float", NOT_QUANTIZED)
+    step = None if layer.step is None else layer.step * np.abs(scale)
+    four, why = None, ""
+    if step is not None and layer.bits <= 4:
+        # The kernels for convolutions take a negative scale; those for fully connected layers refuse the file.
+        kinds = {file.operatorCodes[reader.opcodeIndex].builtinCode for reader in readers}
+        four = exact_int4(values, step, layer.bits, negative=kinds == {schema.BuiltinOperator.CONV_2D})
+        if four is None:
+            why = "; no int4, which needs zero among the levels (learner.symmetric=true)"
+        elif not all(_has_int4_kernel(file, subgraph, reader) for reader in readers):
+            four, why = None, "; no int4, for which the runtime has no kernel here"
+        elif "int4" not in allowed:
+            four, why = None, "; no int4, with which the outputs differ too much"
+    if four:
+        _write(file, subgraph.tensors[index], four, packed_int4(four.codes), schema.TensorType.INT4, 0)
+        for reader in readers:
+            code = file.operatorCodes[reader.opcodeIndex].builtinCode
+            reader.opcodeIndex = flatbuffer.operator_code(file, code, INT4_VERSIONS[code])
+        return Stored(layer.bits, "int4", "exact; its inputs are rounded to 8 bits as they come", True)
+    found = nearest_int8(values, step, layer.bits)
+    if not found.exact and "nearest" not in allowed:
+        return Stored(layer.bits, "float", "with int8's nearest levels the outputs differ too much")
+    axis = _channel_axis(file, readers)
+    codes = np.moveaxis(found.codes.reshape(_moved_shape(subgraph.tensors[index], axis)), 0, axis)
+    tensor, operator = flatbuffer.unpacking(
+        file, subgraph, index, "integers", schema.BuiltinOperator.DEQUANTIZE, DEQUANTIZE_VERSION
+    )
+    operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
+    operator.builtinOptions = schema.DequantizeOptionsT()
+    _write(file, tensor, found, np.ascontiguousarray(codes).ravel().view(np.uint8), schema.TensorType.INT8, axis)
+    unpacking.append(operator)
+    how = "exact"
+    if not found.exact:
+        how = f"to the nearest, at most {100 * found.error:.1g} % of the largest weight off"
+    return Stored(layer.bits, "int8", f"{how}{why}", not found.exact)
+
+
+def _write(file: Any, tensor: Any, integers: Integers, data: np.ndarray, kind: int, axis: int) -> None:
+    file.buffers[tensor.buffer].data = data
+    tensor.type, tensor.quantization = kind, schema.QuantizationParametersT()
+    tensor.quantization.scale, tensor.quantization.zeroPoint = integers.scale, integers.zero
+    tensor.quantization.quantizedDimension = axis
+
+
+def _has_int4_kernel(file: Any, subgraph: Any, reader: Any) -> bool:
+    code = file.operatorCodes[reader.opcodeIndex].builtinCode
+    if code == schema.BuiltinOperator.CONV_2D:
+        read, weight = (subgraph.tensors[int(i)].shape for i in reader.inputs[:2])
+        return bool(read[-1] == weight[-1])  # otherwise grouped, which runs but takes 20 times as long
+    return code in INT4_VERSIONS
+
+
+def _channel_axis(file: Any, readers: list[Any]) -> int:
+    depthwise = schema.BuiltinOperator.DEPTHWISE_CONV_2D
+    return 3 if any(file.operatorCodes[reader.opcodeIndex].builtinCode == depthwise for reader in readers) else 0
+
+
+def _moved_shape(tensor: Any, axis: int) -> tuple[int, ...]:
+    shape = [int(size) for size in tensor.shape]
+    return (shape.pop(axis), *shape)
+
+
+def _by_channel(file: Any, tensor: Any, readers: list[Any]) -> np.ndarray:
+    """``(O, n)``, float64."""
+    values = np.moveaxis(flatbuffer.values_of(file, tensor), _channel_axis(file, readers), 0)
+    return values.reshape(len(values), -1).astype(float)
+
+
+def _layers(model: nn.Module) -> dict[str, _Layer]:
+    return {name: _layer(layer) for name, layer in weight_layers(model, computed=True).items()}
+
+
+def _layer(layer: WeightLayer) -> _Layer:
+    weight = layer.weight.detach().cpu()
+    # The file has the input channels last.
+    channels = weight.double().movedim(1, -1).flatten(1).numpy()
+    lattice = lattice_of(dict(layer.named_buffers(recurse=False)), "weight")
+    lost = "transposed and 3-d convolutions are kept in float" if isinstance(layer, LEFT_FLOAT) else LOST
+    if lattice is None or lattice.step is None:
+        return _Layer(channels, None if lattice is None else lattice.bits, None, lost)
+    # Runs that end within a channel give it several steps; then the first does not fit, which is found out.
+    step = spread(lattice.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
+    return _Layer(channels, lattice.bits, step.double().numpy(), lost)
+
+
+def _match(values: np.ndarray, layers: dict[str, _Layer]) -> tuple[str, np.ndarray]:
+    """(the layer whose channels these are but for a factor each, the factors ``(O,)``); ("", none) without one."""
+    for name, layer in layers.items():
+        if layer.weight.shape != values.shape:
+            continue
+        squares = (layer.weight**2).sum(1)
+        scale = (values * layer.weight).sum(1) / np.where(squares == 0, 1, squares)
+        apart = np.abs(values - scale[:, None] * layer.weight).max(1)
+        if (apart <= TOLERANCE * np.abs(values).max(1)).all():
+            return name, scale
+    return "", np.ones(len(values))

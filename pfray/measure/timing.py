@@ -1,0 +1,42 @@
+"""Milliseconds of a forward pass in PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+from torch import Tensor, nn
+
+from pfray.nn.modes import evaluating
+
+
+def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
+    """Median milliseconds of one forward pass of ``example`` for each model.
+
+    They are timed in turns, so that all are disturbed alike; passes that another process interrupted do not count,
+    since on a busy machine that befalls the slower model more often. Where less than a third are left, all count.
+    """
+    times: list[list[tuple[float, bool]]] = [[] for _ in models]
+    for turn in range(rounds + 3):
+        for model, own in zip(models, times, strict=True):
+            with evaluating(model):
+                before, start = _interruptions(), time.perf_counter()
+                model(example).sum().item()  # waits for the device
+                if turn >= 3:
+                    own.append((1e3 * (time.perf_counter() - start), _interruptions() > before))
+    alone = [[took for took, interrupted in own if not interrupted] for own in times]
+    return [
+        median(few if 3 * len(few) >= rounds else [took for took, _ in own])
+        for few, own in zip(alone, times, strict=True)
+    ]
+
+
+def _interruptions() -> int:
+    """How often this thread has lost its processor to another; 0 where the system does not tell."""
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    except (ImportError, AttributeError, OSError):
+        return 0

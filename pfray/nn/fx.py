@@ -1,0 +1,91 @@
+"""Graphs of a forward pass by torch.fx, and the tensors among what a model gives."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from pfray.errors import first_line
+
+
+class Untraceable(Exception):
+    """The model's operations cannot be followed. The text says why, in plain words."""
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors among a model's outputs: a tensor, or tuples, lists and dictionaries of them."""
+    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.Node]:
+    """torch.fx's operations of the forward pass in order, down to the layers that are cut. Raises Untraceable."""
+    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
+    defaults = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
+    try:
+        nodes = list(_Tracer(cut).trace(model, defaults).nodes)
+        found, wanted = tensors(Walk(nodes, model, [example]).value(nodes[-1])), tensors(model(example))
+    except Exception as error:
+        raise Untraceable(first_line(error)) from error
+    # What asks for the type of a tensor, say, has gone another way with torch.fx.
+    if len(found) != len(wanted) or not all(
+        torch.allclose(own, other, equal_nan=True) for own, other in zip(found, wanted, strict=True)
+    ):
+        raise Untraceable("its outputs are others when it is traced")
+    return nodes
+
+
+class _Tracer(fx.Tracer):
+    """Follows what torch's own modules do where a layer inside them is cut; otherwise they are one node."""
+
+    def __init__(self, cut: set[str]) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        inside = any(layer.startswith(f"{name}.") for layer in self.cut)
+        return not inside and super().is_leaf_module(module, name)
+
+
+class Walk:
+    """The values of a graph's nodes in one model, a list over the batches; computed when they are asked for."""
+
+    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: list[Tensor]) -> None:
+        self.model, self.batches, self.first = model, batches, nodes[0]
+        self.values: dict[fx.Node, list[Any]] = {}
+        self.last_use = {read: node for node in nodes for read in node.all_input_nodes}
+
+    def value(self, node: fx.Node) -> list[Any]:
+        if node not in self.values:
+            for read in node.all_input_nodes:
+                self.value(read)
+            self.values[node] = [self._compute(node, batch) for batch in range(len(self.batches))]
+        return self.values[node]
+
+    def release(self, node: fx.Node) -> None:
+        """Forget what only nodes up to this one read; to be called in the graph's order."""
+        for read in node.all_input_nodes:
+            if self.last_use[read] is node:
+                self.values.pop(read, None)
+
+    def _compute(self, node: fx.Node, batch: int) -> Any:
+        if node.op == "placeholder":
+            # What follows the first are arguments with defaults.
+            return self.batches[batch] if node is self.first else node.args[0]
+        args = fx.node.map_arg(node.args, lambda read: self.values[read][batch])
+        kwargs = fx.node.map_arg(node.kwargs, lambda read: self.values[read][batch])
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.model)
+        if node.op == "call_module":
+            return self.model.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return args[0] if node.op == "output" else node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,75 @@
+"""The layers of a model that have a weight worth compressing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pfray.errors import UnsupportedModel
+from pfray.nn.modes import evaluating
+
+WeightLayer = nn.modules.conv._ConvNd | nn.Linear
+
+
+def weight_layers(model: nn.Module, *, computed: bool = False) -> dict[str, WeightLayer]:
+    """All convolutions and linear layers, by name; of layers that share one weight, the first.
+
+    computed: whether there may be weights that are computed from others, which are left out then. Raises
+    UnsupportedModel where there are and may not, because a change of them would not last.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
+    plain = {name: module for name, module in layers.items() if "weight" in module._parameters}
+    others = [name for name in layers if name not in plain]
+    if others and not computed:
+        raise UnsupportedModel(
+            f"{others[0]}: its weight is computed from other tensors, by torch.nn.utils.prune, weight_norm or a "
+            "parametrization. Remedy: make it a plain one with prune.remove, remove_weight_norm or "
+            "parametrize.remove_parametrizations"
+        )
+    shared = {id(module.weight): name for name, module in reversed(plain.items())}
+    return {name: module for name, module in plain.items() if shared[id(module.weight)] == name}
+
+
+def sharing(model: nn.Module, name: str) -> list[str]:
+    """The names of all layers that have the weight of the layer ``name``, itself among them."""
+    weight = model.get_submodule(name).get_parameter("weight")
+    layers = ((other, module) for other, module in model.named_modules() if isinstance(module, WeightLayer))
+    return [other for other, module in layers if module.weight is weight]
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel of a convolution sees one input channel only."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
+
+
+def run_order(model: nn.Module, example: Tensor) -> list[str]:
+    """The names of ``weight_layers`` in the order in which they run; without those that do not."""
+    ran: dict[str, None] = {}
+    layers = weight_layers(model).items()
+    run_hooked(model, example, ((layer, lambda *_, name=name: ran.setdefault(name)) for name, layer in layers))
+    return list(ran)
+
+
+def run_hooked(model: nn.Module, example: Tensor, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> None:
+    """Run the model once, in evaluation mode, with a forward hook on each of the layers; none of them stays."""
+    handles = [layer.register_forward_hook(hook) for layer, hook in hooks]
+    try:
+        with evaluating(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def without_skipped(names: Iterable[str], skip: Sequence[str], kind: str = "layer") -> list[str]:
+    """Those of ``names`` that are not in the setting ``skip``. kind: what they are names of.
+
+    Raises UnsupportedModel for an unknown name.
+    """
+    names = list(names)
+    unknown = [name for name in skip if name not in names]
+    if unknown:
+        raise UnsupportedModel(f"learner.skip: no {kind} '{unknown[0]}'. Allowed: {', '.join(names) or 'none'}")
+    return [name for name in names if name not in skip]

@@ -1,0 +1,327 @@
+"""The channel groups of any network: what can be removed, what is then left to compute, and what stays whole and why.
+
+``channel_graph`` finds the groups and proves them; ``prune`` takes channels out of a copy of the model in milliseconds;
+``ChannelGraph.costs`` says what is left in microseconds, without a model.
+
+Notation: G groups; group g has U_g units, of which a plan keeps k_g. A layer's output has O_l = o_l + sum_g a_lg k_g
+entries and its input I_l = i_l + sum_g b_lg k_g, so that it has w_l O_l I_l weights, each used m_l times for an input.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfray.errors import first_line
+from pfray.nn.fx import Untraceable
+from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
+from pfray.pruning.channels.prune import Failure, Proof, Removal, Unprovable, count_macs, entries, remove
+
+__all__ = ["ChannelGraph", "ChannelGroup", "Cut", "Kept", "channel_graph", "left", "prune"]
+
+# The units that stay, by group.
+Kept = Mapping[str, Sequence[int] | np.ndarray]
+
+# Layers of which each is in a group or listed as whole.
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+# Operations that move channels; the words are for the reason why a group stays whole.
+MIXING = {
+    "ConstantPadNd": "zero-padded", "Slice": "sliced", "Split": "split", "SplitWithSizes": "split", "Unbind": "split",
+    "PixelShuffle": "shuffled", "PixelUnshuffle": "shuffled", "Transpose": "transposed", "Permute": "transposed",
+    "Softmax": "compared by a softmax", "Index": "indexed", "IndexSelect": "indexed", "Roll": "shifted",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that must go together, across all layers they run through.
+
+    name: the layer that makes them (the first in execution order). units: how many can go independently; a unit is one
+    channel, or with grouped convolutions one of each group. macs, params: what would go with all units.
+    """
+
+    name: str
+    units: int
+    cuts: tuple[Cut, ...]
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """The groups in execution order; ``skipped`` gives a reason for each layer whose output channels stay whole.
+
+    Where only some of a layer's channels do, the reason begins with their number.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    skipped: dict[str, str]
+    table: CostTable
+
+    @property
+    def units(self) -> np.ndarray:
+        """Units of each group, ``(G,)``: the plan that keeps everything."""
+        return np.array([group.units for group in self.groups], dtype=int)
+
+    def costs(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
+        """Exact ``macs`` of one example and ``params`` where group g keeps ``kept[g]`` units, ``(G,)``."""
+        return self.table.costs(np.asarray(kept, dtype=float))
+
+    def weights(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
+        """Exactly how many weights each layer that loses some then has, by name."""
+        return self.table.weights(np.asarray(kept, dtype=float))
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """The notation's numbers for L layers and G groups.
+
+    each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear: MACs and
+    parameters that follow one side alone (depthwise convolutions, batch norms, biases), ``(2, G)``. constant: all the
+    rest, ``(2,)``. layers: the L names. single: of each layer whose weights follow one side alone, how many stay
+    in any case and how many each unit of every group has, ``(1 + G,)``.
+    """
+
+    layers: tuple[str, ...]
+    single: dict[str, np.ndarray]
+    each: np.ndarray
+    fixed: np.ndarray
+    pairs: np.ndarray
+    linear: np.ndarray
+    constant: np.ndarray
+
+    def costs(self, kept: np.ndarray) -> dict[str, float]:
+        outputs, inputs = self.each @ kept + self.fixed
+        # The weights per pair are fractions in a grouped convolution, their sums are whole.
+        macs, params = np.rint(self.pairs @ (outputs * inputs) + self.linear @ kept + self.constant).tolist()
+        return {"macs": macs, "params": params}
+
+    def weights(self, kept: np.ndarray) -> dict[str, float]:
+        outputs, inputs = self.each @ kept + self.fixed
+        both = np.rint(self.pairs[1] * outputs * inputs).tolist()
+        one = {layer: float(np.rint(counts[0] + counts[1:] @ kept)) for layer, counts in self.single.items()}
+        return {**dict(zip(self.layers, both, strict=True)), **one}
+
+
+def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> ChannelGraph:
+    """Find and prove the channel groups of ``model``, which stays as it is.
+
+    example: one input ``(1, C, H, W)``, or a tuple of the inputs; costs are those of this shape. Whatever cannot be
+    traced, removed without other effects, or counted is left whole; a model of which this is true of everything, or
+    whose forward pass fails, has a graph without groups.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            proof = Proof(model, tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in inputs))
+        except Unprovable as error:
+            return _without_groups(model, inputs, str(error))
+        try:
+            candidates, order = find_candidates(copy.deepcopy(proof.model), proof.inputs)
+        except Exception as error:
+            unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
+            return _without_groups(model, inputs, unknown + first_line(error))
+        proven, reasons = _prove(proof, candidates)
+    table = _cost_table(proof, proven)
+    whole = np.array([candidate.units for candidate in proven], dtype=float)
+    total = table.costs(whole)
+    groups: list[ChannelGroup] = []
+    for index, candidate in enumerate(proven):
+        rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
+        macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
+        # Counted among all candidates, so that a group keeps its name when another one is pruned down to one unit.
+        same = [other for other in candidates if other.name == candidate.name]
+        number = same.index(candidate) + 1
+        name = f"{candidate.name}#{number}" if number > 1 else candidate.name
+        groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params))
+    return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
+
+
+def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
+    """Take channels out of ``model``, in place: the graph's own model or any copy of it.
+
+    kept: the units that stay, by group; groups that are not named stay whole. Raises ValueError for an unknown group or
+    unit and where nothing would stay, UnsupportedModel where the model is not of the graph's structure.
+    """
+    remove(model, _planned(graph, kept))
+
+
+def left(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
+    """The positions that ``prune`` leaves, by (layer, side), of every side that loses some. Raises ValueError as it."""
+    gone = _planned(graph, kept)
+    return {(own.layer, own.side): np.setdiff1d(np.arange(own.size), own.positions) for own in gone}
+
+
+def _planned(graph: ChannelGraph, kept: Kept) -> list[Removal]:
+    groups = {group.name: group for group in graph.groups}
+    parts = []
+    for name, units in kept.items():
+        if name not in groups:
+            raise ValueError(f"no channel group '{name}'. Allowed: {', '.join(groups) or 'none'}")
+        stay, count = np.unique(np.asarray(units, dtype=int)), groups[name].units
+        if not len(stay) or stay[0] < 0 or stay[-1] >= count:
+            raise ValueError(f"channel group {name} cannot keep {units}. Allowed: one or more of 0 to {count - 1}")
+        parts.append((groups[name].cuts, np.setdiff1d(np.arange(count), stay)))
+    return _removals(parts)
+
+
+def _removals(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Removal]:
+    """What each layer loses where of each group the given units go. One removal a side, since positions are those of
+    the whole layer."""
+    gone: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    cuts: dict[tuple[str, str], Cut] = {}
+    for group, units in parts:
+        for cut in group if len(units) else ():
+            cuts[cut.layer, cut.side] = cut
+            gone[cut.layer, cut.side].append(cut.index[units].ravel())
+    return [
+        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind)
+        for key, cut in cuts.items()
+    ]
+
+
+def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
+    """The candidates that can be removed, alone and in any company; for each of the others why it cannot."""
+    reasons: dict[Candidate, str] = {}
+    likely: list[Candidate] = []
+    proven: list[Candidate] = []
+    for candidate in candidates:
+        if candidate.units == 1 and candidate.cuts[0].index.shape[1] == 1:
+            reasons[candidate] = "a single channel"
+        elif candidate.obstacle or candidate.units == 1:
+            reasons[candidate] = candidate.obstacle or "its channels can only go all together"
+        elif failure := proof.failure(_removals([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
+            reasons[candidate] = _explain(candidate, failure)
+        else:
+            likely.append(candidate)
+
+    def admit(batch: list[Candidate]) -> None:
+        failure = _joint_failure(proof, [*proven, *batch])
+        if failure is None:
+            proven.extend(batch)
+        elif len(batch) == 1:
+            reasons[batch[0]] = _explain(batch[0], failure)
+        else:
+            admit(batch[: len(batch) // 2])
+            admit(batch[len(batch) // 2 :])
+
+    admit(likely)
+    return proven, reasons
+
+
+def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:
+    """What is wrong with any of several plans that prune all the candidates together."""
+    table = _cost_table(proof, candidates)
+    for style in range(3):
+        gone = [_draw_units(candidate, number, style) for number, candidate in enumerate(candidates)]
+        kept = np.array([c.units - len(units) for c, units in zip(candidates, gone, strict=True)], dtype=float)
+        removals = _removals((c.cuts, units) for c, units in zip(candidates, gone, strict=True))
+        if failure := proof.failure(removals, drawn=style > 0, costs=table.costs(kept)):
+            return failure
+    return None
+
+
+def _draw_units(candidate: Candidate, number: int, style: int) -> np.ndarray:
+    """Random units to remove, never all. style: 0 for none of every other candidate, 1 for some, 2 for all but one."""
+    generator = np.random.default_rng((number, style))
+    most = candidate.units - 1
+    count = most if style == 2 else 0 if style == 0 and number % 2 else int(generator.integers(1, most + 1))
+    return generator.permutation(candidate.units)[:count]
+
+
+def _cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
+    """The numbers of all layers that the candidates touch."""
+    kinds = {cut.layer: cut.kind for candidate in candidates for cut in candidate.cuts}
+    rows = {layer: row for row, layer in enumerate(name for name, kind in kinds.items() if kind in ("CONV", "LINEAR"))}
+    weights = {layer: proof.model.get_parameter(f"{layer}.weight".lstrip(".")).numel() for layer in rows}
+    each, size = np.zeros((2, len(rows), len(candidates))), np.ones((2, len(rows)))
+    pairs, linear = np.zeros((2, len(rows))), np.zeros((2, len(candidates)))
+    whole = np.array([candidate.units for candidate in candidates], dtype=float)
+    single: dict[str, np.ndarray] = {}
+    for layer, row in rows.items():
+        size[:, row] = [entries(proof.model.get_submodule(layer), side) for side in ("out", "in")]
+        pairs[:, row] = np.array([proof.macs_of[layer], weights[layer]]) / size[:, row].prod()
+    for column, candidate in enumerate(candidates):
+        for cut in candidate.cuts:
+            count = cut.index.shape[1]
+            params = sum(p.numel() for p in proof.model.get_submodule(cut.layer).parameters())
+            if cut.layer not in rows:
+                linear[:, column] += count * np.array([proof.macs_of[cut.layer], params]) / cut.size
+                module = proof.model.get_submodule(cut.layer)
+                if isinstance(module, nn.modules.conv._ConvNd):
+                    counts = single.setdefault(cut.layer, np.array([module.weight.numel(), *np.zeros(len(candidates))]))
+                    share = count * module.weight.numel() / cut.size
+                    counts[1 + column] += share
+                    counts[0] -= share * whole[column]
+                continue
+            each[int(cut.side == "in"), rows[cut.layer], column] += count
+            if cut.side == "out":
+                linear[1, column] += count * (params - weights[cut.layer]) / cut.size
+    constant = np.array([proof.macs, proof.params]) - pairs @ size.prod(0) - linear @ whole
+    return CostTable(tuple(rows), single, each, size - each @ whole, pairs, linear, constant)
+
+
+def _explain(candidate: Candidate, failure: Failure) -> str:
+    if failure.kind == "shape":
+        return OUTPUT
+    if failure.kind == "costs":
+        return "what they cost cannot be predicted"
+    if failure.kind == "training":
+        return "used by layers that run in training only"
+    words = sorted({MIXING[name] for name in candidate.passes if name in MIXING})
+    if words:
+        return f"{' and '.join(words)} on the way to the next layers"
+    if failure.kind == "fails":
+        if "size of tensor" in failure.detail:
+            return "combined with channels that have to stay"
+        return f"the forward pass relies on their number ({failure.detail})"
+    return "an operation between the layers mixes its channels"
+
+
+def _skipped(
+    model: nn.Module, groups: Sequence[ChannelGroup], reasons: Mapping[Candidate, str], order: Sequence[str]
+) -> dict[str, str]:
+    """A reason for every layer that does not lose all its output channels with the groups."""
+    free: dict[str, int] = defaultdict(int)
+    for group in groups:
+        for cut in group.cuts:
+            free[cut.layer] += cut.index.size * (cut.side == "out")
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for candidate, reason in reasons.items():
+        for cut in candidate.cuts:
+            if cut.side == "out":
+                found[cut.layer][reason] = None
+    attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    skipped = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            skipped[name] = "a recurrent layer" if isinstance(module, nn.RNNBase) else "an attention layer"
+        elif isinstance(module, LAYERS) and free[name] < entries(module, "out"):
+            inside = next((outer for outer in attentions if name.startswith(f"{outer}.")), None)
+            reason = "; ".join(found[name]) or (
+                f"part of the attention layer {inside}" if inside
+                else "not used in the forward pass" if name not in order
+                else "cannot be traced from a layer that makes its channels to the outputs"
+            )  # fmt: skip
+            part = f"{entries(module, 'out') - free[name]} of {entries(module, 'out')} channels: " if free[name] else ""
+            skipped[name] = part + reason
+    return skipped
+
+
+def _without_groups(model: nn.Module, inputs: tuple[Any, ...], reason: str) -> ChannelGraph:
+    try:
+        macs = float(count_macs(model, inputs)[0])
+    except Exception:
+        macs = float("nan")
+    params = float(sum(parameter.numel() for parameter in model.parameters()))
+    nothing = np.zeros((2, 0))
+    table = CostTable((), {}, np.zeros((2, 0, 0)), nothing, nothing, nothing, np.array([macs, params]))
+    layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    return ChannelGraph((), dict.fromkeys(layers, reason), table)

@@ -1,0 +1,39 @@
+"""Channel groups pruned by a score for each unit: what the learners that rank share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from pfray.nn.modes import place
+from pfray.pruning.channels import keep_ratios
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, prune
+from pfray.pruning.channels.keep_ratios import ChannelSettings
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """scores: of each group's units, ``(U,)``, higher for what should stay."""
+
+    graph: ChannelGraph
+    scores: dict[str, np.ndarray]
+
+
+def lost_scores(ranking: Ranking, settings: ChannelSettings) -> dict[str, np.ndarray]:
+    """Error curves: the share of the group's summed scores that goes with the lowest ranked units."""
+    falling = {name: np.sort(scores)[::-1] for name, scores in ranking.scores.items()}
+
+    def lost(group: ChannelGroup, count: int) -> float:
+        return float(falling[group.name][count:].sum() / max(falling[group.name].sum(), 1e-30))
+
+    return keep_ratios.error_curves(ranking.graph, settings, lost)
+
+
+def keep_highest(model: nn.Module, ranking: Ranking, counts: Mapping[str, int]) -> None:
+    """Prune each group in place to its ``count`` units of the highest scores, of equal ones the first."""
+    kept = {name: np.argsort(-ranking.scores[name], kind="stable")[:count] for name, count in counts.items()}
+    prune(model, ranking.graph, kept)
+    place(model, next(model.parameters()).device)

@@ -1,0 +1,170 @@
+"""What all channel learners share: a keep ratio for every channel group, rounded to counts that run well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from pfray.errors import ConfigError, UnsupportedModel
+from pfray.measure.cost import once_for_structure, stored_bytes
+from pfray.nn.layers import without_skipped
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph, prune
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task, example_input
+
+# A group is rounded to a multiple that leaves it at least so many counts to choose from.
+CHOICES = 4
+# Points of an error curve.
+POINTS = 65
+
+_graphs: WeakKeyDictionary[nn.Module, tuple[Any, ChannelGraph]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ChannelSettings:
+    """What every channel learner lets one set.
+
+    round_to: channel counts are multiples of this, because what computes them works on whole vectors; of less where a
+        group would be left with fewer than four counts to choose from. 1 allows every count.
+    skip: groups left whole, by name (``python -m pfray.inspect`` lists them).
+    min_keep: the least share of its units that a group keeps, rounded up to an allowed count. PocketFlow derives it
+        from the target (``lbound``, the lower end of the agent's actions: 1.5 log10(1 + cp_preserve_ratio), which is
+        0.26 for half of the MACs) and AMC takes 0.2 (He et al. 2018, ``lbound``). 0: as few as ``round_to`` allows.
+    group_size, group_epochs: group fine-tuning (Wu et al. 2018, section 3.1.1): the chosen plan is reached by pruning
+        so many groups at a time, with so many epochs of training after each. 0 prunes all at once.
+    """
+
+    round_to: Annotated[int, Field(ge=1)] = 8
+    skip: tuple[str, ...] = ()
+    min_keep: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    group_size: Annotated[int, Field(ge=0)] = 0
+    group_epochs: Annotated[int, Field(ge=1)] = 1
+
+
+def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
+    """The model's channel graph for the task's inputs; it is proven, which takes seconds, once for a model object and
+    again where that has been pruned."""
+    return once_for_structure(_graphs, model, example_input(task), channel_graph)
+
+
+def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:
+    """The groups that have a knob. Raises UnsupportedModel for an unknown name in ``skip``, and where none is left."""
+    names = without_skipped((group.name for group in graph.groups), settings.skip, "channel group")
+    chosen = [group for group in graph.groups if group.name in names]
+    if not chosen:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(graph.skipped.items())[:3])
+        raise UnsupportedModel(
+            f"the model has no channels that can be removed ({reasons or 'every group is in learner.skip'}). "
+            "Remedy: python -m pfray.inspect lists all reasons; or another learner, such as weight_sparse"
+        )
+    return chosen
+
+
+def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> CompressionSpace:
+    """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left, and
+    ``size_bytes``, the latter's as float32.
+
+    Raises ConfigError where ``min_keep`` or ``round_to`` leaves every group whole.
+    """
+    groups = [
+        group
+        for group in searched_groups(graph, settings)
+        if len(allowed_counts(group, settings.round_to, settings.min_keep)) > 1
+    ]
+    if not groups:
+        name, other = ("min_keep", "round_to") if settings.min_keep else ("round_to", "min_keep")
+        raise ConfigError(
+            f"learner.{name}: {getattr(settings, name):g} leaves every channel group whole. Remedy: a smaller one, or "
+            f"a smaller learner.{other}"
+        )
+    knobs = []
+    for group in groups:
+        counts = allowed_counts(group, settings.round_to, settings.min_keep)
+        knobs.append(
+            Knob(
+                group.name,
+                compressed=counts[0] / group.units,
+                full=1.0,
+                choices=tuple(count / group.units for count in counts),
+                facts={"params": group.params, "macs": group.macs, "units": group.units},
+            )
+        )
+    rows = np.array([index for index, group in enumerate(graph.groups) if group in groups])
+    return CompressionSpace(
+        tuple(knobs), partial(_costs, graph=graph, rows=rows), weights_left=partial(_weights, graph=graph, rows=rows)
+    )
+
+
+def allowed_counts(group: ChannelGroup, round_to: int, min_keep: float = 0.0) -> list[int]:
+    """How many units the group may keep, rising: a share of ``min_keep`` at least; all of them always among them."""
+    channels = group.cuts[0].index.shape[1]  # of one unit, in the layer that makes them
+    step = max(1, round_to // channels)
+    while step > 1 and group.units < CHOICES * step:
+        step //= 2
+    least = min_keep * group.units - 1e-9  # 0.7 of 10 is 7, however float rounds
+    return [count for count in (*range(step, group.units, step), group.units) if count >= least]
+
+
+def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
+    """The units that each group of the plan keeps."""
+    units = {group.name: group.units for group in graph.groups}
+    return {name: max(1, round(ratio * units[name])) for name, ratio in plan.items()}
+
+
+def stages(plan: Plan, settings: ChannelSettings) -> list[tuple[Plan, int]]:
+    """A learner's ``stages``: (plan, epochs) of group fine-tuning before the whole plan's own, in which the first k of
+    the pruned groups are pruned, then the first 2 k, ..."""
+    pruned = [name for name, ratio in plan.items() if ratio < 1]
+    ends = range(settings.group_size, len(pruned), settings.group_size) if settings.group_size else ()
+    return [({n: r if n in pruned[:end] else 1.0 for n, r in plan.items()}, settings.group_epochs) for end in ends]
+
+
+def groups_left(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task) -> dict[ChannelGroup, int]:
+    """The plan's groups and the units that each keeps, for ``model``: the teacher, or what an earlier stage left of it.
+
+    A group that such a stage has left one unit of is none any more.
+    """
+    counts = kept_counts(graph_of(teacher, task), plan)
+    return {group: counts[group.name] for group in graph_of(model, task).groups if group.name in counts}
+
+
+def restructure(model: nn.Module, plan: Plan, task: Task, settings: ChannelSettings) -> nn.Module:
+    """A learner's ``restructure``: prune the model to the plan's counts, in place, whichever channels those are."""
+    graph = graph_of(model, task)
+    prune(model, graph, {name: range(count) for name, count in kept_counts(graph, plan).items()})
+    return model
+
+
+def error_curves(
+    graph: ChannelGraph, settings: ChannelSettings, error: Callable[[ChannelGroup, int], float]
+) -> dict[str, np.ndarray]:
+    """A learner's ``error_curves``, ``(POINTS,)`` each, from the ``error`` of a group that keeps so many units."""
+    curves = {}
+    for group in searched_groups(graph, settings):
+        counts = np.array(allowed_counts(group, settings.round_to, settings.min_keep))
+        errors = np.array([error(group, int(count)) for count in counts])
+        wanted = np.linspace(counts[0], counts[-1], POINTS)
+        curves[group.name] = errors[np.abs(wanted[:, None] - counts).argmin(1)]
+    return curves
+
+
+def _costs(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> dict[str, float]:
+    costs = graph.costs(_kept(values, graph, rows))
+    return {**costs, "size_bytes": stored_bytes(costs["params"])}
+
+
+def _weights(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> dict[str, float]:
+    return graph.weights(_kept(values, graph, rows))
+
+
+def _kept(values: np.ndarray, graph: ChannelGraph, rows: np.ndarray) -> np.ndarray:
+    kept = graph.units.copy()
+    kept[rows] = np.rint(values * kept[rows])
+    return kept

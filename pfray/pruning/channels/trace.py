@@ -1,0 +1,69 @@
+"""The operations of one forward pass, as torch-pruning's graph of layers and of what lies between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pfray.errors import first_line
+from pfray.nn.fx import Untraceable, tensors
+
+
+class Trace:
+    """``graph``: torch-pruning's DependencyGraph, of which the nodes and their ``inputs`` are used.
+
+    order: the modules' names as they ran first. ends: autograd's functions that gave the outputs. The model is changed:
+    give a copy. Raises Untraceable.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        ran: dict[str, None] = {}
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name: ran.setdefault(name))
+            for name, module in model.named_modules()
+        ]
+        # Gradients are what torch-pruning follows, also through layers that are frozen.
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        values = _WatchValues()
+        self.ends: set[Any] = set()
+
+        def forward(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+            with values:
+                outputs = [output for output in tensors(model(*inputs)) if output.grad_fn is not None]
+            self.ends.update(output.grad_fn for output in outputs)
+            return outputs
+
+        # The first half of tp.DependencyGraph.build_dependency. The second guesses sizes, recursively: not needed here,
+        # and in a loop that is unrolled it takes for ever.
+        self.graph = tp.DependencyGraph()
+        self.graph.verbose, self.graph.model, self.graph.ignored_params = False, model, []
+        self.graph._module2name = {module: name for name, module in model.named_modules()}
+        self.graph._param_to_name, self.graph.unwrapped_parameters = self.graph._detect_unwrapped_parameters(None)
+        try:
+            with torch.enable_grad():
+                self.graph.module2node = self.graph._trace(model, inputs, forward, None)
+        except Exception as error:
+            raise Untraceable(f"the model cannot be traced ({first_line(error)})") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if values.read:
+            raise Untraceable("the model's forward pass reads the values of tensors, so that its layers may vary")
+        if not self.ends:
+            raise Untraceable("the model's outputs hold no tensor that depends on its layers")
+        self.order = list(ran)
+
+
+class _WatchValues(TorchDispatchMode):
+    """Notices when Python reads a tensor's value, as ``if x.sum() > 0`` does."""
+
+    read = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read |= function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,259 @@
+"""Extra losses inside a network: where they go, the heads that make them, and training on them (Zhuang et al. 2018).
+
+Notation: the groups of channels are cut into stages; a layer's output is seen as maps ``(N, C, L)``, L positions of C
+channels, from which a head makes ``(N, K)``, as the whole model does.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfray.errors import UnsupportedModel
+from pfray.nn.modes import channels_last
+from pfray.pruning.channels.graph import ChannelGroup
+from pfray.task import Task, example_input
+from pfray.training.loop import Hook, choose_precision, fit
+from pfray.training.settings import Training
+
+# Training inputs that a head's first weights are fitted to: forward passes only.
+HEAD_IMAGES = 1000
+BATCH = 128
+# Of a head's first weights; keeps separable classes from driving them to infinity.
+HEAD_DECAY = 1e-3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Groups that are pruned one after the other, and the layer whose output their extra loss sees; None: no layer."""
+
+    groups: tuple[ChannelGroup, ...]
+    layer: str | None
+
+
+class Head(nn.Module):
+    """Batch norm, ReLU, average pooling and a linear layer: maps ``(N, C, L)`` to ``(N, K)`` (equations 2 and 3).
+
+    alive: ``(C,)``, 0 for channels that are removed already; the head does not see them.
+    """
+
+    def __init__(self, alive: Tensor, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(len(alive))
+        # Not nn.Linear, whose random start would depend on, and change, what was drawn before.
+        self.theta = nn.Parameter(torch.zeros(outputs, len(alive)))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.alive: Tensor
+        self.register_buffer("alive", alive)
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        return F.relu(self.norm(maps)).mean(2) * self.alive
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.linear(self.pooled(maps), self.theta, self.bias)
+
+
+class WithHead(nn.Module):
+    """A model that gives what it gives, and beside it ``extra``: what a head makes of one of its layers' output."""
+
+    def __init__(self, model: nn.Module, layer: str, head: Head) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+        self.handle = model.get_submodule(layer).register_forward_hook(self._see)
+
+    def _see(self, layer: nn.Module, _: object, output: Tensor) -> Tensor:
+        self.extra = self.head(as_maps(layer, output))
+        return output.clone()  # because an activation behind the layer may work in place
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+
+def tune(
+    model: nn.Module, stage: Stage, head: Head | None, task: Task, training: Training, steps: int, seed: int, hold: Hook
+) -> None:
+    """``steps`` optimizer steps, in place, on the stage's extra loss and the task's, or on the task's alone.
+
+    hold: called after each step. The model is in evaluation mode then. Raises TrainingFailed.
+    """
+    precision = choose_precision(model, next(model.parameters()).device)
+    if head is None or stage.layer is None:
+        fit(model, task, training, seed=seed, precision=precision, hook=hold, steps=steps)
+    else:
+        watched, plain = WithHead(model, stage.layer, head), task.loss
+
+        def both(outputs: Tensor, targets: Tensor) -> Tensor:
+            return plain(outputs, targets) + plain(watched.extra.float(), targets)
+
+        try:
+            fit(watched, replace(task, loss=both), training, seed=seed, precision=precision, hook=hold, steps=steps)
+        finally:
+            watched.handle.remove()
+        head.zero_grad(set_to_none=True)
+        head.eval()
+    model.zero_grad(set_to_none=True)
+    model.eval()
+
+
+def divide(model: nn.Module, groups: Sequence[ChannelGroup], losses: int, task: Task) -> list[Stage]:
+    """The stages: the groups in execution order, and for each but the last stage the first layer that all layers which
+    first read its groups lead to.
+
+    A stage whose groups no layer before the outputs brings together has no extra loss.
+    """
+    parts = [part for part in np.array_split(np.arange(len(groups)), losses + 1) if len(part)]
+    if not parts:
+        return []
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
+    probe = copy.deepcopy(model).eval().requires_grad_(False)
+    inputs = example_input(task, next(model.parameters()).device).requires_grad_()
+    made, _ = observe(probe, names, inputs.clone(), to_the_end=True)
+    order = list(made)
+    stages = []
+    for part in parts[:-1]:
+        own = tuple(groups[index] for index in part)
+        reading = [[cut.layer for cut in group.cuts if cut.side == "in" and cut.layer in made] for group in own]
+        first = [min(layers, key=order.index) for layers in reading if layers]
+        start = max((order.index(layer) for layer in first), default=len(order))
+        behind = (layer for layer in order[start:] if _leads_to([made[name] for name in first], made[layer]))
+        layer = next(behind, None)
+        # The layer that makes the outputs has the task's loss already.
+        stages.append(Stage(own, layer if layer and _leads_on(made, order, layer) else None))
+    return [*stages, Stage(tuple(groups[index] for index in parts[-1]), None)]
+
+
+def _leads_to(sources: Sequence[Tensor], target: Tensor) -> bool:
+    if not target.requires_grad:
+        return False
+    found = torch.autograd.grad(target.sum(), sources, retain_graph=True, allow_unused=True)
+    return all(gradient is not None for gradient in found)
+
+
+def _leads_on(made: Mapping[str, Tensor], order: Sequence[str], layer: str) -> bool:
+    """Whether another layer comes behind ``layer``."""
+    return any(_leads_to([made[layer]], made[later]) for later in order[order.index(layer) + 1 :])
+
+
+def make_heads(
+    model: nn.Module, stages: Iterable[Stage], alive: Mapping[tuple[str, str], np.ndarray], task: Task
+) -> dict[str | None, Head]:
+    """A head for every stage that has one, by its layer, in evaluation mode; fitted to the model as it is.
+
+    Raises UnsupportedModel where a layer gives values that are not finite, and where the model does not give (N, K).
+    """
+    layers = [stage.layer for stage in stages if stage.layer is not None]
+    if not layers:
+        return {}
+    outputs, device = outputs_for(model, task), next(model.parameters()).device
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    split = task.train.head(HEAD_IMAGES)
+
+    def batches() -> Iterator[tuple[str, Tensor]]:
+        # Of nearly one size: of a last one of one sample there is no variance.
+        size = math.ceil(len(split) / math.ceil(len(split) / BATCH))
+        for inputs, _ in task.batches(split, size, device):
+            for layer, output in observe(model, layers, channels_last(inputs))[0].items():
+                yield layer, as_maps(model.get_submodule(layer), output)
+
+    heads: dict[str | None, Head] = {}
+    pooled: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with torch.no_grad():
+        for layer, maps in batches():
+            if layer not in heads:
+                sees = torch.zeros(maps.shape[1], device=device)
+                sees[torch.from_numpy(alive.get((layer, "out"), np.arange(len(sees)))).to(device)] = 1.0
+                heads[layer] = Head(sees, outputs).to(device)
+                heads[layer].norm.momentum = None  # makes the running statistics a plain average over batches
+            heads[layer].norm(maps)
+        for head in heads.values():
+            head.eval()
+            head.norm.momentum = 0.1
+        for layer, maps in batches():
+            pooled[layer].append(heads[layer].pooled(maps))
+    targets = split.targets.to(device)
+    for layer, parts in pooled.items():
+        features = torch.cat(parts)
+        if not bool(features.isfinite().all()):
+            raise UnsupportedModel(
+                f"layer {layer} gives values that are not finite. Remedy: check the model's weights and the data's "
+                "normalization"
+            )
+        _fit_linear(heads[layer], features, targets, task)
+    return heads
+
+
+def _fit_linear(head: Head, pooled: Tensor, targets: Tensor, task: Task) -> None:
+    """theta for features ``(M, C)``, all at once."""
+    parameters = [head.theta, head.bias]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        loss = task.loss(F.linear(pooled, head.theta, head.bias), targets)
+        loss = loss + HEAD_DECAY * head.theta.square().sum()
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        return loss
+
+    optimizer.step(closure)
+    head.zero_grad(set_to_none=True)
+
+
+def outputs_for(model: nn.Module, task: Task) -> int:
+    """K. Raises UnsupportedModel where the model does not give ``(N, K)``, so that no head can stand in for it."""
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        outputs = model(example_input(task, next(model.parameters()).device))
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UnsupportedModel(
+            f"learner dis_chn_pruned: its extra losses need a model that gives (N, K), and this one gives {shape}. "
+            "Remedy: learner.losses=0 for the model's own loss alone, or learner: channel_pruned"
+        )
+    return outputs.shape[1]
+
+
+class _Enough(Exception):
+    """All that was to be observed has been."""
+
+
+def observe(
+    model: nn.Module, layers: Sequence[str], inputs: Tensor, to_the_end: bool = False
+) -> tuple[dict[str, Tensor], Any]:
+    """(by layer, in the order in which they ran, the output; the model's outputs).
+
+    Without ``to_the_end`` the forward pass may end where the last layer has run, and then there are no outputs. Layers
+    that do not run are left out; of one that runs several times the last output is given.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        seen[name] = output
+        if not to_the_end and len(seen) == len(set(layers)):
+            raise _Enough
+        return output.clone()  # because an activation behind the layer may work in place
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+        for name in dict.fromkeys(layers)
+    ]
+    try:
+        return seen, model(inputs)
+    except _Enough:
+        return seen, None
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
+    """``(N, C, L)`` of a layer's output: ``(N, C, ...)``, or of a linear layer ``(N, ..., C)``."""
+    output = output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output
+    return output.reshape(*output.shape[:2], -1)

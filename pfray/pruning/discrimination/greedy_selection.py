@@ -1,0 +1,204 @@
+"""Units of a group chosen one after the other by what a loss could gain by them (Zhuang et al. 2018, algorithm 2).
+
+Notation, equations of the paper: W_k are the weights of the layers that read a group for what they read of its unit k.
+None of the units is there at first, all W_k are 0. The loss is L = L_M + lambda L_S (4), whose gradient's norm
+|dL/dW_k|_F says how much L could gain by unit k: the units of the largest norm are taken, some steps are done on the
+weights of all that have been (8), and so on.
+
+* L_M = 1/2 mean (O - O')^2, O' of a layer that reads the group and O of the same layer in a reference model (1).
+* L_S: the task's loss, of an extra head on some layer's output or, without one, of the model itself (2, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfray.errors import TrainingFailed
+from pfray.nn.modes import channels_last
+from pfray.pruning.channels.graph import ChannelGroup, Cut
+from pfray.pruning.discrimination.auxiliary_losses import Head, as_maps, observe
+from pfray.task import Task
+
+BATCH = 128
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Columns:
+    """The weights W_k of one layer that read the units k of a group."""
+
+    def __init__(self, layer: nn.Module, cut: Cut) -> None:
+        self.layer, self.weight = layer, layer.get_parameter("weight")
+        self.axis = 0 if getattr(layer, "transposed", False) else 1
+        # In a grouped layer a unit has the same place in every group, and the weight has that place once.
+        once = cut.index[:, (cut.index < self.weight.shape[self.axis]).all(0)]
+        self.index = torch.from_numpy(once).to(self.weight.device)
+        self.before = self.weight.detach().clone()
+
+    @torch.no_grad()
+    def clear(self, units: np.ndarray) -> None:
+        self.weight.index_fill_(self.axis, self.index[units].flatten(), 0.0)
+
+    @torch.no_grad()
+    def bring_back(self, units: np.ndarray) -> None:
+        """The weights that they had when this object was made."""
+        places = self.index[units].flatten()
+        self.weight.index_copy_(self.axis, places, self.before.index_select(self.axis, places))
+
+    def squares(self, gradient: Tensor) -> np.ndarray:
+        """``(U,)``: |G_k|_F^2 of a gradient of the weight's shape."""
+        each = gradient.movedim(self.axis, 0).flatten(1).double().square().sum(1)
+        return each[self.index].sum(1).cpu().numpy()
+
+    def mask(self, units: np.ndarray) -> Tensor:
+        """1 at the weights of ``units``, of a shape that multiplies the weight."""
+        flat = torch.zeros(self.weight.shape[self.axis], device=self.weight.device)
+        flat[self.index[units].flatten()] = 1.0
+        return flat.view([-1 if axis == self.axis else 1 for axis in range(self.weight.dim())])
+
+
+def columns_of(model: nn.Module, group: ChannelGroup) -> list[Columns]:
+    """Of every layer that reads the group."""
+    return [Columns(model.get_submodule(cut.layer), cut) for cut in group.cuts if cut.side == "in"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """L = L_M + lambda L_S of one group, as a function of a batch (equation 4).
+
+    alive: the positions that are left of a layer's outputs; L_M is about those. L_M of several readers is added.
+    """
+
+    student: nn.Module
+    reference: nn.Module
+    task: Task
+    group: ChannelGroup
+    alive: Mapping[tuple[str, str], np.ndarray]
+    layer: str | None
+    head: Head | None
+    weight: float
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        readers = [cut.layer for cut in self.group.cuts if cut.side == "in"]
+        with torch.no_grad():
+            wanted, _ = observe(self.reference, readers, inputs)
+        watched = [*readers, self.layer] if self.layer else readers
+        seen, outputs = observe(self.student, watched, inputs, to_the_end=self.layer is None)
+        loss = inputs.new_zeros(())
+        for name, output in wanted.items():  # without those that do not run in evaluation
+            loss = loss + 0.5 * F.mse_loss(self._left(name, seen[name]), self._left(name, output))
+        if self.weight:
+            if self.head is not None and self.layer is not None:
+                outputs = self.head(as_maps(self.student.get_submodule(self.layer), seen[self.layer]))
+            loss = loss + self.weight * self.task.loss(outputs.float(), targets)
+        return loss
+
+    def _left(self, name: str, output: Tensor) -> Tensor:
+        maps = as_maps(self.student.get_submodule(name), output)
+        stays = self.alive.get((name, "out"))
+        return maps if stays is None else maps[:, torch.from_numpy(stays).to(maps.device)]
+
+
+def calibration(task: Task, images: int, device: torch.device) -> list[Batch]:
+    """The first training inputs with their targets, without augmentation."""
+    return [
+        (channels_last(inputs), targets) for inputs, targets in task.batches(task.train.head(images), BATCH, device)
+    ]
+
+
+def choose(
+    criterion: Criterion,
+    count: int,
+    batches: Sequence[Batch],
+    per_step: int,
+    inner_steps: int,
+    inner_lr: float,
+    epsilon: float = 0.0,
+) -> np.ndarray:
+    """The ``count`` units that algorithm 2 chooses, sorted. The student's weights for the others are 0 then.
+
+    per_step: units taken by one gradient. inner_steps, inner_lr: optimizer steps on the chosen weights after each.
+    epsilon: the choice by turns stops where |L(W^(t-1)) - L(W^t)| / L(W^0) is not above it (the paper's stopping
+    condition, section 3.4; 0: never), and the units that are missing are taken by one gradient.
+    """
+    group, columns = criterion.group, columns_of(criterion.student, criterion.group)
+    for own in columns:
+        own.clear(np.arange(group.units))
+    chosen = np.zeros(0, dtype=int)
+    step = 0
+    losses: list[float] = []  # L(W^0), L(W^1), ...
+    with only_trained(criterion, columns) as parameters:
+        while len(chosen) < count:
+            if epsilon:
+                losses.append(_mean_loss(criterion, batches))
+            settled = len(losses) > 1 and abs(losses[-2] - losses[-1]) <= epsilon * losses[0]
+            norms = gradient_norms(criterion, columns, batches)
+            norms[chosen] = -1.0
+            missing = count - len(chosen)
+            new = np.argsort(-norms, kind="stable")[: missing if settled else min(per_step, missing)]
+            chosen = np.append(chosen, new)
+            for own in columns:
+                own.bring_back(new)
+            optimizer = torch.optim.SGD(parameters, lr=inner_lr, momentum=0.9)
+            masks = {own.weight: own.mask(chosen) for own in columns}
+            for _ in range(inner_steps):
+                loss = criterion(*batches[step % len(batches)])
+                step += 1
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = None if gradient is None else gradient * masks.get(parameter, 1.0)
+                optimizer.step()
+            for parameter in parameters:
+                parameter.grad = None
+    return np.sort(chosen)
+
+
+@torch.no_grad()
+def _mean_loss(criterion: Criterion, batches: Sequence[Batch]) -> float:
+    """L over all samples."""
+    total = sum(criterion(inputs, targets).item() * len(targets) for inputs, targets in batches)
+    return total / sum(len(targets) for _, targets in batches)
+
+
+def gradient_norms(criterion: Criterion, columns: Sequence[Columns], batches: Sequence[Batch]) -> np.ndarray:
+    """``(U,)``: |dL/dW_k|_F over all batches and all layers that read unit k. Raises TrainingFailed if not finite."""
+    sums = [torch.zeros_like(own.weight) for own in columns]
+    for inputs, targets in batches:
+        weights = [own.weight for own in columns]
+        gradients = torch.autograd.grad(criterion(inputs, targets), weights, allow_unused=True)
+        for total, gradient in zip(sums, gradients, strict=True):
+            if gradient is not None:
+                total += gradient * len(targets)
+    samples = sum(len(targets) for _, targets in batches)
+    norms = np.sqrt(sum(own.squares(total / samples) for own, total in zip(columns, sums, strict=True)))
+    if not np.isfinite(norms).all():
+        raise TrainingFailed(
+            f"channel group {criterion.group.name}: the gradient is not finite. Remedy: a lower learner.inner_lr or "
+            "learner.lr; or check the model's weights and the data's normalization"
+        )
+    return norms
+
+
+@contextmanager
+def only_trained(criterion: Criterion, columns: Sequence[Columns]) -> Iterator[list[nn.Parameter]]:
+    """Evaluation mode, and gradients for nothing but the readers' weights and biases, which are given."""
+    models = [criterion.student, criterion.reference, *([criterion.head] if criterion.head else [])]
+    wanted = {parameter: parameter.requires_grad for model in models for parameter in model.parameters()}
+    for model in models:
+        model.eval().requires_grad_(False)
+    biases = [own.layer.bias for own in columns if isinstance(own.layer.bias, nn.Parameter)]
+    parameters = list(dict.fromkeys([*(own.weight for own in columns), *biases]))
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield parameters
+    finally:
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)

@@ -1,0 +1,155 @@
+"""The layers and blocks that a network can do without: what is left to compute, and taking them out.
+
+A layer (convolution or linear, with the batch norm and activation behind it) can go where what it reads can be handed
+to the layers behind it: these are dense, so that their weights can be made for other channels, and the layer either
+keeps the size of the feature map, or its stride can be moved on to them. A block can go where it has a shortcut and its
+output has its input's shape. Whatever else there is stays: the layer that reads the input, the one that gives the
+output, poolings, down-sampling blocks. ``find.py`` finds them.
+
+Notation: L layers in execution order; layer l gives n_l channels and reads the layer p_l (its source) through nothing
+but batch norm, activation, pooling and flattening, m_l entries for each of the source's channels. Its width is
+w_l = m_l n_p where its source p is in, and m_l w_p where that is out. It has a_l w_l + b_l weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+# Of the layers' descriptions.
+KINDS = {"conv": 0, "depthwise": 1, "linear": 2, "block": 3}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """source: the index p_l, or None where it reads something else. readers: the layers whose source it is.
+
+    per_entry: (macs, params) for each entry that it reads, ``(2,)``; own: those that do not depend on it. entries: m_l,
+    or w_l where there is no source. behind: the modules between it and its readers that go with it. path: the nodes
+    that stay there. removable: whether it has a knob. mover: the factor by which its readers' stride grows.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    source: int | None
+    readers: tuple[int, ...]
+    entries: int
+    per_entry: np.ndarray
+    own: np.ndarray
+    behind: tuple[str, ...]
+    path: tuple[fx.Node, ...]
+    removable: bool
+    mover: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """members: the indices of the layers inside."""
+
+    name: str
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Removable:
+    """What can be taken out of one model. constant: (macs, params) of all but the layers.
+
+    kept: why each layer without a knob stays, by name.
+    """
+
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+    constant: np.ndarray
+    kept: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The blocks and layers that can go, in execution order; a block before the layers inside."""
+        first = {block.name: (block.members[0], 0) for block in self.blocks}
+        inner = {layer.name: (i, 1) for i, layer in enumerate(self.layers) if layer.removable}
+        return sorted({**first, **inner}, key=lambda name: {**first, **inner}[name])
+
+    def out(self, gone: Collection[str]) -> set[int]:
+        """The layers that are out where the named layers and blocks are."""
+        inside = {i for block in self.blocks if block.name in gone for i in block.members}
+        return inside | {i for i, layer in enumerate(self.layers) if layer.removable and layer.name in gone}
+
+    def widths(self, out: Collection[int]) -> list[int]:
+        """w_l of every layer."""
+        widths: list[int] = []
+        for layer in self.layers:
+            source = layer.source
+            reads = 1 if source is None else widths[source] if source in out else self.layers[source].channels
+            widths.append(layer.entries * reads)
+        return widths
+
+    def costs(self, gone: Collection[str]) -> dict[str, float]:
+        """Exact ``macs`` of one input and ``params`` without the named layers and blocks."""
+        out = self.out(gone)
+        total = self.constant.copy()
+        for index, (layer, width) in enumerate(zip(self.layers, self.widths(out), strict=True)):
+            if index not in out:
+                total += layer.per_entry * width + layer.own
+        return {"macs": float(np.rint(total[0])), "params": float(np.rint(total[1]))}
+
+    def weights(self, gone: Collection[str]) -> dict[str, float]:
+        """The weights left in every dense layer, and 0 of those that are out, without the named layers and blocks."""
+        out = self.out(gone)
+        left = {}
+        for index, (layer, width) in enumerate(zip(self.layers, self.widths(out), strict=True)):
+            if index in out or layer.per_entry.any():
+                left[layer.name] = 0.0 if index in out else float(np.rint(layer.per_entry[1] * width))
+        return left
+
+
+def remove(model: nn.Module, found: Removable, gone: Collection[str]) -> None:
+    """Take the named layers and blocks out of ``model``, in place; the layers behind get weights of 0 of the new shape.
+
+    Where nothing changes for a layer it keeps its weights.
+    """
+    out = found.out(gone)
+    widths, whole = found.widths(out), found.widths(())
+    for block in found.blocks:
+        within = any(block.name.startswith(f"{other}.") for other in gone)
+        if block.name in gone and not within:
+            vacate(model, block.name)
+    inside = {i for block in found.blocks if block.name in gone for i in block.members}
+    for index, layer in enumerate(found.layers):
+        if index in inside:
+            continue
+        if index in out:
+            for name in (layer.name, *layer.behind):
+                vacate(model, name)
+            continue
+        module: Any = model.get_submodule(layer.name)
+        for source in behind_which(found, index, out):
+            if isinstance(module, nn.Conv2d):
+                module.stride = tuple(s * found.layers[source].mover for s in module.stride)
+        if widths[index] != whole[index]:
+            shape = (len(module.weight), widths[index], *module.weight.shape[2:])
+            trained = module.weight.requires_grad
+            module.weight = nn.Parameter(module.weight.new_zeros(shape), requires_grad=trained)
+            setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", widths[index])
+    # What was read once may now be read twice, and must not be overwritten.
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+
+
+def behind_which(found: Removable, index: int, out: Collection[int]) -> Iterator[int]:
+    """The layers that are out between a layer and what it then reads, the nearest first."""
+    source = found.layers[index].source
+    while source is not None and source in out:
+        yield source
+        source = found.layers[source].source
+
+
+def vacate(model: nn.Module, name: str) -> None:
+    """Put an ``nn.Identity`` in the place of a module."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity())

@@ -1,0 +1,69 @@
+"""A convolution or linear layer as what it is, a matrix product: the rows it multiplies and the rows it gives.
+
+Notation: N inputs, P sampled output positions of each, R = N P rows; C input channels, K kernel positions, O outputs.
+A row is what the layer sees to make one output position: ``(C K,)``, in the order of ``weight.flatten(1)``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def draw_positions(layer: nn.Module, outputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``(N, P)`` random output positions of each sample, with replacement, as indices into the flattened positions.
+
+    outputs: what the layer gave, ``(N, O, ...)`` for convolutions and ``(N, ..., O)`` for linear layers. P is at most
+    ``count``, and at most the number of positions there are.
+    """
+    shape = outputs.shape[2:] if not isinstance(layer, nn.Linear) else outputs.shape[1:-1]
+    places = math.prod(shape)
+    if places <= count:
+        return torch.arange(places).expand(len(outputs), places)
+    return torch.randint(places, (len(outputs), count), generator=generator)
+
+
+def input_rows(layer: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
+    """``(R, C K)``: the rows behind the output ``positions``. The layer is dense."""
+    sample = torch.arange(len(inputs), device=positions.device)[:, None].expand_as(positions)
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(len(inputs), -1, inputs.shape[-1])[sample, positions].flatten(0, 1)
+    assert isinstance(layer, nn.modules.conv._ConvNd)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
+    kernel, dilation = layer.kernel_size, layer.dilation
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    shape = [(n - s) // t + 1 for n, s, t in zip(padded.shape[2:], spans, layer.stride, strict=True)]
+    corner = [axis * t for axis, t in zip(torch.unravel_index(positions, tuple(shape)), layer.stride, strict=True)]
+    # Channels last, so that one place of all channels is read at once.
+    padded = padded.movedim(1, -1).contiguous()
+    rows = inputs.new_empty(*positions.shape, inputs.shape[1], math.prod(kernel))
+    for k, offset in enumerate(itertools.product(*(range(n) for n in kernel))):
+        places = [c + o * d for c, o, d in zip(corner, offset, dilation, strict=True)]
+        rows[..., k] = padded[(sample, *places)]
+    return rows.flatten(0, 1).flatten(1)
+
+
+def output_rows(layer: nn.Module, outputs: Tensor, positions: Tensor) -> Tensor:
+    """``(R, O)``: a tensor of the layer's output shape at the ``positions``."""
+    linear = isinstance(layer, nn.Linear)
+    places = outputs.reshape(len(outputs), -1, outputs.shape[-1]) if linear else outputs.flatten(2).transpose(1, 2)
+    sample = torch.arange(len(outputs), device=positions.device)[:, None].expand_as(positions)
+    return places[sample, positions].flatten(0, 1)
+
+
+def weight_rows(layer: nn.Module) -> Tensor:
+    """``(C K, O)`` in float64: the matrix that rows are multiplied with."""
+    weight = layer.get_parameter("weight").detach()
+    return weight.flatten(1).T.double()
+
+
+def rows_of_channels(layer: nn.Module, channels: np.ndarray) -> np.ndarray:
+    """The rows of ``weight_rows`` that input ``channels`` have, ``(n,)`` to ``(n K,)``."""
+    kernel = layer.get_parameter("weight").shape[2:].numel()
+    return (channels[:, None] * kernel + np.arange(kernel)).ravel()

@@ -1,0 +1,192 @@
+"""Least squares layer by layer, in the order in which a pruned network computes (He, Zhang and Sun 2017, section 3.3).
+
+Each layer is fitted to what the uncompressed network gives, on the inputs that the pruned layers before it really
+produce, so that errors are mended on the way and do not add up. Where a layer's output is added to a shortcut, it is
+fitted to the sum: it makes up for what the shortcut has lost, too (the same section: Y1 + Y2 - Y1').
+
+Notation as in ``im2col.py``. Teacher and student are walked node by node of one torch.fx graph, all calibration batches
+abreast, so that the whole costs two forward passes and the solves, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pfray.errors import UnsupportedModel
+from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
+from pfray.pruning.channels.graph import ChannelGraph, Kept, left, prune
+from pfray.pruning.reconstruction.covariance import BATCH
+from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows, weight_rows
+from pfray.pruning.reconstruction.least_squares import solve_regular
+from pfray.task import Task
+
+# The weights move from where they were only as far as the calibration inputs really say.
+RIDGE = 1e-2
+
+
+@torch.no_grad()
+def refit_in_order(
+    teacher: nn.Module,
+    graph: ChannelGraph,
+    kept: Kept,
+    task: Task,
+    images: int,
+    positions: int,
+) -> nn.Module:
+    """A pruned copy of ``teacher``, every dense layer behind a cut fitted anew; in evaluation mode, on its device.
+
+    kept: the units that stay, by group. images, positions: how many training inputs, and output positions of each, the
+    layers are fitted to. Raises Untraceable where torch.fx cannot follow the forward pass.
+    """
+    stays = left(graph, kept)
+    # The forward pass may differ in training, and constants in it become attributes of what is traced.
+    teacher = copy.deepcopy(teacher).eval()
+    device = next(teacher.parameters()).device
+    batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
+    nodes = traced_nodes(teacher, {layer for layer, _ in stays}, batches[0][:1])
+    student = copy.deepcopy(teacher)
+    prune(student, graph, kept)
+    norms = norms_behind(teacher, batches[0][:1])
+    walks = Walk(nodes, teacher, batches), Walk(nodes, student, batches)
+    generator = torch.Generator().manual_seed(0)
+    to_fit = _behind_a_cut(nodes, student, stays)
+    for node in nodes:
+        if node in to_fit:
+            outputs = stays.get((str(node.target), "out"))
+            _refit(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
+        for walk in walks:
+            walk.value(node)
+            walk.release(node)
+    return student
+
+
+class _Addition(NamedTuple):
+    """What a layer's output is added to: the two summands, and the batch norm behind the layer, if any."""
+
+    own: fx.Node
+    other: fx.Node
+    norm: str | None
+
+
+def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> _Addition | None:
+    """Where the layer's output, through nothing but a batch norm, ends in one addition to something computed before.
+
+    Of two summands it is thus the later one that makes up for both.
+    """
+    norm, end = norms.get(str(node.target)), node
+    if norm is not None:
+        if len(node.users) != 1:
+            return None
+        end = next(iter(node.users))
+    if len(end.users) != 1:
+        return None
+    total = next(iter(end.users))
+    if total.target not in ADDITIONS or len(total.all_input_nodes) != 2 or total.kwargs or len(total.args) != 2:
+        return None
+    other = next(read for read in total.all_input_nodes if read is not end)
+    return _Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
+
+
+def _behind_a_cut(
+    nodes: Sequence[fx.Node], model: nn.Module, stays: Mapping[tuple[str, str], np.ndarray]
+) -> set[fx.Node]:
+    """The dense layers, run once an input, that read something else than in the uncompressed model."""
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    changed: set[fx.Node] = set()
+    found = set()
+    for node in nodes:
+        reads_changed = any(read in changed for read in node.all_input_nodes)
+        cut = node.op == "call_module" and any((node.target, side) in stays for side in ("in", "out"))
+        if reads_changed or cut:
+            changed.add(node)
+        once = node.op == "call_module" and calls[node.target] == 1
+        if reads_changed and once and is_dense(model.get_submodule(str(node.target))):
+            found.add(node)
+    return found
+
+
+def _refit(
+    node: fx.Node,
+    walks: tuple[Walk, Walk],
+    addition: _Addition | None,
+    outputs: np.ndarray | None,
+    norms: Mapping[str, str],
+    positions: int,
+    generator: torch.Generator,
+) -> None:
+    """W + (A'A + r I)^-1 A'(T - A W), with the student's rows A and the targets T; the constant goes where it can.
+
+    outputs: which of the layer's outputs are left.
+    """
+    teacher, student = walks
+    name = str(node.target)
+    layer: Any = student.model.get_submodule(name)
+    weight = weight_rows(layer)
+    bias = layer.bias.double() if layer.bias is not None else 0.0
+    squares: Any = 0.0
+    products: Any = 0.0
+    row_sum: Any = 0.0
+    miss_sum: Any = 0.0
+    count = 0
+    for batch, inputs in enumerate(student.value(node.all_input_nodes[0])):
+        own = teacher.value(node)[batch]
+        places = draw_positions(layer, own, positions, generator).to(own.device)
+        target = _target(batch, walks, layer, own, places, addition, outputs)
+        rows = input_rows(layer, inputs, places)
+        miss = target.double() - rows.double() @ weight - bias
+        squares = squares + (rows.T @ rows).double()
+        products = products + rows.double().T @ miss
+        row_sum, miss_sum, count = row_sum + rows.sum(0).double(), miss_sum + miss.sum(0), count + len(rows)
+    if not bool(squares.isfinite().all() and products.isfinite().all()):
+        raise UnsupportedModel(
+            f"layer {name} reads or should give values that are not finite. Remedy: check the model's weights and the "
+            "data's normalization"
+        )
+    squares, products, row_mean, miss_mean = squares / count, products / count, row_sum / count, miss_sum / count
+    shiftable = can_shift(student.model, name, norms)
+    if shiftable:
+        squares = squares - torch.outer(row_mean, row_mean)
+        products = products - torch.outer(row_mean, miss_mean)
+    change = solve_regular(squares, products, RIDGE)
+    layer.weight += change.T.reshape(layer.weight.shape).to(layer.weight)
+    if shiftable:
+        shift_output(student.model, name, norms, miss_mean - row_mean @ change)
+
+
+def _target(
+    batch: int,
+    walks: tuple[Walk, Walk],
+    layer: nn.Module,
+    own: Tensor,
+    places: Tensor,
+    addition: _Addition | None,
+    outputs: np.ndarray | None,
+) -> Tensor:
+    """``(R, O)``: what the layer should give at the ``places``."""
+    teacher, student = walks
+    target = output_rows(layer, own, places)
+    target = target if outputs is None else target[:, outputs]
+    if addition is None:
+        return target
+    other, cut = teacher.value(addition.other)[batch], student.value(addition.other)[batch]
+    channels = layer.get_parameter("weight").shape[0]
+    axis = own.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    if other.shape != own.shape or cut.shape != (*own.shape[:axis], channels, *own.shape[axis + 1 :]):
+        return target  # broadcast
+    total = output_rows(layer, teacher.value(addition.own)[batch], places) + output_rows(layer, other, places)
+    mended = (total if outputs is None else total[:, outputs]) - output_rows(layer, cut, places)
+    if addition.norm is None:
+        return mended
+    norm: Any = student.model.get_submodule(addition.norm)
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    shift = 0.0 if norm.bias is None else norm.bias
+    # A channel that the norm switches off cannot make up for anything.
+    return torch.where(scale.abs() > 1e-4, (mended - shift) / scale + norm.running_mean, target)

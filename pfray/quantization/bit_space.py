@@ -1,0 +1,229 @@
+"""What the quantization learners share: a number of bits for every layer, the folded model, and its quantized weights.
+
+Notation: layer t has the weight W_t of |W_t| elements, which a plan gives b_t bits. The cost ``bits`` is their mean
+over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (Wu et al. 2018, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from pfray.errors import ConfigError, UnsupportedModel
+from pfray.measure.cost import FLOAT_BITS, count_params, layer_macs, stored_bytes
+from pfray.nn.layers import run_order, sharing, weight_layers, without_skipped
+from pfray.quantization import activations, qparams
+from pfray.quantization.activations import Ranges
+from pfray.quantization.affine import Range
+from pfray.quantization.bn_folding import fold, foldable_norms, folded
+from pfray.quantization.fisher import fisher, lost_share
+from pfray.quantization.granularity import Buckets, bucket_count, check_finite
+from pfray.quantization.qparams import Lattice
+from pfray.space import CompressionSpace, Knob, Plan
+from pfray.task import Task, example_input
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+@dataclass(frozen=True)
+class BitSettings:
+    """What every quantization learner lets one set.
+
+    min_bits, max_bits: the ends of every layer's knob. skip: layers left float, by name.
+    ends: whether the first and the last layer are quantized too; they hold few weights and lose much.
+    fold: whether batch norms are first folded into the layers before them. Off, because with a bucket for each channel
+        folding changes no output (a channel's scale is its range's too), and takes something away: batch norms whose
+        statistics a search puts right again, which is most of the accuracy at 2 and 3 bits, and that keep a training
+        stable at the usual learning rates; a folded network needs about a tenth of them. For 8 bits without training.
+    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel`` (of a transposed
+        convolution every input channel), or every ``run`` of at most bucket_size weights.
+    activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its
+        range is found on. range_from: how, and how that of even levels of the weights: ``min_max``, the ``percentile``
+        at both ends, or ``mse``, the least squared error.
+    delay: optimizer steps of a training until it rounds activations. freeze_norms: steps after which the statistics of
+        batch norms that are not folded stay as they are; null for never (``delayed_start.py``).
+    """
+
+    min_bits: Bits = 1
+    max_bits: Bits = 8
+    skip: tuple[str, ...] = ()
+    ends: bool = False
+    fold: bool = False
+    buckets: Buckets = "channel"
+    bucket_size: Annotated[int, Field(ge=1)] = 256
+    activation_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    images: Annotated[int, Field(ge=1)] = 500
+    range_from: Range = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
+    delay: Annotated[int, Field(ge=0)] = 0
+    freeze_norms: Annotated[int, Field(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_bits >= self.max_bits:
+            raise ValueError(f"min_bits is {self.min_bits} and max_bits is {self.max_bits}; min_bits must be below")
+        if self.delay and self.activation_bits is None:
+            raise ValueError(f"delay is {self.delay} and activation_bits is null; delay is that of activations. "
+                             "Remedy: activation_bits=8, or delay=0")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What does not depend on the plan.
+
+    norms: the batch norms to fold, by layer. lattices: by layer and bits. inputs: the ranges of what the layers read;
+    empty where that stays float. information: the Fisher information of the weights, by layer; empty where the
+    lattices do not depend on it.
+    """
+
+    norms: dict[str, str]
+    lattices: dict[str, dict[int, Lattice]]
+    inputs: Ranges
+    information: dict[str, Tensor] = field(default_factory=dict)
+
+
+def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
+    """The layers that are quantized, in the order in which they run."""
+    names = run_order(model, example_input(task, next(model.parameters()).device))
+    return [name for name in (names if settings.ends else names[1:-1]) if name not in settings.skip]
+
+
+def bit_space(
+    model: nn.Module, task: Task, settings: BitSettings, numbers: Callable[[np.ndarray], np.ndarray | float]
+) -> CompressionSpace:
+    """One whole number, the bits, for the weight of every quantized layer; costs as of ``layer_space``.
+
+    numbers(bits): how many numbers in float32 describe a bucket of so many bits, which ``size_bytes`` counts. Raises
+    UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
+    """
+    without_skipped(run_order(model, example_input(task)), settings.skip)
+    names = quantized_layers(model, task, settings)
+    if not names:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no layer to quantize beside its first and its last. Remedy: "
+            "learner.ends=true quantizes those too, or fewer layers in learner.skip"
+        )
+    layers = weight_layers(model)
+    counts = np.array([bucket_count(layers[name].weight, settings.buckets, settings.bucket_size) for name in names])
+    ends = {"compressed": settings.min_bits, "full": settings.max_bits, "integer": True}
+    return layer_space(model, task, names, partial(_described, counts=counts, numbers=numbers), **ends)
+
+
+def layer_space(
+    model: nn.Module,
+    task: Task,
+    names: Sequence[str],
+    described: Callable[[np.ndarray], float] | None = None,
+    **knob: Any,
+) -> CompressionSpace:
+    """One knob, of the fields ``knob``, for each layer of ``names``.
+
+    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits, and of
+    what describes the buckets, ``described(bits)``.
+    """
+    layers, macs = weight_layers(model), layer_macs(model, example_input(task))
+    facts = {name: {"params": layers[name].weight.numel(), "macs": macs[name]} for name in names}
+    sizes = np.array([facts[name]["params"] for name in names])
+    knobs = tuple(Knob(name, facts=facts[name], **knob) for name in names)
+    return CompressionSpace(knobs, partial(_costs, sizes=sizes, params=count_params(model)[0], described=described))
+
+
+def prepare(
+    model: nn.Module, task: Task, settings: BitSettings, fit: Callable[..., Lattice], *, weighed: bool = False
+) -> Prepared:
+    """All of ``Prepared``. fit(weight, bits, buckets): the lattice of a weight; ``weighed``, fit(weight, bits, buckets,
+    information) with the Fisher information of the weight.
+
+    Raises WeightsError for weights that are not finite, UnsupportedModel for a layer that calibration does not reach.
+    """
+    names = quantized_layers(model, task, settings)
+    for name, layer in weight_layers(model).items():
+        check_finite(name, layer.weight)
+    norms = foldable_norms(model, example_input(task, next(model.parameters()).device)) if settings.fold else {}
+    whole = folded(model, norms)
+    information = fisher(whole, names, task) if weighed else {}
+    lattices: dict[str, dict[int, Lattice]] = {}
+    for name in names:
+        weight = whole.get_submodule(name).get_parameter("weight").detach()
+        count = bucket_count(weight, settings.buckets, settings.bucket_size)
+        widths = range(settings.min_bits, settings.max_bits + 1)
+        beside = (information[name],) if weighed else ()
+        lattices[name] = {bits: fit(weight, bits, count, *beside) for bits in widths}
+    inputs: Ranges = {}
+    if settings.activation_bits is not None:
+        ran = layer_macs(whole, example_input(task, next(model.parameters()).device))
+        inputs = activations.input_ranges(
+            whole,
+            [each for name in names for each in sharing(whole, name) if each == name or ran[each]],
+            task,
+            bits=settings.activation_bits,
+            images=settings.images,
+            method=settings.range_from,
+            percentile=settings.percentile,
+        )
+    return Prepared(norms, lattices, inputs, information)
+
+
+def error_curves(
+    model: nn.Module,
+    task: Task,
+    norms: dict[str, str],
+    lattices: Mapping[str, Sequence[Lattice]],
+    information: Mapping[str, Tensor] | None = None,
+) -> dict[str, np.ndarray]:
+    """What the predictions lose by each of a layer's lattices, the widest last, from 0 to 1 (``fisher.py``).
+
+    information: the Fisher information of the folded weights where it is known already.
+    """
+    whole = folded(model, norms)
+    information = information or fisher(whole, list(lattices), task)
+    curves = {}
+    for name, own in lattices.items():
+        weight = whole.get_submodule(name).get_parameter("weight").detach()
+        lost = [lost_share(information[name], each.quantize(weight) - weight) for each in own]
+        curves[name] = np.minimum.accumulate(lost)  # a wider code can do what a narrower one does
+    return curves
+
+
+def compress(
+    model: nn.Module,
+    plan: Plan,
+    settings: BitSettings,
+    prepared: Prepared,
+) -> dict[str, Tensor]:
+    """Fold and quantize in place. Returns the folded float weights of the plan's layers that the model has, by name.
+
+    Raises ConfigError for bits that the settings do not allow.
+    """
+    fold(model, prepared.norms)
+    floats = {}
+    for name, bits in plan.items():
+        if name not in prepared.lattices:
+            continue  # an earlier learner has taken the layer out
+        if bits not in prepared.lattices[name]:
+            raise ConfigError(f"{name}: {bits:g} bits are not allowed. Allowed: whole numbers from {settings.min_bits} "
+                              f"to {settings.max_bits}. Remedy: learner.min_bits and learner.max_bits")  # fmt: skip
+        layer = model.get_submodule(name)
+        floats[name] = layer.get_parameter("weight").detach().clone()
+        qparams.attach(layer, prepared.lattices[name][int(bits)])
+        if settings.activation_bits is not None:
+            for each in prepared.inputs.keys() & sharing(model, name):
+                activations.attach(model.get_submodule(each), *prepared.inputs[each], settings.activation_bits)
+    return floats
+
+
+def _costs(
+    values: np.ndarray, sizes: np.ndarray, params: int, described: Callable[[np.ndarray], float] | None
+) -> dict[str, float]:
+    size = stored_bytes(params, sizes, values) + (described(values) if described else 0.0)
+    return {"bits": float(values @ sizes / sizes.sum()), "size_bytes": size}
+
+
+def _described(bits: np.ndarray, counts: np.ndarray, numbers: Callable[[np.ndarray], np.ndarray | float]) -> float:
+    """Bytes of so many numbers for each of a layer's buckets."""
+    return float(np.sum(counts * numbers(bits))) * FLOAT_BITS / 8

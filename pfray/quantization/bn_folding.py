@@ -1,0 +1,106 @@
+"""Batch norm folded into the layer before it: a fixed scale and shift of each channel are the layer's own.
+
+Notation: the layer gives y = W x + c, and the batch norm, with its running statistics, g (y - m) / sqrt(v + e) + h.
+With t = g / sqrt(v + e) that is the layer W' = t W, c' = t (c - m) + h, output channel by output channel.
+
+A step of r on W with the norm's statistics and g as they are is a step of r t^2 on W': dL/dW = t dL/dW', and W' moves t
+times as far as W. So a folded layer's gradient is multiplied by t^2, or else small t, as trained networks have them,
+make the learning rate that the network was trained with many times too large.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfray.nn.dense import Dense, norms_behind
+from pfray.nn.fx import tensors
+from pfray.nn.modes import evaluating
+
+# In float64, so that what changes the model is told from rounding.
+TOLERANCE = 1e-6
+
+
+def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """The batch norms that can be folded into a layer, by the layer's name.
+
+    Those that a layer's output goes to directly and nowhere else, and of which both run once. Proven by the outputs for
+    ``example``; the model is left as it is. Where they cannot be proven, none.
+    """
+    weights = [id(m.weight) for m in model.modules() if isinstance(m, Dense)]
+    pairs = {
+        layer: norm
+        for layer, norm in norms_behind(model, example, lambda module: isinstance(module, Dense)).items()
+        if weights.count(id(model.get_submodule(layer).weight)) == 1
+    }
+    exact = copy.deepcopy(model).double()
+    try:
+        before = _outputs(exact, example)
+    except Exception:
+        return {}  # it cannot run in float64, so nothing can be proven
+    if _same(exact, pairs, example, before):
+        return pairs
+    # Where another module reads what is between layer and norm, the outputs tell; each is then tried by itself.
+    return {layer: norm for layer, norm in pairs.items() if _same(exact, {layer: norm}, example, before)}
+
+
+@torch.no_grad()
+def fold(model: nn.Module, norms: dict[str, str]) -> None:
+    """Fold batch norms, by layer name, in place; an identity takes the place of each.
+
+    The layers then train as they did in front of their norms; their copies do not, and want ``train_as_unfolded``.
+    """
+    scales = channel_scales(model, norms)
+    for name, norm_name in norms.items():
+        layer: Any = model.get_submodule(name)
+        norm: Any = model.get_submodule(norm_name)
+        bias = -norm.running_mean.double() + (0 if layer.bias is None else layer.bias.double())
+        shift = bias * scales[name] + (0 if norm.bias is None else norm.bias.double())
+        layer.weight.copy_(layer.weight.double() * _by_channel(scales[name], layer.weight))
+        layer.bias = nn.Parameter(shift.to(layer.weight))
+        train_as_unfolded(layer.weight, scales[name])
+        model.set_submodule(norm_name, nn.Identity())
+
+
+@torch.no_grad()
+def channel_scales(model: nn.Module, norms: dict[str, str]) -> dict[str, Tensor]:
+    """The t of each output channel, by layer name; float64."""
+    scales = {}
+    for name, norm_name in norms.items():
+        norm: Any = model.get_submodule(norm_name)
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scales[name] = scale if norm.weight is None else scale * norm.weight.double()
+    return scales
+
+
+def train_as_unfolded(weight: nn.Parameter, scale: Tensor) -> None:
+    """Multiply the gradient of a folded weight by t^2, so that a learning rate means what it did before."""
+    if weight.requires_grad:
+        factors = _by_channel(scale.square(), weight).to(weight)
+        weight.register_hook(lambda gradient: gradient * factors)
+
+
+def _by_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+def folded(model: nn.Module, norms: dict[str, str]) -> nn.Module:
+    """A copy of ``model`` with batch norms folded."""
+    own = copy.deepcopy(model)
+    fold(own, norms)
+    return own
+
+
+def _same(exact: nn.Module, norms: dict[str, str], example: Tensor, before: list[Tensor]) -> bool:
+    after = _outputs(folded(exact, norms), example)
+    return all(
+        (one - other).abs().max() <= TOLERANCE * other.abs().max() for one, other in zip(after, before, strict=True)
+    )
+
+
+def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
+    with evaluating(model):
+        return tensors(model(example.double()))

@@ -1,0 +1,50 @@
+"""What a quantization-aware training does not begin with: rounded activations, and batch norms that stay as they are.
+
+* Activations are rounded only after ``delay`` steps, so that at first the network can settle and the rounding does not
+  cut off what is still on its way (Jacob et al. 2018, section 3.1; PocketFlow: ``uqtf_quant_delay``, which waits with
+  the weights too).
+* After ``freeze_norms`` steps the statistics of batch norms stay, and are those that normalize in training as well, as
+  they do in what is shipped (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.1; ``uqtf_freeze_bn_delay``).
+
+Outside of a training everything is rounded, from the first step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pfray.quantization.activations import InputQuantizer
+from pfray.training.batch_norm import batch_norms
+from pfray.training.loop import Hook, StatefulHook
+
+
+class Delays:
+    """A training's hook that keeps both, around the learner's own ``hook``, whose state it passes on."""
+
+    def __init__(self, model: nn.Module, hook: Hook | None, delay: int, freeze_norms: int | None) -> None:
+        self.model, self.hook, self.delay, self.freeze_norms = model, hook, delay, freeze_norms
+
+    def __call__(self, step: int) -> None:
+        # Looked for each time, because several workers may put other batch norms in their place.
+        for module in self.model.modules():
+            if isinstance(module, InputQuantizer):
+                module.waiting = step < self.delay
+        if self.freeze_norms is not None and step >= self.freeze_norms:
+            for norm in batch_norms(self.model):
+                norm.eval()
+        if self.hook is not None:
+            self.hook(step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.hook.state_dict() if isinstance(self.hook, StatefulHook) else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if isinstance(self.hook, StatefulHook):
+            self.hook.load_state_dict(state)
+
+
+def with_delays(model: nn.Module, hook: Hook | None, delay: int = 0, freeze_norms: int | None = None) -> Hook | None:
+    """The ``hook`` of the model's training with what is to come late; as it is where nothing is."""
+    return Delays(model, hook, delay, freeze_norms) if delay or freeze_norms is not None else hook

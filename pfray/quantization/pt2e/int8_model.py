@@ -1,0 +1,263 @@
+"""Weights and activations of 8 bits, as LiteRT computes them: torchao's PT2E flow, and litert-torch's converter.
+
+A folded model becomes a graph in which every tensor that an int8 kernel reads or writes passes a fake quantization:
+x -> s (clamp(round(x / s) + z, -128, 127) - z). Weights have z = 0 and an s for each output channel, activations one s
+and one z (the int8 specification of TensorFlow Lite). The scales follow a moving average of the ranges seen while the
+model is in training mode, and stay as they are in evaluation. Gradients pass straight through.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from pfray.errors import UnsupportedModel, first_line
+from pfray.nn.fx import tensors
+from pfray.nn.modes import evaluating
+from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, name_of
+from pfray.quantization.pt2e.decompose import forget_unused, rewrite
+from pfray.quantization.pt2e.shared_observer import shared_ranges
+from pfray.utils.quiet import quiet
+
+# Operators that compute, of which it is worth saying that they stayed float.
+COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
+# Those of which it is not: they move, choose or clip values.
+SMALL = {*MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select"}
+# Between a model and its graph before anything is rounded, as a share of the largest output.
+MAX_DIFFERENCE = 1e-3
+
+
+class Int8Model(nn.Module):
+    """The graph of a model with fake quantization; called, trained and evaluated as the model was.
+
+    graph: what ``prepare`` made. quantizer: what litert-torch has to know to write the int8 file. left_out: names of
+    layers that were to stay float.
+    """
+
+    calls: Tensor  # with ``round_after`` only
+
+    def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.graph, self.quantizer, self.left_out = graph, quantizer, left_out
+        self.shared = shared_ranges(graph)
+        self.delay, self.activations = 0, list[Any]()
+        self.eval()
+
+    def round_after(self, delay: int) -> None:
+        """Leave activations unrounded in the first ``delay`` calls in training mode; their ranges follow all the same.
+
+        The calls are counted in a buffer, so that a training that is continued goes on with them.
+        """
+        self.delay, self.activations = delay, _of_activations(self.graph)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.delay:
+            waits = self.training and int(self.calls) < self.delay
+            for quantizer in self.activations:
+                quantizer.fake_quant_enabled[0] = int(not waits)
+            self.calls += int(self.training)
+        # The fake quantization wants float32, and its rounding would be lost in bf16.
+        with torch.autocast(inputs.device.type, enabled=False):
+            outputs = self.graph(inputs)
+        for each in self.shared:
+            each.follow()
+        return outputs
+
+    def train(self, mode: bool = True) -> Int8Model:
+        """Whether the scales follow what is seen. The graph itself was taken in evaluation mode and stays in it."""
+        self.training = mode
+        module: Any
+        shared = {id(each.quantizer) for each in self.shared}
+        for module in self.graph.modules():
+            if hasattr(module, "observer_enabled") and id(module) not in shared:
+                module.observer_enabled[0] = int(mode)
+        for each in self.shared:
+            each.watching = mode
+        return self
+
+    def converted(self, folded: bool = False) -> GraphModule:
+        """The graph with integers in the place of fake quantization, on the CPU.
+
+        folded: with the weights as int8 tensors; litert-torch wants them float, with the rounding behind them.
+        """
+        with quiet():
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+            graph = convert_pt2e(copy.deepcopy(self.graph).cpu(), fold_quantize=folded)
+        forget_unused(graph)
+        _name_constants(graph)
+        return graph
+
+    def float_layers(self) -> list[str]:
+        """The operators that compute in float, because they have no int8 kernel or were left out, by layer."""
+        return [_layer(node) for node in self.graph.graph.nodes if _computes(node) and not _is_quantized(node)]
+
+    def operators(self) -> dict[str, tuple[str, str]]:
+        """(``int8`` or ``float``, why) of the operators that compute and of others in float, by layer and in order.
+
+        Those outside of a layer are named as the graph names them.
+        """
+        found: dict[str, tuple[str, str]] = {}
+        for node in self.graph.graph.nodes:
+            layer, operator = _layer(node), name_of(node)
+            if _computes(node) and layer in self.left_out:
+                kind = "float", "left out by the plan or by learner.skip"
+            elif _computes(node) and _is_quantized(node):
+                kind = "int8", f"{operator} in integers"
+            elif _computes(node) or _stays_float(node):
+                among = f"{operator} among operators in float"
+                kind = "float", among if operator in KNOWN else f"no int8 kernel for {operator}"
+            else:
+                continue
+            # Several operators of one layer, or calls of it, must not hide each other.
+            name = layer if layer and found.get(layer, kind) == kind else f"{layer}.{node.name}".lstrip(".")
+            found[name] = kind
+        return found
+
+
+def prepare(
+    model: nn.Module, example: Tensor, batches: Iterable[Tensor], float_layers: Iterable[str] = ()
+) -> Int8Model:
+    """The int8 form of a model, its ranges those of ``batches``, one at least; ``model`` is left as it is.
+
+    Batch norms are best folded before. float_layers: names of layers left float. Raises UnsupportedModel for a model
+    that torch.export cannot take.
+    """
+    two = example[:1].expand(2, *example.shape[1:]).contiguous()
+    clone = copy.deepcopy(model).eval()
+    try:
+        program = torch.export.export(clone, (two,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be exported for 8 bits: {first_line(error)}. Remedy: keep branches on "
+            "tensor values and fixed batch sizes out of forward()"
+        ) from error
+    graph = program.module()
+    rewrite(graph)
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+        left_out = frozenset(float_layers)
+        quantizer = _quantizer(left_out)
+        prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), quantizer, left_out)
+    prepared.to(next(model.parameters()).device)
+    _calibrate(prepared, batches, model)
+    return prepared
+
+
+@torch.no_grad()
+def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module) -> None:
+    """Set the ranges to the means of the batches' smallest and largest values, nothing being rounded.
+
+    Raises UnsupportedModel where the graph, unrounded, does not do what ``original`` does.
+    """
+    modules: list[Any] = list(model.modules())
+    observers = [module for module in modules if hasattr(module, "averaging_constant")]
+    roundings = [module for module in modules if hasattr(module, "fake_quant_enabled")]
+    constants = [observer.averaging_constant for observer in observers]
+    model.train()
+    for each in roundings:
+        each.fake_quant_enabled[0] = 0
+    for count, inputs in enumerate(batches, 1):
+        # The moving average's own 1/100 would leave the first batch's range nearly as it is.
+        for observer in observers:
+            observer.averaging_constant = 1 / count
+        outputs = model(inputs)
+        if count == 1:
+            _check_same(original, inputs, outputs)
+    for observer, constant in zip(observers, constants, strict=True):
+        observer.averaging_constant = constant
+    for each in roundings:
+        each.fake_quant_enabled[0] = 1
+    # Scales are found from the ranges where something is rounded.
+    model.eval()(inputs)
+
+
+def _check_same(original: nn.Module, inputs: Tensor, outputs: Any) -> None:
+    with evaluating(original):
+        expected = tensors(original(inputs))
+    for one, other in zip(tensors(outputs), expected, strict=True):
+        if (one - other).abs().max() > MAX_DIFFERENCE * other.abs().max():
+            raise UnsupportedModel(
+                f"{type(original).__name__} gives other outputs when it is prepared for 8 bits. Remedy: change no part "
+                "of a tensor in place in forward(), such as x[:, 0].mul_(2)"
+            )
+
+
+def _quantizer(float_layers: frozenset[str]) -> Any:
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+
+    class Quantizer(PT2EQuantizer):
+        # Its own looks for modules and functions of the program, and finds fewer than there are in a graph of today's
+        # torch.export: additions, concatenations and poolings that are functions would stay float.
+        def transform_for_annotation(self, graph: GraphModule) -> GraphModule:
+            return graph
+
+        def annotate(self, graph: GraphModule) -> GraphModule:
+            left_out = {node for node in graph.graph.nodes if _computes(node) and _layer(node) in float_layers}
+            annotate(graph, self.global_config, left_out)
+            return graph
+
+    return Quantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
+
+
+def _layer(node: Node) -> str:
+    """The name of the innermost module whose forward made the node."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0].removeprefix("L['self'].") if stack else ""
+
+
+def _name_constants(graph: GraphModule) -> None:
+    """Call the integers of a layer's weight, and their scales and zero points, by the layer's name."""
+    parts = {"_frozen_param": "weight", "_scale_": "weight_scale", "_zero_point_": "weight_zero_point"}
+    for node in graph.graph.nodes:
+        part = next((part for start, part in parts.items() if str(node.target).startswith(start)), None)
+        if node.op != "get_attr" or part is None:
+            continue
+        readers = [reader for user in node.users for reader in user.users if _computes(reader)]
+        layer = _layer(readers[0]) if readers else ""
+        owner = graph.get_submodule(layer) if layer and _has_module(graph, layer) else None
+        if owner is not None and not hasattr(owner, part):
+            value = getattr(graph, node.target)
+            delattr(graph, node.target)
+            owner.register_buffer(part, value)
+            node.target = f"{layer}.{part}"
+    graph.recompile()
+
+
+def _has_module(graph: GraphModule, name: str) -> bool:
+    return any(name == each for each, _ in graph.named_modules())
+
+
+def _stays_float(node: Node) -> bool:
+    """Whether the quantizer knew nothing to do with an operator that changes values."""
+    if not str(node.target).startswith("aten.") or name_of(node) in SMALL:
+        return False
+    return "quantization_annotation" not in node.meta and any(each.op != "get_attr" for each in node.all_input_nodes)
+
+
+def _of_activations(graph: GraphModule) -> list[Any]:
+    """The fake quantizations of what depends on the inputs, and so is no weight."""
+    depends: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or depends.intersection(node.all_input_nodes):
+            depends.add(node)
+    called = [graph.get_submodule(str(node.target)) for node in graph.graph.nodes
+              if node in depends and node.op == "call_module"]  # fmt: skip
+    return [module for module in called if hasattr(module, "fake_quant_enabled")]
+
+
+def _computes(node: Node) -> bool:
+    return name_of(node) in COMPUTING
+
+
+def _is_quantized(node: Node) -> bool:
+    """Whether both operands are; what is read may be so for the sake of another operator."""
+    operands = node.args[: 1 if LAYERS.get(name_of(node), 0) is None else 2]
+    return all(isinstance(each, Node) and each.op == "call_module" for each in operands)

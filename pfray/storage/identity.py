@@ -1,0 +1,142 @@
+"""What a run's results depend on beside its experiment file: pfray's version, the model, the data and the user's code.
+
+It is kept in the run folder, so that a run is continued with what it began with.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfray.config.schema import Experiment
+from pfray.nn.fingerprint import fixed_batch_outputs
+from pfray.task import Task
+from pfray.utils.cache import content_key, state_bytes, version
+
+# Their code is known by pfray's version.
+OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
+# Outputs that are kept, at most; and how far apart two machines' may be, as a share of the largest one.
+KEPT_OUTPUTS = 64
+TOLERANCE = 1e-3
+# The same of the moments of data, in which the last bits of many values cancel out.
+MOMENTS = 1e-7
+# Values whose moments are summed at once: a copy of a large data set in double precision would be twice its size.
+CHUNK = 1_000_000
+
+
+def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, Any]:
+    """All of it as JSON values. model: as the run begins with it, with the user's weights or untrained."""
+    outputs = fixed_batch_outputs(model, task)
+    kept = outputs.flatten()[:: max(1, outputs.numel() // KEPT_OUTPUTS)][:KEPT_OUTPUTS].nan_to_num()
+    splits = (("train", task.train), ("validation", task.validation), ("test", task.test))
+    given = experiment.model.weights is not None
+    return {
+        "pfray": version(),
+        "architecture": content_key(repr(model)),
+        # Those that a seed gives differ between machines in their last bits; the outputs tell of them too.
+        "weights": content_key(state_bytes(model)) if given else "drawn",
+        "outputs": kept.tolist(),
+        **{f"{name} data": f"{_form(split.inputs)}, {_form(split.targets)}" for name, split in splits},
+        "classes": list(map(int, (task.num_outputs, *(task.classes or ())))),
+        "contents": {f"{name} {part}": _contents(tensor) for name, split in splits
+                     for part, tensor in vars(split).items()},
+        "code": {name: _code_key(path) for name, path in _user_modules(experiment, task)},
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What has changed between two identities, a few words for each."""
+    changed = []
+    if old.get("pfray") != new["pfray"]:
+        changed.append(f"pfray {new['pfray']} instead of {old.get('pfray')}")
+    if old.get("architecture") != new["architecture"]:
+        changed.append("the model's architecture")
+    elif old.get("weights") != new["weights"]:
+        changed.append("the model's weights")
+    elif not _close(old.get("outputs"), new["outputs"], TOLERANCE):
+        changed.append("what the model gives for the first inputs (forward() or the normalization)")
+    shapes = [f"{name} {new[name]} instead of {old.get(name)}"
+              for name in ("train data", "validation data", "test data") if old.get(name) != new[name]]  # fmt: skip
+    changed += shapes
+    if old.get("classes") != new["classes"]:
+        changed.append("the data's classes")
+    elif not shapes and not _same_contents(old.get("contents"), new["contents"]):
+        changed.append("the data's values")
+    code = old.get("code")
+    known = code if isinstance(code, dict) else {}
+    changed += [f"the code of {name}" for name in sorted(known.keys() | new["code"]) if
+                known.get(name) != new["code"].get(name)]  # fmt: skip
+    return changed
+
+
+def _contents(tensor: Tensor) -> str | list[float]:
+    """A hash of whole numbers; of others, whose last bits depend on how many threads computed them, three moments."""
+    if not tensor.is_floating_point():
+        return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).hexdigest()[:16]
+    count, sums = tensor.numel(), torch.zeros(3, dtype=torch.float64)
+    for start in range(0, count, CHUNK):
+        values = tensor.reshape(-1)[start : start + CHUNK].double().nan_to_num()
+        places = torch.arange(start + 1, start + len(values) + 1, dtype=torch.float64) / count
+        sums += torch.stack([values.sum(), values.square().sum(), (values * places).sum()])
+    return (sums / count).tolist()
+
+
+def _same_contents(old: Any, new: dict[str, Any]) -> bool:
+    if not isinstance(old, dict) or old.keys() != new.keys():
+        return False
+    return all(_close(old[key], new[key], MOMENTS) if isinstance(new[key], list) else old[key] == new[key]
+               for key in new)  # fmt: skip
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _close(old: Any, new: list[float], tolerance: float) -> bool:
+    if not isinstance(old, list) or len(old) != len(new):
+        return False
+    allowed = tolerance * max(map(abs, new), default=0.0) + 1e-30
+    return all(abs(one - other) <= allowed for one, other in zip(old, new, strict=True))
+
+
+def _user_modules(experiment: Experiment, task: Task) -> Iterator[tuple[str, str]]:
+    """(name, file) of the modules behind the experiment's import paths and the task's functions, pfray's left out."""
+    names = {text.partition(":")[0] for text in _texts(experiment.model_dump()) if re.fullmatch(r"[\w.]+:\w+", text)}
+    for each in (task.loss, task.score, task.soft_loss, task.augment):
+        while isinstance(each, partial):
+            each = each.func
+        names.add(str(getattr(each, "__module__", "")))
+    for name in sorted(names):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and name.partition(".")[0] not in (*OWN_PACKAGES, *sys.stdlib_module_names):
+            yield name, file
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _code_key(file: str) -> str:
+    """A key of what the module says, its comments and line breaks left out."""
+    source = Path(file).read_bytes()
+    try:
+        return content_key(ast.dump(ast.parse(source)))
+    except (SyntaxError, ValueError):  # an extension module
+        return content_key(source)

@@ -1,0 +1,45 @@
+"""Batch-norm statistics, estimated again after a model has changed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pfray.nn.modes import autocast, channels_last, evaluation_mode
+from pfray.task import Task
+
+# Training images that the batch norms of a result are re-estimated on.
+BN_IMAGES = 1000
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: str, batch_size: int = 250) -> None:
+    """Set every batch norm's running statistics to their mean over the first ``images`` training images.
+
+    Compression shifts what each layer sees, and statistics are the cheapest part to put right: no gradient is needed.
+    """
+    norms = batch_norms(model)
+    if not norms or not images:
+        return
+    momenta = [norm.momentum for norm in norms]
+    device = next(model.parameters()).device
+    split = task.train.head(images)
+    # Batches of nearly one size, because they all count the same, and because of a last one of one image on a 1x1
+    # feature map there is no variance.
+    size = math.ceil(len(split) / math.ceil(len(split) / batch_size))
+    with evaluation_mode(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # None makes the running statistics a plain average over batches
+            norm.train()
+        for inputs, _ in task.batches(split, size, device):
+            with autocast(device, precision):
+                model(channels_last(inputs))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

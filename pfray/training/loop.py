@@ -1,0 +1,170 @@
+"""The one training loop: mixed precision, channels_last, warm-up and cosine, distillation, learner hooks, sharding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from pfray.errors import TrainingFailed
+from pfray.nn.modes import autocast, channels_last, evaluating
+from pfray.task import Split, Task
+from pfray.training.batch_norm import batch_norms
+from pfray.training.settings import Distill, Training
+
+# Called with the number of optimizer steps done, before the first and after each: a learner keeps its constraint so.
+Hook = Callable[[int], None]
+
+
+@runtime_checkable
+class StatefulHook(Protocol):
+    """A hook with tensors of its own that a checkpoint keeps beside the model's."""
+
+    def __call__(self, step: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of every global batch this process trains on."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class EpochReport(Protocol):
+    def __call__(self, epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        """After each epoch: epochs done, the mean training loss, the optimizer (for a checkpoint)."""
+
+
+def choose_precision(model: nn.Module, device: torch.device, wish: str = "auto") -> str:
+    """``bf16`` where it is faster to train in, else ``float32``. A fixed rule, so that a run can be repeated exactly.
+
+    On processors with bf16 instructions, dense convolutions train about 1.6x faster in bf16; depthwise ones, whose bf16
+    kernels are missing there, 2.3x slower (docs/results.md, precision).
+    """
+    if wish != "auto":
+        return wish
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
+    has_bf16 = bool(torch.cpu._is_avx512_bf16_supported())
+    return "bf16" if has_bf16 and not depthwise else "float32"
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Whole batches in one epoch; at least one."""
+    return max(1, len(split) // batch_size)
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    *,
+    seed: int,
+    precision: str = "float32",
+    teacher: nn.Module | None = None,
+    distill: Distill | None = None,
+    hook: Hook | None = None,
+    steps: int | None = None,
+    start_epoch: int = 0,
+    optimizer_state: dict | None = None,
+    on_epoch: EpochReport | None = None,
+    shard: Shard | None = None,
+) -> None:
+    """Train ``model`` in place, on the device that holds it.
+
+    The batches depend on ``seed`` and the epoch alone, so a training continued from ``start_epoch`` and
+    ``optimizer_state`` sees the same ones. ``steps`` ends it early and becomes the length of the schedule.
+    Raises TrainingFailed when the loss is not finite.
+    """
+    shard = shard or Shard()
+    device = next(model.parameters()).device
+    per_epoch = steps_per_epoch(task.train, training.batch_size)
+    total = training.epochs * per_epoch if steps is None else steps
+    warmup = min(training.warmup_epochs * per_epoch, total / 5)
+    soften = distill is not None and distill.weight > 0 and teacher is not None
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+    )
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    model.train()
+    step = start_epoch * per_epoch
+    if hook is not None:
+        hook(step)
+    for epoch in range(start_epoch, math.ceil(total / per_epoch)):
+        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+        noise = torch.Generator().manual_seed(mixed_seed(seed, epoch, shard.rank + 1))
+        loss_sum, batches = torch.zeros((), device=device), 0
+        for index in range(min(per_epoch, total - step)):
+            batch = order[index * training.batch_size : (index + 1) * training.batch_size][shard.rank :: shard.world]
+            inputs, targets = _load(task, batch, noise, device)
+            for group in optimizer.param_groups:
+                group["lr"] = training.lr * schedule(step, total, warmup)
+            with autocast(device, precision):
+                outputs = model(inputs)
+            loss = task.loss(outputs.float(), targets)
+            if soften:
+                assert distill is not None
+                assert teacher is not None
+                with evaluating(teacher), autocast(device, precision):
+                    soft_labels = teacher(inputs)
+                soft = task.soft_loss(outputs.float(), soft_labels.float().clone(), distill.temperature)
+                loss = (1 - distill.weight) * loss + distill.weight * soft
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+            batches += 1
+            if hook is not None:
+                hook(step)
+            loss_sum += loss.detach()
+        if shard.world > 1:
+            torch.distributed.all_reduce(loss_sum)
+        mean = loss_sum.item() / batches / shard.world
+        if not math.isfinite(mean):
+            raise TrainingFailed(
+                f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, "
+                "or a longer warmup_epochs"
+            )
+        if on_epoch is not None:
+            frozen = [norm for norm in batch_norms(model) if not norm.training]  # by the hook
+            on_epoch(epoch + 1, mean, optimizer)
+            model.train()
+            for norm in frozen:
+                norm.eval()
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """The factor on the learning rate before ``step`` of ``total``: linear up over ``warmup``, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+
+
+def _load(task: Task, batch: Tensor, noise: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+    inputs = task.train.inputs[batch]
+    if task.augment is not None:
+        inputs = task.augment(inputs, noise)
+    return channels_last(task.normalize(inputs.to(device))), task.train.targets[batch].to(device)
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed from several numbers, so that epochs and ranks draw unrelated random numbers."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed * 1_000_003 + part + 0x9E3779B9) % 2**62
+    return mixed

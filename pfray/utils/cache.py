@@ -1,0 +1,107 @@
+"""The folder in which dear intermediate results are kept between runs, and the tensors in it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pfray.errors import StorageError
+from pfray.utils.files import write_atomically
+
+# The metadata of a file of tensors that says what they were made from; no tensor's name can be it.
+MADE_FROM = "//made from"
+
+
+def cache_dir() -> Path:
+    """The cache folder: ``$PFRAY_CACHE``, else ``$XDG_CACHE_HOME/pfray``, else ``~/.cache/pfray``.
+
+    It is made where it is missing. Raises StorageError where that fails, or where it cannot be written to.
+    """
+    if own := os.environ.get("PFRAY_CACHE"):
+        folder = Path(own).expanduser().absolute()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "pfray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise StorageError(f"{folder}: the cache folder cannot be used ({reason}). Remedy: set PFRAY_CACHE to a folder "
+                           "that you may write to")
+    return folder
+
+
+def content_key(*parts: object) -> str:
+    """16 hexadecimal digits that depend on the ``repr`` of every part, so parts should be plain values."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def cache_key(*parts: object) -> str:
+    """A ``content_key`` that depends on pfray's version too: another one may compute something else."""
+    return content_key(version(), *parts)
+
+
+def version() -> str:
+    """The version of pfray that is installed."""
+    try:
+        return importlib.metadata.version("pfray")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def state_bytes(model: nn.Module) -> bytes:
+    """The names, types, shapes and values of the model's weights and buffers, for ``content_key``."""
+    return b"".join(
+        repr((name, str(tensor.dtype), tuple(tensor.shape))).encode()
+        + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    )
+
+
+def file_stamp(path: Path) -> tuple[str, int, int]:
+    """(name, bytes, modification time in ns): what a cached result depends on where reading the file is dear."""
+    stat = path.stat()
+    return path.name, stat.st_size, stat.st_mtime_ns
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
+    """Any tensors, a state dict's for one, as one safetensors file with a checksum of each. Raises StorageError.
+
+    made_from: what ``load_tensors`` then has to be given too.
+    """
+    # Copied, because safetensors refuses tensors that share memory or lie in another order, such as channels_last.
+    plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    sums = {name: str(_checksum(name, tensor)) for name, tensor in plain.items()}
+    write_atomically(path, safetensors.torch.save(plain, {**sums, MADE_FROM: made_from}))
+
+
+def load_tensors(path: Path, made_from: str = "") -> dict[str, Tensor] | None:
+    """What ``save_tensors`` wrote; None where the file is missing, damaged or made from something else, so that it has
+    to be made again."""
+    try:
+        with safe_open(path, "pt") as file:
+            sums = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError):
+        return None
+    if not tensors or sums.pop(MADE_FROM, "") != made_from or sums.keys() != tensors.keys():
+        return None
+    if any(sums[name] != str(_checksum(name, tensor)) for name, tensor in tensors.items()):
+        return None
+    return tensors
+
+
+def _checksum(name: str, tensor: Tensor) -> int:
+    """Of type and shape too, which are elsewhere in the file, and of the name, so that no two can be exchanged."""
+    described = zlib.crc32(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, described)

@@ -1,0 +1,44 @@
+"""Errors of a user's own code as one line that names the file and line."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pfray.errors import ConfigError, PfrayError, first_line, short
+
+# Where a traceback is not in a user's own code: pfray's packages, Python's library, and what pip installed.
+OWN_PACKAGES = {"pfray", "learners", "envs"}
+_INSTALLED = ("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+
+
+@contextmanager
+def user_code(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a user's code raises in the block, SystemExit included, is a ConfigError with its file and line.
+
+    What pfray's own errors say stays, and so does Ctrl-C.
+    """
+    try:
+        yield
+    except (PfrayError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
+        kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+        reason = f"{kind}{first_line(error).rstrip('.')}{place_of(error)}"
+        raise ConfigError(f"{what}: {reason}. Remedy: {remedy}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """`` (my_models.py, line 3)``, the innermost line of a traceback in a user's own code; nothing without one."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({short(error.filename)}, line {error.lineno})"
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in OWN_PACKAGES and not file.startswith(_INSTALLED):
+            place = f" ({short(file)}, line {line})"
+    return place

@@ -1,0 +1,139 @@
+"""The end of a run: read the test split, export, check and time the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfray import bench
+from pfray.bench import BenchError
+from pfray.config.sections import Export
+from pfray.errors import ExportError, TrainingFailed
+from pfray.export import pt2
+from pfray.export.packed import file
+from pfray.export.tflite import convert, quantized, sparse
+from pfray.export.tflite.quantized import Stored
+from pfray.measure.evaluation import Measurement, evaluate, measure
+from pfray.nn.modes import place
+from pfray.quantization.pt2e.int8_model import Int8Model
+from pfray.reporting.progress import Progress
+from pfray.task import Task, example_input
+from pfray.utils.files import write_atomically
+
+# A .tflite whose outputs differ by more than this share of the largest output does not do what the model does.
+MAX_RELATIVE_DIFFERENCE = 1e-2
+# Beside it: float32's own rounding, where outputs are next to nothing.
+ROUNDING = 1e-5
+# Of a file that rounds to 8 bits what the model does not, or otherwise: a step of 1/256 here and there, which
+# the layers behind it carry on (0.05 of the largest output for MobileNet-v1 on the digits). A wrong file differs by 1.
+MAX_INT8_DIFFERENCE = 0.2
+# Nor does one whose accuracy on the same images is further from the model's than this.
+MAX_ACCURACY_DIFFERENCE = 0.01
+
+
+def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
+    """The measurement on the test split, in float32. Raises TrainingFailed where the loss there is not finite."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measurement = measure(place(model, device), task, task.test)
+    model.to("cpu")
+    # A model of NaNs still has an accuracy, that of always guessing the first class.
+    if not math.isfinite(measurement.loss):
+        raise TrainingFailed(
+            f"the loss on the test split is {measurement.loss}, so no result holds. Remedy: a model and a loss that "
+            "give finite numbers for every input"
+        )
+    return replace(measurement, size_bytes=size_bytes)
+
+
+def export_model(
+    model: nn.Module, teacher: nn.Module, task: Task, export: Export, folder: Path, progress: Progress
+) -> dict[str, Any] | None:
+    """Write model.pt2, model.tflite and teacher.tflite into the run folder; run, compare and time what is shipped.
+
+    Returns the summary's ``exported`` entry; None where the experiment wants no .tflite. Raises ExportError where the
+    file does not reproduce the model.
+    """
+    example = example_input(task)
+    path = folder / "model.tflite"
+    with progress.stage("export", total=4) as stage:
+        pt2.save(model, example, folder / "model.pt2")
+        stage.update(1, "model.pt2")
+        if not export.tflite:
+            return None
+        checked = write_checked(model, task, path, export.images)
+        stage.update(2, "model.tflite, checked")
+        convert.export(teacher, example, folder / "teacher.tflite")
+        stage.update(3, "teacher.tflite")
+        latency, teacher_latency = bench.latency_ms([path, folder / "teacher.tflite"], rounds=export.rounds)
+        stage.update(4, "timed")
+    return {
+        "path": str(path),
+        "size_bytes": path.stat().st_size,
+        "teacher_size_bytes": (folder / "teacher.tflite").stat().st_size,
+        **checked,
+        "latency_ms": latency,
+        "teacher_latency_ms": teacher_latency,
+    }
+
+
+def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) -> dict[str, Any]:
+    """Write the .tflite with sparse and quantized weights stored as such, and run it on test images (None: all).
+
+    Where a form that rounds makes the outputs too different, the next one is taken. Returns a part of the summary's
+    ``exported`` entry; ``stored`` is how the file has each layer of a quantized model. Raises ExportError.
+    """
+    convert.export(model, example_input(task), path)
+    dense = path.read_bytes()
+    for allowed in quantized.CHOICES:
+        write_atomically(path, dense)
+        stored = quantized.quantize(path, path, model, allowed)
+        sparse.sparsify(path, path)
+        try:
+            checked = _check(model, task, path, images, stored)
+            return {**checked, "stored": _records(model, stored)}
+        except (ExportError, BenchError):
+            if not any(each.rounds for each in stored.values()):
+                raise
+    raise AssertionError("the last choice rounds nothing")
+
+
+def _records(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Any]:
+    """How the file has each layer, as JSON values; nothing for a model in float."""
+    if isinstance(model, Int8Model):
+        operators = model.operators().items()
+        return {name: {"bits": 8 if kind == "int8" else None, "type": kind, "reason": why}
+                for name, (kind, why) in operators}  # fmt: skip
+    return {name: asdict(each) for name, each in stored.items()}
+
+
+def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored: dict[str, Stored]) -> dict[str, Any]:
+    """Raises ExportError where the file does not do what the model does, BenchError where it does not run."""
+    test = task.test.head(images)
+    inputs = task.normalize(test.inputs)
+    outputs, difference = convert.compare(path, model, inputs)
+    rounds = isinstance(model, Int8Model) or any(each.rounds for each in stored.values())
+    allowed = MAX_INT8_DIFFERENCE if rounds else MAX_RELATIVE_DIFFERENCE
+    if not difference <= allowed * outputs.abs().max().item() + ROUNDING:
+        raise ExportError(
+            f"{path} differs from the model by up to {difference:g} on {len(inputs)} test images. "
+            "Remedy: export.tflite=false to do without it, and report the model"
+        )
+    accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
+    # Of few images, one that is on the border between two classes says nothing yet.
+    if abs(accuracy - torch_accuracy) > max(MAX_ACCURACY_DIFFERENCE, 1.5 / len(test)):
+        raise ExportError(
+            f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
+            "test images. Remedy: export.tflite=false to do without it, and report the model"
+        )
+    return {"accuracy": accuracy, "torch_accuracy": torch_accuracy, "images": len(test), "max_abs_diff": difference}
+
+
+def pack(model: nn.Module, path: Path) -> int:
+    """Write the packed weights and return the file's bytes."""
+    shipped = model.converted(folded=True) if isinstance(model, Int8Model) else model
+    return file.save(path, shipped.state_dict())

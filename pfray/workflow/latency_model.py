@@ -1,0 +1,190 @@
+"""Milliseconds as a target: what a plan's .tflite takes on this machine, predicted from its multiply-adds.
+
+A few plans, from the whole network to the most compressed one, are exported and timed in turns. Between them the
+prediction is linear in the multiply-adds, and it never rises as they fall. Weights do not matter for the time, so
+nothing is trained for it. Two plans of as many multiply-adds differ in time by how many channels each layer has, so the
+plans that are to be retrained are timed themselves, and compressed further as long as they are too slow.
+
+Where layers can be switched to 8 bits, both ends are timed, and the prediction is linear in the mean bits between them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pfray import bench
+from pfray.export.tflite import convert
+from pfray.learner.context import Job
+from pfray.learner.trainable import Learner
+from pfray.nn.fingerprint import model_parts
+from pfray.space import CompressionSpace, Limits, Plan
+from pfray.task import Task, example_input
+from pfray.utils.cache import cache_dir, cache_key
+from pfray.utils.files import read_json, write_json
+
+# Plans on the curve, the whole network among them; rounds of timing; and corrections of a plan that is too slow.
+POINTS = 5
+ROUNDS = 30
+TRIES = 4
+
+# ``(2, P)``: multiply-adds, rising, and milliseconds.
+Curve = list[list[float]]
+
+
+def timed_space(
+    space: CompressionSpace,
+    learner: type[Learner],
+    model: nn.Module,
+    task: Task,
+    settings: Any,
+    done: Callable[[int, str], None],
+) -> CompressionSpace:
+    """``space`` with the cost ``latency_ms`` beside its ``macs``, which it has to have; as it is where it has none.
+
+    done(files made, words) is called after each. The curves are kept in the cache, so that a run that is continued has
+    the same. Raises ExportError where the network cannot be exported.
+    """
+    if "macs" not in space.costs_at(np.ones(len(space))):
+        return space
+    curves = {}
+    for name, positions in _ends(space).items():
+        plans = _plans(space, positions)
+        key = cache_key(
+            *model_parts(model, task), str(settings), learner.__name__, task.input_shape, plans, platform.node()
+        )
+        path = cache_dir() / "latency" / f"{key}.json"
+        if (kept := read_json(path)) is None:
+            times = _time(plans, learner, model, task, settings, partial(_show, done, name))
+            macs = [space.costs(plan)["macs"] for plan in plans]
+            kept = {"curve": _rising(macs, times)}
+            write_json(path, kept)
+        curves[name] = kept["curve"]
+    return replace(space, costs_of=partial(_costs, inner=space.costs_of, curves=curves, bits=_bits(space)))
+
+
+def hold(
+    plans: dict[str, Plan],
+    space: CompressionSpace,
+    limits: Limits,
+    learner: type[Learner],
+    job: Job,
+    kept: Path,
+    done: Callable[[int, str], None],
+) -> dict[str, Plan]:
+    """The named plans, each compressed further as often as its file is timed slower than ``limits`` allow, TRIES times
+    at most.
+
+    It is timed in turns with the whole network, whose time is taken to be that of the curve. kept: the file that the
+    plans are written to, and read from where it is there, since another timing could give others. done(plans, name).
+    """  # fmt: skip
+    if (known := read_json(kept)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
+        return known["held"]
+    if kept.exists():
+        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", kept)
+    held: dict[str, Plan] = {}
+    for count, (name, plan) in enumerate(plans.items()):
+        done(count, name)
+        same = [earlier for earlier in held if plans[earlier] == plan]
+        held[name] = held[same[0]] if same else _held(plan, space, limits, learner, job)
+    done(len(plans), "done")
+    write_json(kept, {"plans": plans, "held": held})
+    return held
+
+
+def _held(plan: Plan, space: CompressionSpace, limits: Limits, learner: type[Learner], job: Job) -> Plan:
+    whole = space.decode(np.ones(len(space)))
+    wanted, stricter = limits["latency_ms"], dict(limits)
+    for _ in range(TRIES):
+        own, _ = job.for_plan(plan)
+        pair = [job.for_plan(each)[1] for each in (plan, whole)]
+        found, full = _time(pair, learner, job.teacher, job.task, own.settings, lambda count: None)
+        measured = found / full * space.costs(whole)["latency_ms"]
+        if measured <= wanted:
+            break
+        stricter["latency_ms"] = max(stricter["latency_ms"] * wanted / measured, space.reachable("latency_ms")[0])
+        plan = space.fit_to_target(plan, stricter)
+    return plan
+
+
+def file_count(space: CompressionSpace) -> int:
+    """How many files ``timed_space`` makes at most."""
+    return POINTS * len(_ends(space))
+
+
+def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
+    """Positions ``(L,)`` that the curves start from, by what they say of the switches: those to 8 bits on or off."""
+    full = np.ones(len(space))
+    return {"float": full, "int8": np.where(space.switches, 0.0, full)} if space.switches.any() else {"float": full}
+
+
+def _bits(space: CompressionSpace) -> tuple[float, float]:
+    """The mean bits with all switches on, and with all off."""
+    ends = [space.costs_at(positions).get("bits", 0.0) for positions in _ends(space).values()]
+    return min(ends), max(ends)
+
+
+def _plans(space: CompressionSpace, positions: np.ndarray) -> list[Plan]:
+    """Plans from the most compressed to that at ``positions``, all that is between 0 and 1 there moved together."""
+    steps = np.linspace(0.0, 1.0, POINTS)
+    plans = [space.decode(np.minimum(positions, step)) for step in steps]
+    return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]
+
+
+def _time(
+    plans: list[Plan], learner: type[Learner], model: nn.Module, task: Task, settings: Any, done: Callable[[int], None]
+) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.tflite" for i in range(len(plans))]
+        for i, (plan, path) in enumerate(zip(plans, paths, strict=True)):
+            convert.export(_shaped(learner, model, plan, task, settings), example_input(task), path)
+            done(i + 1)
+        return bench.latency_ms(paths, rounds=ROUNDS)
+
+
+def _shaped(learner: type[Learner], model: nn.Module, plan: Plan, task: Task, settings: Any) -> nn.Module:
+    """A copy of the model with the plan's structure, whatever its weights."""
+    model = copy.deepcopy(model)
+    if steps := learner.steps(plan, settings):
+        for step, own in steps:
+            model = _shaped(step.learner, model, own, task, step.settings)
+        return model
+    if learner.restructure is not Learner.restructure:
+        return learner.restructure(model, plan, task, settings)
+    learner.compress(model, plan, settings, learner.prepare(model, task, settings), 0)
+    return model
+
+
+def _rising(macs: list[float], times: list[float]) -> Curve:
+    """Sorted by the multiply-adds, and a time never less than that of fewer."""
+    order = np.argsort(macs)
+    return [np.array(macs)[order].tolist(), np.maximum.accumulate(np.array(times)[order]).tolist()]
+
+
+def _costs(
+    values: np.ndarray,
+    inner: Callable[[np.ndarray], dict[str, float]],
+    curves: Mapping[str, Curve],
+    bits: tuple[float, float],
+) -> dict[str, float]:
+    costs = inner(values)
+    times = {name: float(np.interp(costs["macs"], macs, times)) for name, (macs, times) in curves.items()}
+    if "int8" not in times:
+        return {**costs, "latency_ms": times["float"]}
+    share = (costs["bits"] - bits[0]) / (bits[1] - bits[0])
+    # Where 8 bits are slower, using more of them must not look like a gain.
+    return {**costs, "latency_ms": times["int8"] + share * max(0.0, times["float"] - times["int8"])}
+
+
+def _show(done: Callable[[int, str], None], name: str, count: int) -> None:
+    done(count + (POINTS if name == "int8" else 0), f"{name} files")

@@ -1,0 +1,265 @@
+"""Full-data training on the cluster: the teacher's, and the retraining of a chosen plan.
+
+``worker.py`` has what a worker does; here are its processes, a checkpoint after every epoch, and resuming.
+Several workers are Ray Train's. One alone is a plain task: Ray gives the next one the same process, where each training
+of Ray Train starts two, which is 6 s before the first step.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from torch import Tensor, nn
+
+from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
+from pfray.learner.build import finished
+from pfray.learner.context import Job
+from pfray.learner.trainable import Learner
+from pfray.space import Plan
+from pfray.training import checkpoints
+from pfray.training.checkpoints import EXCHANGE, STATE
+from pfray.training.loop import Shard
+from pfray.training.settings import Distributed
+from pfray.utils.files import read_records, write_atomically
+from pfray.workflow.worker import CURVE, Work, add_line, read_curve, read_lines, train_plan
+
+# Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
+RETRIES = 2
+
+
+def retrain(
+    learner: type[Learner],
+    job: ray.ObjectRef,
+    plan: Plan,
+    folder: Path,
+    *,
+    start: ray.ObjectRef | None = None,
+    made_from: str = "",
+    workers: int = 1,
+    cpus_per_worker: int = 1,
+    gpus_per_worker: float = 0,
+    distributed: Distributed | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> dict[str, Tensor]:
+    """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
+
+    start: the state dict that ``finish`` gave, for the learners that have it.
+    folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints
+    there, of the same ``made_from``, continues from the last one. Of several workers, ``curve.jsonl`` also has the
+    bytes of gradients that each sent in the epoch.
+    on_epoch(epochs done, loss) is called in this process, from the calling thread.
+    Raises TrainingFailed.
+    """
+    _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
+    config = {
+        "learner": learner,
+        "job": job,
+        "plan": plan,
+        "start": start,
+        "made_from": made_from,
+        "folder": folder,
+        "distributed": distributed or Distributed(),
+    }
+    train_all = _train_alone if workers == 1 else partial(_train_together, workers=workers)
+    seen = 0
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
+        while not future.done():
+            wait([future], timeout=0.5)
+            seen = _report_new(folder, seen, on_epoch)
+        _report_new(folder, seen, on_epoch)
+        try:
+            return future.result()
+        except (train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise _as_pfray_error(error) from error
+
+
+def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
+    """Run the actions in threads, ``at_once`` at a time, and raise the first error once all have ended.
+
+    Never in the main thread, where Ray Train takes over Ctrl-C and then ends the process by itself.
+    """
+    pool = ThreadPoolExecutor(at_once)
+    futures = [pool.submit(action) for action in actions]
+    try:
+        while wait(futures, timeout=0.5).not_done:
+            pass
+    except KeyboardInterrupt:
+        # The threads wait for Ray and cannot be stopped; whoever handles this has to end the process.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    for future in futures:
+        future.result()
+
+
+def finish(
+    learner: type[Learner],
+    job: ray.ObjectRef,
+    plan: Plan,
+    before: tuple[Plan, ray.ObjectRef] | None,
+    cpus: int,
+    gpus: float,
+) -> dict[str, Tensor]:
+    """The state dict of ``learner.finish``, computed in a Ray task. before: an earlier stage's plan and state dict.
+
+    Raises the task's own PfrayError, or TrainingFailed.
+    """
+    try:
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish).options(name=f"{learner.__name__}.finish")
+        return ray.get(task.remote(learner, job, plan, before, cpus))
+    except ray.exceptions.RayError as error:
+        raise _as_pfray_error(error) from error
+
+
+def _finish(
+    learner: type[Learner], job: Job, plan: Plan, before: tuple[Plan, ray.ObjectRef] | None, cpus: int
+) -> dict[str, Tensor]:
+    torch.set_num_threads(cpus)
+    known = None if before is None else (before[0], ray.get(before[1]))
+    return _on_cpu(finished(learner, job, plan, known, _task_device()))
+
+
+def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
+    # Retried here, because Ray itself would go on for ever where a worker is killed for the memory that it takes.
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
+    named = task.options(name=f"{config['learner'].__name__}.train")
+    for _ in range(RETRIES):
+        try:
+            return ray.get(named.remote(config, cpus))
+        except ray.exceptions.RayTaskError:
+            raise  # the training's own error
+        except ray.exceptions.RayError as error:
+            logging.getLogger("pfray").warning("a training lost its worker and goes on: %s", first_line(error))
+    return ray.get(named.remote(config, cpus))
+
+
+def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
+    torch.set_num_threads(cpus)
+    path = config["folder"] / STATE
+
+    state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
+    model = train_plan(_work(config), Shard(), _task_device(), state, partial(checkpoints.save, path))
+    return _on_cpu(model)
+
+
+def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int) -> dict[str, Tensor]:
+    folder = config["folder"]
+    # A worker's report waits for the next look at it, by default up to two seconds: longer than a small model's epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    trainer = TorchTrainer(
+        _work_together,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    checkpoint = trainer.fit().checkpoint
+    if errors := read_lines(folder, "error"):
+        raise TrainingFailed(errors[-1]["error"])
+    assert checkpoint is not None
+    with checkpoint.as_directory() as directory:
+        return checkpoints.load_training(Path(directory) / STATE, config["made_from"])["model"]
+
+
+def _work_together(config: dict[str, Any]) -> None:
+    """What each of Ray Train's workers runs."""
+    context = train.get_context()
+    shard = Shard(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    device, state = get_device(), None
+    if (checkpoint := train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as directory:
+            state = checkpoints.load_training(Path(directory) / STATE, config["made_from"], device)
+            own = Path(directory) / EXCHANGE.format(rank=shard.rank)
+            state["exchange"] = checkpoints.load(own, device) if own.exists() else {}
+
+    def save(state: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            kept = state.pop("exchange")
+            if kept:
+                checkpoints.save(Path(directory) / EXCHANGE.format(rank=shard.rank), kept)
+            if shard.rank == 0:
+                checkpoints.save(Path(directory) / STATE, state)
+            # Ray Train makes one checkpoint of all workers' files.
+            checkpoint = Checkpoint.from_directory(directory) if kept or shard.rank == 0 else None
+            train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
+
+    try:
+        train_plan(_work(config), shard, device, state, save)
+    except TrainingFailed as error:
+        # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
+        if shard.rank == 0:
+            add_line(config["folder"], error=str(error))
+
+
+def _work(config: dict[str, Any]) -> Work:
+    """What Ray holds for all workers is fetched."""
+    fetched = {name: ray.get(value) for name, value in config.items() if isinstance(value, ray.ObjectRef)}
+    return Work(**{**config, **fetched})
+
+
+def _clean_curve(folder: Path, done: int) -> None:
+    """Leave of the curve what an earlier session trained of the ``done`` epochs; why it failed is no longer true."""
+    path = folder / CURVE
+    records, unreadable = read_records(path) if path.exists() else ([], 0)
+    epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
+    write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))
+    left_out = len(records) + unreadable - len(epochs) - len(read_lines(folder, "error"))
+    if left_out and done:
+        logging.getLogger("pfray").warning("%s: %d lines cannot be used and are left out", path, left_out)
+
+
+def _task_device() -> torch.device:
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:
+    """Call ``on_epoch`` for every epoch past ``seen``; returns the last one."""
+    curve = read_curve(folder)
+    for entry in curve:
+        if on_epoch is not None and entry["epoch"] > seen:
+            on_epoch(int(entry["epoch"]), entry["loss"])
+    return int(curve[-1]["epoch"]) if curve else seen
+
+
+def _as_pfray_error(error: Exception) -> PfrayError:
+    """The cause in a worker, without the traceback that Ray wraps around it."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    cause = causes[0]
+    # What Ray wraps around an error is an error of the same class.
+    while isinstance(cause, ray.exceptions.RayTaskError) or not isinstance(cause, PfrayError):
+        if (deeper := getattr(cause, "cause", None) or cause.__cause__) is None:
+            break
+        cause = deeper
+    if isinstance(cause, PfrayError):
+        return cause
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{cause.filename or 'a checkpoint'} cannot be written ({cause.strerror}). Remedy: free "
+                            "space there, then continue with --resume")  # fmt: skip
+    return TrainingFailed(f"training failed: {first_line(cause)}. Remedy: see the traceback in Ray's worker log")

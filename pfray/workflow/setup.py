@@ -1,0 +1,194 @@
+"""From an experiment's names and settings to objects: task, model, learner, searcher. All before Ray starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfray.config.component import Component
+from pfray.config.registry import find_class, find_function, parse_settings
+from pfray.config.schema import Experiment
+from pfray.config.sections import Search
+from pfray.data._task_checks import check_task
+from pfray.errors import ConfigError, UnsupportedModel
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import layer_macs, total_macs
+from pfray.nn.build import build, check_output, task_arguments
+from pfray.nn.checks import check_evaluation, check_parameters, check_values
+from pfray.nn.layer_shapes import with_layer_shapes
+from pfray.nn.layers import WeightLayer
+from pfray.nn.weights import load_weights
+from pfray.objective import Objective
+from pfray.reporting.progress import Progress
+from pfray.search.base import PlanSearcher
+from pfray.space import CompressionSpace, Limits, Plan
+from pfray.task import Task, example_input
+from pfray.utils.cache import cache_dir
+from pfray.utils.signatures import call, check_arguments
+from pfray.workflow.latency_model import file_count, timed_space
+from pfray.workflow.target import (
+    check_from_scratch,
+    check_searcher,
+    plans_without_search,
+    resolve_limits,
+    resolve_objective,
+    searched_settings,
+)
+from pfray.workflow.warm_start import read_earlier
+
+# Is told what is worth knowing and no error, a line at a time.
+Note = Callable[[str], None]
+
+
+def _unread(remark: str) -> None:
+    """Of whoever has already seen the remarks, or has nobody to show them to."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The classes and functions that an experiment names, and their validated settings."""
+
+    model: Callable[..., nn.Module]
+    data: Callable[..., Task]
+    learner: type[Learner]
+    learner_settings: Any
+    searcher: type[PlanSearcher]
+    search_settings: Any
+
+
+@dataclass(frozen=True)
+class Start:
+    """All that a run starts from. ``model`` has the experiment's weights, or none worth keeping yet.
+
+    searched: the names of the knobs that are settings. earlier: the trials of a warm start.
+    """
+
+    parts: Parts
+    task: Task
+    model: nn.Module
+    space: CompressionSpace
+    limits: Limits
+    objective: Objective
+    searched: tuple[str, ...]
+    earlier: Sequence[tuple[Plan, float | None]]
+
+
+def load(experiment: Experiment, progress: Progress) -> Start:
+    """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
+    notes: list[str] = []
+    with progress.stage("load"):
+        parts = resolve(experiment)
+        cache_dir()  # one that cannot be used is found before anything is written
+        task = build_task(experiment, parts, notes.append)
+        model = build_model(experiment, parts, task, notes.append)
+        space = parts.learner.space(model, task, parts.learner_settings)
+        space = with_layer_shapes(space, model, example_input(task))
+    for note in notes:
+        progress.say(f"note: {note}")
+    objective = resolve_objective(experiment, task)
+    check_from_scratch(experiment, parts.searcher, parts.learner, len(space), objective.name)
+    if experiment.target.latency_ms is not None:
+        with progress.stage("time plans", total=file_count(space)) as stage:
+            space = timed_space(space, parts.learner, model, task, parts.learner_settings, stage.update)
+    macs = total_macs(model, example_input(task))
+    limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
+    plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
+    check_searcher(experiment, parts.searcher, parts.learner)
+    knobs = searched_settings(experiment, parts.learner_settings, partial(parts.learner.space, model, task))
+    space = space.with_free(knobs)
+    parts.searcher(space, limits, parts.search_settings)  # so are settings that only the searcher can judge
+    earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
+    return Start(parts, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
+
+
+def resolve(experiment: Experiment) -> Parts:
+    """Find everything the experiment names. Raises ConfigError with one line for every mistake."""
+    sections = {"model": experiment.model, "data": experiment.data, "learner": experiment.learner}
+    found, mistakes = _find({**sections, "search": experiment.search})
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return Parts(**found)
+
+
+def component_mistakes(components: Mapping[str, Component]) -> list[str]:
+    """One line for every unknown name or wrong setting in the given sections."""
+    return _find(components)[1]
+
+
+def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
+    """(the fields of Parts, the mistakes)."""
+    found: dict[str, Any] = {}
+    mistakes: list[str] = []
+
+    def attempt(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except ConfigError as error:
+            mistakes.extend(str(error).splitlines())
+            return None
+
+    for kind in ("model", "data"):
+        if kind in components:
+            name, settings = components[kind].name, components[kind].settings
+            found[kind] = attempt(partial(find_function, kind, name))
+            mistakes += [] if found[kind] is None else check_arguments(kind, found[kind], settings)
+    kinds: tuple[tuple[str, str, type, list[str]], ...] = (
+        ("learner", "learner", Learner, []),
+        ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
+    )
+    for kind, field, base, beside in kinds:
+        if kind in components:
+            cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
+            settings = components[kind].settings
+            if cls is not None:
+                parse = partial(parse_settings, kind, cls.settings_type, settings, beside)
+                found[f"{kind}_settings"] = attempt(parse)
+    return found, mistakes
+
+
+def build_task(experiment: Experiment, parts: Parts, note: Note = _unread) -> Task:
+    """Load the data and look at every split once; ``note`` is told what a reader of the results should know.
+
+    Raises DataError for missing or damaged files and for data that no run can work with, ConfigError where no Task
+    comes back.
+    """
+    task = call("data", parts.data, experiment.data.settings)
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"data: '{experiment.data.name}' returned a {type(task).__name__}. Remedy: return a pfray.task.Task"
+        )
+    for remark in check_task(task):
+        note(remark)
+    return task
+
+
+def build_model(experiment: Experiment, parts: Parts, task: Task, note: Note = _unread) -> nn.Module:
+    """The teacher's architecture, with its weights where the experiment gives a file, on the CPU.
+
+    The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment
+    does not set them. note: told of weights that are converted. Raises UnsupportedModel where the model cannot run on
+    the data or cannot be worked with, WeightsError for unfit weights.
+    """
+    torch.manual_seed(experiment.seed)
+    model = build("model", parts.model, task_arguments(task), experiment.model.settings)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
+    if isinstance(model, WeightLayer):
+        raise UnsupportedModel(
+            f"the model is a single {type(model).__name__}, which has no name. Remedy: return nn.Sequential(layer)"
+        )
+    check_parameters(model)
+    layer_macs(model, example_input(task))
+    check_output(model, task)
+    if experiment.model.weights is not None:
+        for remark in load_weights(model, Path(experiment.model.weights), task.classes):
+            note(remark)
+    check_values(model)
+    check_evaluation(model, task)
+    return model

@@ -1,0 +1,202 @@
+"""What a search is for, as numbers: limits, score, searched settings, and the plans that need no search."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from torch import nn
+
+from pfray import bench
+from pfray.bench import BenchError
+from pfray.config.schema import Experiment
+from pfray.config.search_space import as_knob
+from pfray.config.sections import Target
+from pfray.errors import ConfigError, nearest
+from pfray.learner.context import updated
+from pfray.learner.trainable import Learner
+from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
+from pfray.objective import COST, NEEDS_LATENCY, WEIGH_COST, Objective
+from pfray.search.allocate import Allocate, Curves, allocate_plan
+from pfray.search.base import PlanSearcher
+from pfray.search.heuristic import heuristic_plan
+from pfray.space import CompressionSpace, Knob, Limits, Plan, within
+from pfray.task import Task
+
+# Trials train for a number of steps, so the first cannot be seen by them; the second has to suit the workers.
+NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
+
+
+def resolve_limits(
+    target: Target, space: CompressionSpace, model: nn.Module, learner: str, macs: float | None = None
+) -> dict[str, float]:
+    """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks.
+
+    macs: those of the model; None where they are those of the space's full end.
+    """
+    full = {knob.name: knob.full for knob in space.knobs}
+    offered = space.costs(full)
+    params = count_params(model)[0]
+    # At their full end weights may have 8 bits, and as they are 32.
+    as_it_is = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
+    if macs is not None:
+        as_it_is["macs"] = macs
+    whole = {unit: as_it_is.get(unit, cost) for unit, cost in offered.items()}
+    limits = {}
+    for unit, value in target.costs().items():
+        if unit not in offered:
+            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
+        limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
+    for part in space.parts:
+        units = part.costs_at(np.ones(len(part)))
+        if not units.keys() & limits.keys() and not space.shared_units(limits):
+            raise ConfigError(f"target: nothing asks {part.names[0].partition(':')[0]} to compress. Remedy: add one of "
+                              f"{', '.join(units)}")  # fmt: skip
+    if within(whole, limits):
+        (unit, limit), *_ = limits.items()
+        low, high = space.reachable(unit)
+        raise ConfigError(
+            f"target.{unit}: {limit:g} is met by the model as it is. Allowed: {low:g} to {high:g}. "
+            "Remedy: choose a value that asks for compression"
+        )
+    return limits
+
+
+def resolve_objective(experiment: Experiment, task: Task) -> Objective:
+    """What a trial's score is.
+
+    Raises ConfigError for an agreement that the task does not define, and for times that nothing here can measure.
+    """
+    search = experiment.search
+    name = search.objective or ("agreement" if task.has_soft_labels else "accuracy")
+    if name == "agreement" and not task.has_soft_labels:
+        raise ConfigError(
+            f"search.objective: the task {task.name} has a loss of its own and no soft_loss, so agreement with the "
+            "teacher is not defined. Remedy: give the Task a soft_loss, or search.objective=accuracy"
+        )
+    if name in NEEDS_LATENCY and search.latency == "litert":
+        _check_litert()
+    cost = next(COST[unit] for unit in experiment.target.costs())
+    return Objective(name, cost, search.thresholds)
+
+
+def _check_litert() -> None:
+    reason = "" if importlib.util.find_spec("litert_torch") else "there is no package litert_torch"
+    try:
+        bench.runtime()
+    except BenchError as error:
+        reason = str(error).partition(". Remedy")[0]
+    if reason:
+        raise ConfigError(
+            f"search.latency: litert cannot be timed here: {reason}. Remedy: search.latency=torch, or "
+            "pip install litert-torch ai-edge-litert"
+        )
+
+
+def searched_settings(
+    experiment: Experiment, learner_settings: Any, space_of: Callable[[Any], CompressionSpace]
+) -> tuple[Knob, ...]:
+    """The knobs of ``search.space``. Raises ConfigError with one line for every setting that cannot be searched.
+
+    space_of(learner's settings): the space they give; a setting that shapes it cannot be searched in it.
+    """
+    sections = {"finetune": experiment.finetune, "distill": experiment.distill, "learner": learner_settings}
+    known = [f"{section}.{key}" for section, settings in sections.items() for key in vars(settings)]
+    known = [path for path in known if path not in NOT_SEARCHED]
+    knobs, mistakes = [], []
+    for name, text in experiment.search.space.items():
+        section, _, key = name.partition(".")
+        if name not in known:
+            mistakes.append(f"search.space: '{name}' cannot be searched.{nearest(name, known)} "
+                            f"Allowed: {', '.join(known)}")  # fmt: skip
+            continue
+        value = getattr(sections[section], key)
+        knob = as_knob(name, text, float(value) if isinstance(value, int | float) else None)
+        try:
+            ends = [updated(sections[section], {key: end}) for end in _examples(knob)]
+        except ValidationError as error:
+            mistakes.append(f"search.space: {name}: {text} holds values that are not allowed: "
+                            f"{error.errors()[0]['msg'].lower()}. Remedy: another range")  # fmt: skip
+            continue
+        if section != "learner" and not experiment.search.finetune_steps:
+            mistakes.append(f"search.space: {name} changes nothing in trials without fine-tuning. "
+                            "Remedy: search.finetune_steps=30")  # fmt: skip
+        if section == "learner" and _shapes_space(space_of, (learner_settings, *ends)):
+            mistakes.append(f"search.space: {name} shapes the search space itself. Remedy: set it in the file")
+        knobs.append(knob)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return tuple(knobs)
+
+
+def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves | None = None) -> dict[str, Plan]:
+    """By origin: allocate where there are error curves, uniform, and heuristic where the sizes of the layers are known.
+
+    Raises InfeasibleTarget where no plan meets the limits.
+    """
+    plans = {"allocate": allocate_plan(space, curves, limits)} if curves else {}
+    plans["uniform"] = space.uniform(limits)
+    sizes = ["params" in knob.facts for knob in space.knobs if not knob.free]
+    if sizes and all(sizes):
+        plans["heuristic"] = heuristic_plan(space, limits)
+    return plans
+
+
+def first_plans(plans: Mapping[str, Plan], searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
+    """Of ``plans_without_search``, those that a searcher tries first: all, or its own; equal ones once."""
+    chosen = [(origin, plan) for origin, plan in plans.items() if searcher.open_ended or origin == searcher.origin]
+    return tuple(
+        (origin, plan) for i, (origin, plan) in enumerate(chosen) if plan not in [earlier for _, earlier in chosen[:i]]
+    )
+
+
+def _examples(knob: Knob) -> list[float]:
+    """Both ends of a range and, where it holds others than whole numbers, one of those."""
+    inside = [] if knob.integer else [knob.compressed + (knob.full - knob.compressed) / math.pi]
+    return [knob.compressed, knob.full, *inside]
+
+
+def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner]) -> None:
+    """Raises ConfigError where the searcher needs what the learner does not give."""
+    if searcher is Allocate and learner.error_curves is Learner.error_curves:
+        raise ConfigError(
+            f"search: allocate needs error curves, which {experiment.learner.title} does not give. "
+            "Remedy: search=uniform, or a searcher that measures its plans"
+        )
+
+
+def check_from_scratch(
+    experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner], knobs: int, objective: str
+) -> None:
+    """Raises ConfigError where models that start with random weights would be judged untrained, or cannot be timed.
+
+    knobs: how many there are to decide.
+    """
+    if not learner.from_scratch:
+        return
+    search, mistakes = experiment.search, []
+    title = experiment.learner.title
+    if not knobs and searcher.open_ended and not search.space:
+        mistakes.append(f"search.name: {title} has nothing to decide for {search.name} here. Remedy: search=uniform")
+    # One knob under a target has one value, and whatever its trial says, it is chosen.
+    choice = knobs > 1 or (knobs and objective in WEIGH_COST)
+    if choice and searcher.open_ended and search.trials > 1 and not search.finetune_steps:
+        mistakes.append(f"search.finetune_steps: 0 is not allowed: the models of {title} start untrained, and all are "
+                        "worth as little. Remedy: search.finetune_steps=60 or more")  # fmt: skip
+    if not experiment.finetune.epochs:
+        mistakes.append(f"finetune.epochs: 0 is not allowed: the model of {title} starts untrained. "
+                        "Remedy: finetune.epochs=10")  # fmt: skip
+    if isinstance(experiment.target.latency_ms, str):
+        mistakes.append(f"target.latency_ms: {experiment.target.latency_ms!r} is not allowed with {title}, whose times "
+                        "are not those of the teacher's shape. Remedy: milliseconds, such as 1.5")  # fmt: skip
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def _shapes_space(space_of: Callable[[Any], CompressionSpace], settings: Sequence[Any]) -> bool:
+    first, *others = [space_of(one).knobs for one in settings]
+    return any(other != first for other in others)

@@ -1,0 +1,66 @@
+"""The teacher: given weights, or trained once by ``learners/full_precision.py`` and cached by content."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import nn
+
+from pfray.config.registry import find_class
+from pfray.config.schema import Experiment
+from pfray.learner.context import Job
+from pfray.learner.trainable import Learner
+from pfray.nn.fingerprint import model_parts
+from pfray.task import Task
+from pfray.training.settings import Distill, Distributed
+from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
+from pfray.workflow.retrain import Trainer
+
+TEACHER = "teacher.safetensors"
+
+
+def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
+    """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the run folder or the
+    cache.
+
+    The cache's key is the settings of model, data and training, the architecture's printed form, the initial weights
+    and what ``forward`` does with them, the data itself and pfray's version, so a change of any of them trains a new
+    teacher. A change inside the user's own loss or augmentation cannot be seen; it takes a new seed, or an empty cache.
+    """
+    if experiment.model.weights is not None:
+        return model
+    if _read_into(model, trainer.folder / TEACHER):
+        return model  # the one that the run's trials were made from, on whatever machine it is continued
+    # How gradients are exchanged is part of what a teacher is, where it is not the plain way.
+    plain = experiment.distributed == Distributed()
+    key = cache_key(
+        experiment.model.model_dump_json(), experiment.data.model_dump_json(), *model_parts(model, task),
+        task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
+        *([] if plain else [experiment.distributed.model_dump_json()]),
+    )  # fmt: skip
+    path = cache_dir() / "teachers" / f"{key}.safetensors"
+    if (state := load_tensors(path)) is not None:
+        trainer.progress.say("[teacher] from the cache")
+        model.load_state_dict(state)
+        return model
+    learner: type[Learner] = find_class("learner", "full_precision", Learner)
+    job = Job(
+        task, model, learner.settings_type(), experiment.teacher, Distill(), experiment.search, experiment.seed,
+        experiment.resources.precision,
+    )  # fmt: skip
+    teacher = trainer.train(learner, job, {"teacher": {}})["teacher"]
+    save_tensors(path, teacher.state_dict())
+    return teacher
+
+
+def _read_into(model: nn.Module, path: Path) -> bool:
+    """Whether ``model`` now has the state in the file; where that is damaged or another model's, it is as before."""
+    if not path.exists():
+        return False
+    state, own = load_tensors(path), model.state_dict()
+    if state is None or {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in own.items()}:
+        logging.getLogger("pfray").warning("%s is damaged; it is made again", path)
+        return False
+    model.load_state_dict(state)
+    return True

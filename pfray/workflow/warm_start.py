@@ -1,0 +1,76 @@
+"""Start a search with what an earlier run's trials showed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pfray.config import strict_yaml
+from pfray.config.schema import Experiment
+from pfray.errors import ConfigError, first_line, short
+from pfray.search._plan_file import expanded
+from pfray.search._trial_log import TRIALS, parse
+from pfray.space import CompressionSpace, Limits, Plan
+from pfray.utils.settings import as_written
+
+# A score means the same in two runs where these sections and settings of the search are the same,
+SECTIONS = ("model", "data", "learner")
+SETTINGS = ("thresholds", "latency", "rounds", "finetune_steps")
+# and where trials are fine-tuned, these sections too.
+TRAINING = ("finetune", "distill")
+REMEDY = "Remedy: the folder of a run with the same model, learner and kind of score"
+
+
+def read_earlier(
+    experiment: Experiment, space: CompressionSpace, limits: Limits, objective: str
+) -> list[tuple[Plan, float | None]]:
+    """(plan, score) of the trials in the run folder ``search.warm_start`` that meet this search's limits.
+
+    objective: the name of this search's score. Raises ConfigError where the folder holds no trials, or those of another
+    space or with another kind of score.
+    """
+    assert experiment.search.warm_start is not None
+    folder = expanded(experiment.search.warm_start)
+    shown = short(str(folder), 200)
+    try:
+        trials, _ = parse((folder / "search" / TRIALS).read_bytes())
+        raw = strict_yaml.parse((folder / "experiment.yaml").read_text(encoding="utf-8"))
+        other = as_written(Experiment, raw)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(
+            f"search.warm_start: {shown} holds no run that can be read ({first_line(error)}). {REMEDY}"
+        ) from error
+    differ = [key for key in SECTIONS if getattr(other, key) != getattr(experiment, key)]
+    differ += [f"search.{key}" for key in SETTINGS if getattr(other.search, key) != getattr(experiment.search, key)]
+    if experiment.search.finetune_steps:
+        differ += [key for key in TRAINING if getattr(other, key) != getattr(experiment, key)]
+    if _objective(other, trials) != objective:
+        differ.append("search.objective")
+    if differ:
+        raise ConfigError(
+            f"search.warm_start: the scores of {shown} do not compare with this run's; these differ: "
+            f"{', '.join(differ)}. {REMEDY}"
+        )
+    if any(set(trial["plan"]) != set(space.names) for trial in trials):
+        unlike = set(trials[0]["plan"]) ^ set(space.names)
+        raise ConfigError(
+            f"search.warm_start: {shown} searched another space ({len(unlike)} knobs differ, such as "
+            f"'{min(unlike, default='none')}'). {REMEDY}"
+        )
+    plans = [({name: trial["plan"][name] for name in space.names}, trial["score"]) for trial in trials]
+    usable = [(plan, score) for plan, score in plans if space.meets(plan, limits)]
+    if not usable:
+        raise ConfigError(
+            f"search.warm_start: none of the {len(trials)} trials of {shown} meets this run's target. "
+            "Remedy: a run with the same target or a harder one"
+        )
+    return usable
+
+
+def _objective(experiment: Experiment, trials: Sequence[dict[str, Any]]) -> str | None:
+    """The score's name: as the run's file gives it, else the measured number that every score is equal to."""
+    scored = [trial for trial in trials if trial["score"] is not None]
+    for name in ("agreement", "accuracy"):
+        if experiment.search.objective is None and all(t["measurement"].get(name) == t["score"] for t in scored):
+            return name
+    return experiment.search.objective

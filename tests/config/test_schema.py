@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pfray.config.merge import merge, read_with_includes
+from pfray.config.schema import dump, load
+from pfray.errors import ConfigError
+from pfray.run import main
+from pfray.workflow import setup
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = {"model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(raw: object, name: str = "exp.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+        return path
+
+    return write
+
+
+def mistakes(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides, setup.component_mistakes)
+    return str(caught.value).splitlines()
+
+
+def test_five_lines_are_enough_and_the_rest_has_defaults(file):
+    experiment = load(file(BASE))
+    assert (experiment.name, experiment.search.name, experiment.seed) == ("exp", "tpe", 0)
+    assert experiment.target.costs() == {"sparsity": 0.5}
+
+
+def test_plain_units_are_read(file):
+    assert load(file({**BASE, "target": {"sparsity": "75%", "max_drop": "1%"}})).target.model_dump() == {
+        "sparsity": 0.75, "params": None, "macs": None, "bits": None, "size_bytes": None,
+        "latency_ms": None, "max_drop": 0.01,
+    }  # fmt: skip
+    assert load(file({**BASE, "target": {"params": "800k"}})).target.params == 800_000
+    assert load(file({**BASE, "target": {"params": "0.4x"}})).target.params == "0.4x"
+
+
+def test_overrides_reach_into_sections_and_short_names(file):
+    experiment = load(file(BASE), ["search.trials=60", "learner.interval=5", "seed=3", "target.sparsity=90%"])
+    assert experiment.search.trials == 60
+    assert (experiment.learner.name, experiment.learner.settings) == ("weight_sparse", {"interval": 5})
+    assert (experiment.seed, experiment.target.sparsity) == (3, 0.9)
+
+
+def test_overrides_reach_into_a_pipeline_by_name_and_by_place(file):
+    path = file({**BASE, "learner": ["weight_sparse", {"name": "uniform_quant", "fold": False}]})
+    changed = load(path, ["learner.weight_sparse.interval=5", "learner.1.buckets=tensor"])
+    assert changed.learner.settings["steps"] == [
+        {"name": "weight_sparse", "interval": 5}, {"name": "uniform_quant", "fold": False, "buckets": "tensor"},
+    ]  # fmt: skip
+    imported = file({**BASE, "learner": ["learners.weight_sparse:WeightSparse", "uniform_quant"]}, "imported.yaml")
+    assert load(imported, ["learner.WeightSparse.interval=5"]).learner.settings["steps"][0]["interval"] == 5
+    replaced = load(path, ["learner.uniform_quant=litert_quant"])
+    assert replaced.learner.settings["steps"] == ["weight_sparse", "litert_quant"]
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("learner.litert_quant.images=9", "learner has no entry 'litert_quant'. Allowed: weight_sparse, weight_sparse"),
+    ("learner.2.begin=0", "learner has no entry '2'. Allowed: weight_sparse, weight_sparse, or 0 to 1"),
+    ("learner.weight_sparse.begin=0", "learner has several entries named 'weight_sparse'"),
+])  # fmt: skip
+def test_an_override_of_no_entry_of_a_list_names_the_entries(file, override, words):
+    assert words in mistakes(file({**BASE, "learner": ["weight_sparse", "weight_sparse"]}), override)[0]
+
+
+@pytest.mark.parametrize("learner", ["weight_sparse", [{"name": "weight_sparse", "interval": 5}, "uniform_quant"]])
+def test_the_resolved_experiment_reads_back_as_itself(file, tmp_path, learner):
+    search = {"name": "tpe", "startup": 4, "validation_images": 50, "gamma": float("inf"), "when": "2001-01-01"}
+    experiment = load(file({**BASE, "learner": learner, "search": search, "target": {"max_drop": "0.7%", "bits": 4}}))
+    assert experiment.target.max_drop == 0.007
+    saved = tmp_path / "again.yaml"
+    saved.write_text(dump(experiment))
+    assert load(saved) == experiment
+    if isinstance(learner, list):
+        assert load(saved, ["learner.0.interval=7"]).learner.settings["steps"][0]["interval"] == 7
+
+
+def test_the_experiment_is_frozen(file):
+    experiment = load(file(BASE))
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.seed = 1  # type: ignore[misc]
+
+
+def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest_name(file):
+    found = mistakes(file({
+        "modle": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 1.5},
+        "search": {"trials": -3}, "seed": "x",
+    }), "data=digitz")  # fmt: skip
+    assert len(found) == 6
+    assert "data: unknown name 'digitz'. Allowed: cifar10, cifar100, digits" in "\n".join(found)
+    text = "\n".join(found)
+    assert "model: missing" in text
+    assert "modle: unknown key. Allowed: name, model, data" in text
+    assert "Did you mean 'model'?" in text
+    assert "target.sparsity: 1.5 is not allowed: input should be less than 1" in text
+    assert "search.trials: -3 is not allowed" in text
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: lenet, mobilenet_v1, resnet110, resnet18"),
+    ({"model": "resnet_20"}, "Did you mean 'resnet20'?"),
+    ({"model": {"name": "mobilenet_v1", "widht": 0.5}}, "model.widht: unknown setting"),
+    ({"model": "no_such_pkg.models:build"}, "model: cannot import 'no_such_pkg.models'"),
+    ({"model": "pfray.models.lenet:lenett"}, "has no 'lenett'. Did you mean 'lenet'?"),
+    ({"data": "digit"}, "data: unknown name 'digit'. Allowed: cifar10, cifar100, digits"),
+    ({"data": {"factory": "pfray.models:nothing"}}, "data: module 'pfray.models' has no 'nothing'"),
+    ({"learner": "weight_spars"}, "Did you mean 'weight_sparse'?"),
+    ({"learner": "pfray.config.schema:Section"}, "is not a subclass of pfray.learner.trainable.Learner"),
+    ({"learner": {"name": "weight_sparse", "intervall": 5}}, "learner.intervall: unknown key"),
+    ({"learner": {"name": "weight_sparse", "interval": 0}}, "learner.interval: 0 is not allowed"),
+    ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),
+    ({"search": "tpee"}, "search: unknown name 'tpee'. Allowed: allocate, critic, ddpg, given, gp, heuristic"),
+    ({"search": {"name": "tpe", "trails": 9}}, "search.trails: unknown key"),
+    ({"search": {"name": "random", "spread": 20}}, "search.spread: 20 is not allowed"),
+    ({"search": {"scheduler": "asha"}}, "scheduler asha needs rounds"),
+    ({"search": {"rounds": 3}}, "set search.finetune_steps"),
+    ({"search": {"trials": -1}}, "search.trials: -1 is not allowed: input should be greater than or equal to 1"),
+    ({"resources": {"address": "TOKEN@host:6379"}}, "resources.address: the address has a user, a password or"),
+    ({"search": {"thresholds": {"accuracy": 1.5}}}, "search.thresholds.accuracy: 1.5 is not allowed: input should be"),
+    ({"search": {"thresholds": {"latency": 0}}}, "search.thresholds.latency: 0 is not allowed: input should be"),
+    ({"search": {"name": "policy_gradient", "student": 3}}, "Did you mean 'students'?"),
+    ({"finetune": {"epochs": -1}}, "finetune.epochs: -1 is not allowed"),
+    ({"target": {}}, "target: no cost is named"),
+    ({"target": {"bits": 0}}, "target.bits: 0 is not allowed"),
+    ({"target": {"bits": 33}}, "target.bits: 33 is not allowed"),
+    ({"target": {"params": "lots"}}, "target.params"),
+    ({"target": {"params": "0x"}}, "above 0"),
+    ({"resources": {"trial": {"cpus": 1}}}, "resources.trial.cpus: unknown key. Allowed: cpu, gpu."),
+    ({"name": "a/b"}, "name: 'a/b' is not allowed"),
+    ({"search": {"trials": True}}, "search.trials: True is not allowed: input should be a valid integer"),
+    ({"search": {"trials": "5"}}, "search.trials: '5' is not allowed: input should be a valid integer"),
+    ({"search": {"trials": 5.0}}, "search.trials: 5.0 is not allowed: input should be a valid integer"),
+    ({"search": {"thresholds": {"accuracy": True}}}, "search.thresholds.accuracy: True is not allowed"),
+    ({"search": {"warm_start": 3}}, "search.warm_start: 3 is not allowed: input should be a valid string"),
+    ({"finetune": {"lr": "0.1"}}, "finetune.lr: '0.1' is not allowed: input should be a valid number"),
+    ({"resources": {"trial": {"cpu": True}}}, "resources.trial.cpu: True is not allowed"),
+    ({"export": {"tflite": 1}}, "export.tflite: 1 is not allowed: input should be a valid boolean"),
+    ({"distributed": {"bits": True}}, "distributed.bits: True is not allowed"),
+    ({"target": {"sparsity": True}}, "target.sparsity: True is not allowed"),
+    ({"target": {"params": True}}, "target.params: True is not an amount"),
+    ({"target": {"params": [1]}}, "target.params: [1] is not an amount"),
+    ({"target": {"params": "9" * 400 + "x"}}, "an amount is above 0"),
+    ({"learner": {"name": "weight_sparse", "interval": True}}, "learner.interval: True is not allowed"),
+    ({"learner": ["channel_pruned", {"name": "litert_quant", "finetune": {"epochs": True}}]},
+     "learner.1.finetune.epochs: True is not allowed"),
+    ({"search": {"name": "random", "spread": "2"}}, "search.spread: '2' is not allowed"),
+    ({"search": {"space": {"finetune.lr": "uniform(0, 1e999)"}}}, "an end is infinite"),
+    ({"model": "builtins:dict"}, "model: 'builtins:dict' cannot be used: no signature found"),
+    ({"model": "x" * 10**5}, "Allowed: lenet"),
+    ({"model": "\x1b[31m:\u202e"}, r"model: cannot import '\x1b[31m'"),
+    ({"x" * 10**5: 1}, "unknown key. Allowed: name"),
+    ({"seed": [list(range(100))] * 20}, "seed: [[0, 1, 2"),
+    ({"include": {"a": 1}}, "include is {'a': 1}, not a list of file names"),
+])  # fmt: skip
+def test_a_wrong_value_is_one_line_that_names_it(file, change, words):
+    found = mistakes(file({**BASE, **change}))
+    assert len(found) == 1
+    assert words in found[0]
+    assert len(found[0]) < 600
+    assert found[0].isprintable()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("", "the file is empty"),
+    ("- a\n- b\n", "holds a list, not a mapping"),
+    ("just words", "holds a str, not a mapping"),
+    ("model: [lenet\n", "not valid YAML at line 2"),
+])  # fmt: skip
+def test_a_file_that_is_no_experiment_ends_with_exit_code_2_and_one_line(file, capsys, content, words):
+    assert main([str(file(content))]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert len(errors.splitlines()) == 1
+    assert "Remedy" in errors
+
+
+def test_a_missing_file_ends_with_exit_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("search.trials=true", "search.trials: True is not allowed"),
+    ("learner.interval=true", "learner.interval: True is not allowed"),
+    ("search={trials: 1, trials: 2}", "the key 'trials' is given twice"),
+    ("seed=!!bool maybe", "'maybe' is no bool"),
+    ("seed=[", "not valid YAML at line 1, column 2"),
+    (".".join("a" * 3000) + "=1", "more than 30 keys inside one another"),
+    ("search.x=" + "y" * 10**5, "search.x: unknown key"),
+])  # fmt: skip
+def test_an_override_is_read_as_strictly_as_the_file(file, override, words):
+    found = mistakes(file(BASE), override)
+    assert words in found[0]
+    assert len(found[0]) < 600
+
+
+def test_a_section_that_is_an_alias_of_another_can_be_changed_alone(file):
+    text = "model: lenet\ndata: digits\nlearner: weight_sparse\ntarget: {sparsity: 75%}\n"
+    changed = load(file(f"{text}teacher: &t {{epochs: 3, lr: 1e-3}}\nfinetune: *t\n"), ["finetune.epochs=1"])
+    assert (changed.teacher.epochs, changed.finetune.epochs) == (3, 1)
+    assert changed.teacher.lr == changed.finetune.lr == 1e-3
+
+
+def test_files_that_include_others_again_and_again_are_refused(file):
+    for i in range(1, 9):
+        file({"include": [f"{i - 1}.yaml"] * 3} if i > 1 else {}, f"{i}.yaml")
+    with pytest.raises(ConfigError, match="more than 100 files are included"):
+        load(file({**BASE, "include": ["8.yaml"]}))
+
+
+def test_a_malformed_override_shows_the_form(file):
+    assert "not of the form key=value" in mistakes(file(BASE), "trials")[0]
+    assert "seed is 0, not a mapping" in mistakes(file({**BASE, "seed": 0}), "seed.x=1")[0]
+
+
+def test_fragments_are_merged_in_order_with_the_file_on_top(file):
+    file({"search": {"name": "random", "trials": 5}, "seed": 1}, "a.yaml")
+    file({"search": {"trials": 7}}, "b.yaml")
+    raw = read_with_includes(file({**BASE, "include": ["a.yaml", "b.yaml"], "seed": 2}))
+    assert raw["search"] == {"name": "random", "trials": 7}
+    assert raw["seed"] == 2
+
+
+def test_a_factory_on_top_replaces_a_name_below_it_and_both_at_once_are_refused(file):
+    experiment = load(file(BASE), ["data.factory=my_pkg:build"])
+    assert experiment.data.name == "my_pkg:build"
+    raw = merge({"model": {"name": "resnet20", "width": 1}}, {"model": {"factory": "my_pkg:net"}})
+    assert raw == {"model": {"factory": "my_pkg:net", "width": 1}}
+    assert "both name and factory" in mistakes(file({**BASE, "data": {"name": "digits", "factory": "a:b"}}))[0]
+
+
+def test_a_circle_of_includes_is_refused(file):
+    file({"include": ["exp.yaml"]}, "a.yaml")
+    with pytest.raises(ConfigError, match="includes itself"):
+        load(file({**BASE, "include": ["a.yaml"]}))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_is_valid(path):
+    assert setup.resolve(load(path)).learner is not None
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_the_paper_of_layer_removal_is_followed_to_its_settings(name):
+    """Pahwa et al. 2019, sections 3.3, 3.5 and 4.3."""
+    paper = load(ROOT / "experiments" / f"{name}_cifar10_layers_paper.yaml")
+    students = paper.search.settings["students"]
+    assert (paper.search.trials, students) == (100 * 5, 5)
+    # 20 epochs of the 45,000 images in batches of 128, the last one smaller.
+    assert paper.search.finetune_steps == 20 * -(-45_000 // paper.finetune.batch_size)
+    assert (paper.finetune.lr, paper.finetune.momentum) == (0.001, 0.9)
+    assert (paper.distill.weight, paper.distill.temperature) == (0.7, 1.0)
+    wanted = paper.search.thresholds
+    assert (wanted.accuracy, wanted.latency, wanted.compression) == (0.9, 0.3, 0.6)
+    assert paper.model.settings["width"] == 1.0
+
+
+FRAGMENTS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "cluster"]
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
+def test_every_fragment_is_valid_on_top_of_a_whole_experiment(path, file):
+    raw = merge(BASE, read_with_includes(path))
+    assert setup.resolve(load(file(raw))).model is not None
+
+
+def test_one_worker_has_nobody_to_send_compressed_gradients_to(file):
+    [mistake] = mistakes(file({**BASE, "distributed": {"comm_hook": "ecq"}}))
+    assert "distributed.comm_hook is ecq, but one worker has nobody to send gradients to" in mistake
+    assert "Remedy: resources.workers=2 or more" in mistake
+    two = load(file({**BASE, "distributed": {"comm_hook": "ecq", "bits": 4}, "resources": {"workers": 2}}))
+    assert (two.distributed.bits, two.distributed.group_size) == (4, 64)
+    assert len(mistakes(file({**BASE, "distributed": {"comm_hook": "fp8", "bits": 3, "group_size": 30}}))) == 3

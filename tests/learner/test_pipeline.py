@@ -1,0 +1,284 @@
+"""Pipelines: joint knobs and costs, what may come before what, and a whole run that prunes and then quantizes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from learners.channel_pruned import ChannelPruned
+from pfray.config.registry import parse_settings
+from pfray.config.schema import load
+from pfray.data import digits
+from pfray.errors import ConfigError
+from pfray.learner.pipeline import Pipeline, Settings
+from pfray.measure.cost import count_params, stored_bytes, total_macs
+from pfray.measure.evaluation import measure
+from pfray.models.vgg import vgg11
+from pfray.nn.layers import weight_layers
+from pfray.reporting.progress import Progress
+from pfray.run import run
+from pfray.task import Task, example_input
+from pfray.training.batch_norm import reestimate_batch_norm
+from pfray.workflow.setup import load as load_start
+from pfray.workflow.target import plans_without_search
+from tests.small import described_bytes
+
+PRUNED = {"name": "channel_pruned", "images": 200, "round_to": 1}
+EIGHT = {"name": "litert_quant", "images": 200}
+FEW_BITS = {"name": "uniform_quant", "ends": True, "fold": False}
+
+
+def parsed(*steps: Any) -> Settings:
+    return parse_settings("learner", Settings, {"steps": list(steps)})
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return parsed(PRUNED, FEW_BITS)
+
+
+@pytest.fixture(scope="module")
+def space(job, settings):
+    return Pipeline.space(job.teacher, job.task, settings)
+
+
+def test_the_knobs_of_all_learners_are_searched_together(job, space, settings):
+    alone = [step.learner.space(job.teacher, job.task, step.settings) for step in settings.steps]
+    prefixes = "channel_pruned:", "uniform_quant:"
+    assert space.names == [prefix + name for prefix, own in zip(prefixes, alone, strict=True) for name in own.names]
+    plan = space.uniform({"macs": 0.5 * space.costs_at(np.ones(len(space)))["macs"], "bits": 4})
+    split = Pipeline.steps(plan, settings)
+    assert [step.name for step, _ in split] == ["channel_pruned", "uniform_quant"]
+    assert [list(own) for _, own in split] == [alone[0].names, alone[1].names]
+    costs = space.costs(plan)
+    assert costs["macs"] == alone[0].costs(split[0][1])["macs"]
+    assert costs["bits"] == alone[1].costs(split[1][1])["bits"]
+
+
+def test_each_limit_moves_only_the_knobs_that_can_keep_it(job, space, settings):
+    full = space.costs_at(np.ones(len(space)))
+    limits = {"macs": 0.5 * full["macs"], "bits": 4}
+    pruned = settings.steps[0].learner.space(job.teacher, job.task, settings.steps[0].settings)
+    for plan in (space.uniform(limits), space.fit_to_target(space.decode(np.full(len(space), 0.9)), limits)):
+        assert {v for n, v in plan.items() if n.startswith("uniform_quant:")} == {4}
+    # As the pruning alone would be, whatever the bits.
+    own = {n.removeprefix("channel_pruned:"): v for n, v in space.uniform(limits).items() if n.startswith("channel")}
+    assert own == pruned.uniform({"macs": limits["macs"]})
+    loose = space.fit_to_target(space.decode(np.zeros(len(space))), {"macs": full["macs"] - 1, "bits": 2})
+    assert space.costs(loose)["macs"] > 0.8 * full["macs"]
+    assert space.costs(loose)["bits"] <= 2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_a_size_is_kept_by_all_knobs_together_and_is_what_is_then_stored(job, space, settings, share):
+    params = sum(parameter.numel() for parameter in job.teacher.parameters())
+    limits = {"size_bytes": share * 4 * params}
+    curves = Pipeline.error_curves(job.teacher, job.task, settings)
+    assert set(curves) == set(space.names)
+    rng = np.random.default_rng(0)
+    plans = [*plans_without_search(space, limits, curves).values()]
+    plans += [space.fit_to_target(space.decode(rng.random(len(space))), limits) for _ in range(3)]
+    cache = Pipeline.prepare(job.teacher, job.task, settings)
+    for plan in plans:
+        predicted = space.costs(plan)
+        assert predicted["size_bytes"] <= limits["size_bytes"]
+        model = copy.deepcopy(job.teacher)
+        Pipeline.compress(model, plan, settings, cache, 0)
+        macs = total_macs(model, example_input(job.task))
+        found = measure(model, job.task, job.task.validation.head(20), "float32", macs)
+        # The ranges of channels that are gone are counted too: two numbers for each.
+        described = 8 * sum(len(layer.weight) for layer in weight_layers(job.teacher).values())
+        assert described_bytes(model) <= described
+        assert found.stored_bits == 8 * (predicted["size_bytes"] - described)
+        assert (found.macs, found.params) == (predicted["macs"], predicted["params"])
+
+
+def test_uniform_switches_eight_bits_on_before_it_prunes(job):
+    settings = parsed(PRUNED, EIGHT)
+    space = Pipeline.space(job.teacher, job.task, settings)
+    params = sum(parameter.numel() for parameter in job.teacher.parameters())
+    loose, tight = (space.uniform({"size_bytes": share * 4 * params}) for share in (0.3, 0.1))
+    for plan in (loose, tight):
+        assert {v for n, v in plan.items() if n.startswith("litert_quant:")} == {8}
+    assert {v for n, v in loose.items() if n.startswith("channel_pruned:")} == {1}
+    assert max(v for n, v in tight.items() if n.startswith("channel_pruned:")) < 0.8
+
+
+def test_a_candidate_is_pruned_and_then_quantized(job, space, settings):
+    plan = space.uniform({"macs": 0.5 * space.costs_at(np.ones(len(space)))["macs"], "bits": 4})
+    (_, pruning), (_, bits) = Pipeline.steps(plan, settings)
+    model, alone = copy.deepcopy(job.teacher), copy.deepcopy(job.teacher)
+    Pipeline.compress(model, plan, settings, Pipeline.prepare(job.teacher, job.task, settings), 0)
+    first = settings.steps[0].settings
+    ChannelPruned.compress(alone, pruning, first, ChannelPruned.prepare(job.teacher, job.task, first), 0)
+    for name in bits:
+        own, before = model.get_submodule(name).weight, alone.get_submodule(name).weight
+        assert own.shape == before.shape
+        assert max(channel.unique().numel() for channel in own) <= 2**4  # a bucket each
+        assert 0 < (own - before).square().mean() < 0.05 * before.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (["litert_quant", "channel_pruned"], r"learner: litert_quant cannot come before .*Remedy: .*channel_pruned"),
+        (["weight_sparse", "litert_quant"], r"learner: weight_sparse cannot come before"),
+        (["distilled", "litert_quant"], r"learner: distilled cannot come before"),
+        (["channel_pruned", "channel_pruned"], r"learner: channel_pruned is named twice"),
+        (["channel_prund", "litert_quant"], r"learner: unknown name 'channel_prund'.*Did you mean 'channel_pruned'"),
+        ([{"name": "channel_pruned", "imags": 2}, "litert_quant"], r"learner\.0\.imags: unknown key.*'images'"),
+        (["channel_pruned", {"name": "litert_quant", "images": 0}], r"learner\.1\.images: 0 is not allowed"),
+        (["channel_pruned", {**EIGHT, "finetune": {"epoch": 1}}], r"learner\.1\.finetune\.epoch: .*'epochs'"),
+        (["channel_pruned", {"name": "litert_quant", "finetune": 3}], r"learner\.1\.finetune: 3 is no mapping"),
+        (["channel_pruned"], r"learner\.steps: .*two learners or more"),
+        (["channel_pruned", 7], r"learner\.1: 7 is not allowed"),
+    ],
+)
+def test_wrong_pipelines_are_refused(steps, message):
+    with pytest.raises(ConfigError, match=message):
+        parsed(*steps)
+
+
+def test_two_learners_of_one_cost_are_refused(job):
+    for first, second in (("channel_pruned", "filter_ranked"), ("layer_removal", "channel_pruned")):
+        with pytest.raises(ConfigError, match=rf"{first} and {second} both change (macs|params)"):
+            Pipeline.space(job.teacher, job.task, parsed(first, second))
+
+
+def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
+    raw: dict[str, Any] = {
+        "name": "pruned_int8", "storage": str(folder), "data": "digits",
+        "model": {"name": "lenet", "weights": str(teacher_file)},
+        "learner": [PRUNED, {**EIGHT, "finetune": {"epochs": 1, "lr": 0.002}}],
+        "target": {"macs": "0.5x", "bits": 8}, "search": {"name": "random", "trials": 2, "baselines": []},
+        "finetune": {"epochs": 2, "lr": 0.01, "batch_size": 64}, "export": {"images": 50, "rounds": 3},
+        "resources": {"parallel": 1}, **changes,
+    }  # fmt: skip
+    path = folder / "pruned_int8.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_target_that_leaves_a_learner_nothing_to_do_is_refused(tmp_path, teacher_file):
+    path = experiment(tmp_path, teacher_file, target={"macs": "0.5x"})
+    with pytest.raises(ConfigError, match=r"nothing asks litert_quant to compress. Remedy: add one of bits, size"):
+        load_start(load(path), Progress(Console(quiet=True)))
+
+
+def test_a_run_prunes_trains_quantizes_and_trains(ray_cluster, tmp_path, teacher_file):
+    path = experiment(tmp_path, teacher_file)
+    folder = run(load(path))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["learner"] == "channel_pruned, litert_quant"
+    assert summary["compressed"]["macs"] <= 0.5 * summary["teacher"]["macs"]
+    assert summary["compressed"]["accuracy"] > 0.9 * summary["teacher"]["accuracy"]
+    assert summary["exported"]["size_bytes"] < 0.3 * summary["exported"]["teacher_size_bytes"]
+    # Two epochs of the pruned network, one of the quantized.
+    epochs = {
+        name: len((folder / "training" / name / "curve.jsonl").read_text().splitlines())
+        for name in ("compressed-channel_pruned", "compressed")
+    }
+    assert epochs == {"compressed-channel_pruned": 2, "compressed": 1}
+    # Continued where the second training's result is lost, without the first one's being repeated.
+    first = folder / "training" / "compressed-channel_pruned.safetensors"
+    written = first.stat().st_mtime_ns
+    for name in ("summary.json", "training/compressed.safetensors"):
+        (folder / name).unlink()
+    again = json.loads((run(load(path), resume=True) / "summary.json").read_text())
+    assert again["compressed"]["accuracy"] == pytest.approx(summary["compressed"]["accuracy"], abs=0.02)
+    assert again["plan"] == summary["plan"]
+    assert first.stat().st_mtime_ns == written
+
+
+@pytest.fixture(scope="module")
+def deep() -> tuple[torch.nn.Module, Task]:
+    """A narrow VGG-11 with batch norms, of which six layers can go."""
+    torch.manual_seed(0)
+    task = digits.build()
+    model = vgg11(in_channels=1, width=0.125).eval()
+    reestimate_batch_norm(model, task, 250, "float32")
+    return model, task
+
+
+@pytest.mark.parametrize("second", [
+    {"name": "litert_quant", "images": 20},
+    {"name": "uniform_quant", "ends": True, "images": 20},
+    {"name": "non_uniform_quant", "min_bits": 2, "max_bits": 3},
+], ids=lambda second: second["name"])  # fmt: skip
+def test_layers_are_removed_and_the_others_quantized_and_what_is_left_is_what_was_predicted(deep, second):
+    model, task = deep
+    settings = parsed({"name": "layer_removal", "images": 100}, second)
+    space = Pipeline.space(model, task, settings)
+    plan = space.decode(np.zeros(len(space)))
+    gone = ["features.4", "features.11", "features.22"]
+    plan |= {name: float(name.partition(":")[2] not in gone) for name in plan if name.startswith("layer_removal:")}
+    student = copy.deepcopy(model)
+    Pipeline.compress(student, plan, settings, Pipeline.prepare(model, task, settings), 0)
+    layers = {name: layer for name, layer in student.named_modules() if hasattr(layer, "weight_bits")}
+    assert layers
+    assert not layers.keys() & set(gone)
+    first = copy.deepcopy(model)
+    (step, own), _ = Pipeline.steps(plan, settings)
+    step.learner.compress(first, own, step.settings, step.learner.prepare(model, task, step.settings), 0)
+    weights, bits = [layer.weight.numel() for layer in layers.values()], [int(x.weight_bits) for x in layers.values()]
+    expected = stored_bytes(count_params(first)[0], np.array(weights), np.array(bits))
+    costs = space.costs(plan)
+    # What describes the layers that are gone is counted too.
+    quantized = space.parts[1]
+    alone = {name: value for name, value in plan.items() if name in quantized.names}
+    sizes = np.array([knob.facts["params"] for knob in quantized.knobs])
+    plain = stored_bytes(count_params(model)[0], sizes, np.array([*alone.values()]))
+    described = quantized.costs(alone)["size_bytes"] - plain
+    assert described_bytes(student) <= described or second["name"] == "litert_quant"
+    assert costs["size_bytes"] == expected + described
+    assert costs["params"] == count_params(first)[0] < count_params(model)[0]
+    assert costs["macs"] == total_macs(student, example_input(task)) < total_macs(model, example_input(task))
+    with torch.inference_mode():
+        assert student.eval()(example_input(task)).isfinite().all()
+
+
+def test_what_is_left_of_the_layers_is_trained_and_shipped_in_8_bits(deep):
+    model, task = deep
+    settings = parsed({"name": "layer_removal", "images": 100}, {"name": "litert_quant", "images": 20})
+    space = Pipeline.space(model, task, settings)
+    plan = space.decode(np.zeros(len(space)))
+    (removal, gone), (quantization, bits) = Pipeline.steps(plan, settings)
+    student = removal.learner.finish(model, model, gone, task, removal.settings)
+    int8 = quantization.learner.finish(student, student, bits, task, quantization.settings)
+    again = quantization.learner.restructure(copy.deepcopy(student), bits, task, quantization.settings)
+    again.load_state_dict(int8.state_dict())
+    found = {name for name, (kind, _) in again.operators().items() if kind == "int8"}
+    assert {"features.0", "classifier"} <= found
+    assert not found & {name for name, kept in gone.items() if not kept}
+
+
+def test_a_size_that_eight_bits_reach_removes_no_layer(deep):
+    model, task = deep
+    space = Pipeline.space(model, task, parsed("layer_removal", EIGHT))
+    params = count_params(model)[0]
+    for share in (0.3, 0.1):
+        plan = space.uniform({"size_bytes": share * 4 * params})
+        assert {v for n, v in plan.items() if n.startswith("litert_quant:")} == {8}
+        kept = [v for n, v in plan.items() if n.startswith("layer_removal:")]
+        assert (min(kept) == 1) == (share == 0.3)
+        assert max(kept) == 1
+
+
+def test_a_skipped_layer_may_be_taken_out(deep):
+    model, task = deep
+    left_float = {"name": "litert_quant", "images": 20, "skip": ["features.11", "classifier"]}
+    settings = parsed({"name": "layer_removal", "images": 100}, left_float)
+    space = Pipeline.space(model, task, settings)
+    plan = space.decode(np.zeros(len(space)))
+    assert plan["layer_removal:features.11"] == 0
+    student = copy.deepcopy(model)
+    Pipeline.compress(student, plan, settings, Pipeline.prepare(model, task, settings), 0)
+    assert [n for n, m in student.named_modules() if hasattr(m, "weight_bits")] == ["features.0"]

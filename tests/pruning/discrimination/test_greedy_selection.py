@@ -1,0 +1,181 @@
+"""Units chosen one after the other by the gradient of a loss."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from learners.dis_chn_pruned import Settings, empty_scores
+from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.keep_ratios import graph_of
+from pfray.pruning.discrimination import greedy_selection
+from pfray.pruning.discrimination.auxiliary_losses import Stage, make_heads
+from pfray.pruning.discrimination.greedy_selection import (
+    Columns,
+    Criterion,
+    calibration,
+    choose,
+    columns_of,
+    gradient_norms,
+    only_trained,
+)
+from pfray.task import Task
+from tests.small import equal, informative, passing_on, state
+
+CPU = torch.device("cpu")
+INNER_STEPS, INNER_LR = 2, 0.01
+
+
+def criterion_of(model: nn.Module, task: Task, name: str, layer: str | None, weight: float = 1.0) -> Criterion:
+    group = next(group for group in graph_of(model, task).groups if group.name == name)
+    own_head = make_heads(model, [Stage((group,), layer)], {}, task).get(layer)
+    return Criterion(copy.deepcopy(model), copy.deepcopy(model), task, group, {}, layer, own_head, weight)
+
+
+def test_the_gradient_of_the_criterion_equals_one_written_out_for_a_single_reader():
+    task, model = informative(), passing_on()
+    found = criterion_of(model, task, "0", None, weight=0.0)
+    columns = columns_of(found.student, found.group)
+    batches = calibration(task, 200, CPU)
+    with only_trained(found, columns):
+        columns[0].clear(np.arange(8))
+        norms = gradient_norms(found, columns, batches)
+    # L_M = 1/2 mean (O - b)^2 with all weights 0, so dL/dW_ok = -mean over all entries of (O_o - b_o) X_k.
+    inputs = model[:2](task.train.inputs[:200]).transpose(0, 1).flatten(1)
+    target = (model[2].weight[:, :, 0, 0] @ inputs).detach()
+    expected = (target @ inputs.T / target.numel()).square().sum(0).sqrt()
+    assert norms == pytest.approx(expected.detach().numpy(), rel=1e-4)
+
+
+def test_the_discrimination_loss_is_added_with_its_weight():
+    task, model = informative(), passing_on()
+    (batch,) = calibration(task, 64, CPU)
+    plain = criterion_of(model, task, "0", None, weight=0.0)
+    with torch.no_grad():
+        assert plain(*batch).item() == 0.0
+        final = criterion_of(model, task, "0", None, weight=0.5)
+        assert final(*batch).item() == pytest.approx(0.5 * F.cross_entropy(model(batch[0]), batch[1]).item())
+        extra = criterion_of(model, task, "0", "2", weight=2.0)
+        judged = extra.head(model[2](model[:2](batch[0])).flatten(2))
+        assert extra(*batch).item() == pytest.approx(2.0 * F.cross_entropy(judged, batch[1]).item())
+        # Outputs that are removed already do not count in L_M.
+        plain.student[2].bias[3] += 1.0
+        assert plain(*batch).item() == pytest.approx(0.5 / 8)
+        stays = np.array([0, 1, 2, 4, 5, 6, 7])
+        assert replace(plain, alive={("2", "out"): stays})(*batch).item() == 0.0
+
+
+@pytest.mark.parametrize(("layer", "per_step"), [("2", 1), ("2", 2), (None, 1)])
+def test_the_channels_that_tell_the_classes_are_the_first_to_be_chosen(layer, per_step):
+    task, model = informative(), passing_on()
+    if layer is None:  # the outputs' own loss: the last layer has to know the classes
+        own = make_heads(model, [Stage((), "2")], {}, task)["2"]
+        with torch.no_grad():
+            scale = (own.norm.running_var + own.norm.eps).rsqrt()
+            model[2].weight *= scale[:, None, None, None]
+            model[2].bias.copy_((model[2].bias - own.norm.running_mean) * scale)
+            model[4][2].weight.copy_(own.theta)
+            model[4][2].bias.copy_(own.bias)
+    batches = calibration(task, 240, CPU)
+    found = criterion_of(model, task, "0", layer, weight=20.0)
+    assert choose(found, 2, batches, per_step, INNER_STEPS, INNER_LR).tolist() == [2, 5]
+    # Without the extra loss the noise is as good: every channel adds the same to the next layer.
+    spread = empty_scores(model, [found.group], task, Settings(losses=0, weight=0.0, images=240))["0"]
+    assert spread[[0, 1, 3, 4, 6, 7]].max() > 0.8 * spread[[2, 5]].min()
+
+
+def test_what_is_not_chosen_is_zero_and_the_rest_is_moved_from_where_it_was():
+    task, model = informative(), passing_on()
+    batches = calibration(task, 240, CPU)
+    still = criterion_of(model, task, "0", "2")
+    chosen = choose(still, 5, batches, 4, 0, INNER_LR)
+    gone = np.setdiff1d(np.arange(8), chosen)
+    assert len(chosen) == 5
+    assert torch.equal(still.student[2].weight[:, chosen], model[2].weight[:, chosen])
+    assert not still.student[2].weight[:, gone].any()
+    # None is chosen twice, even where the others have nothing to offer any more.
+    everything = criterion_of(model, task, "0", "2")
+    nn.init.zeros_(everything.student[0].weight[4:])
+    nn.init.constant_(everything.student[0].bias[4:], -1.0)
+    assert choose(everything, 8, batches, 3, INNER_STEPS, INNER_LR).tolist() == list(range(8))
+    moved = criterion_of(model, task, "0", "2")
+    chosen = choose(moved, 5, batches, 4, 3, INNER_LR)
+    gone = np.setdiff1d(np.arange(8), chosen)
+    assert not torch.equal(moved.student[2].weight[:, chosen], model[2].weight[:, chosen])
+    assert not moved.student[2].weight[:, gone].any()
+    assert moved.student[2].bias.ne(model[2].bias).any()
+    # Nothing else moves, and what is trained is as it was.
+    others = {name: own for name, own in state(moved.student).items() if not name.startswith("2.")}
+    assert equal(others, {name: own for name, own in state(model).items() if not name.startswith("2.")})
+    assert all(p.requires_grad and p.grad is None for p in moved.student.parameters())
+
+
+def test_the_choice_by_turns_stops_where_the_loss_changes_no_more(monkeypatch):
+    task, model = informative(), passing_on()
+    batches = calibration(task, 240, CPU)
+
+    def loss_after(count: int) -> float:
+        found = criterion_of(model, task, "0", "2", weight=20.0)
+        choose(found, count, batches, 1, INNER_STEPS, INNER_LR)
+        with torch.no_grad():
+            return sum(found(*batch).item() * len(batch[1]) for batch in batches) / 240
+
+    losses = [loss_after(count) for count in range(6)]
+    changes = [abs(one - other) / losses[0] for one, other in itertools.pairwise(losses)]
+    # The channels 2 and 5 tell the classes; the third choice is the first that changes little.
+    assert max(changes[2:]) < min(changes[:2])
+    turns = []
+
+    def counted(criterion: Criterion, columns: list[Columns], batches: object) -> np.ndarray:
+        turns.append(int((columns[0].weight != 0).any(0).sum()))
+        return gradient_norms(criterion, columns, batches)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(greedy_selection, "gradient_norms", counted)
+    for epsilon, expected in (
+        (0.0, [0, 1, 2, 3, 4, 5, 6]),
+        ((changes[2] + min(changes[:2])) / 2, [0, 1, 2, 3]),
+        (max(changes[:2]) * 1.01, [0, 1]),
+    ):
+        turns.clear()
+        found = criterion_of(model, task, "0", "2", weight=20.0)
+        chosen = choose(found, 7, batches, 1, INNER_STEPS, INNER_LR, epsilon)
+        assert turns == expected
+        assert len(chosen) == 7
+        assert {2, 5} <= set(chosen.tolist())
+
+
+def test_the_steps_in_between_lower_the_loss():
+    task, model = informative(), passing_on()
+    batches = calibration(task, 240, CPU)
+    losses = []
+    for steps in (0, 20):
+        found = criterion_of(model, task, "0", "2")
+        choose(found, 3, batches, 4, steps, 0.05)
+        with torch.no_grad():
+            losses.append(sum(found(*batch).item() for batch in batches))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_columns_of_grouped_and_transposed_layers_are_those_that_read_the_unit():
+    grouped = nn.Conv2d(4, 2, 1, groups=2)
+    # Unit 0 is the first channel of each of two groups.
+    columns = Columns(grouped, Cut("x", "in", np.array([[0, 2], [1, 3]]), 4, "CONV"))
+    gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, :, None, None]
+    assert columns.squares(gradient).tolist() == [1 + 9, 4 + 16]
+    columns.clear(np.array([1]))
+    assert grouped.weight[:, 1].tolist() == [[[0.0]], [[0.0]]]
+    assert torch.equal(grouped.weight[:, 0], columns.before[:, 0])
+    columns.bring_back(np.array([1]))
+    assert torch.equal(grouped.weight, columns.before)
+    transposed = nn.ConvTranspose2d(3, 2, 1)
+    columns = Columns(transposed, Cut("x", "in", np.array([[0], [1], [2]]), 3, "CONV"))
+    gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])[:, :, None, None]
+    assert columns.squares(gradient).tolist() == [5, 25, 61]
+    assert columns.mask(np.array([1])).flatten().tolist() == [0, 1, 0]

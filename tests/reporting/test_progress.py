@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from pfray.reporting import progress as module
+from pfray.reporting.progress import Progress
+
+
+@pytest.fixture
+def plain() -> tuple[Progress, io.StringIO]:
+    text = io.StringIO()
+    return Progress(Console(file=text, force_terminal=False, width=40)), text
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_off_a_terminal_a_stage_is_plain_lines_with_name_done_total_and_note(plain, clock):
+    progress, text = plain
+    with progress.stage("search", total=4) as stage:
+        clock[0] += 6
+        stage.update(1, "best 0.9")
+        clock[0] += 1
+        stage.update(2, "too soon for a line")
+        clock[0] += 5
+        stage.update(3, "best 0.95 of [red]trials[/red], a note longer than the console is wide")
+        stage.update(4, "best 0.95")
+    assert text.getvalue().splitlines() == [
+        "[search] started",
+        "[search] 1/4 best 0.9, about 18 s left",
+        "[search] 3/4 best 0.95 of [red]trials[/red], a note longer than the console is wide, about 4 s left",
+        "[search] 4/4 best 0.95",
+        "[search] done in 12.0 s",
+    ]
+
+
+def test_what_was_done_in_an_earlier_session_does_not_enter_the_rate(plain, clock):
+    progress, text = plain
+    with progress.stage("search", total=100) as stage:
+        clock[0] += 10
+        stage.update(91, "")
+    assert "91/100 , about 90 s left" in text.getvalue()
+
+
+def test_a_stage_without_a_total_counts_only(plain, clock):
+    progress, text = plain
+    with progress.stage("load") as stage:
+        clock[0] += 6
+        stage.update(3, "files")
+    assert "[load] 3 files\n" in text.getvalue()
+
+
+def test_seconds_are_kept_and_added_even_of_a_stage_that_fails(plain, clock):
+    progress, text = plain
+    with progress.stage("train"):
+        clock[0] += 2
+
+    def fail() -> None:
+        with progress.stage("train"):
+            clock[0] += 3
+            raise ValueError("broke")
+
+    with pytest.raises(ValueError, match="broke"):
+        fail()
+    assert progress.seconds == {"train": 5.0}
+    assert text.getvalue().count("done in") == 1
+
+
+def test_on_a_terminal_the_bar_shows_name_counts_and_note():
+    text = io.StringIO()
+    with Progress(Console(file=text, force_terminal=True, width=120)).stage("search", total=4) as stage:
+        stage.update(4, "best 0.9")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
+    assert "search" in shown
+    assert "4/4" in shown
+    assert "best 0.9" in shown
+    assert "[search]" not in shown
+
+
+def test_say_prints_the_text_as_it_is(plain):
+    progress, text = plain
+    progress.say("[bold] 12345 and a text that is longer than 40 characters")
+    assert text.getvalue() == "[bold] 12345 and a text that is longer than 40 characters\n"

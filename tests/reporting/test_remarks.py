@@ -1,0 +1,106 @@
+"""A run's summary in words: the headline, and what a reader must know before quoting it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pfray.reporting.remarks import headline, remarks
+from tests.summaries import STORED, SUMMARY, changed
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"sparsity": 0.925, "max_drop": 0.01}, "92.5 % sparsity"),
+        ({"params": "0.4x"}, "at most 0.4x params"),
+        ({"params": 800_000}, "at most 800,000 params"),
+    ],
+)
+def test_the_headline_names_the_target_in_its_unit(target: dict, words: str) -> None:
+    assert f"mobilenet_sparse: {words}, accuracy" in headline({**SUMMARY, "target": target})
+
+
+def test_nothing_is_held_back_when_the_result_is_good() -> None:
+    assert remarks({**SUMMARY, "trials": {"finished": 4, "failed": 0, "best": 3}}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "remark"),
+    [
+        ({"exported": {"latency_ms": 6.2}}, "smaller but not faster: 6.2 ms against 6.1 ms"),
+        ({"exported": {"latency_ms": 6.1}}, "smaller but not faster: 6.1 ms against 6.1 ms"),
+        ({"exported": {"latency_ms": 0.0612, "teacher_latency_ms": 0.06}},
+         "smaller but not faster: 0.061 ms against 0.060 ms"),
+        ({"exported": {"latency_ms": 7.0}, "compressed": {"size_bytes": 13e6}},
+         "neither smaller nor faster: 7.0 ms against 6.1 ms"),
+        ({"exported": {"latency_ms": 7.0}, "compressed": {"size_bytes": None}}, "not faster: 7.0 ms against 6.1 ms"),
+        ({"exported": None, "compressed": {"latency_ms": 9.0}, "teacher": {"latency_ms": 8.0}},
+         "smaller but not faster: 9.0 ms against 8.0 ms"),
+        ({"compressed": {"accuracy": 0.971}, "allocate": {"accuracy": 0.97}},
+         "the searched plan did not beat the uniform plan: 97.10 % against 97.10 % on the test split"),
+        ({"compressed": {"accuracy": 0.95}, "allocate": {"accuracy": 0.94}},
+         "the searched plan did not beat the uniform plan: 95.00 % against 97.10 % on the test split"),
+        ({"compressed": {"accuracy": 0.972}},
+         "the searched plan did not beat the allocate plan: 97.20 % against 97.30 % on the test split"),
+        ({"choice": {"origin": "allocate"}},
+         "no searched plan scored better than 'allocate', which needs no search"),
+        ({"choice": {"origin": "searched", "within_error": 7, "standard_error": 0.0134}},
+         "the best 7 plans are within one standard error (0.013) of the best score, so the choice among them is close "
+         "to chance. More search.validation_images tell them apart"),
+        ({"target": {"max_drop": 0.002}}, "the goal is missed: 0.30 points lost, 0.20 allowed (target.max_drop)"),
+    ],
+)  # fmt: skip
+def test_what_a_reader_must_know_is_said(changes: dict, remark: str) -> None:
+    assert remarks(changed(**changes, trials={"failed": 0})) == [remark]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exported": {"latency_ms": 6.0}},
+        {"exported": {"latency_ms": None}},
+        {"exported": None},
+        {"uniform": {"accuracy": None}},
+        {"uniform": None},
+        {"target": {"max_drop": 0.01}},
+    ],
+)
+def test_remarks_are_silent_where_nothing_is_wrong_or_known(changes: dict) -> None:
+    assert remarks(changed(**changes, trials={"failed": 0})) == []
+
+
+def test_the_remarks_name_what_the_file_rounds_and_what_stays_float() -> None:
+    notes = remarks(changed(exported={"stored": STORED}))
+    assert [note for note in notes if ".tflite" in note] == [
+        "float in the .tflite, d: with int8's nearest levels the outputs <differ>",
+        "the .tflite rounds to 8 bits what its int4 layers read: a",
+        "the .tflite has int8's levels nearest to the model's, not the same: b",
+    ]
+    assert not any(".tflite" in note for note in remarks(SUMMARY))
+
+
+@pytest.mark.parametrize(("target", "size", "told"), [
+    ({"size_bytes": 3_000_000}, 3_100_000, None), ({"size_bytes": 3_000_000}, 3_200_000, ("3.2 MB", "3.0 MB")),
+    ({"size_bytes": "0.5x"}, 6_700_000, None), ({"size_bytes": "0.5x"}, 6_900_000, ("6.9 MB", "6.4 MB")),
+])  # fmt: skip
+def test_a_packed_file_that_is_larger_than_the_target_is_told(target, size, told) -> None:
+    summary = changed(target=target, compressed={"size_bytes": size})
+    notes = [note for note in remarks({**summary, "target": target}) if "size_bytes" in note]
+    starts = [f"the packed file has {told[0]}, target.size_bytes is {told[1]}: it counts parameters"] if told else []
+    assert [note[: len(start)] for note, start in zip(notes, starts, strict=True)] == starts
+
+
+@pytest.mark.parametrize(("stored", "said"), [(4.9, False), (5.1, True)])
+def test_bits_of_all_parameters_are_told_where_many_stay_float(stored, said) -> None:
+    summary = changed(compressed={"stored_bits": stored * SUMMARY["compressed"]["params"]})
+    notes = remarks({**summary, "target": {"bits": 4}})
+    expected = "4 bits hold for the layers that are quantized; all parameters have 5.1 on average, as the others stay "
+    assert (f"{expected}float" in notes) == said
+
+
+def test_operators_without_an_int8_kernel_are_remarked_and_layers_left_out_on_purpose_are_not() -> None:
+    stored = {f"act{i}": {"bits": None, "type": "float", "reason": "no int8 kernel for silu"} for i in range(6)}
+    stored["fc"] = {"bits": None, "type": "float", "reason": "left out by the plan or by learner.skip"}
+    notes = remarks(changed(exported={"stored": stored}))
+    expected = "float in the .tflite, act0, act1, act2 and 3 more: no int8 kernel for silu"
+    assert [note for note in notes if ".tflite" in note] == [expected]

@@ -1,0 +1,169 @@
+"""Milliseconds as a target: the prediction by hand, and a run that keeps it. Times are those of a clock of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from learners.channel_pruned import ChannelPruned
+from learners.channel_pruned import Settings as PruningSettings
+from learners.weight_sparse import WeightSparse
+from pfray import bench
+from pfray.config.registry import parse_settings
+from pfray.config.schema import load
+from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.learner.pipeline import Pipeline
+from pfray.learner.pipeline import Settings as PipelineSettings
+from pfray.reporting.remarks import remarks
+from pfray.run import main, run
+from pfray.space import CompressionSpace, Knob
+from pfray.workflow import latency_model
+from pfray.workflow.latency_model import timed_space
+
+SETTINGS = PruningSettings(images=100, round_to=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
+    """A file takes a millisecond for every 100 kB; how many files were timed at once. The times are kept here only."""
+    counts: list[int] = []
+
+    def latency_ms(paths: Sequence[Path], rounds: int = 15, threads: int = 1) -> list[float]:
+        counts.append(len(paths))
+        return [Path(path).stat().st_size / 1e5 for path in paths]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "latency_ms", latency_ms)
+        patch.setenv("PFRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield counts
+
+
+def timed(job: Any, learner: Any, settings: Any, done: Callable[[int, str], None] | None = None) -> CompressionSpace:
+    space = learner.space(job.teacher, job.task, settings)
+    return timed_space(space, learner, job.teacher, job.task, settings, done or (lambda count, note: None))
+
+
+def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(job):
+    shown: list[int] = []
+    space = timed(job, ChannelPruned, SETTINGS, lambda count, note: shown.append(count))
+    assert shown == [1, 2, 3, 4, 5]
+    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.25, 0.5, 1.0)]
+    times = [end["latency_ms"] for end in ends]
+    assert times == sorted(times)
+    assert times[-1] > 2 * times[0] > 0
+    between = space.costs_at(np.full(len(space), 0.4))
+    share = (between["macs"] - ends[1]["macs"]) / (ends[2]["macs"] - ends[1]["macs"])
+    assert 0 < share < 1
+    assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
+
+
+def test_plans_are_timed_once_and_kept(job, clock, tmp_path, monkeypatch):
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
+    before = list(clock)
+    first = timed(job, ChannelPruned, SETTINGS)
+    again = timed(job, ChannelPruned, SETTINGS)
+    assert clock == [*before, 5]
+    assert first.costs_at(np.ones(len(first))) == again.costs_at(np.ones(len(again)))
+
+
+def test_a_slower_file_of_fewer_multiply_adds_does_not_make_compression_cost_more():
+    assert latency_model._rising([30, 10, 20], [3.0, 1.5, 1.0]) == [[10, 20, 30], [1.5, 1.5, 3.0]]
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, 1.0), (32, 4.0), (20, 2.5)])
+def test_switches_to_8_bits_count_by_the_mean_bits(bits, expected):
+    curves = {"float": [[0, 100], [0.0, 8.0]], "int8": [[0, 100], [0.0, 2.0]]}
+    inner = lambda values: {"macs": 50, "bits": float(values[0])}  # noqa: E731
+    costs = latency_model._costs(np.array([bits]), inner, curves, (8, 32))
+    assert costs["latency_ms"] == pytest.approx(expected)
+
+
+def test_8_bits_that_are_slower_are_no_reason_to_use_more_of_them():
+    curves = {"float": [[0, 100], [1.0, 1.0]], "int8": [[0, 100], [2.0, 2.0]]}
+    cost = partial(latency_model._costs, inner=lambda v: {"macs": 50, "bits": float(v[0])}, curves=curves, bits=(8, 32))
+    assert cost(np.array([8.0]))["latency_ms"] == cost(np.array([32.0]))["latency_ms"] == 2.0
+
+
+def test_a_pipeline_switches_8_bits_on_for_a_latency(job):
+    steps = [{"name": "channel_pruned", "images": 100, "round_to": 1}, {"name": "litert_quant", "images": 100}]
+    settings = parse_settings("learner", PipelineSettings, {"steps": steps})
+    space = timed(job, Pipeline, settings)
+    whole = space.costs_at(np.ones(len(space)))["latency_ms"]
+    eight = space.uniform({"latency_ms": 0.5 * whole})
+    # The int8 file is a third of the float one, so that nothing has to be pruned.
+    assert {value for name, value in eight.items() if name.startswith("litert_quant:")} == {8}
+    assert {value for name, value in eight.items() if name.startswith("channel_pruned:")} == {1}
+    pruned = space.uniform({"latency_ms": 0.2 * whole})
+    assert space.costs(pruned)["latency_ms"] <= 0.2 * whole
+    assert space.costs(pruned)["macs"] < 0.8 * space.costs(eight)["macs"]
+
+
+def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(job):
+    settings = WeightSparse.settings_type()
+    space = timed(job, WeightSparse, settings)
+    assert "latency_ms" not in space.costs_at(np.ones(len(space)))
+
+
+def test_a_space_without_switches_has_one_curve():
+    knobs = (Knob("a", 0.0, 1.0), Knob("b", 8, 32, choices=(8, 32)))
+    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {})) == 5
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {})) == 10
+
+
+def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
+    raw: dict[str, Any] = {
+        "name": "faster", "storage": str(folder), "data": "digits",
+        "model": {"name": "lenet", "weights": str(teacher_file)},
+        "learner": {"name": "channel_pruned", "images": 100, "round_to": 1}, "target": {"latency_ms": "0.5x"},
+        "search": {"name": "uniform"}, "finetune": {"epochs": 0}, "export": {"images": 50, "rounds": 3}, **changes,
+    }  # fmt: skip
+    path = folder / "faster.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(ray_cluster, tmp_path, teacher_file, clock, capsys):
+    path = experiment(tmp_path, teacher_file)
+    folder = run(load(path))
+    first, timings = json.loads((folder / "summary.json").read_text()), len(clock)
+    assert 0.35 < first["exported"]["latency_ms"] / first["exported"]["teacher_latency_ms"] <= 0.5
+    assert "at most 0.5x latency" in capsys.readouterr().out
+
+    (folder / "summary.json").unlink()
+    again = json.loads((run(load(path), resume=True) / "summary.json").read_text())
+    assert again["plan"] == first["plan"]
+    assert len(clock) == timings + 1  # of the exported files
+
+
+def test_a_file_that_is_slower_than_predicted_misses_the_goal(ray_cluster, tmp_path, teacher_file, monkeypatch, capsys):
+    path = experiment(tmp_path, teacher_file)
+    monkeypatch.setattr(latency_model, "hold", lambda plans, *rest: plans)  # as predicted, and not timed by themselves
+    assert main([str(path)]) == 1
+    found = capsys.readouterr()
+    assert "target.latency_ms allows" in found.err
+    assert "The files are complete" in found.err
+    assert "allowed (target.latency_ms)" in found.out
+    assert (tmp_path / "faster" / "model.tflite").exists()
+
+
+def test_absolute_milliseconds_are_compared_as_they_are():
+    summary = {"target": {"latency_ms": 2.0}, "exported": {"latency_ms": 2.2, "teacher_latency_ms": 4.0}}
+    assert "the goal is missed: 2.2 ms, 2.1 ms allowed (target.latency_ms)" in remarks(summary)
+    summary["exported"]["latency_ms"] = 2.09
+    assert not remarks(summary)
+
+
+def test_wrong_latencies_are_refused(tmp_path, teacher_file):
+    with pytest.raises(InfeasibleTarget, match=r"target\.latency_ms: .* out of reach"):
+        run(load(experiment(tmp_path, teacher_file, target={"latency_ms": 1e-6})))
+    with pytest.raises(ConfigError, match=r"target\.latency_ms: weight_sparse cannot change it"):
+        run(load(experiment(tmp_path, teacher_file, learner="weight_sparse")))
+    with pytest.raises(ConfigError, match=r"target\.latency_ms is the \.tflite's, and export\.tflite is false"):
+        load(experiment(tmp_path, teacher_file, export={"tflite": False}))

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from torch import nn
+from torch.nn import functional as F
+
+from learners.full_precision import FullPrecision
+from learners.weight_sparse import Settings, WeightSparse
+from pfray import bench
+from pfray.config.schema import Experiment
+from pfray.data import digits
+from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.search.allocate import Allocate
+from pfray.search.random import Random
+from pfray.search.uniform import Uniform
+from pfray.space import CompressionSpace
+from pfray.task import Task
+from pfray.workflow.target import (
+    check_searcher,
+    first_plans,
+    plans_without_search,
+    resolve_limits,
+    resolve_objective,
+    searched_settings,
+)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits.build()
+
+
+@pytest.fixture(scope="module")
+def model(task: Task) -> nn.Module:
+    pixels = task.train.inputs[0].numel()
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 50), nn.Linear(50, 10))
+
+
+@pytest.fixture(scope="module")
+def space(model: nn.Module, task: Task) -> CompressionSpace:
+    return WeightSparse.space(model, task, Settings())
+
+
+def experiment(target: dict[str, Any] | None = None, **search: Any) -> Experiment:
+    return Experiment.model_validate({
+        "name": "x", "model": "lenet", "data": "digits", "learner": "weight_sparse",
+        "target": target or {"sparsity": 0.7}, "search": search,
+    })  # fmt: skip
+
+
+def limits(model: nn.Module, space: CompressionSpace, **target: Any) -> dict[str, float]:
+    return resolve_limits(experiment(target).target, space, model, "the_learner")
+
+
+def test_limits_are_absolute_numbers_in_the_units_of_the_space(model, space):
+    params = sum(p.numel() for p in model.parameters())
+    assert limits(model, space, params="0.5x") == {"params": 0.5 * params}
+    assert limits(model, space, params="1.5k", sparsity="75%") == {"params": 1_500.0, "sparsity": 0.75}
+    assert limits(model, space, params=1234) == {"params": 1234.0}
+
+
+def test_a_unit_that_the_learner_cannot_change_is_refused(model, task):
+    nothing = FullPrecision.space(model, task, FullPrecision.settings_type())
+    with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
+        limits(model, nothing, sparsity=0.5)
+
+
+def test_every_search_starts_with_allocate_then_uniform_then_heuristic(model, space, task):
+    limits = {"sparsity": 0.7}
+    plans = plans_without_search(space, limits, WeightSparse.error_curves(model, task, Settings()))
+    assert list(plans) == ["allocate", "uniform", "heuristic"]
+    assert plans["uniform"] == space.uniform(limits)
+    assert plans["heuristic"]["1"] > plans["heuristic"]["2"]
+    assert len({tuple(plan.values()) for plan in plans.values()}) == 3
+    assert all(space.meets(plan, limits) for plan in plans.values())
+    assert first_plans(plans, Random) == tuple(plans.items())
+    assert first_plans(plans, Allocate) == (("allocate", plans["allocate"]),)
+    assert first_plans(plans, Uniform) == (("uniform", plans["uniform"]),)
+    assert first_plans({**plans, "uniform": plans["allocate"]}, Random) == (
+        ("allocate", plans["allocate"]), ("heuristic", plans["heuristic"]),
+    )  # fmt: skip
+    assert list(plans_without_search(space, limits)) == ["uniform", "heuristic"]
+    with pytest.raises(InfeasibleTarget, match=r"target.sparsity: 0.99 is out of reach"):
+        plans_without_search(space, {"sparsity": 0.99})
+
+
+def test_allocate_without_error_curves_is_refused_before_anything_runs():
+    check_searcher(experiment(), Allocate, WeightSparse)
+    check_searcher(experiment(), Random, FullPrecision)
+    with pytest.raises(ConfigError, match="allocate needs error curves, which weight_sparse does not give"):
+        check_searcher(experiment(), Allocate, FullPrecision)
+
+
+def test_the_score_is_agreement_where_there_are_soft_labels_and_accuracy_where_there_are_none(task):
+    regression = replace(task, loss=F.mse_loss)
+    own = replace(task, loss=F.mse_loss, soft_loss=lambda outputs, teacher, temperature: F.mse_loss(outputs, teacher))
+    assert resolve_objective(experiment(), task).name == "agreement"
+    assert resolve_objective(experiment(), regression).name == "accuracy"
+    assert resolve_objective(experiment(), own).name == "agreement"
+    assert resolve_objective(experiment(objective="amc"), task).cost == "nonzero_params"
+    with pytest.raises(ConfigError, match="agreement with the teacher is not defined"):
+        resolve_objective(experiment(objective="agreement"), regression)
+
+
+def test_times_of_litert_are_refused_where_it_is_not_there(task, monkeypatch):
+    timed = experiment(objective="ddc", latency="litert")
+    assert resolve_objective(timed, task).name == "ddc"
+    monkeypatch.setattr(bench, "RUNTIMES", ("no_such_runtime",))
+    with pytest.raises(ConfigError, match=r"search.latency: litert cannot be timed here: .*Remedy: search.lat"):
+        resolve_objective(timed, task)
+    assert resolve_objective(experiment(objective="ddc"), task).name == "ddc"
+    assert resolve_objective(experiment(latency="litert"), task).name == "agreement"
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """A learner's settings, one of which the space depends on."""
+
+    max_sparsity: float = 0.9
+    interval: int = 8
+    depthwise: bool = False
+
+
+def searched(space: CompressionSpace, **ranges: str) -> tuple:
+    raw = {key.replace("__", "."): value for key, value in ranges.items()}
+
+    def space_of(settings: Shaping) -> CompressionSpace:
+        return replace(space, knobs=tuple(replace(k, compressed=settings.max_sparsity) for k in space.knobs))
+
+    return searched_settings(experiment(space=raw, finetune_steps=10), Shaping(), space_of)
+
+
+def test_searched_settings_become_free_knobs_around_their_own_values(space):
+    knobs = searched(
+        space, finetune__lr="loguniform(1e-4, 1e-1)", distill__temperature="uniform(1, 8)",
+        learner__interval="integers(2, 16)", learner__depthwise="integers(0, 1)",
+    )  # fmt: skip
+    assert [(knob.name, knob.default, knob.free) for knob in knobs] == [
+        ("finetune.lr", 0.02, True),
+        ("distill.temperature", 4.0, True),
+        ("learner.interval", 8.0, True),
+        ("learner.depthwise", 0.0, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("finetune__lrr", "uniform(0, 1)", "'finetune.lrr' cannot be searched. Did you mean 'finetune.lr'?"),
+        ("finetune__epochs", "integers(1, 9)", "'finetune.epochs' cannot be searched."),
+        ("finetune__lr", "uniform(0, 1)", "finetune.lr: uniform(0, 1) holds values that are not allowed: input should "
+                                          "be greater than 0"),
+        ("learner__interval", "uniform(2, 16)", "learner.interval: uniform(2, 16) holds values that are not"),
+        ("finetune__batch_size", "integers(16, 64)", "'finetune.batch_size' cannot be searched."),
+        ("learner__max_sparsity", "uniform(0.5, 0.8)", "learner.max_sparsity shapes the search space itself"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_searched_is_refused(space, name, text, words):
+    with pytest.raises(ConfigError) as caught:
+        searched(space, **{name: text})
+    assert words in str(caught.value)
+
+
+def test_settings_of_a_training_that_trials_do_not_do_are_refused(space):
+    raw = {"finetune.lr": "loguniform(1e-4, 1e-1)", "distill.weight": "uniform(0, 1)"}
+    with pytest.raises(ConfigError) as caught:
+        searched_settings(experiment(space=raw), Shaping(), lambda settings: space)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "finetune.lr changes nothing in trials without fine-tuning. Remedy: search.finetune_steps=30" in lines[0]
