@@ -21,13 +21,13 @@ from pydantic import Field
 from torch import nn
 
 from pfray.errors import UnsupportedModel
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import stored_bytes
 from pfray.models.vgg import VGG
-from pfray.nn.build import become, check_output, task_arguments
+from pfray.nn.build import check_output, task_arguments
+from pfray.nn.modes import place
 from pfray.nn.width_multiplier import scaled
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.task import Task
 
 # Widths that a stage can have, at most.
 WIDTHS = 16
@@ -48,17 +48,18 @@ class Settings:
             raise ValueError("channels is empty. Remedy: one number for each stage, such as [64, 128, 256]")
 
 
-class Architecture(Learner):
+class Architecture(Algorithm):
+    settings: Settings
     settings_type = Settings
     from_scratch = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """Two knobs a stage, ``depth`` and ``width``, as shares of the largest; costs ``macs``, ``params``, and
         ``size_bytes``, the latter's as float32.
 
         Raises UnsupportedModel where the inputs cannot be halved so often, or the outputs do not fit the task.
         """
+        settings, task = self.settings, self.task
         shape, least = task.input_shape, 2 ** len(settings.channels)
         if len(shape) != 3 or min(shape[1:]) < least:
             raise UnsupportedModel(
@@ -82,13 +83,9 @@ class Architecture(Learner):
             tuple(knobs), partial(_costs, names=names, settings=settings, shape=shape, outputs=task.num_outputs)
         )
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
-        return task_arguments(task)
-
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Mapping[str, int], steps: int) -> None:
-        become(model, network(plan, settings, cache))
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        """The network of the plan, its weights drawn from torch's generator."""
+        return Compressed(place(network(plan, self.settings, task_arguments(self.task)), self.device))
 
 
 def network(plan: Plan, settings: Settings, known: Mapping[str, int]) -> nn.Module:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
 from pfray.nn.modes import place
@@ -42,6 +42,68 @@ class Settings(ChannelSettings):
     positions: Annotated[int, Field(ge=1)] = 48
 
 
+class ChannelPruned(Algorithm):
+    settings: Settings
+    settings_type = Settings
+    permanent = True
+    has_finish = True
+    has_error_curves = True
+
+    def space(self) -> CompressionSpace:
+        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``."""
+        return keep_ratios.channel_space(graph_of(self.model, self.task), self.settings)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return calibrate(self.model, self.task, self.settings)
+
+    def error_curves(self) -> dict[str, np.ndarray]:
+        """What the layers that read a group lose, each reconstructed: 1 - R^2 of its outputs.
+
+        Of several readers R^2 is multiplied, which for the allocator adds their errors up.
+        """
+        error = partial(group_error, self.model, self.calibration)
+        return keep_ratios.error_curves(self.calibration.graph, self.settings, error)
+
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        """All groups at once, each layer reconstructed from what it read in the uncompressed model."""
+        counts, kept = self.structure(plan), self.calibration.kept
+        return Compressed(reconstructed(self.model, self.calibration, {g: kept[g][n] for g, n in counts.items()}))
+
+    def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
+        """The channels of ``compress``; then every layer in order, with the inputs that the pruned layers before it
+        really give, reconstructed against what the unpruned model does (``sequential.py``). Where the order cannot be
+        found, as in ``compress``."""
+        model = self.model if start is None else start
+        calibration = self.calibration if start is None else calibrate(start, self.task, self.settings)
+        structure = self.structure(plan)
+        counts = keep_ratios.groups_left(model, structure, self.task)
+        kept = {group.name: calibration.kept[group.name][count] for group, count in counts.items()}
+        images, positions = self.settings.images, self.settings.positions
+        try:
+            pruned = refit_in_order(model, calibration.graph, kept, self.task, images, positions)
+        except Untraceable as error:
+            logging.getLogger("pfray").warning(
+                "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
+                type(model).__name__,
+                error,
+            )
+            pruned = reconstructed(model, calibration, kept).eval()
+        return Compressed(pruned, structure=structure)
+
+    def structure(self, plan: Plan) -> dict[str, int]:
+        """The units that each group keeps."""
+        return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
+
+    def rebuild(self, structure: dict[str, int]) -> nn.Module:
+        return keep_ratios.with_counts(self.model, structure, self.task)
+
+    def stages(self, plan: Plan) -> list[Stage]:
+        """Group fine-tuning."""
+        plans = keep_ratios.group_plans(plan, self.settings.group_size)
+        return [Stage(each, self.settings.group_epochs) for each in plans]
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What does not depend on the plan.
@@ -56,86 +118,38 @@ class Calibration:
     norms: dict[str, str]
 
 
-class ChannelPruned(Learner):
-    settings_type = Settings
-    lasting = True
-    restructure = staticmethod(keep_ratios.restructure)
-    stages = staticmethod(keep_ratios.stages)
-
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
-        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``."""
-        return keep_ratios.channel_space(graph_of(model, task), settings)
-
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Calibration:
-        graph = graph_of(model, task)
-        example = example_input(task, next(model.parameters()).device)
-        norms = norms_behind(model, example)
-        names = {cut.layer for group in graph.groups for cut in readers(model, group)}
-        ordered = [name for name, _ in model.named_modules() if name in names]
-        moments = cached_moments(model, task, ordered, settings.images, settings.positions)
-        # A constant that the removed channels had contributed can be put into a bias or a batch norm; otherwise the
-        # weights have to make up for it, and it counts.
-        moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
-        kept = {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in graph.groups}
-        return Calibration(graph, moments, kept, norms)
-
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
-        """What the layers that read a group lose, each reconstructed: 1 - R^2 of its outputs.
-
-        Of several readers R^2 is multiplied, which for the allocator adds their errors up.
-        """
-        calibration = ChannelPruned.prepare(model, task, settings)
-        error = partial(group_error, model, calibration)
-        return keep_ratios.error_curves(calibration.graph, settings, error)
-
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Calibration, steps: int) -> None:
-        """All groups at once, each layer reconstructed from what it read in the uncompressed model."""
-        counts = keep_ratios.kept_counts(cache.graph, plan)
-        remove(model, cache, {group: cache.kept[group][count] for group, count in counts.items()})
-
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        """The channels of ``compress``; then every layer in order, with the inputs that the pruned layers before it
-        really give, reconstructed against what ``model`` does (``sequential.py``). Where the order cannot be found,
-        as in ``compress``."""
-        cache = ChannelPruned.prepare(model, task, settings)
-        counts = keep_ratios.groups_left(model, teacher, plan, task)
-        kept = {group.name: cache.kept[group.name][count] for group, count in counts.items()}
-        try:
-            return refit_in_order(model, cache.graph, kept, task, settings.images, settings.positions)
-        except Untraceable as error:
-            logging.getLogger("pfray").warning(
-                "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
-                type(model).__name__,
-                error,
-            )
-        pruned = copy.deepcopy(model).eval()
-        remove(pruned, cache, kept)
-        return pruned
+def calibrate(model: nn.Module, task: Task, settings: Settings) -> Calibration:
+    """One pass over the calibration images, and the LASSO path of every group."""
+    graph = graph_of(model, task)
+    norms = norms_behind(model, example_input(task, next(model.parameters()).device))
+    names = {cut.layer for group in graph.groups for cut in readers(model, group)}
+    ordered = [name for name, _ in model.named_modules() if name in names]
+    moments = cached_moments(model, task, ordered, settings.images, settings.positions)
+    # A constant that the removed channels had contributed can be put into a bias or a batch norm; otherwise the weights
+    # have to make up for it, and it counts.
+    moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
+    kept = {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in graph.groups}
+    return Calibration(graph, moments, kept, norms)
 
 
-def remove(model: nn.Module, cache: Calibration, kept: Kept) -> None:
-    """Prune the model in place, each layer reconstructed from what it read in the uncompressed model."""
-    stays = left(cache.graph, kept)
-    whole = {name: weight_rows(model.get_submodule(name)).cpu() for name in cache.moments}
-    prune(model, cache.graph, kept)
-    for name, moments in cache.moments.items():
+def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.Module:
+    """A pruned copy, each layer reconstructed from what it read in the uncompressed model. kept: units, by group."""
+    pruned = copy.deepcopy(model)
+    stays = left(calibration.graph, kept)
+    prune(pruned, calibration.graph, kept)
+    for name, moments in calibration.moments.items():
         if (name, "in") not in stays:
             continue
-        layer: Any = model.get_submodule(name)
-        weight = whole[name][:, stays.get((name, "out"), slice(None))]
+        layer: Any = pruned.get_submodule(name)
+        weight = weight_rows(model.get_submodule(name)).cpu()[:, stays.get((name, "out"), slice(None))]
         rows = rows_of_channels(layer, stays[name, "in"])
         new = least_squares.reconstruct(moments, weight, rows)
         with torch.no_grad():
             layer.weight.copy_(new.T.reshape(layer.weight.shape))
-            if can_shift(model, name, cache.norms):
+            if can_shift(pruned, name, calibration.norms):
                 mean = moments.mean.double()
-                shift_output(model, name, cache.norms, mean @ weight - mean[torch.from_numpy(rows)] @ new)
-    place(model, next(model.parameters()).device)
+                shift_output(pruned, name, calibration.norms, mean @ weight - mean[torch.from_numpy(rows)] @ new)
+    return place(pruned, next(model.parameters()).device)
 
 
 def readers(model: nn.Module, group: ChannelGroup) -> list[Cut]:

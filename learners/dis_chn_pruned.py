@@ -25,6 +25,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -32,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
@@ -81,42 +82,41 @@ class Settings(ChannelSettings):
     epsilon: Annotated[float, Field(ge=0)] = 0.0
 
 
-class DisChnPruned(Learner):
+class DisChnPruned(Algorithm):
+    settings: Settings
     settings_type = Settings
-    lasting = True
-    restructure = staticmethod(keep_ratios.restructure)
-    stages = staticmethod(keep_ratios.stages)
+    permanent = True
+    has_finish = True
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``.
 
         Raises UnsupportedModel where a head cannot give what the model gives.
         """
-        if settings.losses:
-            outputs_for(model, task)
-        return keep_ratios.channel_space(graph_of(model, task), settings)
+        if self.settings.losses:
+            outputs_for(self.model, self.task)
+        return keep_ratios.channel_space(graph_of(self.model, self.task), self.settings)
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Ranking:
-        graph = graph_of(model, task)
-        return Ranking(graph, cached_scores(model, graph, task, settings))
+    @cached_property
+    def ranking(self) -> Ranking:
+        """Gradient norms of the searched groups' units."""
+        graph = graph_of(self.model, self.task)
+        return Ranking(graph, cached_scores(self.model, graph, self.task, self.settings))
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+    def error_curves(self) -> dict[str, np.ndarray]:
         """The share of the group's summed gradient norms that goes with the lowest ranked units."""
-        return lost_scores(DisChnPruned.prepare(model, task, settings), settings)
+        return lost_scores(self.ranking, self.settings)
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """Each group keeps the units that would be the first to be chosen."""
-        keep_highest(model, cache, keep_ratios.kept_counts(cache.graph, plan))
+        return Compressed(keep_highest(self.model, self.ranking, self.structure(plan)))
 
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+    def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The whole algorithm. Raises TrainingFailed where a loss is not finite."""
-        graph = graph_of(model, task)
-        counts = keep_ratios.groups_left(model, teacher, plan, task)
+        model, task, settings = self.model if start is None else start, self.task, self.settings
+        graph, structure = graph_of(model, task), self.structure(plan)
+        counts = keep_ratios.groups_left(model, structure, task)
         student = copy.deepcopy(model)
         device = next(student.parameters()).device
         batches = calibration(task, settings.images, device)
@@ -145,7 +145,19 @@ class DisChnPruned(Learner):
                 removed += [(columns, gone) for columns in columns_of(student, group)]
         prune(student, graph, kept)
         reestimate_batch_norm(student, task, BN_IMAGES, "float32")
-        return place(student, device)
+        return Compressed(place(student, device), structure=structure)
+
+    def structure(self, plan: Plan) -> dict[str, int]:
+        """The units that each group keeps."""
+        return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
+
+    def rebuild(self, structure: dict[str, int]) -> nn.Module:
+        return keep_ratios.with_counts(self.model, structure, self.task)
+
+    def stages(self, plan: Plan) -> list[Stage]:
+        """Group fine-tuning."""
+        plans = keep_ratios.group_plans(plan, self.settings.group_size)
+        return [Stage(each, self.settings.group_epochs) for each in plans]
 
 
 def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: Settings) -> dict[str, np.ndarray]:

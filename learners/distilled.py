@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from pfray.config.registry import find_function
 from pfray.errors import ConfigError
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, layer_macs, stored_bytes, total_macs
-from pfray.nn.build import become, build, check_output, task_arguments
+from pfray.nn.build import build, check_output, task_arguments
+from pfray.nn.modes import place
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.task import Task, example_input
+from pfray.task import example_input
 from pfray.utils.signatures import check_arguments
 
 WIDTH = "width"
@@ -52,21 +53,21 @@ class Settings:
         return not check_arguments("learner.student", find_function("model", self.student), {WIDTH: self.width})
 
 
-class Distilled(Learner):
+class Distilled(Algorithm):
+    settings: Settings
     settings_type = Settings
     from_scratch = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, the student's width; costs ``macs``, ``params``, and ``size_bytes``, the latter's as float32.
 
         Raises ConfigError where the student cannot be built, UnsupportedModel where it cannot run on the data.
         """
-        known, example = task_arguments(task), example_input(task)
+        settings, known, example = self.settings, task_arguments(self.task), example_input(self.task)
         with torch.random.fork_rng(devices=[]):
             largest = student(settings, {WIDTH: settings.width}, known)
         layer_macs(largest, example)
-        check_output(largest, task)
+        check_output(largest, self.task)
         if not settings.has_width:
             return CompressionSpace((), _Costs(settings, known, example))
         widths = (*np.arange(STEP, settings.width, STEP).tolist(), settings.width)
@@ -74,13 +75,9 @@ class Distilled(Learner):
         knob = Knob(WIDTH, compressed=widths[0], full=settings.width, choices=widths, facts=facts)
         return CompressionSpace((knob,), _Costs(settings, known, example))
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
-        return task_arguments(task)
-
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Mapping[str, int], steps: int) -> None:
-        become(model, student(settings, plan, cache))
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        """The student of the plan's width, its weights drawn from torch's generator."""
+        return Compressed(place(student(self.settings, plan, task_arguments(self.task)), self.device))
 
 
 def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Module:

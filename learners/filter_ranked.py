@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
@@ -62,54 +62,64 @@ class Settings(ChannelSettings):
             )
 
 
-class FilterRanked(Learner):
+class FilterRanked(Algorithm):
+    settings: Settings
     settings_type = Settings
-    lasting = True
-    restructure = staticmethod(keep_ratios.restructure)
+    permanent = True
+    has_finish = True
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``.
 
         Raises UnsupportedModel where the criterion does not apply to a group.
         """
-        graph = graph_of(model, task)
-        space = keep_ratios.channel_space(graph, settings)
-        if settings.criterion == "bn_scale":
-            check_scaled(model, keep_ratios.searched_groups(graph, settings))
+        graph = graph_of(self.model, self.task)
+        space = keep_ratios.channel_space(graph, self.settings)
+        if self.settings.criterion == "bn_scale":
+            check_scaled(self.model, keep_ratios.searched_groups(graph, self.settings))
         return space
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Ranking:
-        graph = graph_of(model, task)
-        return Ranking(graph, rank(model, keep_ratios.searched_groups(graph, settings), task, settings))
+    @cached_property
+    def ranking(self) -> Ranking:
+        """Scores of the searched groups' units."""
+        graph = graph_of(self.model, self.task)
+        groups = keep_ratios.searched_groups(graph, self.settings)
+        return Ranking(graph, rank(self.model, groups, self.task, self.settings))
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+    def error_curves(self) -> dict[str, np.ndarray]:
         """The share of the group's summed scores that goes with the lowest ranked units."""
-        return lost_scores(FilterRanked.prepare(model, task, settings), settings)
+        return lost_scores(self.ranking, self.settings)
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Ranking, steps: int) -> None:
-        keep_highest(model, cache, keep_ratios.kept_counts(cache.graph, plan))
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        return Compressed(keep_highest(self.model, self.ranking, self.structure(plan)))
 
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        """As ``compress``, but ranked on ``model`` as it is now, and with the batch norms re-estimated."""
-        counts = keep_ratios.groups_left(model, teacher, plan, task)
-        ranking = Ranking(graph_of(model, task), rank(model, counts, task, settings))
-        pruned = copy.deepcopy(model)
-        keep_highest(pruned, ranking, {group.name: count for group, count in counts.items()})
-        reestimate_batch_norm(pruned, task, settings.images, "float32")
-        return pruned
+    def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
+        """As ``compress``, but ranked on ``start`` as it is now, and with the batch norms re-estimated."""
+        model, structure = self.model if start is None else start, self.structure(plan)
+        counts = keep_ratios.groups_left(model, structure, self.task)
+        ranking = Ranking(graph_of(model, self.task), rank(model, counts, self.task, self.settings))
+        pruned = keep_highest(model, ranking, {group.name: count for group, count in counts.items()})
+        reestimate_batch_norm(pruned, self.task, self.settings.images, "float32")
+        return Compressed(pruned, structure=structure)
 
-    @staticmethod
-    def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
+    def structure(self, plan: Plan) -> dict[str, int]:
+        """The units that each group keeps."""
+        return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
+
+    def rebuild(self, structure: dict[str, int]) -> nn.Module:
+        return keep_ratios.with_counts(self.model, structure, self.task)
+
+    def stages(self, plan: Plan) -> list[Stage]:
         """With ``iterations`` n the keep ratios r^(1/n), r^(2/n), ... before the plan's own; or group fine-tuning."""
-        if settings.iterations == 1 or all(ratio >= 1 for ratio in plan.values()):
-            return keep_ratios.stages(plan, settings)
-        shares = [step / settings.iterations for step in range(1, settings.iterations)]
-        return [({n: ratio**share for n, ratio in plan.items()}, settings.iteration_epochs) for share in shares]
+        iterations = self.settings.iterations
+        if iterations == 1 or all(ratio >= 1 for ratio in plan.values()):
+            plans, epochs = keep_ratios.group_plans(plan, self.settings.group_size), self.settings.group_epochs
+        else:
+            shares = [step / iterations for step in range(1, iterations)]
+            plans = [{n: ratio**share for n, ratio in plan.items()} for share in shares]
+            epochs = self.settings.iteration_epochs
+        return [Stage(each, epochs) for each in plans]
 
 
 def rank(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, settings: Settings) -> dict[str, np.ndarray]:

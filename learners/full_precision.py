@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import copy
 
 import numpy as np
-from torch import nn
 
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
 from pfray.space import CompressionSpace, Plan
-from pfray.task import Task
-from pfray.training.loop import Hook
 
 
-@dataclass(frozen=True)
-class Settings:
-    """None are needed."""
+class FullPrecision(Algorithm):
+    def space(self) -> CompressionSpace:
+        return CompressionSpace((), _no_costs)
+
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        return Compressed(copy.deepcopy(self.model))
 
 
 def _no_costs(values: np.ndarray) -> dict[str, float]:
     return {}
-
-
-class FullPrecision(Learner):
-    settings_type = Settings
-
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
-        return CompressionSpace((), _no_costs)
-
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Any, steps: int) -> Hook | None:
-        return None

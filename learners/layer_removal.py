@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from learners import filter_ranked
 from pfray.errors import UnsupportedModel
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.measure.cost import once_for_structure, stored_bytes
 from pfray.nn.layers import without_skipped
 from pfray.pruning.channels import keep_ratios
@@ -54,71 +54,76 @@ class Settings:
     round_to: Annotated[int, Field(ge=1)] = 8
 
 
-class LayerRemoval(Learner):
+class LayerRemoval(Algorithm):
+    settings: Settings
     settings_type = Settings
-    lasting = True
+    permanent = True
+    has_finish = True
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, 0 to remove and 1 to keep, for every layer and block that can go; costs ``params``, ``macs``, and
         ``size_bytes``, the first's as float32.
 
         Raises UnsupportedModel where there is none, and for an unknown name in ``skip``.
         """
-        found = removable_of(model, task)
-        chosen = without_skipped(found.names, settings.skip, "removable layer or block")
+        found = removable_of(self.model, self.task)
+        chosen = without_skipped(found.names, self.settings.skip, "removable layer or block")
         if not chosen:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(found.kept.items())[:3])
             raise UnsupportedModel(
-                f"{type(model).__name__} has no layer that can be removed ({reasons or 'all are in learner.skip'}). "
-                "Remedy: another learner, such as channel_pruned"
+                f"{type(self.model).__name__} has no layer that can be removed "
+                f"({reasons or 'all are in learner.skip'}). Remedy: another learner, such as channel_pruned"
             )
-        facts = descriptions(model, found, chosen, example_input(task))
+        facts = descriptions(self.model, found, chosen, example_input(self.task))
         knobs = tuple(Knob(n, compressed=0.0, full=1.0, choices=(0.0, 1.0), facts=facts[n]) for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Maps:
-        return fit_maps(model, removable_of(model, task), task, settings.images)
+    @cached_property
+    def maps(self) -> Maps:
+        """The linear map nearest to each layer."""
+        return fit_maps(self.model, removable_of(self.model, self.task), self.task, self.settings.images)
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+    def error_curves(self) -> dict[str, np.ndarray]:
         """What a layer's map leaves unexplained, and what a block adds, both as a share of the variance behind it."""
-        errors = LayerRemoval.prepare(model, task, settings).errors
-        return {n: np.array([errors[n], 0.0]) for n in LayerRemoval.space(model, task, settings).names}
+        return {name: np.array([self.maps.errors[name], 0.0]) for name in self.space().names}
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Maps, steps: int) -> None:
-        take_out(model, cache, removed(plan))
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        return Compressed(take_out(self.model, self.maps, removed(plan)))
 
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
+    def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The student; or, where it has been trained already, the student with fewer filters."""
-        student = copy.deepcopy(model)
-        if plan.get(FILTERS, settings.filters) == 1:
-            take_out(student, LayerRemoval.prepare(teacher, task, settings), removed(plan))
-        else:
-            ranked = filter_ranked.Settings(round_to=settings.round_to, criterion="taylor", images=settings.images)
-            graph = keep_ratios.graph_of(student, task)
-            counts = filter_counts(student, task, settings)
-            groups = [group for group in graph.groups if group.name in counts]
-            keep_highest(student, Ranking(graph, filter_ranked.rank(student, groups, task, ranked)), counts)
-        reestimate_batch_norm(student, task, settings.images, "float32")
-        return student
+        structure = self.structure(plan)
+        student = take_out(self.model, self.maps, structure["removed"]) if start is None else start
+        if structure["filters"] < 1:
+            student = self._without_filters(student)
+        reestimate_batch_norm(student, self.task, self.settings.images, "float32")
+        return Compressed(student, structure=structure)
 
-    @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> nn.Module:
-        removable.remove(model, removable_of(model, task), removed(plan))
-        if plan.get(FILTERS, settings.filters) < 1:
-            graph, counts = keep_ratios.graph_of(model, task), filter_counts(model, task, settings)
-            keep_ratios.prune(model, graph, {name: range(count) for name, count in counts.items()})
+    def _without_filters(self, student: nn.Module) -> nn.Module:
+        settings, task = self.settings, self.task
+        ranked = filter_ranked.Settings(round_to=settings.round_to, criterion="taylor", images=settings.images)
+        graph, counts = keep_ratios.graph_of(student, task), filter_counts(student, task, settings)
+        groups = [group for group in graph.groups if group.name in counts]
+        return keep_highest(student, Ranking(graph, filter_ranked.rank(student, groups, task, ranked)), counts)
+
+    def structure(self, plan: Plan) -> dict[str, Any]:
+        """removed: the layers and blocks that are taken out. filters: the keep ratio of all filters after that."""
+        return {"removed": removed(plan), "filters": plan.get(FILTERS, self.settings.filters)}
+
+    def rebuild(self, structure: dict[str, Any]) -> nn.Module:
+        model = copy.deepcopy(self.model)
+        removable.remove(model, removable_of(self.model, self.task), structure["removed"])
+        if structure["filters"] < 1:
+            model = keep_ratios.with_counts(model, filter_counts(model, self.task, self.settings), self.task)
         return model
 
-    @staticmethod
-    def stages(plan: Plan, settings: Settings) -> list[tuple[Plan, int]]:
+    def stages(self, plan: Plan) -> list[Stage]:
         """Where filters are to go, the student is trained with all of them first."""
-        return [({**plan, FILTERS: 1.0}, settings.filter_epochs)] if settings.filters < 1 else []
+        if self.settings.filters == 1:
+            return []
+        return [Stage({**plan, FILTERS: 1.0}, self.settings.filter_epochs)]
 
 
 _found: WeakKeyDictionary[nn.Module, tuple[Any, Removable]] = WeakKeyDictionary()

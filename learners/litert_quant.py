@@ -11,8 +11,10 @@ step on; PocketFlow's ``uqtf_freeze_bn_delay`` does that after some steps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
 from pfray.nn.layers import run_order, weight_layers, without_skipped
 from pfray.nn.modes import channels_last
 from pfray.quantization import activations, affine, bit_space, qparams
@@ -32,8 +34,7 @@ from pfray.quantization.pt2e import int8_model
 from pfray.quantization.pt2e.int8_model import Int8Model
 from pfray.quantization.qparams import Lattice
 from pfray.space import CompressionSpace, Plan
-from pfray.task import Task, example_input
-from pfray.training.loop import Hook
+from pfray.task import example_input
 
 BITS, FLOAT = 8, 32
 BATCH = 50
@@ -51,93 +52,93 @@ class Settings:
     delay: Annotated[int, Field(ge=0)] = 0
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """norms: the batch norms to fold, by layer. lattices: of the folded weights. inputs: ranges of what layers read."""
-
-    norms: dict[str, str]
-    lattices: dict[str, Lattice]
-    inputs: Ranges
-
-
-class LitertQuant(Learner):
+class LitertQuant(Algorithm):
+    settings: Settings
     settings_type = Settings
+    has_finish = True
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, 8 or 32 bits, for every convolution and linear layer; the cost is ``bits``, the weights' mean.
 
         Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
         """
-        without_skipped(run_order(model, example_input(task)), settings.skip)
-        if not (names := _names(model, task, settings)):
+        without_skipped(run_order(self.model, example_input(self.task)), self.settings.skip)
+        if not self.names:
             raise UnsupportedModel(
-                f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in "
+                f"{type(self.model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in "
                 "learner.skip"
             )
-        return bit_space.layer_space(model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT))
+        return bit_space.layer_space(
+            self.model, self.task, self.names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT)
+        )
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
-        """Raises WeightsError for weights that are not finite."""
-        names = _names(model, task, settings)
-        norms = foldable_norms(model, example_input(task, next(model.parameters()).device))
-        whole = folded(model, norms)
-        lattices = {}
-        for name in names:
+    @cached_property
+    def names(self) -> list[str]:
+        """Layers that the plan decides about, in the order in which they run."""
+        names = run_order(self.model, example_input(self.task, self.device))
+        return [name for name in names if name not in self.settings.skip]
+
+    @cached_property
+    def norms(self) -> dict[str, str]:
+        """The batch norm to fold into each layer."""
+        return foldable_norms(self.model, example_input(self.task, self.device))
+
+    @cached_property
+    def lattices(self) -> dict[str, Lattice]:
+        """Levels of the folded weights. Raises WeightsError for weights that are not finite."""
+        whole, found = folded(self.model, self.norms), {}
+        for name in self.names:
             weight = whole.get_submodule(name).get_parameter("weight").detach()
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
             low, step = affine.fit(weight, BITS, count, symmetric=True, method="min_max")
-            lattices[name] = Lattice(BITS, low, step)
-        inputs = activations.input_ranges(
-            whole, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
-        )
-        return Prepared(norms, lattices, inputs)
+            found[name] = Lattice(BITS, low, step)
+        return found
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+    @cached_property
+    def inputs(self) -> Ranges:
+        """Ranges of what the layers read."""
+        whole = folded(self.model, self.norms)
+        return activations.input_ranges(
+            whole, self.names, self.task, bits=BITS, images=self.settings.images, method="min_max", percentile=100.0
+        )
+
+    def error_curves(self) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's weight in 8 bits; nothing where it stays float."""
-        prepared = LitertQuant.prepare(model, task, settings)
-        lattices = {name: [own] for name, own in prepared.lattices.items()}
-        curves = bit_space.error_curves(model, task, prepared.norms, lattices)
+        lattices = {name: [own] for name, own in self.lattices.items()}
+        curves = bit_space.error_curves(self.model, self.task, self.norms, lattices)
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
-        fold(model, cache.norms)
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        """The layers' weights and inputs rounded by fake quantization."""
+        model = copy.deepcopy(self.model)
+        fold(model, self.norms)
         for name, width in plan.items():
-            if width == BITS and name in cache.lattices:  # not where an earlier learner has taken the layer out
-                qparams.attach(model.get_submodule(name), cache.lattices[name])
-                activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
-        return with_delays(model, None, settings.delay) if steps else None
+            if width == BITS and name in self.lattices:  # not where an earlier learner has taken the layer out
+                qparams.attach(model.get_submodule(name), self.lattices[name])
+                activations.attach(model.get_submodule(name), *self.inputs[name], BITS)
+        return Compressed(model, with_delays(model, None, self.settings.delay) if steps else None)
 
-    @staticmethod
-    def finish(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task, settings: Settings) -> Int8Model:
+    def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The PT2E graph, its ranges those of ``images`` training inputs. Raises UnsupportedModel."""
-        device = next(model.parameters()).device
-        images = task.batches(task.train.head(settings.images), BATCH, device)
-        return _int8(model, plan, task, settings, (channels_last(inputs) for inputs, _ in images))
+        images = self.task.batches(self.task.train.head(self.settings.images), BATCH, self.device)
+        structure = self.structure(plan)
+        return Compressed(self._graph(structure, (channels_last(inputs) for inputs, _ in images)), structure=structure)
 
-    @staticmethod
-    def restructure(model: nn.Module, plan: Plan, task: Task, settings: Settings) -> Int8Model:
-        device = next(model.parameters()).device
+    def structure(self, plan: Plan) -> list[str]:
+        """The layers that stay float."""
+        return [name for name in weight_layers(self.model) if plan.get(name, FLOAT) != BITS]
+
+    def rebuild(self, structure: list[str]) -> Int8Model:
         # One batch, because the scales' shapes are known only when something was seen.
-        return _int8(model, plan, task, settings, [example_input(task, device)])
+        return self._graph(structure, [example_input(self.task, self.device)])
 
-
-def _int8(model: nn.Module, plan: Plan, task: Task, settings: Settings, batches: Iterable[Tensor]) -> Int8Model:
-    example = example_input(task, next(model.parameters()).device)
-    norms = foldable_norms(model, example)
-    floats = [name for name in weight_layers(model) if plan.get(name, FLOAT) != BITS]
-    quantized = int8_model.prepare(folded(model, norms), example, batches, floats)
-    for name, scale in channel_scales(model, norms).items():
-        train_as_unfolded(quantized.graph.get_parameter(f"{name}.weight"), scale)
-    if settings.delay:
-        quantized.round_after(settings.delay)
-    return quantized
-
-
-def _names(model: nn.Module, task: Task, settings: Settings) -> list[str]:
-    names = run_order(model, example_input(task, next(model.parameters()).device))
-    return [name for name in names if name not in settings.skip]
+    def _graph(self, floats: list[str], batches: Iterable[Tensor]) -> Int8Model:
+        whole = folded(self.model, self.norms)
+        quantized = int8_model.prepare(whole, example_input(self.task, self.device), batches, floats)
+        for name, scale in channel_scales(self.model, self.norms).items():
+            train_as_unfolded(quantized.graph.get_parameter(f"{name}.weight"), scale)
+        if self.settings.delay:
+            quantized.round_after(self.settings.delay)
+        return quantized

@@ -15,22 +15,19 @@ inputs, where PocketFlow's is that of every batch, in evaluation too. ``{range_f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
 from pfray.quantization import affine, bit_space
 from pfray.quantization.bit_space import BitSettings, Prepared
-from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.qparams import Lattice
 from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
-from pfray.task import Task
-from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)
@@ -47,34 +44,26 @@ def numbers(bits: np.ndarray) -> float:
     return 2.0
 
 
-class UniformQuant(Learner):
+class UniformQuant(Algorithm):
+    settings: Settings
     settings_type = Settings
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bit_space.bit_space(model, task, settings, numbers)
+        return bit_space.bit_space(self.model, self.task, self.settings, numbers)
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
-        return bit_space.prepare(model, task, settings, partial(fit, settings=settings))
+    @cached_property
+    def prepared(self) -> Prepared:
+        return bit_space.prepare(self.model, self.task, self.settings, partial(fit, settings=self.settings))
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
-        """What the predictions lose, to second order, by a layer's bits."""
-        prepared = UniformQuant.prepare(model, task, settings)
-        lattices = {name: list(own.values()) for name, own in prepared.lattices.items()}
-        return bit_space.error_curves(model, task, prepared.norms, lattices)
+    def error_curves(self) -> dict[str, np.ndarray]:
+        return self.prepared.error_curves(self.model, self.task)
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """The weights are quantized at once; with training the hook keeps them so."""
-        latents = bit_space.compress(model, plan, settings, cache)
-        layers = {name: model.get_submodule(name) for name in latents}
-        if not steps:
-            return None
-        hook = MovingRanges(layers, latents, settings)
-        return with_delays(model, hook, settings.delay, settings.freeze_norms)
+        hook = partial(MovingRanges, settings=self.settings)
+        return Compressed(*bit_space.compress(self.model, plan, self.settings, self.prepared, steps, hook))
 
 
 class MovingRanges(StraightThrough):

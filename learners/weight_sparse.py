@@ -10,9 +10,10 @@ which needs no further look at the data; a layer does not make up for the ones b
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, layer_macs
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.layers import is_depthwise, weight_layers, without_skipped
@@ -29,8 +30,7 @@ from pfray.pruning.reconstruction.covariance import Moments, cached_moments
 from pfray.pruning.reconstruction.im2col import weight_rows
 from pfray.pruning.reconstruction.masked_least_squares import fit_kept
 from pfray.space import CompressionSpace, Knob, Plan
-from pfray.task import Task, example_input
-from pfray.training.loop import Hook
+from pfray.task import example_input
 
 # Points of an error curve.
 GRID = 65
@@ -65,38 +65,26 @@ class Settings:
             raise ValueError(f"begin is {self.begin} and end is {self.end}; begin must be below end")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What does not depend on the plan.
-
-    order: each layer's weight indices ``(n_l,)`` by rising magnitude, of which the mask of any sparsity is a head.
-    moments: of what the layers read that are fitted. norms: the batch norm behind a layer.
-    """
-
-    order: dict[str, Tensor]
-    moments: dict[str, Moments]
-    norms: dict[str, str]
-
-
-class WeightSparse(Learner):
+class WeightSparse(Algorithm):
+    settings: Settings
     settings_type = Settings
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """One knob, the sparsity, for the weight of every convolution and linear layer that is not skipped.
 
         Costs: ``sparsity`` over the weights of all such layers, the skipped ones counted in; ``params``, not zero.
         """
-        layers = weight_layers(model)
+        settings, layers = self.settings, weight_layers(self.model)
         chosen = {name: layers[name] for name in without_skipped(layers, settings.skip)}
         if not settings.depthwise:
             chosen = {name: m for name, m in chosen.items() if not is_depthwise(m)}
         if not chosen:
             raise UnsupportedModel(
-                f"{type(model).__name__} has no convolution or linear layer to sparsify. Remedy: another learner, "
+                f"{type(self.model).__name__} has no convolution or linear layer to sparsify. Remedy: another learner, "
                 "or fewer layers in learner.skip"
             )
-        macs = layer_macs(model, example_input(task))
+        macs = layer_macs(self.model, example_input(self.task))
         knobs = tuple(
             Knob(
                 name,
@@ -111,51 +99,69 @@ class WeightSparse(Learner):
             _costs,
             sizes=np.array([m.weight.numel() for m in chosen.values()]),
             all_weights=sum(m.weight.numel() for m in layers.values()),
-            params=count_params(model)[0],
+            params=count_params(self.model)[0],
         )
         return CompressionSpace(knobs, costs)
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:
-        layers = weight_layers(model)
-        order = {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
-        if not settings.regression_steps:
-            return Prepared(order, {}, {})
-        norms = norms_behind(model, example_input(task, next(model.parameters()).device))
-        dense = [name for name, module in layers.items() if is_dense(module)]
-        moments = cached_moments(model, task, dense, settings.images, POSITIONS)
-        # A constant that is lost can be put into a bias or a batch norm; otherwise it counts.
-        moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
-        return Prepared(order, moments, norms)
+    @cached_property
+    def order(self) -> dict[str, Tensor]:
+        """Indices ``(n_l,)`` of each layer's weights by rising magnitude; a mask of any sparsity is a head of them."""
+        layers = weight_layers(self.model)
+        return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
+    @cached_property
+    def norms(self) -> dict[str, str]:
+        """The batch norm behind each layer that is fitted."""
+        return norms_behind(self.model, example_input(self.task, self.device))
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of what each fitted layer reads; none without ``regression_steps``."""
+        if not self.settings.regression_steps:
+            return {}
+        dense = [name for name, module in weight_layers(self.model).items() if is_dense(module)]
+        moments = cached_moments(self.model, self.task, dense, self.settings.images, POSITIONS)
+        # A constant that is lost can be put into a bias or a batch norm; otherwise it counts.
+        return {n: m if can_shift(self.model, n, self.norms) else m.uncentered() for n, m in moments.items()}
+
+    def error_curves(self) -> dict[str, np.ndarray]:
         """The share of a layer's squared magnitude that its smallest weights hold, ``GRID`` positions a layer.
 
         e_l(s) = sum of w^2 over the ``zeros(s)`` smallest magnitudes / sum of w^2 over all.
         """
-        space = WeightSparse.space(model, task, settings)
+        space = self.space()
         plans = [space.decode(np.full(len(space), position)) for position in np.linspace(0.0, 1.0, GRID)]
-        layers, curves = weight_layers(model), {}
+        layers, curves = weight_layers(self.model), {}
         for name in space.names:
             squares = layers[name].weight.detach().flatten().double().square().sort().values
             lost = np.concatenate([[0.0], squares.cumsum(0).numpy()]) / max(squares.sum().item(), 1e-30)
             curves[name] = lost[[zeros(plan[name], len(squares)) for plan in plans]]
         return curves
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook:
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """Without training the smallest magnitudes go at once; with it the hook removes them by the schedule."""
+        model = copy.deepcopy(self.model)
         layers = weight_layers(model)
         weights = {name: layers[name].weight for name in plan}
         if steps == 0:
             with torch.no_grad():
                 for name, weight in weights.items():
-                    gone = _at(cache.order[name][: zeros(plan[name], weight.numel())], weight)
-                    if name in cache.moments:
-                        _refit(model, name, gone, cache, settings.regression_steps)
+                    gone = _at(self.order[name][: zeros(plan[name], weight.numel())], weight)
+                    if name in self.moments:
+                        self._refit(model, name, gone)
                     weight.masked_fill_(gone, 0.0)
-        return partial(_advance, weights=weights, pruned={}, plan=plan, settings=settings, steps=steps)
+        hook = partial(_advance, weights=weights, pruned={}, plan=plan, settings=self.settings, steps=steps)
+        return Compressed(model, hook)
+
+    def _refit(self, model: nn.Module, name: str, gone: Tensor) -> None:
+        """Fit the weights of a layer that are not ``gone`` to what it gave with all of them."""
+        layer, moments = model.get_submodule(name), self.moments[name]
+        weight = layer.get_parameter("weight")
+        whole = weight_rows(layer).to(weight)
+        fitted = fit_kept(moments.covariance.to(weight), whole, ~gone.flatten(1).T, self.settings.regression_steps)
+        weight.copy_(fitted.T.reshape(weight.shape))
+        if can_shift(model, name, self.norms):
+            shift_output(model, name, self.norms, moments.mean.to(weight) @ (whole - fitted))
 
 
 def gradual_sparsity(final: float, progress: float, settings: Settings) -> float:
@@ -182,17 +188,6 @@ def _at(indices: Tensor, weight: Tensor) -> Tensor:
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[indices] = True
     return mask.view(weight.shape)
-
-
-def _refit(model: nn.Module, name: str, gone: Tensor, cache: Prepared, steps: int) -> None:
-    """Fit the weights of a layer that are not ``gone`` to what it gave with all of them."""
-    layer, moments = model.get_submodule(name), cache.moments[name]
-    weight = layer.get_parameter("weight")
-    whole = weight_rows(layer).to(weight)
-    fitted = fit_kept(moments.covariance.to(weight), whole, ~gone.flatten(1).T, steps)
-    weight.copy_(fitted.T.reshape(weight.shape))
-    if can_shift(model, name, cache.norms):
-        shift_output(model, name, cache.norms, moments.mean.to(weight) @ (whole - fitted))
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def _compress(
 ) -> None:
     """Teacher, search, retraining, export, report."""
     from pfray.cluster import preflight, ray_cluster
-    from pfray.learner.context import Job
+    from pfray.learner.context import Context, Recipe
     from pfray.objective import WEIGH_COST
     from pfray.reporting import report
     from pfray.reporting.prometheus import Metrics
@@ -108,13 +108,12 @@ def _compress(
         teacher = make_teacher(experiment, start.model, task, trainer)
         save_tensors(run_folder / "teacher.safetensors", teacher.state_dict())
 
-        job = Job(
-            task, teacher, parts.learner_settings, experiment.finetune, experiment.distill, experiment.search,
-            experiment.seed, experiment.resources.precision, start.objective, start.searched,
-            shrink_on_oom=experiment.resources.shrink_on_oom,
-        )  # fmt: skip
+        context = Context(task, teacher, experiment.seed, experiment.resources.precision)
+        recipe = Recipe(
+            parts.learner, parts.learner_settings, experiment.finetune, experiment.distill, start.searched
+        )
         with progress.stage("plans without search"):
-            curves = parts.learner.error_curves(teacher, task, parts.learner_settings)
+            curves = parts.learner(teacher, task, parts.learner_settings).error_curves()
             known = plans_without_search(start.space, start.limits, curves)
         searcher = parts.searcher(
             start.space, start.limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
@@ -126,10 +125,12 @@ def _compress(
             progress.say(f"note: {note}")
         if not searcher.finished():
             run_trials(
-                parts.learner, job, searcher, experiment.search, experiment.resources, run_folder, progress, events,
-                metrics=metrics,
+                context, recipe, start.objective, searcher, experiment.search, experiment.resources, run_folder,
+                progress, events, metrics=metrics,
             )  # fmt: skip
-        choice = choose(parts.learner, job, searcher, experiment.resources, run_folder, progress)
+        choice = choose(
+            context, recipe, start.objective, searcher, experiment.search, experiment.resources, run_folder, progress
+        )
 
         plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
         plans["compressed"] = choice.plan
@@ -138,9 +139,9 @@ def _compress(
                 path = run_folder / "search" / TIMED
                 # A plan that the user gave is never changed: too slow, it is so in the end.
                 free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.given is None}
-                plans |= latency_model.hold(free, start.space, start.limits, parts.learner, job, path, stage.update)
+                plans |= latency_model.hold(free, start.space, start.limits, recipe, context, path, stage.update)
             choice = replace(choice, plan=plans["compressed"])
-        models = trainer.train(parts.learner, job, plans)
+        models = trainer.train(recipe, context, plans)
 
     with _keep_seconds(run_folder, progress, earlier):
         with progress.stage("measure"):

@@ -1,70 +1,67 @@
-"""The compressed model of a plan, as a training starts from it: made at once, with care, or from what was kept."""
+"""Models of a candidate: made quickly, finished with care, or rebuilt from a state dict."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pfray.learner.context import Job
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm, Compressed
+from pfray.learner.context import Candidate, Context
 from pfray.measure.evaluation import evaluate
 from pfray.nn.modes import place
-from pfray.space import Plan
 from pfray.training.batch_norm import BN_IMAGES, batch_norms, reestimate_batch_norm
 
 
-def build_compressed(
-    learner: type[Learner], job: Job, plan: Plan, device: torch.device, steps: int
-) -> tuple[nn.Module, Any]:
-    """(a copy of the job's model on ``device`` compressed by ``plan``, the hook of its training)."""
-    job, plan = job.for_plan(plan)
-    model = place(copy.deepcopy(job.model), device)
-    cache = learner.prepare(model, job.task, job.settings)
-    return model, learner.compress(model, plan, job.settings, cache, steps)
+@dataclass(frozen=True)
+class Weights:
+    """A model as data: its structure, JSON for ``Algorithm.rebuild``, and the state dict that fits into it.
+
+    The structure None stands for the one that ``Algorithm.structure`` gives the plan.
+    """
+
+    structure: Any
+    state: dict[str, Tensor]
 
 
-def untrained(learner: type[Learner], job: Job, plan: Plan) -> nn.Module:
-    """The model that the plan gives without a training, on the CPU.
+def bound(candidate: Candidate, context: Context, device: torch.device) -> Algorithm:
+    """The candidate's algorithm on a copy of the context's model, which a store may hold read-only."""
+    return candidate.bind(place(copy.deepcopy(context.model), device), context.task)
 
-    Its batch norms are put right, as those of a trial are, where the validation split says that it helps: with 8 bits a
+
+def compressed(candidate: Candidate, context: Context, device: torch.device, steps: int) -> Compressed:
+    """The candidate's model as ``Algorithm.compress`` makes it, for a training of so many steps."""
+    return bound(candidate, context, device).compress(candidate.plan, steps)
+
+
+def finished(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
+    """The candidate's model as ``Algorithm.finish`` makes it. start: the trained model of an earlier stage."""
+    torch.manual_seed(context.seed)
+    begun = None if start is None else rebuilt(candidate, context, start, device)
+    return bound(candidate, context, device).finish(candidate.plan, begun)
+
+
+def rebuilt(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:
+    """The model of a structure, with its weights."""
+    algorithm = bound(candidate, context, torch.device("cpu"))
+    structure = algorithm.structure(candidate.plan) if weights.structure is None else weights.structure
+    model = algorithm.rebuild(structure)
+    model.load_state_dict(weights.state)
+    return place(model, device)
+
+
+def untrained(candidate: Candidate, context: Context) -> nn.Module:
+    """The candidate's model without a training, on the CPU.
+
+    Its batch norms are estimated again, as in a trial, where the validation split says that it helps: with 8 bits a
     weight the statistics of a whole training are the better ones.
     """
-    model, _ = build_compressed(learner, job, plan, torch.device("cpu"), steps=0)
-    if not plan or not batch_norms(model):
+    model = compressed(candidate, context, torch.device("cpu"), steps=0).model
+    if not candidate.plan or not batch_norms(model):
         return model
     again = copy.deepcopy(model)
-    reestimate_batch_norm(again, job.task, BN_IMAGES, "float32")
-    return max((model, again), key=lambda each: evaluate(each, job.task, job.task.validation).accuracy)
-
-
-def finishes(learner: type[Learner]) -> bool:
-    """Whether the learner has a ``finish`` of its own."""
-    return learner.finish is not Learner.finish
-
-
-def finished(
-    learner: type[Learner],
-    job: Job,
-    plan: Plan,
-    before: tuple[Plan, dict[str, torch.Tensor]] | None,
-    device: torch.device,
-) -> nn.Module:
-    """What ``learner.finish`` makes of the job's model. before: an earlier stage's plan and state dict."""
-    torch.manual_seed(job.seed)
-    model = place(copy.deepcopy(job.model), device) if before is None else restored(learner, job, *before, device)
-    own, plan = job.for_plan(plan)
-    return learner.finish(model, place(job.model, device), plan, own.task, own.settings)
-
-
-def restored(
-    learner: type[Learner], job: Job, plan: Plan, state: dict[str, torch.Tensor], device: torch.device
-) -> nn.Module:
-    """The model that a learner with a ``finish`` made of the job's model, from its state dict."""
-    own, plan = job.for_plan(plan)
-    model = copy.deepcopy(job.model)
-    model = learner.restructure(model, plan, own.task, own.settings)
-    model.load_state_dict(state)
-    return place(model, device)
+    reestimate_batch_norm(again, context.task, BN_IMAGES, "float32")
+    return max((model, again), key=lambda each: evaluate(each, context.task, context.task.validation).accuracy)

@@ -1,62 +1,87 @@
-"""Job: what a run's workers need, put into Ray's object store once and read by all."""
+"""What a run's workers are given: what all plans share, how plans become models, and one plan resolved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 from torch import nn
 
-from pfray.config.sections import Search
-from pfray.objective import Objective
+from pfray.learner.base import Algorithm
 from pfray.space import Plan
 from pfray.task import Task
 from pfray.training.settings import Distill, Training
 
-ACCURACY = Objective("accuracy")
-
 
 @dataclass(frozen=True)
-class Job:
-    """teacher: the uncompressed model, on the CPU. settings: the learner's own ``Settings``.
+class Context:
+    """What all plans of a run share, put into Ray's object store once.
 
-    earlier: in a pipeline, what the learners before this one made of the teacher.
-    searched: the names of the knobs that are settings and no part of the model, such as ``finetune.lr``.
+    teacher: the uncompressed model, on the CPU. earlier: in a pipeline, what the algorithms before this one made of it.
+    precision: ``auto``, ``bf16`` or ``float32``.
     """
 
     task: Task
     teacher: nn.Module
-    settings: Any
-    training: Training
-    distill: Distill
-    search: Search
-    seed: int
-    precision: str
-    objective: Objective = ACCURACY
-    searched: tuple[str, ...] = ()
+    seed: int = 0
+    precision: str = "float32"
     earlier: nn.Module | None = None
-    shrink_on_oom: bool = False
 
     @property
     def model(self) -> nn.Module:
-        """What the learner compresses."""
+        """The model that is compressed."""
         return self.teacher if self.earlier is None else self.earlier
 
-    def for_plan(self, plan: Plan) -> tuple[Job, Plan]:
-        """(the job with the settings that ``plan`` chose, the rest of the plan: what is decided about the model)."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, resolved: what is decided about the model, and with which settings. Below it nobody knows that settings
+    were searched.
+
+    chosen: the searched settings of the plan, by name, of which ``settings``, ``training`` and ``distill`` were made.
+    """
+
+    algorithm: type[Algorithm]
+    settings: Any
+    plan: Plan
+    training: Training
+    distill: Distill
+    chosen: Mapping[str, float] = field(default_factory=dict)
+
+    def bind(self, model: nn.Module, task: Task) -> Algorithm:
+        """The algorithm, bound to a model."""
+        return self.algorithm(model, task, self.settings)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How plans become models: the algorithm, its settings, and the training.
+
+    searched: names of the knobs that are settings and no part of the model, such as ``finetune.lr``.
+    """
+
+    algorithm: type[Algorithm]
+    settings: Any
+    training: Training
+    distill: Distill = field(default_factory=Distill)
+    searched: tuple[str, ...] = ()
+
+    def candidate(self, plan: Plan) -> Candidate:
+        """The plan, resolved. Raises pydantic's ValidationError for a searched setting that is not allowed."""
         chosen: dict[str, dict[str, float]] = {"finetune": {}, "distill": {}, "learner": {}}
         for name in self.searched:
             section, _, key = name.partition(".")
             chosen[section][key] = plan[name]
-        job = replace(
-            self,
-            training=updated(self.training, chosen["finetune"]),
-            distill=updated(self.distill, chosen["distill"]),
-            settings=updated(self.settings, chosen["learner"]),
+        return Candidate(
+            self.algorithm,
+            updated(self.settings, chosen["learner"]),
+            {name: value for name, value in plan.items() if name not in self.searched},
+            updated(self.training, chosen["finetune"]),
+            updated(self.distill, chosen["distill"]),
+            {name: plan[name] for name in self.searched},
         )
-        return job, {name: value for name, value in plan.items() if name not in self.searched}
 
 
 def updated(settings: Any, chosen: Mapping[str, float]) -> Any:

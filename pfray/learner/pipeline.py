@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,17 +19,29 @@ from pfray.config.component import Component
 from pfray.config.messages import describe_errors
 from pfray.config.registry import find_class, parse_settings
 from pfray.errors import ConfigError, shown
-from pfray.learner.trainable import Learner, Step
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, stored_bytes
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.batch_norm import reestimate_batch_norm
-from pfray.training.loop import Hook
 from pfray.training.settings import Training
 from pfray.utils.settings import as_written
 
 # Training images for the batch norms of what one learner leaves to the next in a trial.
 BN_IMAGES = 250
+
+
+@dataclass(frozen=True)
+class Step:
+    """One learner of a pipeline. finetune: what its training has other than the experiment's ``finetune``."""
+
+    name: str
+    algorithm: type[Algorithm]
+    settings: Any
+    finetune: Mapping[str, Any]
+
+    def bind(self, model: nn.Module, task: Task) -> Algorithm:
+        return self.algorithm(model, task, self.settings)
 
 
 def _steps(value: Any) -> tuple[Step, ...]:
@@ -52,7 +64,7 @@ def _steps(value: Any) -> tuple[Step, ...]:
         f"learner: {step.name} cannot come before another learner, which would undo what it did. Remedy: put it "
         "last, behind a learner that takes channels or layers away, such as channel_pruned"
         for step in steps[: len(value) - 1]
-        if not step.learner.lasting
+        if not step.algorithm.permanent
     ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -64,7 +76,7 @@ def _step(entry: Any, path: str) -> Step:
         component = Component.model_validate(entry)
     except ValidationError as error:
         raise ConfigError("\n".join(describe_errors(error, path, lambda _: ["name"]))) from error
-    learner: type[Learner] = find_class("learner", component.name, Learner)
+    algorithm: type[Algorithm] = find_class("learner", component.name, Algorithm)
     settings = dict(component.settings)
     finetune = settings.pop("finetune", {})
     try:
@@ -76,8 +88,8 @@ def _step(entry: Any, path: str) -> Step:
             else [f"{path}.finetune: {shown(finetune)} is no mapping of settings. Example: finetune: {{epochs: 1}}"]
         )
         raise ConfigError("\n".join(lines)) from error
-    parsed = parse_settings(path, learner.settings_type, settings, ["name", "finetune"])
-    return Step(component.name.rpartition(":")[2], learner, parsed, finetune)
+    parsed = parse_settings(path, algorithm.settings_type, settings, ["name", "finetune"])
+    return Step(component.name.rpartition(":")[2], algorithm, parsed, finetune)
 
 
 @dataclass(frozen=True)
@@ -88,20 +100,23 @@ class Settings:
     steps: Annotated[tuple[Any, ...], BeforeValidator(_steps)]
 
 
-class Pipeline(Learner):
+class Pipeline(Algorithm):
+    settings: Settings
     settings_type = Settings
+    # Of its algorithms some have.
+    has_error_curves = True
 
-    @staticmethod
-    def space(model: nn.Module, task: Task, settings: Settings) -> CompressionSpace:
+    def space(self) -> CompressionSpace:
         """The knobs of all learners, named ``learner:knob``, and all their costs.
 
         ``size_bytes`` is offered where all learners offer it: what all of them together leave. Raises ConfigError where
         two learners change one and the same cost otherwise.
         """
-        parts = [_named(step.name, step.learner.space(model, task, step.settings)) for step in settings.steps]
+        steps = self.settings.steps
+        parts = [_named(step.name, step.bind(self.model, self.task).space()) for step in steps]
         offered = [part.costs_at(np.ones(len(part))) for part in parts]
         for unit in [unit for unit in offered[0] if unit != "size_bytes"]:
-            rivals = [step.name for step, costs in zip(settings.steps, offered, strict=True) if unit in costs]
+            rivals = [step.name for step, costs in zip(steps, offered, strict=True) if unit in costs]
             if len(rivals) > 1:
                 raise ConfigError(f"learner: {' and '.join(rivals)} both change {unit}. Remedy: keep one of them")
         sizes = None
@@ -110,46 +125,47 @@ class Pipeline(Learner):
             sizes = next(
                 ({knob.name.partition(":")[2]: knob.facts["params"] for knob in part.knobs} for part in quantized), None
             )
-        costs_of = partial(_costs, parts=parts, params=count_params(model)[0], sizes=sizes)
+        costs_of = partial(_costs, parts=parts, params=count_params(self.model)[0], sizes=sizes)
         return CompressionSpace(tuple(knob for part in parts for knob in part.knobs), costs_of, tuple(parts))
 
-    @staticmethod
-    def prepare(model: nn.Module, task: Task, settings: Settings) -> tuple[Task, Any]:
-        """What the first learner prepares. The others see another model with every plan, and need the task for it."""
-        first = settings.steps[0]
-        return task, first.learner.prepare(model, task, first.settings)
+    @cached_property
+    def first(self) -> Algorithm:
+        """The first algorithm, bound once. The others see another model with every plan."""
+        return self.settings.steps[0].bind(self.model, self.task)
 
-    @staticmethod
-    def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
-        """Of each learner by itself, on the uncompressed model."""
+    def error_curves(self) -> dict[str, np.ndarray]:
+        """Curves of each algorithm by itself, on the uncompressed model."""
         return {
             f"{step.name}:{name}": curve
-            for step in settings.steps
-            for name, curve in step.learner.error_curves(model, task, step.settings).items()
+            for step in self.settings.steps
+            for name, curve in step.bind(self.model, self.task).error_curves().items()
         }
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Any, steps: int) -> Hook | None:
-        """One learner after the other, each on what the one before has left; the last one's hook."""
-        task, prepared = cache
-        hook = None
-        for index, (step, own) in enumerate(Pipeline.steps(plan, settings)):
-            if index:
-                # A learner may fold them into the weights, and then they cannot be put right any more.
-                reestimate_batch_norm(model, task, BN_IMAGES, "float32")
-                prepared = step.learner.prepare(model, task, step.settings)
-            hook = step.learner.compress(model, own, step.settings, prepared, steps)
-        return hook
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        """One algorithm after the other, each on what the one before has left; the last one's hook."""
+        (_, own), *rest = parts(self.settings, plan)
+        result = self.first.compress(own, steps)
+        for step, own in rest:
+            # An algorithm may fold batch norms into the weights, and then they cannot be put right any more.
+            reestimate_batch_norm(result.model, self.task, BN_IMAGES, "float32")
+            result = step.bind(result.model, self.task).compress(own, steps)
+        return result
 
-    @staticmethod
-    def steps(plan: Plan, settings: Settings) -> list[tuple[Step, Plan]]:
-        return [
-            (
-                step,
-                {name.removeprefix(f"{step.name}:"): v for name, v in plan.items() if name.startswith(f"{step.name}:")},
-            )
-            for step in settings.steps
-        ]
+    def rebuild(self, structure: Plan) -> nn.Module:
+        """A model of the structure that all algorithms together give a plan."""
+        model = self.model
+        for step, own in parts(self.settings, structure):
+            algorithm = step.bind(model, self.task)
+            model = algorithm.rebuild(algorithm.structure(own))
+        return model
+
+
+def parts(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
+    """Learners of a pipeline, in order, each with its own part of the plan."""
+    return [
+        (step, {name.removeprefix(f"{step.name}:"): v for name, v in plan.items() if name.startswith(f"{step.name}:")})
+        for step in settings.steps
+    ]
 
 
 def _named(prefix: str, space: CompressionSpace) -> CompressionSpace:

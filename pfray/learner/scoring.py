@@ -1,69 +1,88 @@
-"""From a plan to a score: compress the teacher, fine-tune, measure. What trials do; knows nothing of Ray."""
+"""From a plan to a score: compress the teacher, fine-tune, measure. Every trial does this; knows nothing of Ray."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pfray import bench, objective
 from pfray.errors import TrainingFailed, first_line
 from pfray.export.tflite import convert
-from pfray.learner.context import Job
+from pfray.learner.base import Algorithm, Compressed
+from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import Measurement, judge, measure, measurement_of, outputs_of
 from pfray.measure.timing import latencies_ms
 from pfray.nn.modes import place
+from pfray.objective import Objective
 from pfray.space import Plan
 from pfray.task import example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import choose_precision, fit
 from pfray.training.settings import Training
 
-if TYPE_CHECKING:
-    from pfray.learner.trainable import Learner
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a plan is scored.
+
+    rounds: of a trial, each of ``finetune_steps`` optimizer steps and a measurement.
+    bn_images: training images on which batch-norm statistics are estimated again before a measurement; 0 for none.
+    validation_images: the images of a measurement; None for all.
+    latency: the times of objective ``ddc``: of the model in PyTorch, or of its .tflite.
+    shrink_on_oom: whether a plan that runs out of memory is tried once more with half the batch.
+    """
+
+    objective: Objective = field(default_factory=lambda: Objective("accuracy"))
+    rounds: int = 1
+    finetune_steps: int = 0
+    bn_images: int = 250
+    validation_images: int | None = 500
+    latency: Literal["torch", "litert"] = "torch"
+    shrink_on_oom: bool = False
 
 
 class Scorer:
-    """Scores plans one after the other on ``device``; what does not change between them is computed once.
+    """Scores plans one after the other on ``device``; what they share is computed once.
 
-    That is the teacher's outputs on the validation images, and what the learner prepares. Which images are used, for
-    batch norm and for the score, is fixed, so that plans are compared on the same ones.
+    The images for batch norm and for the score are fixed, so that plans are compared on the same ones.
     """
 
-    def __init__(self, learner: type[Learner], job: Job, device: torch.device) -> None:
-        self.learner, self.job, self.device = learner, job, device
-        self.teacher = place(job.teacher, device)
-        self.precision = choose_precision(self.teacher, device, job.precision)
-        self.validation = job.task.validation.head(job.search.validation_images)
+    def __init__(self, context: Context, recipe: Recipe, scoring: Scoring, device: torch.device) -> None:
+        self.context, self.recipe, self.scoring, self.device = context, recipe, scoring, device
+        self.teacher = place(context.teacher, device)
+        self.precision = choose_precision(self.teacher, device, context.precision)
+        self.validation = context.task.validation.head(scoring.validation_images)
         self.reference: Measurement | None = None
-        self.cache_of: Any = None
-        self.model: Any = None
-        self.hook: Any = None
+        self.soft_labels: list[Tensor] | None = None
+        self.algorithm: Algorithm | None = None
+        self.candidate: Candidate | None = None
+        self.compressed: Compressed | None = None
         self.latencies: dict[str, tuple[float, float]] = {}
         self.teacher_file: bytes | None = None
 
     def begin(self, plan: Plan) -> None:
-        """The next plan; ``step`` then does its rounds."""
+        """Take up the next plan; ``step`` then does its rounds."""
         self.plan, self.round, self.halved = plan, 0, False
 
     def step(self) -> dict[str, Any]:
-        """One round. Returns score, standard_error and measurement; a failure is a result, with the score NaN.
+        """The result of one round: score, standard_error and measurement. A failure is a result, with the score NaN.
 
-        A plan that runs out of memory begins anew with half the batch, once, where the job says so; its results then
-        say so too, with ``halved_batch``.
+        A plan that runs out of memory begins again with half the batch, once, if ``shrink_on_oom`` says so; its results
+        then have ``halved_batch``.
         """
         self.round += 1
         result, out_of_memory = self._try_round()
-        if out_of_memory and self.job.shrink_on_oom and not self.halved:
+        if out_of_memory and self.scoring.shrink_on_oom and not self.halved:
             self.halved, again = True, self.round
-            self.model = self.hook = None
+            self.compressed = None
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -73,102 +92,108 @@ class Scorer:
                     break
         return {**result, "halved_batch": True} if self.halved else result
 
+    def score(self, plan: Plan) -> dict[str, Any]:
+        """The result of the last of all rounds of ``plan``."""
+        self.begin(plan)
+        result: dict[str, Any] = {}
+        while "error" not in result and self.round < self.scoring.rounds:
+            result = self.step()
+        return result
+
     def _try_round(self) -> tuple[dict[str, Any], bool]:
-        """(the result, whether it is that no memory was left)."""
+        """(result, whether memory ran out)."""
         try:
-            measured, reference = self._round()
+            measured, reference = self._do_round()
             # A model of NaNs still has an accuracy, that of always guessing the first class.
             if not math.isfinite(measured.loss):
                 raise TrainingFailed(f"the loss on the validation images is {measured.loss}")
-            goal = self.job.objective
+            wanted = self.scoring.objective
             return {
-                "score": objective.score(goal, measured, reference),
-                "standard_error": objective.standard_error(goal, measured, reference),
+                "score": objective.score(wanted, measured, reference),
+                "standard_error": objective.standard_error(wanted, measured, reference),
                 "measurement": measured.to_dict(),
             }, False
         except Exception as error:
             failure = {"score": float("nan"), "error": f"{type(error).__name__}: {first_line(error)}"}
             return failure, is_out_of_memory(error)
 
-    def score(self, plan: Plan) -> dict[str, Any]:
-        """All rounds of ``plan``; what the last one gave."""
-        self.begin(plan)
-        result: dict[str, Any] = {}
-        while "error" not in result and self.round < self.job.search.rounds:
-            result = self.step()
-        return result
-
-    def _round(self) -> tuple[Measurement, Measurement]:
-        """(this plan's measurement, the teacher's)."""
-        # Here and not in the constructor, so that a learner that fails at it gives a result with the reason.
-        self._prepare()
-        assert self.reference is not None
-        task, search, steps = self.job.task, self.job.search, self.job.search.finetune_steps
-        torch.manual_seed(self.job.seed)  # for models with random layers of their own
-        job, plan = self.job.for_plan(self.plan)
+    def _do_round(self) -> tuple[Measurement, Measurement]:
+        """(measurement of this plan, measurement of the teacher)."""
+        # Here and not in the constructor, so that an algorithm that fails at it gives a result with the reason.
+        reference = self._measure_teacher()
+        task, scoring, steps = self.context.task, self.scoring, self.scoring.finetune_steps
+        torch.manual_seed(self.context.seed)  # for models with random layers of their own
         if self.round == 1:
-            self.model = copy.deepcopy(self.teacher)
-            self.hook = self.learner.compress(self.model, plan, job.settings, self._cache(job), steps)
-            self.macs = total_macs(self.model, example_input(task, self.device))
+            self.candidate = self.recipe.candidate(self.plan)
+            self.compressed = self._bound(self.candidate).compress(self.candidate.plan, steps)
+            self.macs = total_macs(self.compressed.model, example_input(task, self.device))
+        assert self.candidate is not None
+        assert self.compressed is not None
+        model, hook = self.compressed.model, self.compressed.hook
         if steps:
-            hook, done = self.hook, (self.round - 1) * steps
+            training, done = self.candidate.training, (self.round - 1) * steps
             fit(
-                self.model,
+                model,
                 task,
-                halved(job.training) if self.halved else job.training,
-                seed=job.seed + self.round,
+                halved(training) if self.halved else training,
+                seed=self.context.seed + self.round,
                 precision=self.precision,
                 teacher=self.teacher,
-                distill=job.distill,
+                distill=self.candidate.distill,
                 # Later rounds go on counting, so that a schedule that has ended does not start again.
                 hook=hook and (lambda step: hook(done + step)),
                 steps=steps,
             )
-        reestimate_batch_norm(self.model, task, search.bn_images, self.precision)
-        measured = measure(self.model, task, self.validation, self.precision, self.macs, self.soft_labels)
-        if job.objective.name not in objective.NEEDS_LATENCY:
-            return measured, self.reference
-        own, teacher = self._latencies()
-        return replace(measured, latency_ms=own), replace(self.reference, latency_ms=teacher)
+        reestimate_batch_norm(model, task, scoring.bn_images, self.precision)
+        measured = measure(model, task, self.validation, self.precision, self.macs, self.soft_labels)
+        if scoring.objective.name not in objective.NEEDS_LATENCY:
+            return measured, reference
+        own, teacher = self._time()
+        return replace(measured, latency_ms=own), replace(reference, latency_ms=teacher)
 
-    def _latencies(self) -> tuple[float, float]:
-        """Milliseconds of the plan's model and of the teacher, timed in turns; once for each architecture, so that
-        equal models have equal scores."""
-        architecture = repr(self.model)  # layers with their sizes and strides
+    def _bound(self, candidate: Candidate) -> Algorithm:
+        """The algorithm, bound again only where a searched setting of its own has changed what it computes once."""
+        if self.algorithm is None or self.algorithm.settings != candidate.settings:
+            self.algorithm = candidate.bind(self.teacher, self.context.task)
+        return self.algorithm
+
+    def _measure_teacher(self) -> Measurement:
+        if self.reference is None:
+            task = self.context.task
+            outputs = outputs_of(self.teacher, task, self.validation, precision=self.precision)
+            self.soft_labels = outputs if task.has_soft_labels else None
+            evaluation = judge(task, self.validation, outputs, self.soft_labels)
+            self.reference = measurement_of(self.teacher, task, evaluation)
+        return self.reference
+
+    def _time(self) -> tuple[float, float]:
+        """(milliseconds of the plan's model, of the teacher), timed in turns.
+
+        Once for each architecture, so that equal models have equal scores.
+        """
+        assert self.compressed is not None
+        architecture = repr(self.compressed.model)  # layers with their sizes and strides
         if architecture not in self.latencies:
-            timed = self._litert_ms if self.job.search.latency == "litert" else self._torch_ms
-            own, teacher = timed()
+            models = [self.compressed.model, self.teacher]
+            timed = self._time_files if self.scoring.latency == "litert" else self._time_models
+            own, teacher = timed(*models)
             self.latencies[architecture] = own, teacher
         return self.latencies[architecture]
 
-    def _torch_ms(self) -> list[float]:
-        return latencies_ms([self.model, self.teacher], example_input(self.job.task, self.device))
+    def _time_models(self, *models: torch.nn.Module) -> list[float]:
+        return latencies_ms(models, example_input(self.context.task, self.device))
 
-    def _litert_ms(self) -> list[float]:
-        """Of .tflite files on one thread. Making one takes seconds, so the teacher's is kept."""
-        example = example_input(self.job.task)
+    def _time_files(self, model: torch.nn.Module, teacher: torch.nn.Module) -> list[float]:
+        """Milliseconds of .tflite files on one thread. Making one takes seconds, so the teacher's is kept."""
+        example = example_input(self.context.task)
         with tempfile.TemporaryDirectory() as folder:
-            own, teacher = (Path(folder) / f"{name}.tflite" for name in ("own", "teacher"))
+            own, other = (Path(folder) / f"{name}.tflite" for name in ("own", "teacher"))
             if self.teacher_file is None:
-                convert.export(self.teacher, example, teacher)
-                self.teacher_file = teacher.read_bytes()
-            teacher.write_bytes(self.teacher_file)
-            convert.export(self.model, example, own)
-            return bench.latency_ms([own, teacher])
-
-    def _prepare(self) -> None:
-        if self.reference is None:
-            outputs = outputs_of(self.teacher, self.job.task, self.validation, precision=self.precision)
-            self.soft_labels = outputs if self.job.task.has_soft_labels else None
-            evaluation = judge(self.job.task, self.validation, outputs, self.soft_labels)
-            self.reference = measurement_of(self.teacher, self.job.task, evaluation)
-
-    def _cache(self, job: Job) -> Any:
-        # Made again where a searched setting of the learner may have changed it.
-        if self.cache_of != job.settings:
-            self.cache = self.learner.prepare(self.teacher, job.task, job.settings)
-            self.cache_of = job.settings
-        return self.cache
+                convert.export(teacher, example, other)
+                self.teacher_file = other.read_bytes()
+            other.write_bytes(self.teacher_file)
+            convert.export(model, example, own)
+            return bench.latency_ms([own, other])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

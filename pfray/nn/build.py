@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel, first_line, short
-from pfray.nn.modes import evaluating, place
+from pfray.nn.modes import evaluating
 from pfray.task import SPLITS, Split, Task
 from pfray.utils.signatures import call, check_arguments
 
@@ -77,11 +77,3 @@ def _check_judged(task: Task, name: str, outputs: Tensor, targets: Tensor) -> No
 
 def _form(value: object) -> str:
     return f"a shape of {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def become(model: nn.Module, student: nn.Module) -> None:
-    """Make ``model`` the student, in place, on the device that it is on: whoever holds it then holds the student."""
-    place(student, next(model.parameters()).device)
-    model.__class__ = type(student)
-    vars(model).clear()
-    vars(model).update(vars(student))

@@ -6,6 +6,7 @@ over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (W
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +23,13 @@ from pfray.quantization import activations, qparams
 from pfray.quantization.activations import Ranges
 from pfray.quantization.affine import Range
 from pfray.quantization.bn_folding import fold, foldable_norms, folded
+from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.fisher import fisher, lost_share
 from pfray.quantization.granularity import Buckets, bucket_count, check_finite
 from pfray.quantization.qparams import Lattice
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
+from pfray.training.loop import Hook
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 
@@ -85,6 +88,11 @@ class Prepared:
     lattices: dict[str, dict[int, Lattice]]
     inputs: Ranges
     information: dict[str, Tensor] = field(default_factory=dict)
+
+    def error_curves(self, model: nn.Module, task: Task) -> dict[str, np.ndarray]:
+        """What the predictions lose, to second order, by a layer's bits."""
+        lattices = {name: list(own.values()) for name, own in self.lattices.items()}
+        return error_curves(model, task, self.norms, lattices, self.information)
 
 
 def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
@@ -195,7 +203,22 @@ def compress(
     plan: Plan,
     settings: BitSettings,
     prepared: Prepared,
-) -> dict[str, Tensor]:
+    steps: int,
+    make_hook: Callable[[dict[str, nn.Module], dict[str, Tensor]], Hook],
+) -> tuple[nn.Module, Hook | None]:
+    """(a copy of ``model`` quantized at once, the hook that keeps it so in a training of so many steps).
+
+    make_hook(layers, their float weights) gives the hook.
+    """
+    model = copy.deepcopy(model)
+    latents = quantize(model, plan, settings, prepared)
+    if not steps:
+        return model, None
+    hook = make_hook({name: model.get_submodule(name) for name in latents}, latents)
+    return model, with_delays(model, hook, settings.delay, settings.freeze_norms)
+
+
+def quantize(model: nn.Module, plan: Plan, settings: BitSettings, prepared: Prepared) -> dict[str, Tensor]:
     """Fold and quantize in place. Returns the folded float weights of the plan's layers that the model has, by name.
 
     Raises ConfigError for bits that the settings do not allow.

@@ -10,7 +10,6 @@ Where layers can be switched to 8 bits, both ends are timed, and the prediction 
 
 from __future__ import annotations
 
-import copy
 import logging
 import platform
 import tempfile
@@ -18,18 +17,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import nn
 
 from pfray import bench
 from pfray.export.tflite import convert
-from pfray.learner.context import Job
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm
+from pfray.learner.context import Context, Recipe
 from pfray.nn.fingerprint import model_parts
 from pfray.space import CompressionSpace, Limits, Plan
-from pfray.task import Task, example_input
+from pfray.task import example_input
 from pfray.utils.cache import cache_dir, cache_key
 from pfray.utils.files import read_json, write_json
 
@@ -42,14 +39,7 @@ TRIES = 4
 Curve = list[list[float]]
 
 
-def timed_space(
-    space: CompressionSpace,
-    learner: type[Learner],
-    model: nn.Module,
-    task: Task,
-    settings: Any,
-    done: Callable[[int, str], None],
-) -> CompressionSpace:
+def timed_space(space: CompressionSpace, algorithm: Algorithm, done: Callable[[int, str], None]) -> CompressionSpace:
     """``space`` with the cost ``latency_ms`` beside its ``macs``, which it has to have; as it is where it has none.
 
     done(files made, words) is called after each. The curves are kept in the cache, so that a run that is continued has
@@ -61,11 +51,12 @@ def timed_space(
     for name, positions in _ends(space).items():
         plans = _plans(space, positions)
         key = cache_key(
-            *model_parts(model, task), str(settings), learner.__name__, task.input_shape, plans, platform.node()
-        )
+            *model_parts(algorithm.model, algorithm.task), str(algorithm.settings), type(algorithm).__name__,
+            algorithm.task.input_shape, plans, platform.node(),
+        )  # fmt: skip
         path = cache_dir() / "latency" / f"{key}.json"
         if (kept := read_json(path)) is None:
-            times = _time(plans, learner, model, task, settings, partial(_show, done, name))
+            times = _time([(algorithm, plan) for plan in plans], partial(_show, done, name))
             macs = [space.costs(plan)["macs"] for plan in plans]
             kept = {"curve": _rising(macs, times)}
             write_json(path, kept)
@@ -77,8 +68,8 @@ def hold(
     plans: dict[str, Plan],
     space: CompressionSpace,
     limits: Limits,
-    learner: type[Learner],
-    job: Job,
+    recipe: Recipe,
+    context: Context,
     kept: Path,
     done: Callable[[int, str], None],
 ) -> dict[str, Plan]:
@@ -96,19 +87,20 @@ def hold(
     for count, (name, plan) in enumerate(plans.items()):
         done(count, name)
         same = [earlier for earlier in held if plans[earlier] == plan]
-        held[name] = held[same[0]] if same else _held(plan, space, limits, learner, job)
+        held[name] = held[same[0]] if same else _held(plan, space, limits, recipe, context)
     done(len(plans), "done")
     write_json(kept, {"plans": plans, "held": held})
     return held
 
 
-def _held(plan: Plan, space: CompressionSpace, limits: Limits, learner: type[Learner], job: Job) -> Plan:
+def _held(plan: Plan, space: CompressionSpace, limits: Limits, recipe: Recipe, context: Context) -> Plan:
     whole = space.decode(np.ones(len(space)))
     wanted, stricter = limits["latency_ms"], dict(limits)
     for _ in range(TRIES):
-        own, _ = job.for_plan(plan)
-        pair = [job.for_plan(each)[1] for each in (plan, whole)]
-        found, full = _time(pair, learner, job.teacher, job.task, own.settings, lambda count: None)
+        candidate = recipe.candidate(plan)
+        algorithm = candidate.bind(context.teacher, context.task)
+        pair = [(algorithm, each) for each in (candidate.plan, recipe.candidate(whole).plan)]
+        found, full = _time(pair, lambda count: None)
         measured = found / full * space.costs(whole)["latency_ms"]
         if measured <= wanted:
             break
@@ -141,28 +133,15 @@ def _plans(space: CompressionSpace, positions: np.ndarray) -> list[Plan]:
     return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]
 
 
-def _time(
-    plans: list[Plan], learner: type[Learner], model: nn.Module, task: Task, settings: Any, done: Callable[[int], None]
-) -> list[float]:
+def _time(plans: list[tuple[Algorithm, Plan]], done: Callable[[int], None]) -> list[float]:
+    """Milliseconds of each plan's file, whatever its weights."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.tflite" for i in range(len(plans))]
-        for i, (plan, path) in enumerate(zip(plans, paths, strict=True)):
-            convert.export(_shaped(learner, model, plan, task, settings), example_input(task), path)
+        for i, ((algorithm, plan), path) in enumerate(zip(plans, paths, strict=True)):
+            model = algorithm.rebuild(algorithm.structure(plan))
+            convert.export(model, example_input(algorithm.task), path)
             done(i + 1)
         return bench.latency_ms(paths, rounds=ROUNDS)
-
-
-def _shaped(learner: type[Learner], model: nn.Module, plan: Plan, task: Task, settings: Any) -> nn.Module:
-    """A copy of the model with the plan's structure, whatever its weights."""
-    model = copy.deepcopy(model)
-    if steps := learner.steps(plan, settings):
-        for step, own in steps:
-            model = _shaped(step.learner, model, own, task, step.settings)
-        return model
-    if learner.restructure is not Learner.restructure:
-        return learner.restructure(model, plan, task, settings)
-    learner.compress(model, plan, settings, learner.prepare(model, task, settings), 0)
-    return model
 
 
 def _rising(macs: list[float], times: list[float]) -> Curve:

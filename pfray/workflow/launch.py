@@ -26,25 +26,22 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
 
 from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
-from pfray.learner.build import finished
-from pfray.learner.context import Job
-from pfray.learner.trainable import Learner
-from pfray.space import Plan
+from pfray.learner.build import Weights, finished
+from pfray.learner.context import Candidate, Context
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
-from pfray.workflow.worker import CURVE, Work, add_line, read_curve, read_lines, train_plan
+from pfray.workflow.worker import CURVE, Work, add_line, read_curve, read_lines, train_candidate
 
 # Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
 RETRIES = 2
 
 
 def retrain(
-    learner: type[Learner],
-    job: ray.ObjectRef,
-    plan: Plan,
+    candidate: Candidate,
+    context: ray.ObjectRef,
     folder: Path,
     *,
     start: ray.ObjectRef | None = None,
@@ -55,20 +52,19 @@ def retrain(
     distributed: Distributed | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Compress the teacher by ``plan``, train it on all training data, and return the last epoch's state dict.
+    """Train the candidate's model on all training data, and return the last epoch's state dict.
 
-    start: the state dict that ``finish`` gave, for the learners that have it.
-    folder: where checkpoints and ``curve.jsonl`` (epoch, loss) are kept; a training that finds its own checkpoints
-    there, of the same ``made_from``, continues from the last one. Of several workers, ``curve.jsonl`` also has the
-    bytes of gradients that each sent in the epoch.
+    context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
+    folder: of the checkpoints and ``curve.jsonl`` (epoch, loss); a training that finds its own checkpoints there, of
+    the same ``made_from``, continues from the last one. Of several workers, ``curve.jsonl`` also has the bytes of
+    gradients that each sent in the epoch.
     on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
     """
     _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
     config = {
-        "learner": learner,
-        "job": job,
-        "plan": plan,
+        "candidate": candidate,
+        "context": context,
         "start": start,
         "made_from": made_from,
         "folder": folder,
@@ -107,36 +103,30 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 
 
 def finish(
-    learner: type[Learner],
-    job: ray.ObjectRef,
-    plan: Plan,
-    before: tuple[Plan, ray.ObjectRef] | None,
-    cpus: int,
-    gpus: float,
-) -> dict[str, Tensor]:
-    """The state dict of ``learner.finish``, computed in a Ray task. before: an earlier stage's plan and state dict.
+    candidate: Candidate, context: ray.ObjectRef, start: ray.ObjectRef | None, cpus: int, gpus: float
+) -> Weights:
+    """The weights that the algorithm's ``finish`` gives, computed in a Ray task. start: an earlier stage's Weights.
 
     Raises the task's own PfrayError, or TrainingFailed.
     """
     try:
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish).options(name=f"{learner.__name__}.finish")
-        return ray.get(task.remote(learner, job, plan, before, cpus))
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
+        named = task.options(name=f"{candidate.algorithm.__name__}.finish")
+        return ray.get(named.remote(candidate, context, start, cpus))
     except ray.exceptions.RayError as error:
         raise _as_pfray_error(error) from error
 
 
-def _finish(
-    learner: type[Learner], job: Job, plan: Plan, before: tuple[Plan, ray.ObjectRef] | None, cpus: int
-) -> dict[str, Tensor]:
+def _finish(candidate: Candidate, context: Context, start: Weights | None, cpus: int) -> Weights:
     torch.set_num_threads(cpus)
-    known = None if before is None else (before[0], ray.get(before[1]))
-    return _on_cpu(finished(learner, job, plan, known, _task_device()))
+    done = finished(candidate, context, start, _task_device())
+    return Weights(done.structure, _on_cpu(done.model))
 
 
 def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
     # Retried here, because Ray itself would go on for ever where a worker is killed for the memory that it takes.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
-    named = task.options(name=f"{config['learner'].__name__}.train")
+    named = task.options(name=f"{config['candidate'].algorithm.__name__}.train")
     for _ in range(RETRIES):
         try:
             return ray.get(named.remote(config, cpus))
@@ -152,7 +142,7 @@ def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     path = config["folder"] / STATE
 
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
-    model = train_plan(_work(config), Shard(), _task_device(), state, partial(checkpoints.save, path))
+    model = train_candidate(_work(config), Shard(), _task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -207,7 +197,7 @@ def _work_together(config: dict[str, Any]) -> None:
             train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
 
     try:
-        train_plan(_work(config), shard, device, state, save)
+        train_candidate(_work(config), shard, device, state, save)
     except TrainingFailed as error:
         # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
         if shard.rank == 0:

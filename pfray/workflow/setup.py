@@ -17,7 +17,7 @@ from pfray.config.schema import Experiment
 from pfray.config.sections import Search
 from pfray.data._task_checks import check_task
 from pfray.errors import ConfigError, UnsupportedModel
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm
 from pfray.measure.cost import layer_macs, total_macs
 from pfray.nn.build import build, check_output, task_arguments
 from pfray.nn.checks import check_evaluation, check_parameters, check_values
@@ -56,7 +56,7 @@ class Parts:
 
     model: Callable[..., nn.Module]
     data: Callable[..., Task]
-    learner: type[Learner]
+    learner: type[Algorithm]
     learner_settings: Any
     searcher: type[PlanSearcher]
     search_settings: Any
@@ -87,7 +87,8 @@ def load(experiment: Experiment, progress: Progress) -> Start:
         cache_dir()  # one that cannot be used is found before anything is written
         task = build_task(experiment, parts, notes.append)
         model = build_model(experiment, parts, task, notes.append)
-        space = parts.learner.space(model, task, parts.learner_settings)
+        algorithm = parts.learner(model, task, parts.learner_settings)
+        space = algorithm.space()
         space = with_layer_shapes(space, model, example_input(task))
     for note in notes:
         progress.say(f"note: {note}")
@@ -95,12 +96,16 @@ def load(experiment: Experiment, progress: Progress) -> Start:
     check_from_scratch(experiment, parts.searcher, parts.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:
         with progress.stage("time plans", total=file_count(space)) as stage:
-            space = timed_space(space, parts.learner, model, task, parts.learner_settings, stage.update)
+            space = timed_space(space, algorithm, stage.update)
     macs = total_macs(model, example_input(task))
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
     plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
     check_searcher(experiment, parts.searcher, parts.learner)
-    knobs = searched_settings(experiment, parts.learner_settings, partial(parts.learner.space, model, task))
+
+    def space_of(settings: Any) -> CompressionSpace:
+        return parts.learner(model, task, settings).space()
+
+    knobs = searched_settings(experiment, parts.learner_settings, space_of)
     space = space.with_free(knobs)
     parts.searcher(space, limits, parts.search_settings)  # so are settings that only the searcher can judge
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
@@ -139,7 +144,7 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
             found[kind] = attempt(partial(find_function, kind, name))
             mistakes += [] if found[kind] is None else check_arguments(kind, found[kind], settings)
     kinds: tuple[tuple[str, str, type, list[str]], ...] = (
-        ("learner", "learner", Learner, []),
+        ("learner", "learner", Algorithm, []),
         ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
     )
     for kind, field, base, beside in kinds:

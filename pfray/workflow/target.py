@@ -17,8 +17,8 @@ from pfray.config.schema import Experiment
 from pfray.config.search_space import as_knob
 from pfray.config.sections import Target
 from pfray.errors import ConfigError, nearest
+from pfray.learner.base import Algorithm
 from pfray.learner.context import updated
-from pfray.learner.trainable import Learner
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
 from pfray.objective import COST, NEEDS_LATENCY, WEIGH_COST, Objective
 from pfray.search.allocate import Allocate, Curves, allocate_plan
@@ -160,9 +160,9 @@ def _examples(knob: Knob) -> list[float]:
     return [knob.compressed, knob.full, *inside]
 
 
-def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner]) -> None:
+def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Algorithm]) -> None:
     """Raises ConfigError where the searcher needs what the learner does not give."""
-    if searcher is Allocate and learner.error_curves is Learner.error_curves:
+    if searcher is Allocate and not learner.has_error_curves:
         raise ConfigError(
             f"search: allocate needs error curves, which {experiment.learner.title} does not give. "
             "Remedy: search=uniform, or a searcher that measures its plans"
@@ -170,7 +170,7 @@ def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner
 
 
 def check_from_scratch(
-    experiment: Experiment, searcher: type[PlanSearcher], learner: type[Learner], knobs: int, objective: str
+    experiment: Experiment, searcher: type[PlanSearcher], learner: type[Algorithm], knobs: int, objective: str
 ) -> None:
     """Raises ConfigError where models that start with random weights would be judged untrained, or cannot be timed.
 

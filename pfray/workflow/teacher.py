@@ -9,11 +9,11 @@ from torch import nn
 
 from pfray.config.registry import find_class
 from pfray.config.schema import Experiment
-from pfray.learner.context import Job
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm
+from pfray.learner.context import Context, Recipe
 from pfray.nn.fingerprint import model_parts
 from pfray.task import Task
-from pfray.training.settings import Distill, Distributed
+from pfray.training.settings import Distributed
 from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.workflow.retrain import Trainer
 
@@ -44,12 +44,10 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
         trainer.progress.say("[teacher] from the cache")
         model.load_state_dict(state)
         return model
-    learner: type[Learner] = find_class("learner", "full_precision", Learner)
-    job = Job(
-        task, model, learner.settings_type(), experiment.teacher, Distill(), experiment.search, experiment.seed,
-        experiment.resources.precision,
-    )  # fmt: skip
-    teacher = trainer.train(learner, job, {"teacher": {}})["teacher"]
+    algorithm: type[Algorithm] = find_class("learner", "full_precision", Algorithm)
+    context = Context(task, model, experiment.seed, experiment.resources.precision)
+    recipe = Recipe(algorithm, algorithm.settings_type(), experiment.teacher)
+    teacher = trainer.train(recipe, context, {"teacher": {}})["teacher"]
     save_tensors(path, teacher.state_dict())
     return teacher
 

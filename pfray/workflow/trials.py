@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from pfray.cluster.ray_cluster import parallel_trials
 from pfray.config.sections import Resources, Search
 from pfray.errors import SearchFailed
-from pfray.learner.context import Job
+from pfray.learner.context import Context, Recipe
+from pfray.learner.scoring import Scoring
 from pfray.learner.trainable import Learner
+from pfray.objective import Objective
 from pfray.reporting.progress import Progress, Stage
 from pfray.reporting.prometheus import Metrics
 from pfray.reporting.tensorboard import Events
@@ -30,8 +32,9 @@ WORKER_RETRIES = 2
 
 
 def run_trials(
-    learner: type[Learner],
-    job: Job,
+    context: Context,
+    recipe: Recipe,
+    objective: Objective,
     searcher: PlanSearcher,
     search: Search,
     resources: Resources,
@@ -50,9 +53,14 @@ def run_trials(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
-    trainable = tune.with_resources(tune.with_parameters(learner, job=job), {"cpu": share.cpu, "gpu": share.gpu})
+    scoring = Scoring(
+        objective, search.rounds, search.finetune_steps, search.bn_images, search.validation_images, search.latency,
+        resources.shrink_on_oom,
+    )  # fmt: skip
+    bound = tune.with_parameters(Learner, context=context, recipe=recipe, scoring=scoring)
+    trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
     # What Ray's dashboard calls the actors.
-    trainable.__qualname__ = learner.__qualname__
+    trainable.__qualname__ = recipe.algorithm.__qualname__
     scheduler = None
     if search.scheduler == "asha":
         scheduler = AsyncHyperBandScheduler(time_attr="training_iteration", max_t=search.rounds, grace_period=1)
@@ -110,7 +118,14 @@ class Choice:
 
 
 def choose(
-    learner: type[Learner], job: Job, searcher: PlanSearcher, resources: Resources, folder: Path, progress: Progress
+    context: Context,
+    recipe: Recipe,
+    objective: Objective,
+    searcher: PlanSearcher,
+    search: Search,
+    resources: Resources,
+    folder: Path,
+    progress: Progress,
 ) -> Choice:
     """The best trial, once the ``rescore`` best ones and the first were measured again on all validation images.
 
@@ -124,12 +139,12 @@ def choose(
             f"all {len(errors)} trials failed; the first error: {errors[0] if errors else 'none'}. "
             "Remedy: see search/trials.jsonl in the run folder, mend the cause, and run again with --force"
         )
-    used = job.search.validation_images
-    all_images = used is None or used >= len(job.task.validation)
-    if all_images or not job.search.rescore or len(ranking) == 1:
+    used = search.validation_images
+    all_images = used is None or used >= len(context.task.validation)
+    if all_images or not search.rescore or len(ranking) == 1:
         return _choice(ranking, all_images, [])
-    rivals = searcher.rivals(job.search.rescore)
-    whole = replace(job, search=job.search.model_copy(update={"validation_images": None, "scheduler": "none"}))
+    rivals = searcher.rivals(search.rescore)
+    whole = search.model_copy(update={"validation_images": None, "scheduler": "none"})
     (folder / "rescore").mkdir(exist_ok=True)
     again = _Again(
         searcher.space, searcher.limits, None, trials=len(rivals), folder=folder / "rescore",
@@ -138,7 +153,7 @@ def choose(
     if (note := again.resume()) is not None:
         progress.say(f"note: {note}")
     if not again.finished():
-        run_trials(learner, whole, again, whole.search, resources, folder, progress, None, name="rescore")
+        run_trials(context, recipe, objective, again, whole, resources, folder, progress, None, name="rescore")
     # Their numbers are those of the search.
     rescored = [{**record, "trial": rivals[record["trial"]]["trial"]} for record in again.ranking()]
     return _choice(rescored, True, rescored) if rescored else _choice(ranking, False, [])

@@ -1,5 +1,5 @@
-"""What one worker of a training does, alone or among others: the model of a plan, trained by ``train.fit``, and the
-curve that the run's folder gets a line of after each epoch.
+"""What one worker of a training does, alone or among others: train a candidate's model, and write its curve, a line
+after each epoch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pfray.learner.build import build_compressed, restored
-from pfray.learner.context import Job, updated
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Compressed
+from pfray.learner.build import Weights, compressed, rebuilt
+from pfray.learner.context import Candidate, Context, updated
 from pfray.nn.modes import place
-from pfray.space import Plan
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
 from pfray.training.settings import Distributed
@@ -28,40 +27,41 @@ CURVE = "curve.jsonl"
 
 @dataclass(frozen=True)
 class Work:
-    """The job's teacher is compressed by ``plan``, or ``start`` is the state dict that the learner's ``finish`` gave.
+    """One training.
 
+    start: the weights that the algorithm's ``finish`` gave; None where ``compress`` makes the model.
     folder: of the curve. made_from: what a checkpoint is kept under, and gone on from.
-    distributed: how gradients are exchanged, where there is somebody to do so with.
+    distributed: how several workers exchange gradients.
     """
 
-    learner: type[Learner]
-    job: Job
-    plan: Plan
+    candidate: Candidate
+    context: Context
     folder: Path
-    start: dict[str, Tensor] | None = None
+    start: Weights | None = None
     made_from: str = ""
     distributed: Distributed = field(default_factory=Distributed)
 
 
-def train_plan(
+def train_candidate(
     work: Work,
     shard: Shard,
     device: torch.device,
     known: dict[str, Any] | None,
     save: Callable[[dict[str, Any]], None],
 ) -> nn.Module:
-    """The model of the plan after all epochs; continued from ``known``, where that is a state that was saved.
+    """The candidate's model after all epochs; continued from ``known``, where that is a state that was saved.
 
     save(state), after each epoch: ``exchange`` of it is this worker's own, and empty where it has nothing to remember;
     the rest is the same for all. Raises TrainingFailed.
     """
-    job, _ = work.job.for_plan(work.plan)
-    torch.manual_seed(job.seed)
-    steps = job.training.epochs * steps_per_epoch(job.task.train, job.training.batch_size)
+    candidate, context, training = work.candidate, work.context, work.candidate.training
+    torch.manual_seed(context.seed)
+    steps = training.epochs * steps_per_epoch(context.task.train, training.batch_size)
     if work.start is None:
-        model, hook = build_compressed(work.learner, work.job, work.plan, device, steps)
+        begun = compressed(candidate, context, device, steps)
     else:
-        model, hook = restored(work.learner, work.job, work.plan, work.start, device), None
+        begun = Compressed(rebuilt(candidate, context, work.start, device))
+    model, hook = begun.model, begun.hook
     if known is not None:
         model.load_state_dict(known["model"])
         if isinstance(hook, StatefulHook):
@@ -69,9 +69,9 @@ def train_plan(
         # A fault may have come between an epoch's state and its line.
         if shard.rank == 0 and all(entry["epoch"] != known["epoch"] for entry in read_curve(work.folder)):
             add_line(work.folder, epoch=known["epoch"], loss=known["loss"])
-    trained, exchange, training = model, None, job.training
+    trained, exchange = model, None
     if shard.world > 1:
-        trained, exchange = distribute(model, work.distributed, job.seed)
+        trained, exchange = distribute(model, work.distributed, context.seed)
         if known is not None and known["exchange"]:
             exchange.load_state_dict(known["exchange"])
         if work.distributed.scale_lr:
@@ -97,12 +97,12 @@ def train_plan(
 
     fit(
         trained,
-        job.task,
+        context.task,
         training,
-        seed=job.seed,
-        precision=choose_precision(model, device, job.precision),
-        teacher=place(job.teacher, device) if job.distill.weight else None,
-        distill=job.distill,
+        seed=context.seed,
+        precision=choose_precision(model, device, context.precision),
+        teacher=place(context.teacher, device) if candidate.distill.weight else None,
+        distill=candidate.distill,
         hook=hook,
         start_epoch=0 if known is None else known["epoch"],
         optimizer_state=None if known is None else known["optimizer"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,8 +33,9 @@ def lost_scores(ranking: Ranking, settings: ChannelSettings) -> dict[str, np.nda
     return keep_ratios.error_curves(ranking.graph, settings, lost)
 
 
-def keep_highest(model: nn.Module, ranking: Ranking, counts: Mapping[str, int]) -> None:
-    """Prune each group in place to its ``count`` units of the highest scores, of equal ones the first."""
+def keep_highest(model: nn.Module, ranking: Ranking, counts: Mapping[str, int]) -> nn.Module:
+    """A copy in which each group keeps its ``count`` units of the highest scores, of equal ones the first."""
+    pruned = copy.deepcopy(model)
     kept = {name: np.argsort(-ranking.scores[name], kind="stable")[:count] for name, count in counts.items()}
-    prune(model, ranking.graph, kept)
-    place(model, next(model.parameters()).device)
+    prune(pruned, ranking.graph, kept)
+    return place(pruned, next(model.parameters()).device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -118,28 +119,26 @@ def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
     return {name: max(1, round(ratio * units[name])) for name, ratio in plan.items()}
 
 
-def stages(plan: Plan, settings: ChannelSettings) -> list[tuple[Plan, int]]:
-    """A learner's ``stages``: (plan, epochs) of group fine-tuning before the whole plan's own, in which the first k of
-    the pruned groups are pruned, then the first 2 k, ..."""
+def group_plans(plan: Plan, group_size: int) -> list[Plan]:
+    """Plans of group fine-tuning before the whole plan: the first k of the pruned groups, then the first 2 k, ..."""
     pruned = [name for name, ratio in plan.items() if ratio < 1]
-    ends = range(settings.group_size, len(pruned), settings.group_size) if settings.group_size else ()
-    return [({n: r if n in pruned[:end] else 1.0 for n, r in plan.items()}, settings.group_epochs) for end in ends]
+    ends = range(group_size, len(pruned), group_size) if group_size else ()
+    return [{n: r if n in pruned[:end] else 1.0 for n, r in plan.items()} for end in ends]
 
 
-def groups_left(model: nn.Module, teacher: nn.Module, plan: Plan, task: Task) -> dict[ChannelGroup, int]:
-    """The plan's groups and the units that each keeps, for ``model``: the teacher, or what an earlier stage left of it.
+def groups_left(model: nn.Module, counts: Mapping[str, int], task: Task) -> dict[ChannelGroup, int]:
+    """Units to keep by group, for a model that an earlier stage may have pruned already. counts: by the group's name.
 
     A group that such a stage has left one unit of is none any more.
     """
-    counts = kept_counts(graph_of(teacher, task), plan)
     return {group: counts[group.name] for group in graph_of(model, task).groups if group.name in counts}
 
 
-def restructure(model: nn.Module, plan: Plan, task: Task, settings: ChannelSettings) -> nn.Module:
-    """A learner's ``restructure``: prune the model to the plan's counts, in place, whichever channels those are."""
-    graph = graph_of(model, task)
-    prune(model, graph, {name: range(count) for name, count in kept_counts(graph, plan).items()})
-    return model
+def with_counts(model: nn.Module, counts: Mapping[str, int], task: Task) -> nn.Module:
+    """A copy of the model in which each group keeps so many units, whichever those are."""
+    pruned = copy.deepcopy(model)
+    prune(pruned, graph_of(model, task), {name: range(count) for name, count in counts.items()})
+    return pruned
 
 
 def error_curves(

@@ -7,6 +7,7 @@ gets W P, and its outputs the constant W b. Where several layers in a row go, th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,8 +131,9 @@ class _Moments:
 
 
 @torch.no_grad()
-def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> None:
-    """Take the named layers and blocks out of ``model``, in place, their maps multiplied into what reads them."""
+def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> nn.Module:
+    """A copy of ``model`` without the named layers and blocks, their maps multiplied into the layers that read them."""
+    model = copy.deepcopy(model)
     found, out = cache.found, cache.found.out(gone)
     weights: dict[int, tuple[Tensor, Tensor]] = {}
     for index in range(len(found.layers)):
@@ -148,7 +150,7 @@ def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> None:
             module.bias += shift.to(module.bias)
         elif isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_mean is not None:
             norm.running_mean -= shift.to(norm.running_mean)
-    place(model, next(model.parameters()).device)
+    return place(model, next(model.parameters()).device)
 
 
 def _folded(model: nn.Module, cache: Maps, index: int, behind: list[int]) -> tuple[Tensor, Tensor]:
