@@ -104,13 +104,8 @@ class Critic(PlanSearcher):
         knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
         wanted = np.empty(len(self.space))
         wanted[knobs] = self._middle[knobs] + self._spread[knobs] * actions[:, 0]
-        # Moved onto the target before the walk, all knobs by one step. Otherwise the last knobs would have to make up
-        # for what all others took: with 55 knobs that was the whole classifier in every other plan.
-        positions = self.space.encode(self._within_limits(self.space.decode(wanted)))
-        env.reset(seed=seed)
-        for knob in knobs:
-            info = env.step(env.unwrapped.action_for(positions[knob]))[4]
-        return info["plan"]
+        # Moved by one step of all knobs here already: moved once more, what rounding left of the budget is used too.
+        return self._within_limits(self.space.decode(wanted))
 
     def _explored(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
         """(knobs in their order, actions ``(L, 1)``) around the first plan; of searched settings, anywhere."""
