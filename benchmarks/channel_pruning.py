@@ -8,7 +8,6 @@ models only; the search scores one-shot pruned candidates on validation images.
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -47,16 +46,17 @@ def prune(piece: Sequence[Any]) -> Record:
     from pfray.measure.evaluation import evaluate
 
     factor, method, trials, seed = piece
-    learner, work = learner_and_job(method)
-    space = learner.space(work.teacher, work.task, work.settings)
+    work = job_with(method)
+    algorithm = work.bind()
+    space = algorithm.space()
     whole = space.costs({knob.name: knob.full for knob in space.knobs})["macs"]
-    cache = learner.prepare(work.teacher, work.task, work.settings)
-    plan = _plan(METHODS[method][1], learner, work, space, {"macs": whole / factor}, trials, seed)
+    plan = _plan(METHODS[method][1], work, space, {"macs": whole / factor}, trials, seed)
+    algorithm.compress(plan)  # what is computed once for all plans
     started = time.perf_counter()
-    learner.compress(copy.deepcopy(work.teacher), plan, work.settings, cache, 0)
+    algorithm.compress(plan)
     candidate = time.perf_counter() - started
     started = time.perf_counter()
-    model = learner.finish(work.teacher, work.teacher, plan, work.task, work.settings)
+    model = work.bind().finish(plan).model
     seconds = time.perf_counter() - started
     file = f"{factor}-{method.replace(' ', '-')}-{trials}-{seed}.pt"
     torch.save(model.state_dict(), FOLDER / file)
@@ -70,32 +70,32 @@ def prune(piece: Sequence[Any]) -> Record:
     }
 
 
-def learner_and_job(method: str) -> tuple[Any, Any]:
-    return searching.learner_and_job(MODEL, METHODS[method][0], skip=SKIP)
+def job_with(method: str) -> searching.Job:
+    return searching.job_with(MODEL, METHODS[method][0], skip=SKIP)
 
 
 def pruned_model(method: str, record: Record) -> Any:
     """The model of a finished piece, and its job."""
     import torch
 
-    learner, work = learner_and_job(method)
-    model = copy.deepcopy(work.teacher)
-    model = learner.restructure(model, record["plan"], work.task, work.settings)
+    work = job_with(method)
+    algorithm = work.bind()
+    model = algorithm.rebuild(algorithm.structure(record["plan"]))
     model.load_state_dict(torch.load(FOLDER / record["file"], weights_only=True))
     return model, work
 
 
-def _plan(name: str, learner: Any, work: Any, space: Any, limits: Any, trials: int, seed: int) -> dict[str, float]:
+def _plan(name: str, work: Any, space: Any, limits: Any, trials: int, seed: int) -> dict[str, float]:
     from pfray.search.allocate import allocate_plan
 
     uniform = space.uniform(limits)
     if name == "uniform":
         return uniform
-    allocated = allocate_plan(space, learner.error_curves(work.teacher, work.task, work.settings), limits)
+    allocated = allocate_plan(space, work.bind().error_curves(), limits)
     if name == "allocate":
         return allocated
     first = (("allocate", allocated), ("uniform", uniform))
-    return searching.searched_plan("gp", learner, work, space, limits, first, trials, seed)
+    return searching.searched_plan("gp", work, space, limits, first, trials, seed)
 
 
 def speed_up(record: Record) -> tuple[float, float]:

@@ -36,13 +36,14 @@ def prune(piece: Sequence[Any]) -> Record:
     from pfray.measure.evaluation import evaluate
 
     name, settings, seed = piece
-    learner, work = searching.learner_and_job(MODEL, name, skip=SKIP, **settings)
-    space = learner.space(work.teacher, work.task, work.settings)
+    work = searching.job_with(MODEL, name, skip=SKIP, **settings)
+    algorithm = work.bind()
+    space = algorithm.space()
     whole = space.costs({knob.name: knob.full for knob in space.knobs})["macs"]
     plan = space.uniform({"macs": SHARE * whole})
     torch.manual_seed(seed)
     started = time.perf_counter()
-    model = learner.finish(work.teacher, work.teacher, plan, work.task, work.settings)
+    model = algorithm.finish(plan).model
     seconds = time.perf_counter() - started
     return {
         "macs": space.costs(plan)["macs"] / whole,

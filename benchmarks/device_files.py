@@ -40,20 +40,17 @@ def make(folder: Path) -> list[Path]:
     place(model, "cpu").eval()
 
     def on_levels(bits: int) -> Any:
-        quantized, settings = copy.deepcopy(model), Settings(symmetric=True, ends=True)
-        plan = UniformQuant.space(model, task, settings).uniform({"bits": bits})
-        UniformQuant.compress(quantized, plan, settings, UniformQuant.prepare(model, task, settings), 0)
-        return quantized
+        algorithm = UniformQuant(model, task, Settings(symmetric=True, ends=True))
+        return algorithm.compress(algorithm.space().uniform({"bits": bits})).model
 
-    sparse, int8 = copy.deepcopy(model), Int8Settings(images=200)
+    sparse, int8 = copy.deepcopy(model), LitertQuant(model, task, Int8Settings(images=200))
     with torch.no_grad():
         for weight in (each for each in sparse.parameters() if each.dim() > 1):
             weight[weight.abs() < weight.abs().quantile(SPARSITY)] = 0
-    plan = LitertQuant.space(model, task, int8).uniform({"bits": 8})
     models = {
         "float": model,
         "sparse": sparse,
-        "int8": LitertQuant.finish(copy.deepcopy(model), model, plan, task, int8),
+        "int8": int8.finish(int8.space().uniform({"bits": 8})).model,
         "weights8": on_levels(8),
         "weights4": on_levels(4),
     }

@@ -34,19 +34,21 @@ def retrain(piece: Sequence[Any]) -> Record:
     from pfray.training.settings import Training
 
     size, epochs, images, seed = piece
-    learner, work = searching.learner_and_job(MODEL, "channel_pruned", skip=SKIP, group_size=size)
-    space = learner.space(work.teacher, work.task, work.settings)
+    work = searching.job_with(MODEL, "channel_pruned", skip=SKIP, group_size=size)
+    algorithm = work.bind()
+    space = algorithm.space()
     whole = space.costs({knob.name: knob.full for knob in space.knobs})["macs"]
     plan = space.uniform({"macs": SHARE * whole})
-    milder = learner.stages(plan, work.settings)
+    milder = [(stage.plan, stage.epochs) for stage in algorithm.stages(plan)]
     last = epochs - sum(own for _, own in milder)
     if last < 1:
         raise ValueError(f"{epochs} epochs are not enough for {len(milder)} stages and the last one")
     part = replace(work.task, train=work.task.train.head(images))
     started = time.perf_counter()
-    model, pruned = work.teacher, []
+    model: Any = None
+    pruned = []
     for number, (stage, own) in enumerate([*milder, (plan, last)]):
-        model = learner.finish(model, work.teacher, stage, work.task, work.settings)
+        model = algorithm.finish(stage, model).model
         pruned.append(evaluate(model, work.task, work.task.validation).accuracy)
         training = Training(epochs=own, **TRAINING)
         precision = choose_precision(model, next(model.parameters()).device)

@@ -30,7 +30,7 @@ DISTILL = {"weight": 0.9, "temperature": 4.0}
 
 def export(name: str, model: Any, work: Any, epochs: int = 0) -> tuple[Path, Path]:
     """(the float .tflite, the int8 one). epochs: of quantization-aware training, with the teacher's soft labels."""
-    from learners.litert_quant import BITS, LitertQuant, Settings
+    from learners.litert_quant import BITS, LitertQuant
     from pfray.export.tflite import convert
     from pfray.nn.modes import place
     from pfray.task import example_input
@@ -38,9 +38,9 @@ def export(name: str, model: Any, work: Any, epochs: int = 0) -> tuple[Path, Pat
     task = work.task
     FOLDER.mkdir(parents=True, exist_ok=True)
     paths = FOLDER / f"{name}-float.tflite", FOLDER / f"{name}-int8.tflite"
-    model, settings, example = place(copy.deepcopy(model), "cpu").eval(), Settings(), example_input(task)
-    plan = LitertQuant.space(model, task, settings).uniform({"bits": BITS})
-    quantized = LitertQuant.finish(model, model, plan, task, settings)
+    model, example = place(copy.deepcopy(model), "cpu").eval(), example_input(task)
+    algorithm = LitertQuant(model, task)
+    quantized: Any = algorithm.finish(algorithm.space().uniform({"bits": BITS})).model
     print(f"{name}: left float {', '.join(quantized.float_layers()) or 'nothing'}", flush=True)
     if epochs:
         _train(name, quantized, work, epochs)

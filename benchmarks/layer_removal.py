@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
 from benchmarks.result import DATA, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import Job
 from benchmarks.workers import Record, run_all
 
 NAME = "layer_removal"
@@ -49,7 +50,12 @@ def choose(piece: Sequence[Any]) -> Record:
     name, kind, students, seed = piece
     how, objective, weight = SEARCHES[name]
     job = job_of(*kind)
-    job = replace(job, objective=Objective(objective), distill=job.distill.model_copy(update={"weight": weight}))
+    distill = job.recipe.distill.model_copy(update={"weight": weight})
+    job = replace(
+        job,
+        recipe=replace(job.recipe, distill=distill),
+        scoring=replace(job.scoring, objective=Objective(objective)),
+    )
     rewards = Rewards(job, kind)
     records = coin_flips(rewards, students, seed) if how == "coin flips" else searched(rewards, students, seed)
     best = max(records, key=lambda record: record["score"])
@@ -60,47 +66,41 @@ def choose_network(piece: Sequence[Any]) -> Record:
     """piece: (``FROM_NOTHING``, kind, networks, seed). As ``choose``, of networks searched from nothing by a Gaussian
     process for their accuracy alone, each trained on the labels for as long as it is twice for a student.
     """
-    import torch
-
     from benchmarks.searching import run_search
-    from learners.architecture import Architecture
     from pfray.config.registry import find_class
-    from pfray.learner.scoring import Scorer
     from pfray.measure.cost import count_params
     from pfray.search.base import PlanSearcher
 
     _, kind, networks, seed = piece
     job = network_job(kind)
-    space = Architecture.space(job.teacher, job.task, job.settings)
+    space = job.bind().space()
     found: Any = find_class("search", "gp", PlanSearcher)
     limits = {"params": min(LARGEST * count_params(job.teacher)[0], 0.99 * space.reachable("params")[1])}
     searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_up=False)
-    run_search(Scorer(Architecture, job, torch.device("cpu")), searcher)
+    run_search(job.scorer(), searcher)
     best = searcher.best()
     return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in searcher.records]}
 
 
-def network_job(kind: Kind) -> Any:
+def network_job(kind: Kind) -> Job:
     from dataclasses import replace
 
-    from learners.architecture import Settings
+    from learners.architecture import Architecture, Settings
     from pfray.objective import Objective
     from pfray.training.settings import Distill
 
     job = job_of(*kind)
     widths = tuple(max(16, round(kind[2] * channels / 8) * 8) for channels in CHANNELS)
-    search = job.search.model_copy(update={"finetune_steps": 2 * job.search.finetune_steps})
-    return replace(
-        job, settings=Settings(widths, DEPTH), search=search, distill=Distill(), objective=Objective("accuracy")
-    )
+    recipe = replace(job.recipe, algorithm=Architecture, settings=Settings(widths, DEPTH), distill=Distill())
+    steps = 2 * job.scoring.finetune_steps
+    scoring = replace(job.scoring, finetune_steps=steps, objective=Objective("accuracy"))
+    return replace(job, recipe=recipe, scoring=scoring)
 
 
 def rank_away(model: Any, task: Any, params: float, most: int) -> Any:
     """The model without up to ``most`` filters, those ranked lowest in all layers (Molchanov et al. 2017); fewer
     where ``params`` parameters are left with fewer gone. Each layer keeps its best one.
     """
-    import copy
-
     import numpy as np
 
     from learners.filter_ranked import Settings, rank
@@ -116,10 +116,8 @@ def rank_away(model: Any, task: Any, params: float, most: int) -> Any:
     order = [name for _, name in sorted(removable)]
 
     def without(count: int) -> Any:
-        student = copy.deepcopy(model)
         kept = {name: len(own) - order[:count].count(name) for name, own in ranking.scores.items()}
-        keep_highest(student, ranking, kept)
-        return student
+        return keep_highest(model, ranking, kept)
 
     low, high = 0, min(most, len(order))
     while high - low > 1:
@@ -139,22 +137,19 @@ def train(piece: Sequence[Any]) -> Record:
 
     import torch
 
-    from learners.architecture import Architecture
-    from learners.layer_removal import LayerRemoval, removed
     from pfray.measure.cost import count_params
     from pfray.measure.evaluation import evaluate
     from pfray.measure.timing import latencies_ms
     from pfray.nn.modes import place
-    from pfray.pruning.layers.linear_maps import take_out
     from pfray.task import example_input
     from pfray.training.loop import choose_precision, fit
     from pfray.training.settings import Training
 
     method, kind, epochs, seed, plan, sizes = piece
     job = job_of(*kind)
-    training = Training(epochs=epochs, lr=0.05, batch_size=job.training.batch_size)
-    weight = 0.0 if method == FROM_NOTHING else SEARCHES[method][2] if method in SEARCHES else job.distill.weight
-    distill = job.distill.model_copy(update={"weight": weight})
+    training = Training(epochs=epochs, lr=0.05, batch_size=job.recipe.training.batch_size)
+    weight = 0.0 if method == FROM_NOTHING else SEARCHES[method][2] if method in SEARCHES else job.recipe.distill.weight
+    distill = job.recipe.distill.model_copy(update={"weight": weight})
     whole = count_params(job.teacher)[0]
     stages: list[Record] = []
 
@@ -177,12 +172,11 @@ def train(piece: Sequence[Any]) -> Record:
         note(student)
     elif method == FROM_NOTHING:
         torch.manual_seed(seed)
-        own = network_job(kind)
-        Architecture.compress(student, plan, own.settings, Architecture.prepare(student, job.task, own.settings), 0)
+        student = network_job(kind).bind().compress(plan).model
         learn(student)
         note(student)
     elif plan is not None:
-        take_out(student, LayerRemoval.prepare(job.teacher, job.task, job.settings), removed(plan))
+        student = job.bind().compress(plan).model
         learn(student)
         note(student)
     for params in sizes:

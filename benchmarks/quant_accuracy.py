@@ -44,12 +44,11 @@ def plan_bits(piece: Sequence[Any]) -> Record:
     from pfray.training.batch_norm import reestimate_batch_norm
 
     model, name, settings, bits, method, trials, seed = piece
-    learner, work = searching.learner_and_job(model, name, **settings)
+    work = searching.job_with(model, name, **settings)
     started = time.perf_counter()
-    plan = _plan(method, learner, work, {"bits": bits}, trials, seed)
+    plan = _plan(method, work, {"bits": bits}, trials, seed)
     seconds = time.perf_counter() - started
-    quantized = copy.deepcopy(work.teacher)
-    learner.compress(quantized, plan, work.settings, learner.prepare(work.teacher, work.task, work.settings), 0)
+    quantized = work.bind().compress(plan).model
     candidates = [place(quantized, "cpu"), copy.deepcopy(quantized)]
     reestimate_batch_norm(candidates[1], work.task, BN_IMAGES, "float32")
     best = max(candidates, key=lambda model: evaluate(model, work.task, work.task.validation).accuracy)
@@ -63,17 +62,18 @@ def retrain(piece: Sequence[Any]) -> Record:
     """piece: (model, learner, settings, seed, epochs, plan). Prints the loss after each epoch."""
     import torch
 
-    from pfray.learner.build import build_compressed
+    from pfray.learner.build import compressed
     from pfray.measure.evaluation import evaluate
     from pfray.training.loop import choose_precision, fit, steps_per_epoch
     from pfray.training.settings import Training
 
     model, name, settings, seed, epochs, plan = piece
-    learner, work = searching.learner_and_job(model, name, **settings)
+    work = searching.job_with(model, name, **settings)
     training = Training(epochs=epochs, lr=LR / 10 if settings["fold"] else LR, **TRAINING)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     device, started = torch.device("cpu"), time.time()
-    quantized, hook = build_compressed(learner, work, plan, device, steps)
+    start = compressed(work.recipe.candidate(plan), work.context, device, steps)
+    quantized, hook = start.model, start.hook
 
     def show(epoch: int, loss: float, optimizer: Any) -> None:
         print(f"  {model}, {name}: epoch {epoch}, loss {loss:.4f}, {time.time() - started:.0f} s", flush=True)
@@ -83,20 +83,18 @@ def retrain(piece: Sequence[Any]) -> Record:
     return {"test": evaluate(quantized, work.task, work.task.test).accuracy, "seconds": time.time() - started}
 
 
-def _plan(
-    method: str, learner: Any, work: Any, limits: Mapping[str, float], trials: int, seed: int
-) -> dict[str, float]:
+def _plan(method: str, work: searching.Job, limits: Mapping[str, float], trials: int, seed: int) -> dict[str, float]:
     from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
     from pfray.workflow import target
 
-    space = learner.space(work.teacher, work.task, work.settings)
-    curves = learner.error_curves(work.teacher, work.task, work.settings)
-    known = target.plans_without_search(space, limits, curves)
+    algorithm = work.bind()
+    space = algorithm.space()
+    known = target.plans_without_search(space, limits, algorithm.error_curves())
     if method in known:
         return known[method]
     first = target.first_plans(known, find_class("search", method, PlanSearcher))
-    return searching.searched_plan(method, learner, work, space, limits, first, trials, seed)
+    return searching.searched_plan(method, work, space, limits, first, trials, seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

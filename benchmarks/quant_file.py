@@ -8,7 +8,6 @@ file is written and checked as at the end of a run, on the whole test split, and
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -54,12 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     shares = {}
     for form, (learner, settings) in forms.items():
-        prepared = learner.prepare(work.teacher, task, settings)
+        algorithm = learner(work.teacher, task, settings)
         for bits in options.bits:
-            model = copy.deepcopy(work.teacher)
-            plan = learner.space(model, task, settings).uniform({"bits": bits})
-            learner.compress(model, plan, settings, prepared, 0)
-            place(model, "cpu")
+            model = place(algorithm.compress(algorithm.space().uniform({"bits": bits})).model, "cpu")
             if options.bn_images:
                 reestimate_batch_norm(model, task, options.bn_images, "float32")
             path = FOLDER / f"{form.replace(', ', '-').replace(' ', '-')}{bits}.tflite"

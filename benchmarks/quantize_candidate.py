@@ -7,7 +7,6 @@ so that other work on the machine does not count.
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import SKIPPED, close, is_missing
-from benchmarks.sparse_resnet import job, needed
+from benchmarks.searching import job_with
+from benchmarks.sparse_resnet import needed
 
 NAME = "quantize_candidate"
 MODEL = "resnet56"
@@ -26,19 +26,19 @@ LEARNERS = ("uniform_quant", "non_uniform_quant")
 GOAL = "<= 0.1"
 
 
-def measure(learner: Any, work: Any, candidates: int, seed: int) -> tuple[float, float]:
+def measure(algorithm: Any, candidates: int, seed: int) -> tuple[float, float]:
     """(seconds to prepare, median seconds of a candidate)."""
     import numpy as np
 
-    settings, generator = learner.settings_type(), np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     started = time.process_time()
-    cache = learner.prepare(work.teacher, work.task, settings)
+    _ = algorithm.prepared
     prepared = time.process_time() - started
-    space, seconds = learner.space(work.teacher, work.task, settings), []
+    space, seconds = algorithm.space(), []
     for _ in range(candidates):
         plan = space.decode(generator.random(len(space)))
         started = time.process_time()
-        learner.compress(copy.deepcopy(work.teacher), plan, settings, cache, 0)
+        algorithm.compress(plan)
         seconds.append(time.process_time() - started)
     return prepared, median(seconds)
 
@@ -49,13 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SKIPPED
     import torch
 
-    from pfray.config.registry import find_class
-    from pfray.learner.trainable import Learner
-
     torch.set_num_threads(1)
     for name in LEARNERS:
-        learner = find_class("learner", name, Learner)
-        prepared, candidate = measure(learner, job(MODEL), options.candidates, options.seed)
+        prepared, candidate = measure(job_with(MODEL, name).bind(), options.candidates, options.seed)
         print(f"{name}: prepared in {prepared:.1f} s, a candidate in {candidate:.3f} s")
         close(f"{NAME}_{name}", candidate, "s", GOAL)
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import DATA, ROOT
+from benchmarks.sparse_resnet import Job, scoring_of
 from pfray.utils.files import read_records
 
 FOLDER = ROOT / "runs" / "layer_removal"
@@ -25,14 +26,14 @@ Kind = Sequence[Any]
 
 
 @lru_cache
-def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any, ...] | None = None) -> Any:
+def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any, ...] | None = None) -> Job:
     """The job of a trial of layer removal; its teacher is trained once for so many epochs and kept."""
     import torch
 
-    from learners.layer_removal import Settings
+    from learners.layer_removal import LayerRemoval, Settings
     from pfray.config.registry import find_function
     from pfray.config.sections import Search
-    from pfray.learner.context import Job
+    from pfray.learner.context import Context, Recipe
     from pfray.objective import Objective
     from pfray.training.loop import choose_precision, fit
     from pfray.training.settings import Distill, Training
@@ -52,10 +53,8 @@ def job_of(data: str, model: str, width: float, epochs: int, classes: tuple[Any,
     else:
         teacher.load_state_dict(state)
     search = Search(name="policy_gradient", finetune_steps=20, validation_images=1000)
-    return Job(
-        task, teacher.eval(), Settings(), training, Distill(weight=0.7, temperature=1.0), search, 0, "auto",
-        Objective("ddc"),
-    )  # fmt: skip
+    recipe = Recipe(LayerRemoval, Settings(), training, Distill(weight=0.7, temperature=1.0))
+    return Job(Context(task, teacher.eval(), 0, "auto"), recipe, scoring_of(search, Objective("ddc")))
 
 
 def build(model: str, task: Any, width: float) -> Any:
@@ -71,21 +70,15 @@ class Rewards:
     subset: the classes' name. Jobs of the same kind, subset and weight of the soft labels have the same file.
     """
 
-    def __init__(self, job: Any, kind: Kind, subset: str = "all") -> None:
-        from dataclasses import replace
-
-        import torch
-
-        from learners.layer_removal import LayerRemoval
-        from pfray.learner.scoring import Scorer
+    def __init__(self, job: Job, kind: Kind, subset: str = "all") -> None:
         from pfray.objective import Objective
 
-        self.space = LayerRemoval.space(job.teacher, job.task, job.settings)
+        self.space = job.bind().space()
         self.limits = {unit: share * self.space.reachable(unit)[1] for unit, share in LIMITS.items()}
-        self.objective = job.objective
+        self.objective = job.scoring.objective
         # Measures the times too, whatever the objective.
-        self.scorer = Scorer(LayerRemoval, replace(job, objective=Objective("ddc")), torch.device("cpu"))
-        name = "-".join(map(str, (*kind, subset, job.distill.weight)))
+        self.scorer = job.scorer(objective=Objective("ddc"))
+        name = "-".join(map(str, (*kind, subset, job.recipe.distill.weight)))
         self.path = FOLDER / "measured" / f"{name}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = read_records(self.path)[0] if self.path.exists() else []
@@ -102,7 +95,7 @@ class Rewards:
             if "error" in result:
                 raise RuntimeError(f"{plan}: {result['error']}")
             assert scorer.reference is not None
-            _, its = scorer.latencies[repr(scorer.model)]
+            _, its = scorer.latencies[repr(scorer.compressed.model)]
             reference = {**scorer.reference.to_dict(), "latency_ms": its}
             self.known[key] = {"plan": plan, "student": result["measurement"], "teacher": reference}
             with self.path.open("a") as file:

@@ -7,7 +7,6 @@ plan, are scored as in a trial, then retrained alike; the last epoch's accuracy 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,25 +31,19 @@ def score_and_retrain(piece: list[Any]) -> Record:
     """piece: (number of the plan, training images, epochs). Every score of the plan, and its retrained accuracy."""
     import torch
 
-    from learners.weight_sparse import WeightSparse
-    from pfray.learner.scoring import Scorer
     from pfray.measure.evaluation import evaluate, judge, outputs_of
-    from pfray.nn.modes import place
     from pfray.training.batch_norm import reestimate_batch_norm
     from pfray.training.loop import fit, steps_per_epoch
 
     number, images, epochs = piece
-    work = job()
-    work = replace(work, search=work.search.model_copy(update={"validation_images": 1000, "bn_images": 1000}))
+    work, images_used = job(), {"validation_images": 1000, "bn_images": 1000}
     plan = plans(number + 1)[number]
-    device = torch.device("cpu")
-    scorer = Scorer(WeightSparse, work, device)
+    scorer = work.scorer(**images_used)
     task, precision = work.task, scorer.precision
     soft_labels = outputs_of(scorer.teacher, task, task.validation, precision=precision)
-    cache = WeightSparse.prepare(scorer.teacher, task, work.settings)
-    model = copy.deepcopy(scorer.teacher)
-    WeightSparse.compress(model, plan, work.settings, cache, 0)
-    reestimate_batch_norm(model, task, work.search.bn_images, precision)
+    algorithm = work.recipe.candidate(plan).bind(scorer.teacher, task)
+    model = algorithm.compress(plan).model
+    reestimate_batch_norm(model, task, images_used["bn_images"], precision)
     outputs = outputs_of(model, task, task.validation, precision=precision)
     record: Record = {}
     for count in (500, 1000, 5000):
@@ -58,18 +51,16 @@ def score_and_retrain(piece: list[Any]) -> Record:
         found = judge(task, task.validation.head(count), *heads)
         record[f"accuracy, {count} images"] = found.accuracy
         record[f"agreement, {count} images"] = found.agreement
-    tuned = replace(work, search=work.search.model_copy(update={"finetune_steps": STEPS}))
-    found = Scorer(WeightSparse, tuned, device).score(plan)["measurement"]
+    found = work.scorer(**images_used, finetune_steps=STEPS).score(plan)["measurement"]
     for name in ("accuracy", "agreement"):
         record[f"{name}, 1000 images, after {STEPS} steps"] = found[name]
 
     part = replace(task, train=task.train.head(images))
-    training = work.training.model_copy(update={"epochs": epochs})
-    student = place(copy.deepcopy(work.teacher), device)
+    training = work.recipe.training.model_copy(update={"epochs": epochs})
     steps = epochs * steps_per_epoch(part.train, training.batch_size)
-    hook = WeightSparse.compress(student, plan, work.settings, cache, steps)
-    fit(student, part, training, seed=work.seed, precision=precision, hook=hook)
-    record["retrained"] = evaluate(student, task, task.test, precision=precision).accuracy
+    student = algorithm.compress(plan, steps)
+    fit(student.model, part, training, seed=work.context.seed, precision=precision, hook=student.hook)
+    record["retrained"] = evaluate(student.model, task, task.test, precision=precision).accuracy
     return record
 
 

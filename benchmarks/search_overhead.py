@@ -32,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import DATA, ROOT, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import Job, scoring_of
 
 NAME = "search_overhead"
 GOAL = "<= 1.25"
@@ -109,19 +110,16 @@ def seconds_alone(raw: dict[str, Any], plan: dict[str, Any]) -> float:
     import torch
 
     from pfray.config import schema
-    from pfray.learner.context import Job
-    from pfray.learner.scoring import Scorer
+    from pfray.learner.context import Context, Recipe
     from pfray.reporting.progress import Progress
     from pfray.workflow import setup
 
     settings = schema.Experiment.model_validate(raw)
     start = setup.load(settings, Progress())
     torch.set_num_threads(settings.resources.trial.cpu)
-    job = Job(
-        start.task, start.model, start.parts.learner_settings, settings.finetune, settings.distill, settings.search,
-        settings.seed, settings.resources.precision, start.objective,
-    )  # fmt: skip
-    scorer = Scorer(start.parts.learner, job, torch.device("cpu"))
+    context = Context(start.task, start.model, settings.seed, settings.resources.precision)
+    recipe = Recipe(start.parts.learner, start.parts.learner_settings, settings.finetune, settings.distill)
+    scorer = Job(context, recipe, scoring_of(settings.search, start.objective)).scorer()
     times = []
     for _ in range(1 + ALONE_REPEATS):
         began = time.perf_counter()

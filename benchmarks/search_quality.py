@@ -39,7 +39,6 @@ MARGIN = 0.02
 
 def search(piece: Sequence[Any]) -> Record:
     """piece: (model, searcher, seed, trials, settings). A whole search, and its choice on images it did not see."""
-    from learners.weight_sparse import WeightSparse
     from pfray.measure.evaluation import evaluate
 
     model, name, seed, trials, _ = piece
@@ -48,11 +47,11 @@ def search(piece: Sequence[Any]) -> Record:
     first = first_plans(work, found)
     searcher = found(space(work), LIMITS, settings, seed=seed, trials=trials, first_plans=first)
     started = time.perf_counter()
-    scorer, scoring = searching.search(WeightSparse, work, searcher)
+    scorer, scoring = searching.search(work, searcher)
     seconds = time.perf_counter() - started
-    chosen, again = searching.choose(WeightSparse, work, searcher)
+    chosen, again = searching.choose(work, searcher)
     scorer.score(chosen["plan"])  # leaves the compressed model there
-    test = evaluate(scorer.model, work.task, work.task.test, precision=scorer.precision)
+    test = evaluate(scorer.compressed.model, work.task, work.task.test, precision=scorer.precision)
     return {
         "seconds": seconds,
         "scoring": scoring,

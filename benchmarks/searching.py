@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.sparse_resnet import job
+from benchmarks.sparse_resnet import Job, job
 
 
-def learner_and_job(model: str, name: str, **settings: Any) -> tuple[Any, Any]:
-    """(learner, job of a trial of ``model`` under it with these settings)."""
+def job_with(model: str, name: str, **settings: Any) -> Job:
+    """The job of a trial of ``model`` by the learner ``name`` with these settings."""
     from pfray.config.registry import find_class
-    from pfray.learner.trainable import Learner
+    from pfray.learner.base import Algorithm
 
-    learner: Any = find_class("learner", name, Learner)
-    return learner, replace(job(model), settings=learner.settings_type(**settings))
+    algorithm: Any = find_class("learner", name, Algorithm)
+    work = job(model)
+    recipe = replace(work.recipe, algorithm=algorithm, settings=algorithm.settings_type(**settings))
+    return replace(work, recipe=recipe)
 
 
 def teacher_accuracy(model: str) -> float:
@@ -29,8 +31,7 @@ def teacher_accuracy(model: str) -> float:
 
 def searched_plan(
     name: str,
-    learner: Any,
-    job: Any,
+    job: Job,
     space: Any,
     limits: Mapping[str, float],
     first: tuple[tuple[str, dict[str, float]], ...],
@@ -43,17 +44,13 @@ def searched_plan(
 
     found: Any = find_class("search", name, PlanSearcher)
     searcher = found(space, limits, found.settings_type(), seed=seed, trials=trials, first_plans=first)
-    search(learner, job, searcher)
-    return choose(learner, job, searcher)[0]["plan"]
+    search(job, searcher)
+    return choose(job, searcher)[0]["plan"]
 
 
-def search(learner: Any, job: Any, searcher: Any) -> tuple[Any, float]:
+def search(job: Job, searcher: Any) -> tuple[Any, float]:
     """Run the searcher to its end. Returns (the scorer, seconds of scoring)."""
-    import torch
-
-    from pfray.learner.scoring import Scorer
-
-    scorer = Scorer(learner, job, torch.device("cpu"))
+    scorer = job.scorer()
     return scorer, run_search(scorer, searcher)
 
 
@@ -69,15 +66,12 @@ def run_search(scorer: Any, searcher: Any) -> float:
     return scoring
 
 
-def choose(learner: Any, job: Any, searcher: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def choose(job: Job, searcher: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(record of the best trial, what it measured), as ``trials.choose`` does: rivals on all validation images."""
-    import torch
+    from pfray.config.sections import Search
 
-    from pfray.learner.scoring import Scorer
-
-    every = replace(job, search=job.search.model_copy(update={"validation_images": None}))
-    again = Scorer(learner, every, torch.device("cpu"))
-    rivals = searcher.rivals(job.search.rescore)
+    again = job.scorer(validation_images=None)
+    rivals = searcher.rivals(Search().rescore)
     results = [again.score(record["plan"]) for record in rivals]
     best = max(range(len(rivals)), key=lambda i: results[i]["score"])
     return rivals[best], results[best]

@@ -6,15 +6,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torch import nn
-
 from learners import weight_sparse
+from pfray.learner.base import Compressed
 from pfray.space import Plan
-from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)
@@ -27,9 +24,9 @@ class Settings(weight_sparse.Settings):
 class Drowsy(weight_sparse.WeightSparse):
     """weight_sparse that sleeps first."""
 
+    settings: Settings
     settings_type = Settings
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Any, cache: Any, steps: int) -> Hook:
-        time.sleep(settings.seconds)
-        return weight_sparse.WeightSparse.compress(model, plan, settings, cache, steps)
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        time.sleep(self.settings.seconds)
+        return super().compress(plan, steps)

@@ -25,16 +25,12 @@ NAME = "sparse_regression"
 
 def score(piece: Sequence[int]) -> Record:
     """piece: (number of the plan, regression steps)."""
-    import torch
-
-    from learners.weight_sparse import Settings, WeightSparse
-    from pfray.learner.scoring import Scorer
+    from learners.weight_sparse import Settings
 
     number, steps = piece
     work = job()
-    search = work.search.model_copy(update={"validation_images": None})
-    work = replace(work, search=search, settings=Settings(regression_steps=steps))
-    scorer = Scorer(WeightSparse, work, torch.device("cpu"))
+    work = replace(work, recipe=replace(work.recipe, settings=Settings(regression_steps=steps)))
+    scorer = work.scorer(validation_images=None)
     plan = plans(number + 1)[number]
     scorer.score(dict.fromkeys(plan, 0.5))  # what is computed once for all plans
     started = time.perf_counter()

@@ -21,7 +21,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -58,9 +60,10 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
     from benchmarks.sleeping_trial import Sleeping
     from benchmarks.suggestions import make_space
     from pfray.config.sections import Resources, Search
+    from pfray.objective import Objective
     from pfray.reporting.progress import Progress
     from pfray.search.random import Random, Settings
-    from pfray.workflow.trials import run_trials
+    from pfray.workflow import trials as tuned
 
     parallel = raylets * options.slots
     trials = parallel * (1 + options.rounds)
@@ -72,9 +75,15 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
         ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             searcher = Random(space, limits, Settings(), trials=trials, folder=folder / "search")
-            job: Any = {"seconds": options.seconds, "parallel": parallel, "folder": str(folder / "workers")}
+            context: Any = {"seconds": options.seconds, "parallel": parallel, "folder": str(folder / "workers")}
             began = time.process_time()
-            run_trials(Sleeping, job, searcher, Search(), Resources(parallel=parallel), folder, Progress(), None)  # type: ignore[arg-type]
+            # Nothing that a worker unpickles may import torch.
+            recipe: Any = SimpleNamespace(algorithm=Sleeping)
+            with patch.multiple(tuned, Learner=Sleeping, Scoring=lambda *settings: None):
+                tuned.run_trials(
+                    context, recipe, Objective("accuracy"), searcher, Search(), Resources(parallel=parallel), folder,
+                    Progress(), None,
+                )  # fmt: skip
             spent = time.process_time() - began
         finally:
             ray.shutdown()
