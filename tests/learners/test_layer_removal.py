@@ -16,6 +16,7 @@ from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import fit
 from pfray.training.settings import Distill, Training
+from tests.small import equal, state
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,16 @@ def test_the_second_stage_leaves_the_share_of_the_filters(teacher, task):
     ]
     assert widths[1] == [width // 2 for width in widths[0]]
     assert LayerRemoval(teacher, task).stages(plan) == []
+
+
+def test_the_model_of_an_earlier_stage_stays_as_it_is(teacher, task):
+    algorithm, plan = LayerRemoval(teacher, task), plan_of(teacher, task, "features.25")
+    start = algorithm.finish(plan).model
+    with torch.no_grad():
+        start.get_parameter("features.0.weight").mul_(2)  # as if a training had moved it
+    before = state(start)
+    assert not equal(state(algorithm.finish(plan, start).model), before)
+    assert equal(state(start), before)
 
 
 def test_skipped_layers_have_no_knob_and_unknown_ones_are_refused(teacher, task):
