@@ -95,7 +95,7 @@ class LayerRemoval(Algorithm):
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The student; or, where it has been trained already, the student with fewer filters."""
         structure = self.structure(plan)
-        student = take_out(self.model, self.maps, structure["removed"]) if start is None else start
+        student = take_out(self.model, self.maps, structure["removed"]) if start is None else copy.deepcopy(start)
         if structure["filters"] < 1:
             student = self._without_filters(student)
         reestimate_batch_norm(student, self.task, self.settings.images, "float32")

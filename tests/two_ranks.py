@@ -1,4 +1,4 @@
-"""Two processes that train together without Ray: what the exchange of gradients promises, and each learner on it."""
+"""Two processes that train together without Ray, for tests of the exchange of gradients and of learners on it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from torch import Tensor, nn
 
 from learners.weight_sparse import Settings, WeightSparse
 from pfray.config.registry import find_class
-from pfray.config.sections import Search
 from pfray.data import digits
-from pfray.learner.context import Job
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm
+from pfray.learner.context import Context, Recipe
 from pfray.measure.evaluation import evaluate
 from pfray.models.lenet import lenet
 from pfray.nn.modes import place
 from pfray.task import Split, Task
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, fit
-from pfray.training.settings import Distill, Distributed, Training
-from pfray.workflow.worker import Work, train_plan
+from pfray.training.settings import Distributed, Training
+from pfray.workflow.worker import Work, train_candidate
 
 EPOCHS = 4
 TRAINING = Training(epochs=EPOCHS, lr=0.1, batch_size=64)
 
 
 def on_two_ranks(cases: Mapping[str, Callable[[], Any]], folder: Path) -> dict[str, list[Any]]:
-    """What each case gives in each of two processes of one gloo group. Cases are picklable, their results tensors."""
+    """Results of each case in each of two processes of one gloo group. Cases are picklable, their results tensors."""
     torch.multiprocessing.spawn(_run, (dict(cases), folder), nprocs=2)
     ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return {name: [results[name] for results in ranks] for name in cases}
@@ -62,7 +61,7 @@ def perceptron() -> nn.Module:
 
 
 def train(settings: Distributed) -> dict[str, Any]:
-    """A small network's training: its weights, accuracy and bytes, and what continuing it from half way gives."""
+    """A small network's training: weights, accuracy, bytes, and the weights after it was continued from half way."""
     task, model = small_digits(), perceptron()
     middle: dict[str, Any] = {}
     wrapped, exchange = distribute(model, settings, 0)
@@ -107,25 +106,21 @@ def with_norms() -> nn.Module:
 
 
 def learned(name: str, settings: Mapping[str, Any], hook_of_exchange: str) -> dict[str, Tensor]:
-    """All weights, and what describes their levels, of a LeNet that ``name`` compressed and that was then trained."""
+    """All weights and the parameters of their levels of a LeNet that ``name`` compressed, after a training."""
     task = digits.build()
     torch.manual_seed(0)
     teacher = place(lenet(in_channels=1), "cpu")
-    learner: type[Learner] = find_class("learner", name, Learner)
-    own = learner.settings_type(**settings)
-    space = learner.space(teacher, task, own)
-    model, hook, steps = copy.deepcopy(teacher), None, 10
+    kind: type[Algorithm] = find_class("learner", name, Algorithm)
+    algorithm, steps = kind(teacher, task, kind.settings_type(**settings)), 10
+    space = algorithm.space()
+    plan = {}
     if len(space):
         unit = next(iter(space.costs_at([1.0] * len(space))))
         plan = space.uniform({unit: sum(space.reachable(unit)) / 2})
-    else:
-        plan = {}
-    if learner.finish is not Learner.finish:
-        model = learner.finish(model, teacher, plan, task, own)
-    else:
-        hook = learner.compress(model, plan, own, learner.prepare(teacher, task, own), steps)
+    start = algorithm.finish(plan) if algorithm.has_finish else algorithm.compress(plan, steps)
+    model = start.model
     wrapped, _ = distribute(model, Distributed(comm_hook=hook_of_exchange), 0)
-    _fit(wrapped, task, steps=steps, hook=hook)
+    _fit(wrapped, task, steps=steps, hook=start.hook)
     levels = {key: value for key, value in model.named_buffers() if key.split(".")[-1].startswith("weight_")}
     return {**{key: value.detach() for key, value in model.named_parameters()}, **levels}
 
@@ -134,11 +129,11 @@ def planned(folder: Path, lr: float, scale_lr: bool) -> Tensor:
     """The weights after an epoch, half of them gone."""
     training = TRAINING.model_copy(update={"epochs": 1, "lr": lr})
     teacher, task = place(perceptron(), "cpu"), small_digits()
-    job = Job(task, teacher, Settings(), training, Distill(), Search(), 0, "float32")
-    plan = WeightSparse.space(teacher, task, job.settings).uniform({"sparsity": 0.5})
-    work = Work(WeightSparse, job, plan, folder, distributed=Distributed(scale_lr=scale_lr))
+    plan = WeightSparse(teacher, task).space().uniform({"sparsity": 0.5})
+    candidate = Recipe(WeightSparse, Settings(), training).candidate(plan)
+    work = Work(candidate, Context(task, teacher), folder, distributed=Distributed(scale_lr=scale_lr))
     shard = Shard(dist.get_rank(), dist.get_world_size())
-    return weights(train_plan(work, shard, torch.device("cpu"), None, lambda state: None))
+    return weights(train_candidate(work, shard, torch.device("cpu"), None, lambda state: None))
 
 
 def weights(model: nn.Module) -> Tensor:

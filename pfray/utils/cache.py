@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pfray.errors import StorageError
 from pfray.utils.files import write_atomically
 
-# The metadata of a file of tensors that says what they were made from; no tensor's name can be it.
-MADE_FROM = "//made from"
+# Metadata of a file of tensors that are no tensor's checksum: what the tensors were made from, and a text with its own.
+MADE_FROM, NOTE, NOTE_SUM = "//made from", "//note", "//note's checksum"
 
 
 def cache_dir() -> Path:
@@ -74,31 +74,43 @@ def file_stamp(path: Path) -> tuple[str, int, int]:
     return path.name, stat.st_size, stat.st_mtime_ns
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], made_from: str = "") -> None:
-    """Any tensors, a state dict's for one, as one safetensors file with a checksum of each. Raises StorageError.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], made_from: str = "", note: str = "") -> None:
+    """Write tensors, such as a state dict, as one safetensors file with a checksum of each. Raises StorageError.
 
-    made_from: what ``load_tensors`` then has to be given too.
+    made_from: what ``load_tensors`` then has to be given too. note: a text, for ``load_noted``.
     """
     # Copied, because safetensors refuses tensors that share memory or lie in another order, such as channels_last.
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     sums = {name: str(_checksum(name, tensor)) for name, tensor in plain.items()}
-    write_atomically(path, safetensors.torch.save(plain, {**sums, MADE_FROM: made_from}))
+    noted = {NOTE: note, NOTE_SUM: str(zlib.crc32(note.encode()))} if note else {}
+    write_atomically(path, safetensors.torch.save(plain, {**sums, **noted, MADE_FROM: made_from}))
 
 
 def load_tensors(path: Path, made_from: str = "") -> dict[str, Tensor] | None:
-    """What ``save_tensors`` wrote; None where the file is missing, damaged or made from something else, so that it has
-    to be made again."""
+    """The tensors that ``save_tensors`` wrote.
+
+    None where the file is missing, damaged or made from something else, so that it has to be made again.
+    """
+    found = load_noted(path, made_from)
+    return None if found is None else found[0]
+
+
+def load_noted(path: Path, made_from: str = "") -> tuple[dict[str, Tensor], str] | None:
+    """(tensors, note) that ``save_tensors`` wrote; None as of ``load_tensors``."""
     try:
         with safe_open(path, "pt") as file:
             sums = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (OSError, SafetensorError):
         return None
+    note = sums.pop(NOTE, "")
+    if sums.pop(NOTE_SUM, "") != (str(zlib.crc32(note.encode())) if note else ""):
+        return None
     if not tensors or sums.pop(MADE_FROM, "") != made_from or sums.keys() != tensors.keys():
         return None
     if any(sums[name] != str(_checksum(name, tensor)) for name, tensor in tensors.items()):
         return None
-    return tensors
+    return tensors, note
 
 
 def _checksum(name: str, tensor: Tensor) -> int:

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.cluster import ray_cluster
 from pfray.config.sections import Resources
@@ -28,12 +27,10 @@ from pfray.learner.pipeline import Pipeline, parts
 from pfray.reporting.progress import Progress
 from pfray.space import Plan
 from pfray.training.settings import Distributed
-from pfray.utils.cache import content_key, load_tensors, save_tensors
+from pfray.utils.cache import content_key, load_noted, save_tensors
 from pfray.workflow.launch import finish, retrain, run_together
 
 EpochCallback = Callable[[str, int, float], None]
-# The name of a structure among the tensors of a state dict's file.
-STRUCTURE = "//structure"
 
 
 @dataclass(frozen=True)
@@ -229,24 +226,21 @@ class Trainer:
         return self._read(self._done(stage), stage.key)
 
     def _read(self, path: Path, made_from: str) -> Weights | None:
-        state = load_tensors(path, made_from)
-        if state is None and path.exists():
+        found = load_noted(path, made_from)
+        if found is None and path.exists():
             logging.getLogger("pfray").warning("%s is damaged or of another plan; it is made again", path)
             path.unlink()
-        if state is None:
+        if found is None:
             return None
-        structure = state.pop(STRUCTURE, None)
-        return Weights(None if structure is None else json.loads(structure.numpy().tobytes()), state)
+        state, structure = found
+        return Weights(json.loads(structure) if structure else None, state)
 
     def _done(self, stage: TrainingStage) -> Path:
         return self.folder / "training" / f"{stage.name}.safetensors"
 
 
 def _save(path: Path, weights: Weights, made_from: str) -> None:
-    """The structure is a tensor of its own, so that a checksum guards it too."""
-    text = json.dumps(weights.structure).encode()
-    structure: Tensor = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
-    save_tensors(path, {**weights.state, STRUCTURE: structure}, made_from)
+    save_tensors(path, weights.state, made_from, json.dumps(weights.structure))
 
 
 def _show_epoch(

@@ -1,8 +1,6 @@
-"""Networks searched from nothing: knobs, exact costs, every searcher, and what is refused."""
+"""Networks searched from nothing: knobs, exact costs, every searcher, and refusals."""
 
 from __future__ import annotations
-
-import copy
 
 import numpy as np
 import pytest
@@ -20,30 +18,29 @@ SMALL = Settings(channels=(16, 32, 64), depth=2)
 
 
 @pytest.fixture(scope="module")
-def space(job):
-    return Architecture.space(job.teacher, job.task, SMALL)
+def small(context):
+    return Architecture(context.teacher, context.task, SMALL)
 
 
-def network_of(job, plan):
-    model = copy.deepcopy(job.teacher)
-    Architecture.compress(model, plan, SMALL, Architecture.prepare(job.teacher, job.task, SMALL), 0)
-    return model
+@pytest.fixture(scope="module")
+def space(small):
+    return small.space()
 
 
-def test_a_plan_says_how_deep_and_how_wide_each_stage_is(job, space):
+def test_a_plan_says_how_deep_and_how_wide_each_stage_is(small, space):
     assert space.names == [f"stage{i}.{what}" for i in (1, 2, 3) for what in ("depth", "width")]
     plan = space.decode(np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0]))
     assert stages(plan, SMALL) == [[8], [32, 32], [64]]
-    layers = [m for m in network_of(job, plan).modules() if isinstance(m, torch.nn.Conv2d)]
+    layers = [m for m in small.compress(plan).model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(layer.in_channels, layer.out_channels) for layer in layers] == [(1, 8), (8, 32), (32, 32), (32, 64)]
 
 
-def test_every_plan_costs_what_its_network_does(job, space):
+def test_every_plan_costs_as_much_as_its_network(small, space):
     rng = np.random.default_rng(0)
     for plan in (space.decode(rng.random(len(space))) for _ in range(6)):
-        model = network_of(job, plan)
+        model = small.compress(plan).model
         params = count_params(model)[0]
-        macs = total_macs(model, example_input(job.task))
+        macs = total_macs(model, example_input(small.task))
         assert space.costs(plan) == {"params": params, "macs": macs, "size_bytes": 4 * params}
 
 
@@ -67,14 +64,14 @@ def test_every_searcher_finds_networks_of_several_depths_that_meet_the_target(sp
     assert len({tuple(len(stage) for stage in stages(plan, SMALL)) for plan in found}) >= 2
 
 
-def test_stages_of_one_layer_have_no_depth_to_choose(job):
-    space = Architecture.space(job.teacher, job.task, Settings(channels=(16, 32), depth=1))
+def test_stages_of_one_layer_have_no_depth_to_choose(context):
+    space = Architecture(context.teacher, context.task, Settings(channels=(16, 32), depth=1)).space()
     assert space.names == ["stage1.width", "stage2.width"]
 
 
-def test_images_that_cannot_be_halved_so_often_are_refused(job):
+def test_images_that_cannot_be_halved_so_often_are_refused(context):
     with pytest.raises(UnsupportedModel, match=r"3 stages halve the input as often.*\(2, 4, 8\).*8x8 or more"):
-        Architecture.space(job.teacher, make_task((2, 4, 8)), SMALL)
+        Architecture(context.teacher, make_task((2, 4, 8)), SMALL).space()
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners import channel_pruned
-from learners.channel_pruned import ChannelPruned, Settings
+from learners.channel_pruned import ChannelPruned, Settings, reconstructed
 from pfray.data import digits
 from pfray.errors import InfeasibleTarget, UnsupportedModel
-from pfray.learner.context import Job
+from pfray.learner.context import Context
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import evaluate, outputs_of
 from pfray.models.mobilenet import mobilenet_v1
@@ -38,9 +37,9 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="module")
-def trained(job: Job) -> nn.Module:
+def trained(context: Context) -> nn.Module:
     """A LeNet that knows the digits."""
-    return place(copy.deepcopy(job.teacher), "cpu").eval()
+    return place(copy.deepcopy(context.teacher), "cpu").eval()
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +56,27 @@ def teacher(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def curves_of(model: nn.Module, task: Task) -> dict[str, np.ndarray]:
-    """Those of a fixture's model, computed once."""
+    """Error curves of a fixture's model, computed once."""
     if id(model) not in CURVES:
-        CURVES[id(model)] = ChannelPruned.error_curves(model, task, SETTINGS)
+        CURVES[id(model)] = ChannelPruned(model, task, SETTINGS).error_curves()
     return CURVES[id(model)]
 
 
 def plan_at(model: nn.Module, task: Task, share: float) -> Plan:
-    """What allocate gives for a share of the multiply-adds."""
-    space = ChannelPruned.space(model, task, SETTINGS)
+    """The plan of allocate for a share of the multiply-adds."""
+    space = ChannelPruned(model, task, SETTINGS).space()
     return allocate_plan(space, curves_of(model, task), {"macs": share * total_macs(model, example_input(task))})
 
 
 def compressed(model: nn.Module, plan: Plan, task: Task, settings: Settings = SETTINGS) -> nn.Module:
-    pruned = copy.deepcopy(model)
-    ChannelPruned.compress(pruned, plan, settings, ChannelPruned.prepare(model, task, settings), 0)
-    return pruned
+    return ChannelPruned(model, task, settings).compress(plan).model
 
 
 def plainly_removed(model: nn.Module, plan: Plan, task: Task) -> nn.Module:
     """The channels of ``compress``, nothing else."""
-    cache, pruned = ChannelPruned.prepare(model, task, SETTINGS), copy.deepcopy(model)
-    counts = kept_counts(cache.graph, plan)
-    prune(pruned, cache.graph, {group: cache.kept[group][count] for group, count in counts.items()})
+    calibration, pruned = ChannelPruned(model, task, SETTINGS).calibration, copy.deepcopy(model)
+    counts = kept_counts(calibration.graph, plan)
+    prune(pruned, calibration.graph, {group: calibration.kept[group][count] for group, count in counts.items()})
     return pruned
 
 
@@ -105,7 +102,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_the_pruned_model_costs_exactly_what_the_space_predicted(teacher, task, share):
-    space, plan = ChannelPruned.space(teacher, task, SETTINGS), plan_at(teacher, task, share)
+    space, plan = ChannelPruned(teacher, task, SETTINGS).space(), plan_at(teacher, task, share)
     model = compressed(teacher, plan, task)
     assert space.costs(plan) == channel_costs(model, example_input(task))
     assert space.costs(plan)["macs"] <= share * total_macs(teacher, example_input(task))
@@ -120,7 +117,9 @@ def test_reconstruction_keeps_most_of_what_removal_alone_loses_and_in_order_even
     teacher = request.getfixturevalue(name)
     plan, before = plan_at(teacher, task, SHARES[name]), copy.deepcopy(teacher.state_dict())
     plain, at_once = plainly_removed(teacher, plan, task), compressed(teacher, plan, task)
-    in_order = ChannelPruned.finish(teacher, teacher, plan, task, SETTINGS)
+    algorithm = ChannelPruned(teacher, task, SETTINGS)
+    finished = algorithm.finish(plan)
+    in_order = finished.model
     assert shapes(plain) == shapes(at_once) == shapes(in_order)
     assert distance(at_once, teacher, task) < 0.5 * distance(plain, teacher, task)
     assert distance(in_order, teacher, task) < 0.8 * distance(at_once, teacher, task)
@@ -130,8 +129,7 @@ def test_reconstruction_keeps_most_of_what_removal_alone_loses_and_in_order_even
     assert accuracies[2] < accuracies[0] - 0.1
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     # The structure can be made again without the data, and the weights be put into it.
-    restored = copy.deepcopy(teacher)
-    ChannelPruned.restructure(restored, plan, task, SETTINGS)
+    restored = algorithm.rebuild(finished.structure)
     restored.load_state_dict(in_order.state_dict())
     inputs = task.normalize(task.test.inputs[:20])
     with torch.no_grad():
@@ -140,7 +138,7 @@ def test_reconstruction_keeps_most_of_what_removal_alone_loses_and_in_order_even
 
 def test_error_curves_are_0_where_all_is_kept_and_rise_with_what_goes(teacher, task):
     curves = curves_of(teacher, task)
-    assert list(curves) == ChannelPruned.space(teacher, task, SETTINGS).names
+    assert list(curves) == ChannelPruned(teacher, task, SETTINGS).space().names
     for name, curve in curves.items():
         assert curve[-1] == 0.0, name
         assert 0 < curve[0] <= 1, name
@@ -151,8 +149,8 @@ def test_error_curves_are_0_where_all_is_kept_and_rise_with_what_goes(teacher, t
 def test_the_error_of_a_count_is_what_the_reading_layers_output_loses(trained, task, group, reader):
     """conv2's channels are 25 features each of the flattened fc1."""
     settings = Settings(images=400, positions=10_000, round_to=1)
-    curve = ChannelPruned.error_curves(trained, task, settings)[group]
-    space = ChannelPruned.space(trained, task, settings)
+    curve = ChannelPruned(trained, task, settings).error_curves()[group]
+    space = ChannelPruned(trained, task, settings).space()
     knob = space.knobs[space.names.index(group)]
     for place_on_grid in (0, 20, 40):
         values = np.linspace(knob.compressed, knob.full, len(curve))
@@ -173,9 +171,8 @@ def test_a_channel_that_never_changes_costs_nothing_since_its_constant_is_moved(
     with torch.no_grad():
         model.conv1.weight[3], model.conv1.bias[3] = 0.0, 2.0
     settings = Settings(images=300, positions=20, round_to=1)
-    cache = ChannelPruned.prepare(model, task, settings)
-    assert cache.kept["conv1"][5].tolist() == [0, 1, 2, 4, 5]
-    plan = {**dict.fromkeys(ChannelPruned.space(model, task, settings).names, 1.0), "conv1": 5 / 6}
+    assert ChannelPruned(model, task, settings).calibration.kept["conv1"][5].tolist() == [0, 1, 2, 4, 5]
+    plan = {**dict.fromkeys(ChannelPruned(model, task, settings).space().names, 1.0), "conv1": 5 / 6}
     assert distance(compressed(model, plan, task, settings), model, task) < 1e-8
 
 
@@ -191,36 +188,36 @@ def test_dead_channels_go_first_and_of_repeated_ones_the_other_takes_over(mobile
         for tensor in (maker.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, depthwise.weight,
                        its_norm.weight, its_norm.bias, its_norm.running_mean, its_norm.running_var):  # fmt: skip
             tensor[7] = tensor[4]
-    cache = ChannelPruned.prepare(model, task, SETTINGS)
+    calibration = ChannelPruned(model, task, SETTINGS).calibration
     group = "features.2.0"
-    units = set(range(len(cache.kept[group]) - 1))
-    assert units - set(cache.kept[group][-2].tolist()) == {2}
-    pruned = copy.deepcopy(model)
-    channel_pruned.remove(pruned, cache, {group: sorted(units - {2, 7})})
+    units = set(range(len(calibration.kept[group]) - 1))
+    assert units - set(calibration.kept[group][-2].tolist()) == {2}
+    pruned = reconstructed(model, calibration, {group: sorted(units - {2, 7})})
     assert distance(pruned, model, task) < 1e-4
-    in_order = refit_in_order(model, cache.graph, {group: sorted(units - {2, 7})}, task, 500, 20)
+    in_order = refit_in_order(model, calibration.graph, {group: sorted(units - {2, 7})}, task, 500, 20)
     assert distance(in_order, model, task) < 1e-2
 
 
 def test_stages_end_where_the_whole_plan_does_even_with_one_unit_left(trained, task):
     settings = Settings(images=300, positions=10, round_to=1, group_size=1)
     plan = {"conv1": 1 / 6, "conv2": 0.5, "fc1": 0.5, "fc2": 1.0}
-    steps = [*ChannelPruned.stages(plan, settings), (plan, 0)]
-    assert [{name for name, ratio in step.items() if ratio < 1} for step, _ in steps] == [
+    algorithm = ChannelPruned(trained, task, settings)
+    plans = [*(stage.plan for stage in algorithm.stages(plan)), plan]
+    assert [stage.epochs for stage in algorithm.stages(plan)] == [1, 1]
+    assert [{name for name, ratio in each.items() if ratio < 1} for each in plans] == [
         {"conv1"}, {"conv1", "conv2"}, {"conv1", "conv2", "fc1"}
     ]  # fmt: skip
-    model = trained
-    for step, _ in steps:
-        model = ChannelPruned.finish(model, trained, step, task, settings)
-        structure = copy.deepcopy(trained)
-        ChannelPruned.restructure(structure, step, task, settings)
-        assert shapes(model) == shapes(structure)
-        structure.load_state_dict(model.state_dict())
-        model = place(structure, "cpu")
+    start = None
+    for each in plans:
+        finished = algorithm.finish(each, start)
+        rebuilt = algorithm.rebuild(finished.structure)
+        assert shapes(finished.model) == shapes(rebuilt)
+        rebuilt.load_state_dict(finished.model.state_dict())
+        start = place(rebuilt, "cpu")
 
 
 class AsksForTheSize(nn.Module):
-    """A question about its inputs' size that Python answers: autograd goes on behind it, torch.fx does not."""
+    """A question about its inputs' size that Python answers: autograd can follow it, torch.fx cannot."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -238,13 +235,13 @@ def untraceable(trained: nn.Module) -> nn.Module:
 def test_where_torch_fx_cannot_trace_the_model_all_is_done_at_once_and_said(untraceable, task, caplog):
     plan = plan_at(untraceable, task, 0.15)
     with caplog.at_level(logging.WARNING, "pfray"):
-        finished = ChannelPruned.finish(untraceable, untraceable, plan, task, SETTINGS)
+        finished = ChannelPruned(untraceable, task, SETTINGS).finish(plan).model
     assert [record.name for record in caplog.records] == ["pfray"]
     assert "all at once" in caplog.text
     assert "cannot trace AsksForTheSize (symbolically traced variables cannot be used" in caplog.text
     at_once = compressed(untraceable, plan, task).state_dict()
     assert all(torch.equal(at_once[name], tensor) for name, tensor in finished.state_dict().items())
-    costs = ChannelPruned.space(untraceable, task, SETTINGS).costs(plan)
+    costs = ChannelPruned(untraceable, task, SETTINGS).space().costs(plan)
     assert costs == channel_costs(finished, example_input(task))
     assert distance(finished, untraceable, task) < 0.5 * distance(
         plainly_removed(untraceable, plan, task), untraceable, task
@@ -253,15 +250,16 @@ def test_where_torch_fx_cannot_trace_the_model_all_is_done_at_once_and_said(untr
 
 
 def test_a_later_stage_that_cannot_be_traced_has_the_counts_of_the_plan_too(untraceable, task):
-    plan = dict.fromkeys(ChannelPruned.space(untraceable, task, SETTINGS).names, 0.5)
+    algorithm = ChannelPruned(untraceable, task, SETTINGS)
+    plan = dict.fromkeys(algorithm.space().names, 0.5)
     milder = {name: ratio if "conv" in name else 1.0 for name, ratio in plan.items()}
-    first = ChannelPruned.finish(untraceable, untraceable, milder, task, SETTINGS)
-    later = ChannelPruned.finish(first, untraceable, plan, task, SETTINGS)
+    first = algorithm.finish(milder).model
+    later = algorithm.finish(plan, first).model
     assert shapes(later) == shapes(compressed(untraceable, plan, task)) != shapes(first)
 
 
 def test_a_target_beyond_the_smallest_counts_is_refused_with_the_reachable_range(trained, task):
-    space = ChannelPruned.space(trained, task, SETTINGS)
+    space = ChannelPruned(trained, task, SETTINGS).space()
     smallest = {name: counts[0] / units for name, counts, units in (
         (group.name, allowed_counts(group, 2), group.units) for group in graph_of(trained, task).groups
     )}  # fmt: skip
@@ -277,22 +275,21 @@ def test_activations_that_are_not_finite_are_refused_by_the_layers_name(trained,
     graph_of(model, task)  # of a model that was sound when the run began
     model.conv1.bias.data[0] = float("nan")
     with pytest.raises(UnsupportedModel, match="layer conv2 reads values that are not finite"):
-        ChannelPruned.prepare(model, task, SETTINGS)
+        ChannelPruned(model, task, SETTINGS).compress({"conv1": 0.5})
 
 
 def test_a_model_without_channels_to_remove_is_refused():
     split = Split(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
     task = Task("noise", split, split, split, num_outputs=2)
     with pytest.raises(UnsupportedModel, match=r"no channels that can be removed \(: its channels are an output"):
-        ChannelPruned.space(nn.Linear(6, 2), task, Settings())
+        ChannelPruned(nn.Linear(6, 2), task, Settings()).space()
 
 
 def test_less_calibration_than_the_layers_are_wide_still_gives_a_working_model(trained, task):
-    settings = Settings(images=3, positions=2, round_to=1)
-    space = ChannelPruned.space(trained, task, settings)
+    algorithm = ChannelPruned(trained, task, Settings(images=3, positions=2, round_to=1))
+    space = algorithm.space()
     plan = space.decode(np.full(len(space), 0.5))
-    for model in (compressed(trained, plan, task, settings),
-                  ChannelPruned.finish(trained, trained, plan, task, settings)):  # fmt: skip
+    for model in (algorithm.compress(plan).model, algorithm.finish(plan).model):
         assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
         # Weights of which three images say nothing stay as they were.
         assert distance(model, trained, task) < 1.5

@@ -1,4 +1,4 @@
-"""Channels that are read by several layers, or only by such as no least squares can be done for."""
+"""Channels that several layers read, or only layers without a least-squares reconstruction."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners import channel_pruned
-from learners.channel_pruned import Calibration, ChannelPruned, Settings, readers, selection_gram
+from learners.channel_pruned import Calibration, ChannelPruned, Settings, group_error, readers, selection_gram
 from pfray.data import digits
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import outputs_of
@@ -43,58 +42,55 @@ class Readers(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def unusual(task: Task) -> tuple[nn.Module, Calibration]:
+def unusual(task: Task) -> ChannelPruned:
     torch.manual_seed(0)
-    model = place(Readers().eval(), "cpu")
-    return model, ChannelPruned.prepare(model, task, SETTINGS)
+    return ChannelPruned(place(Readers().eval(), "cpu"), task, SETTINGS)
 
 
 def test_without_a_reader_that_is_a_matrix_product_the_weights_decide(unusual):
-    model, cache = unusual
-    groups = {group.name: group for group in cache.graph.groups}
+    model, calibration = unusual.model, unusual.calibration
+    groups = {group.name: group for group in calibration.graph.groups}
     for name, maker in (("conv1", model.conv1), ("conv2", model.conv2)):
         assert readers(model, groups[name]) == []
         energy = maker.weight.detach().flatten(1).square().sum(1)
         index = groups[name].cuts[0].index
         expected = np.diag(energy.numpy()[index].sum(1))
-        np.testing.assert_allclose(selection_gram(model, groups[name], cache.moments), expected, rtol=1e-5)
+        np.testing.assert_allclose(selection_gram(model, groups[name], calibration.moments), expected, rtol=1e-5)
         units = groups[name].units
-        assert cache.kept[name][1].tolist() == [int(np.diag(expected).argmax())]
-        kept = cache.kept[name][units // 2]
-        error = channel_pruned.group_error(model, cache, groups[name], units // 2)
+        assert calibration.kept[name][1].tolist() == [int(np.diag(expected).argmax())]
+        kept = calibration.kept[name][units // 2]
+        error = group_error(model, calibration, groups[name], units // 2)
         assert error == pytest.approx(1 - np.diag(expected)[kept].sum() / expected.sum())
 
 
 def test_a_group_of_one_channel_stays_and_all_else_runs_at_every_plan(unusual, task):
-    model, cache = unusual
-    assert "narrow" not in cache.kept
-    assert "single channel" in cache.graph.skipped["narrow"]
-    space = ChannelPruned.space(model, task, SETTINGS)
+    calibration = unusual.calibration
+    assert "narrow" not in calibration.kept
+    assert "single channel" in calibration.graph.skipped["narrow"]
+    space = unusual.space()
     for position in (0.0, 0.5):
         plan = space.decode(np.full(len(space), position))
-        at_once = copy.deepcopy(model)
-        ChannelPruned.compress(at_once, plan, SETTINGS, cache, 0)
-        for pruned in (at_once, ChannelPruned.finish(model, model, plan, task, SETTINGS)):
+        for pruned in (unusual.compress(plan).model, unusual.finish(plan).model):
             assert total_macs(pruned, example_input(task)) == space.costs(plan)["macs"]
             assert torch.cat(outputs_of(pruned, task, task.validation)).isfinite().all()
 
 
-def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual, task):
-    model, cache = unusual
-    group = next(group for group in cache.graph.groups if group.name == "transposed")
+def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual):
+    model, calibration = unusual.model, unusual.calibration
+    group = next(group for group in calibration.graph.groups if group.name == "transposed")
     own = readers(model, group)
     assert {cut.layer for cut in own} == {"left", "right"}
-    whole = selection_gram(model, group, cache.moments)
+    whole = selection_gram(model, group, calibration.moments)
     # The sum over all entries is the variance of what they contribute: 1 of each reader.
     assert whole.sum() == pytest.approx(2.0)
     with torch.no_grad():
         scaled = copy.deepcopy(model)
         scaled.left.weight *= 100
-    np.testing.assert_allclose(selection_gram(scaled, group, cache.moments), whole, rtol=1e-6)
-    error = channel_pruned.group_error(model, cache, group, 3)
+    np.testing.assert_allclose(selection_gram(scaled, group, calibration.moments), whole, rtol=1e-6)
+    error = group_error(model, calibration, group, 3)
     parts = []
     for layer in ("left", "right"):
-        only = {layer: cache.moments[layer]}
-        parts.append(channel_pruned.group_error(model, Calibration(cache.graph, only, cache.kept, {}), group, 3))
+        only = {layer: calibration.moments[layer]}
+        parts.append(group_error(model, Calibration(calibration.graph, only, calibration.kept, {}), group, 3))
     assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
     assert min(parts) > 0

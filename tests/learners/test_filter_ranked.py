@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from learners.filter_ranked import FilterRanked, Settings, filter_magnitudes, rank, taylor_scores
 from pfray.errors import UnsupportedModel
+from pfray.learner.base import Stage
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.nn.modes import place
 from pfray.pruning.channels.keep_ratios import graph_of, kept_counts
+from pfray.space import Plan
 from pfray.task import Split, Task, example_input
 from tests.small import channel_costs
 from tests.zoo import Residual, conv, head, randomize
@@ -46,10 +48,7 @@ def scores(model: nn.Module, task: Task, **settings) -> dict[str, np.ndarray]:
 
 
 def compress(model: nn.Module, task: Task, plan: dict, **settings) -> nn.Module:
-    own = Settings(**EVERY, **settings)
-    compressed = copy.deepcopy(model)
-    FilterRanked.compress(compressed, plan, own, FilterRanked.prepare(model, task, own), 0)
-    return compressed
+    return FilterRanked(model, task, Settings(**EVERY, **settings)).compress(plan).model
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -121,16 +120,16 @@ def test_bn_scale_refuses_groups_that_no_batch_norm_scales():
     task = make_task()
     remedy = "no batch norm with a scale in the channel groups {}. Remedy: learner.criterion=l1 or taylor, or these"
     with pytest.raises(UnsupportedModel, match=remedy.format("3")):
-        FilterRanked.space(plain(), task, Settings(criterion="bn_scale"))
+        FilterRanked(plain(), task, Settings(criterion="bn_scale")).space()
     with pytest.raises(UnsupportedModel, match=remedy.format("3")):
-        FilterRanked.prepare(plain(), task, Settings(criterion="bn_scale"))
-    assert FilterRanked.space(plain(), task, Settings(criterion="bn_scale", skip=("3",))).names == ["0"]
+        FilterRanked(plain(), task, Settings(criterion="bn_scale")).compress({"0": 0.5})
+    assert FilterRanked(plain(), task, Settings(criterion="bn_scale", skip=("3",))).space().names == ["0"]
     without = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), head(4, 3))
     with pytest.raises(UnsupportedModel, match=remedy.format("0")):
-        FilterRanked.space(without, task, Settings(criterion="bn_scale"))
+        FilterRanked(without, task, Settings(criterion="bn_scale")).space()
     digits_like = make_task((1, 32, 32), 10)
     with pytest.raises(UnsupportedModel, match=remedy.format("conv1, conv2, fc1, fc2")):
-        FilterRanked.space(lenet(in_channels=1), digits_like, Settings(criterion="bn_scale"))
+        FilterRanked(lenet(in_channels=1), digits_like, Settings(criterion="bn_scale")).space()
 
 
 def test_taylor_equals_a_gradient_written_out_for_two_linear_layers():
@@ -219,15 +218,14 @@ def test_taylor_gives_every_layer_that_reads_a_unit_the_same_weight():
 def test_a_plan_is_met_to_the_channel_and_the_teacher_stays_as_it_is(criterion):
     task, model = make_task((1, 32, 32)), mobilenet()
     before = copy.deepcopy(model.state_dict())
-    settings = Settings(criterion=criterion)
-    space = FilterRanked.space(model, task, settings)
+    algorithm = FilterRanked(model, task, Settings(criterion=criterion))
+    space = algorithm.space()
     plan = space.decode(np.random.default_rng(0).uniform(size=len(space)))
-    small = copy.deepcopy(model)
-    FilterRanked.compress(small, plan, settings, FilterRanked.prepare(model, task, settings), 0)
+    small = algorithm.compress(plan).model
     for name, count in kept_counts(graph_of(model, task), plan).items():
         assert small.get_submodule(name).out_channels == count, name
     assert channel_costs(small, example_input(task)) == space.costs(plan)
-    finished = FilterRanked.finish(model, model, plan, task, settings)
+    finished = algorithm.finish(plan).model
     assert {n: p.shape for n, p in finished.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
     assert equal(model.state_dict(), before)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -236,50 +234,49 @@ def test_a_plan_is_met_to_the_channel_and_the_teacher_stays_as_it_is(criterion):
 
 def test_iterations_go_down_geometrically_and_else_groups_are_tuned_in_turn():
     plan = {"a": 0.125, "b": 1.0, "c": 0.729}
-    steps = FilterRanked.stages(plan, Settings(iterations=3, iteration_epochs=4))
-    assert [epochs for _, epochs in steps] == [4, 4]
-    assert [p["a"] for p, _ in steps] == pytest.approx([0.5, 0.25])
-    assert [p["b"] for p, _ in steps] == [1.0, 1.0]
-    assert [p["c"] for p, _ in steps] == pytest.approx([0.9, 0.81])
-    assert FilterRanked.stages(plan, Settings()) == []
-    assert FilterRanked.stages({"a": 1.0}, Settings(iterations=3)) == []
-    assert FilterRanked.stages(plan, Settings(group_size=1)) == [({"a": 0.125, "b": 1.0, "c": 1.0}, 1)]
+
+    def stages(plan: Plan, **settings) -> list[Stage]:
+        return FilterRanked(plain(), make_task(), Settings(**settings)).stages(plan)
+
+    found = stages(plan, iterations=3, iteration_epochs=4)
+    assert [stage.epochs for stage in found] == [4, 4]
+    assert [stage.plan["a"] for stage in found] == pytest.approx([0.5, 0.25])
+    assert [stage.plan["b"] for stage in found] == [1.0, 1.0]
+    assert [stage.plan["c"] for stage in found] == pytest.approx([0.9, 0.81])
+    assert stages(plan) == []
+    assert stages({"a": 1.0}, iterations=3) == []
+    assert stages(plan, group_size=1) == [Stage({"a": 0.125, "b": 1.0, "c": 1.0}, 1)]
 
 
 def test_a_later_stage_ranks_what_the_earlier_one_left():
-    model, task = plain(), make_task()
-    settings = Settings(**EVERY, iterations=2)
+    model = plain()
+    algorithm = FilterRanked(model, make_task(), Settings(**EVERY, iterations=2))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([4.0, 3.0, 2.0, 1.0]).view(4, 1, 1, 1).expand(4, 1, 3, 3))
     plan = {"0": 0.25, "3": 0.25}
-    ((milder, _),) = FilterRanked.stages(plan, settings)
-    assert milder == {"0": 0.5, "3": 0.5}
-    first = FilterRanked.finish(model, model, milder, task, settings)
+    (milder,) = algorithm.stages(plan)
+    assert milder.plan == {"0": 0.5, "3": 0.5}
+    first = algorithm.finish(milder.plan).model
     assert first[0].weight[:, 0, 0, 0].tolist() == [4.0, 3.0]
     with torch.no_grad():
         first[0].weight[0] = 0.5  # as if a training had moved it
-    second = FilterRanked.finish(first, model, plan, task, settings)
-    assert second[0].weight[:, 0, 0, 0].tolist() == [3.0]
-    shell = copy.deepcopy(model)
-    FilterRanked.restructure(shell, plan, task, settings)
-    shell.load_state_dict(second.state_dict())
+    second = algorithm.finish(plan, first)
+    assert second.model[0].weight[:, 0, 0, 0].tolist() == [3.0]
+    algorithm.rebuild(second.structure).load_state_dict(second.model.state_dict())
     # Where a group has one channel left it is no group any more, and the rest is done all the same.
-    again = FilterRanked.finish(FilterRanked.finish(model, model, {"0": 0.25, "3": 1.0}, task, settings), model, plan,
-                                task, settings)  # fmt: skip
+    again = algorithm.finish(plan, algorithm.finish({"0": 0.25, "3": 1.0}).model).model
     assert (again[0].out_channels, again[3].out_channels) == (1, 1)
 
 
 def test_a_group_that_is_skipped_stays_whole_in_every_stage():
-    model, task = plain(), make_task()
-    settings = Settings(**EVERY, skip=("3",))
-    plan = dict.fromkeys(FilterRanked.space(model, task, settings).names, 0.5)
-    small = FilterRanked.finish(model, model, plan, task, settings)
+    algorithm = FilterRanked(plain(), make_task(), Settings(**EVERY, skip=("3",)))
+    small = algorithm.finish(dict.fromkeys(algorithm.space().names, 0.5)).model
     assert (small[0].out_channels, small[3].out_channels) == (2, 4)
 
 
-def test_what_is_handed_to_the_training_has_its_batch_norms_put_right():
+def test_a_finished_models_batch_norms_are_estimated_again_before_the_training():
     model, task = plain(), make_task()
-    small = FilterRanked.finish(model, model, {"0": 0.5, "3": 1.0}, task, Settings(**EVERY))
+    small = FilterRanked(model, task, Settings(**EVERY)).finish({"0": 0.5, "3": 1.0}).model
     seen = small[0](task.train.inputs)
     assert torch.allclose(small[1].running_mean, seen.mean((0, 2, 3)), atol=1e-5)
     assert not torch.allclose(model[1].running_mean, model[0](task.train.inputs).mean((0, 2, 3)), atol=1e-2)
@@ -289,7 +286,7 @@ def test_an_error_curve_is_the_share_of_the_scores_that_goes():
     model, task = plain(), make_task()
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([1.0, 4.0, 2.0, 3.0]).view(4, 1, 1, 1).expand(4, 1, 3, 3))
-    curve = FilterRanked.error_curves(model, task, Settings(**EVERY))["0"]
+    curve = FilterRanked(model, task, Settings(**EVERY)).error_curves()["0"]
     # 1, 2, 3 and 4 channels at positions 0, 1/3, 2/3 and 1; in between the nearest count.
     assert [curve[round(64 * third / 3)] for third in range(4)] == pytest.approx([0.6, 0.3, 0.1, 0.0])
     assert set(np.round(curve, 12)) == {0.6, 0.3, 0.1, 0.0}
@@ -313,7 +310,7 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValidationError, match=r"iterations is 3 and group_size is 2; both prune in rounds. Remedy"):
         check({"iterations": 3, "group_size": 2})
     with pytest.raises(UnsupportedModel, match=r"no channel group 'conv9'. Allowed: 0, 3"):
-        FilterRanked.space(plain(), make_task(), Settings(skip=("conv9",)))
+        FilterRanked(plain(), make_task(), Settings(skip=("conv9",))).space()
 
 
 def test_taylor_of_frozen_layers_is_the_same():

@@ -14,12 +14,12 @@ from torch import nn
 from learners.litert_quant import LitertQuant, Settings
 from pfray.config.schema import load
 from pfray.errors import UnsupportedModel
-from pfray.learner.context import Job
+from pfray.learner.base import Compressed
+from pfray.learner.context import Context
 from pfray.measure.evaluation import evaluate
 from pfray.nn.modes import place
 from pfray.quantization.bn_folding import folded
 from pfray.quantization.pt2e import int8_model
-from pfray.quantization.pt2e.int8_model import Int8Model
 from pfray.run import run
 from tests.zoo import randomize
 
@@ -27,66 +27,68 @@ SETTINGS = Settings(images=200)
 
 
 @pytest.fixture(scope="module")
-def finished(job: Job) -> Int8Model:
-    plan = LitertQuant.space(job.teacher, job.task, SETTINGS).uniform({"bits": 8})
-    return LitertQuant.finish(place(copy.deepcopy(job.teacher), "cpu"), job.teacher, plan, job.task, SETTINGS)
+def algorithm(context: Context) -> LitertQuant:
+    return LitertQuant(place(copy.deepcopy(context.teacher), "cpu"), context.task, SETTINGS)
 
 
-def test_every_layer_has_8_bits_or_stays_float(job):
-    space = LitertQuant.space(job.teacher, job.task, SETTINGS)
+@pytest.fixture(scope="module")
+def finished(algorithm: LitertQuant) -> Compressed:
+    return algorithm.finish(algorithm.space().uniform({"bits": 8}))
+
+
+def test_every_layer_has_8_bits_or_stays_float(algorithm):
+    space = algorithm.space()
     eight = space.uniform({"bits": 8})
     assert set(eight.values()) == {8}
-    params = sum(parameter.numel() for parameter in job.teacher.parameters())
+    params = sum(parameter.numel() for parameter in algorithm.model.parameters())
     weights = sum(knob.facts["params"] for knob in space.knobs)
     assert space.costs(eight) == {"bits": 8, "size_bytes": 4 * (params - weights) + weights}
     first = space.names[0]
     sizes = {knob.name: knob.facts["params"] for knob in space.knobs}
     share = sizes[first] / sum(sizes.values())
     assert space.costs({**eight, first: 32})["bits"] == pytest.approx(8 + 24 * share)
-    curves = LitertQuant.error_curves(job.teacher, job.task, SETTINGS)
+    curves = algorithm.error_curves()
     assert all(0 < curve[0] < 1e-3 and curve[1] == 0 for curve in curves.values())
 
 
-def test_skipped_layers_have_no_knob_and_wrong_names_are_refused(job):
-    names = LitertQuant.space(job.teacher, job.task, SETTINGS).names
-    assert LitertQuant.space(job.teacher, job.task, Settings(skip=(names[0],))).names == names[1:]
+def test_skipped_layers_have_no_knob_and_wrong_names_are_refused(algorithm):
+    model, task, names = algorithm.model, algorithm.task, algorithm.space().names
+    assert LitertQuant(model, task, Settings(skip=(names[0],))).space().names == names[1:]
     with pytest.raises(UnsupportedModel, match=rf"no layer 'con'. Allowed: {names[0]}"):
-        LitertQuant.space(job.teacher, job.task, Settings(skip=("con",)))
+        LitertQuant(model, task, Settings(skip=("con",))).space()
     with pytest.raises(UnsupportedModel, match=r"no layer to quantize.*Remedy"):
-        LitertQuant.space(job.teacher, job.task, Settings(skip=tuple(names)))
+        LitertQuant(model, task, Settings(skip=tuple(names))).space()
 
 
-def test_a_candidate_loses_what_the_graph_loses(job, finished):
-    plan = LitertQuant.space(job.teacher, job.task, SETTINGS).uniform({"bits": 8})
-    candidate = copy.deepcopy(job.teacher)
-    LitertQuant.compress(candidate, plan, SETTINGS, LitertQuant.prepare(job.teacher, job.task, SETTINGS), 0)
-    inputs = job.task.normalize(job.task.validation.inputs)
+def test_a_candidate_loses_what_the_graph_loses(algorithm, finished):
+    candidate = algorithm.compress(algorithm.space().uniform({"bits": 8})).model
+    teacher, task, graph = algorithm.model, algorithm.task, finished.model
+    inputs = task.normalize(task.validation.inputs)
     with torch.no_grad():
-        float_, fast, graph = (each.eval()(inputs) for each in (job.teacher, candidate, finished))
+        float_, fast, exact = (each.eval()(inputs) for each in (teacher, candidate, graph))
     largest = float_.abs().max()
     assert 0 < (fast - float_).abs().mean() / largest < 0.01
-    assert 0 < (graph - float_).abs().mean() / largest < 0.01
-    accuracies = [evaluate(each, job.task, job.task.validation).accuracy for each in (job.teacher, candidate, finished)]
+    assert 0 < (exact - float_).abs().mean() / largest < 0.01
+    accuracies = [evaluate(each, task, task.validation).accuracy for each in (teacher, candidate, graph)]
     assert max(accuracies) - min(accuracies) < 0.01
 
 
-def test_the_structure_takes_the_state_of_what_was_finished(job, finished):
-    plan = LitertQuant.space(job.teacher, job.task, SETTINGS).uniform({"bits": 8})
-    other = LitertQuant.restructure(copy.deepcopy(job.teacher), plan, job.task, SETTINGS)
-    other.load_state_dict(finished.state_dict())
-    inputs = job.task.normalize(job.task.validation.inputs[:50])
+def test_the_structure_takes_the_state_of_what_was_finished(algorithm, finished):
+    other = algorithm.rebuild(finished.structure)
+    other.load_state_dict(finished.model.state_dict())
+    inputs = algorithm.task.normalize(algorithm.task.validation.inputs[:50])
     with torch.no_grad():
-        assert torch.equal(other(inputs), finished(inputs))
+        assert torch.equal(other(inputs), finished.model(inputs))
 
 
-def test_the_graph_trains_as_the_network_did_in_front_of_its_norms(job):
+def test_the_graph_trains_as_the_network_did_in_front_of_its_norms(context):
     torch.manual_seed(0)
     model = randomize(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)))
-    task = job.task
+    task = context.task
     inputs, targets = task.normalize(task.train.inputs[:20]), task.train.targets[:20]
     model.eval()(inputs)
-    plan = LitertQuant.space(model, task, SETTINGS).uniform({"bits": 8})
-    trained = LitertQuant.finish(model, model, plan, task, SETTINGS)
+    algorithm = LitertQuant(model, task, SETTINGS)
+    trained = algorithm.finish(algorithm.space().uniform({"bits": 8})).model
     plain = int8_model.prepare(folded(model, {"0": "1"}), inputs[:1], [task.normalize(task.train.inputs[:200])])
     plain.load_state_dict(trained.state_dict())
     for each in (trained, plain):

@@ -1,8 +1,6 @@
-"""Codebooks in training, by hand: what moves with ``weights``, ``clusters`` and ``both``, and by how much."""
+"""Codebooks in training, by hand: how far ``weights``, ``clusters`` and ``both`` move."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -102,10 +100,10 @@ def test_a_step_of_the_clusters_is_that_of_sgd_on_the_codebook_itself():
 @pytest.mark.parametrize("buckets", ["tensor", "channel"])
 @pytest.mark.parametrize("tune", ["weights", "clusters", "both"])
 def test_in_training_each_bucket_shows_its_own_codewords_only(tune, buckets):
-    settings, task, teacher = Settings(tune=tune, buckets=buckets), make_task(), chain()
+    task = make_task()
     plan = {"1.0": 3, "2.0": 2, "3.0": 1}
-    model = copy.deepcopy(teacher)
-    hook = NonUniformQuant.compress(model, plan, settings, NonUniformQuant.prepare(teacher, task, settings), 8)
+    compressed = NonUniformQuant(chain(), task, Settings(tune=tune, buckets=buckets)).compress(plan, 8)
+    model, hook = compressed.model, compressed.hook
     words = {name: model.get_submodule(name).weight_codebook.clone() for name in plan}
     codes = {name: encode(model.get_submodule(name).weight, words[name]) for name in plan}
 
@@ -131,7 +129,7 @@ def test_a_start_of_the_codebook_can_be_chosen():
     task, teacher = make_task(), chain()
     for method in ("quantile", "uniform"):
         settings = Settings(codebook=method)
-        lattice = NonUniformQuant.prepare(teacher, task, settings).lattices["2.0"][2]
+        lattice = NonUniformQuant(teacher, task, settings).prepared.lattices["2.0"][2]
         if method == "uniform":
             steps = lattice.codebook.diff(dim=1)
             assert torch.allclose(steps, steps[:, :1], atol=1e-5)
@@ -146,7 +144,7 @@ def test_by_default_a_codebook_lies_where_the_predictions_need_it():
     weight = teacher.get_submodule("2.0").weight.detach()
     lost = {}
     for method in ("weighted", "kmeans"):
-        lattice = NonUniformQuant.prepare(teacher, task, Settings(codebook=method)).lattices["2.0"][2]
+        lattice = NonUniformQuant(teacher, task, Settings(codebook=method)).prepared.lattices["2.0"][2]
         lost[method] = (information.sqrt() * (lattice.quantize(weight) - weight).square()).sum().item()
     assert lost["weighted"] < lost["kmeans"]
     assert Settings().codebook == "weighted"

@@ -17,7 +17,7 @@ from learners.channel_pruned import ChannelPruned, Settings
 from pfray.config.schema import load
 from pfray.data import digits
 from pfray.errors import StorageError
-from pfray.learner.context import Job
+from pfray.learner.context import Context
 from pfray.measure.cost import count_params, total_macs
 from pfray.nn.modes import place
 from pfray.run import main, run
@@ -49,8 +49,8 @@ def staged(ray_cluster: None, teacher_file: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def teacher(job: Job) -> nn.Module:
-    return place(copy.deepcopy(job.teacher), "cpu").eval()
+def teacher(context: Context) -> nn.Module:
+    return place(copy.deepcopy(context.teacher), "cpu").eval()
 
 
 def trained(folder: Path, name: str) -> dict[str, Tensor]:
@@ -62,26 +62,30 @@ def epochs(folder: Path, name: str) -> list[int]:
     return [json.loads(line)["epoch"] for line in lines]
 
 
-def structured(teacher: nn.Module, plan: dict[str, float]) -> nn.Module:
-    model = copy.deepcopy(teacher)
-    ChannelPruned.restructure(model, plan, digits.build(), SETTINGS)
-    return model
+@pytest.fixture
+def algorithm(teacher: nn.Module) -> ChannelPruned:
+    return ChannelPruned(teacher, digits.build(), SETTINGS)
+
+
+def structured(algorithm: ChannelPruned, plan: dict[str, float]) -> nn.Module:
+    return algorithm.rebuild(algorithm.structure(plan))
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
-def test_the_shipped_model_has_the_plans_channels_costs_what_was_predicted_and_keeps_its_accuracy(staged, teacher):
+def test_the_shipped_model_has_the_plans_channels_costs_what_was_predicted_and_keeps_its_accuracy(
+    staged, teacher, algorithm
+):
     summary, task = json.loads((staged / "summary.json").read_text()), digits.build()
-    space = ChannelPruned.space(teacher, task, SETTINGS)
-    predicted = space.costs(summary["plan"])
+    predicted = algorithm.space().costs(summary["plan"])
     found = summary["compressed"]
     assert (found["macs"], found["params"], found["stored_bits"] / 8) == tuple(predicted.values())
     assert summary["teacher"]["macs"] == total_macs(teacher, example_input(task))
     assert predicted["macs"] <= 0.5 * summary["teacher"]["macs"] < 1.3 * predicted["macs"]
     assert summary["compressed"]["accuracy"] > summary["teacher"]["accuracy"] - 0.03 > 0.85
-    model = structured(teacher, summary["plan"])
+    model = structured(algorithm, summary["plan"])
     assert total_macs(model, example_input(task)) == predicted["macs"]
     assert count_params(model)[0] == predicted["params"] < 0.5 * count_params(teacher)[0]
     model.load_state_dict(pfray.load(staged / "model.packed"))
@@ -95,23 +99,23 @@ def test_the_shipped_model_has_the_plans_channels_costs_what_was_predicted_and_k
     assert exported["size_bytes"] < 0.55 * exported["teacher_size_bytes"]
 
 
-def test_every_stage_is_trained_and_the_later_one_starts_from_the_earlier(staged, teacher):
-    plan, task = json.loads((staged / "summary.json").read_text())["plan"], digits.build()
-    ((milder, _),) = ChannelPruned.stages(plan, SETTINGS)
-    assert [name for name, ratio in milder.items() if ratio < 1] == ["conv1", "conv2"]
+def test_every_stage_is_trained_and_the_later_one_starts_from_the_earlier(staged, algorithm):
+    plan = json.loads((staged / "summary.json").read_text())["plan"]
+    (milder,) = algorithm.stages(plan)
+    assert [name for name, ratio in milder.plan.items() if ratio < 1] == ["conv1", "conv2"]
     assert [name for name, ratio in plan.items() if ratio < 1] == ["conv1", "conv2", "fc1", "fc2"]
     assert (epochs(staged, "compressed-1"), epochs(staged, "compressed")) == ([1, 2], [1, 2, 3])
 
-    first = ChannelPruned.finish(teacher, teacher, milder, task, SETTINGS)
+    first = algorithm.finish(milder.plan).model
     assert close(trained(staged, "compressed-1.start"), first.state_dict())
     assert not close(trained(staged, "compressed-1"), first.state_dict())
-    between = structured(teacher, milder)
+    between = structured(algorithm, milder.plan)
     between.load_state_dict(trained(staged, "compressed-1"))
     start = trained(staged, "compressed.start")
-    assert close(start, ChannelPruned.finish(place(between, "cpu"), teacher, plan, task, SETTINGS).state_dict())
-    # What the training in between has done is in it.
-    assert not close(start, ChannelPruned.finish(first, teacher, plan, task, SETTINGS).state_dict())
-    assert not close(start, ChannelPruned.finish(teacher, teacher, plan, task, SETTINGS).state_dict())
+    assert close(start, algorithm.finish(plan, place(between, "cpu")).model.state_dict())
+    # The result of the training in between is in it.
+    assert not close(start, algorithm.finish(plan, first).model.state_dict())
+    assert not close(start, algorithm.finish(plan).model.state_dict())
     assert not close(trained(staged, "compressed"), start)
 
 
@@ -122,11 +126,11 @@ def test_a_run_that_ends_between_two_stages_resumes_with_the_second_and_gives_th
     finished: list[list[str]] = []
     whole = retrain.finish
 
-    def finish(learner, job, plan, before, *arguments):
-        finished.append([name for name, ratio in plan.items() if ratio < 1])
+    def finish(candidate, context, before, *arguments):
+        finished.append([name for name, ratio in candidate.plan.items() if ratio < 1])
         if before is not None and len(finished) == 2:
             raise StorageError("the power is gone")
-        return whole(learner, job, plan, before, *arguments)
+        return whole(candidate, context, before, *arguments)
 
     monkeypatch.setattr(retrain, "finish", finish)
     assert main([str(path), "export.tflite=false"]) == 1

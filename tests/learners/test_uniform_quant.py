@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -26,8 +25,8 @@ def teacher() -> nn.Module:
 
 
 def start(teacher: nn.Module, settings: Settings, steps: int) -> tuple[nn.Module, Any]:
-    model, task = copy.deepcopy(teacher), make_task()
-    return model, UniformQuant.compress(model, PLAN, settings, UniformQuant.prepare(teacher, task, settings), steps)
+    compressed = UniformQuant(teacher, make_task(), settings).compress(PLAN, steps)
+    return compressed.model, compressed.hook
 
 
 def test_the_levels_of_a_channel_are_evenly_spaced_between_its_ends(teacher):
@@ -82,10 +81,10 @@ def test_after_every_step_each_weight_is_the_level_nearest_to_its_latent_one(tea
 
 def test_training_on_the_levels_learns():
     torch.manual_seed(0)
-    task, model = informative(), nn.Sequential(conv(8, 8), conv(8, 8), head(8, 4))
-    settings = Settings(max_bits=2)
-    hook = UniformQuant.compress(model, {"1.0": 2}, settings, UniformQuant.prepare(model, task, settings), 60)
+    task, teacher = informative(), nn.Sequential(conv(8, 8), conv(8, 8), head(8, 4))
+    compressed = UniformQuant(teacher, task, Settings(max_bits=2)).compress({"1.0": 2}, 60)
+    model = compressed.model
     first = model[1][0].weight.clone()
-    loop.fit(model, task, Training(lr=0.05, batch_size=40), seed=0, hook=hook, steps=60)
+    loop.fit(model, task, Training(lr=0.05, batch_size=40), seed=0, hook=compressed.hook, steps=60)
     assert evaluate(model, task, task.test).accuracy > 0.8
     assert (model[1][0].weight != first).any()

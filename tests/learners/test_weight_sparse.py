@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +31,10 @@ def model() -> nn.Module:
     return place(lenet(in_channels=1), "cpu")
 
 
-def compress(model: nn.Module, plan: dict, settings: Settings, steps: int = 0):
-    cache = WeightSparse.prepare(model, None, settings)  # type: ignore[arg-type]
-    return WeightSparse.compress(model, plan, settings, cache, steps)
+def compress(model: nn.Module, plan: dict, settings: Settings | None = None, steps: int = 0) -> tuple[nn.Module, Any]:
+    """(the compressed copy, its hook)."""
+    compressed = WeightSparse(model, None, settings).compress(plan, steps)  # type: ignore[arg-type]
+    return compressed.model, compressed.hook
 
 
 def sparsity(weight: Tensor) -> float:
@@ -74,24 +76,22 @@ def test_the_memory_format_does_not_change_what_is_pruned():
         for format in (torch.contiguous_format, torch.channels_last):
             model = nn.Sequential(nn.Conv2d(4, 5, 3))
             model[0].weight = nn.Parameter(weight.contiguous(memory_format=format))
-            compress(model, {"0": share}, Settings())
-            models.append(model)
+            models.append(compress(model, {"0": share})[0])
         assert torch.equal(models[0][0].weight, models[1][0].weight)
         assert torch.equal(models[0][0].weight, weight.masked_fill(smallest(weight, share), 0.0))
 
 
 def test_compressing_at_once_leaves_what_is_kept_untouched(model):
-    before = copy.deepcopy(model.state_dict())
     plan = {"conv2": 0.6, "fc1": 0.95}
-    compress(model, plan, Settings())
+    small, _ = compress(model, plan)
     for name, share in plan.items():
-        old, new = before[f"{name}.weight"], model.get_submodule(name).weight
+        old, new = model.get_submodule(name).weight, small.get_submodule(name).weight
         kept = new != 0
         assert int((~kept).sum()) == zeros(share, new.numel())
         assert torch.equal(new[kept], old[kept])
         assert old[~kept].abs().max() <= old[kept].abs().min()
-    assert torch.equal(model.fc2.weight, before["fc2.weight"])
-    assert negative_zeros(model) == 0
+    assert torch.equal(small.fc2.weight, model.fc2.weight)
+    assert negative_zeros(small) == 0
 
 
 @pytest.mark.parametrize("behind", [nn.BatchNorm2d(6), nn.Identity()])
@@ -109,8 +109,7 @@ def test_what_is_left_of_a_layer_is_fitted_to_what_it_gave_before(task, behind):
     plan = {"0": 0.5, "3": 0.8, "7": 0.8}
 
     def lost(steps: int) -> list[float]:
-        model, settings = copy.deepcopy(whole), Settings(regression_steps=steps, images=200)
-        WeightSparse.compress(model, plan, settings, WeightSparse.prepare(whole, task, settings), 0)
+        model = WeightSparse(whole, task, Settings(regression_steps=steps, images=200)).compress(plan).model
         assert [round(sparsity(model[int(name)].weight), 1) for name in plan] == [0.5, 0.8, 0.8]
         found = []
         with torch.no_grad():
@@ -128,7 +127,7 @@ def test_what_is_left_of_a_layer_is_fitted_to_what_it_gave_before(task, behind):
 
 def test_masks_follow_begin_interval_and_end(model):
     settings = Settings(begin=0.25, end=0.75, interval=4, exponent=3)
-    hook = compress(model, {"fc1": 0.8}, settings, steps=40)
+    model, hook = compress(model, {"fc1": 0.8}, settings, steps=40)
     seen = []
     generator = torch.Generator().manual_seed(0)
     for step in range(41):
@@ -147,21 +146,18 @@ def test_masks_follow_begin_interval_and_end(model):
 
 
 def test_the_plan_is_reached_whatever_the_number_of_steps_and_the_interval(model):
-    start = copy.deepcopy(model.state_dict())
     for steps in (1, 2, 7, 10):
         for interval in (1, 3, 100):
             for end in (0.05, 0.6, 1.0):
-                model.load_state_dict(start)
-                hook = compress(model, {"fc2": 0.7}, Settings(end=end, interval=interval), steps)
+                small, hook = compress(model, {"fc2": 0.7}, Settings(end=end, interval=interval), steps)
                 for step in range(steps + 1):
                     hook(step)
-                assert int((model.fc2.weight == 0).sum()) == zeros(0.7, 120 * 84)
+                assert int((small.fc2.weight == 0).sum()) == zeros(0.7, 120 * 84)
 
 
 def test_pruned_weights_never_come_back_in_a_training_and_end_as_positive_zeros(model, task):
-    space = WeightSparse.space(model, task, Settings())
-    plan = space.uniform({"sparsity": 0.8})
-    hook = compress(model, plan, Settings(interval=4), steps=36)
+    plan = WeightSparse(model, task).space().uniform({"sparsity": 0.8})
+    model, hook = compress(model, plan, Settings(interval=4), steps=36)
     gone: dict[str, Tensor] = {name: torch.zeros_like(model.get_submodule(name).weight) > 0 for name in plan}
 
     def watch(step: int) -> None:
@@ -180,15 +176,15 @@ def test_pruned_weights_never_come_back_in_a_training_and_end_as_positive_zeros(
 
 def test_which_weights_go_is_decided_by_the_training_not_by_the_start(model, task):
     before = smallest(model.fc1.weight, 0.5)
-    hook = compress(model, {"fc1": 0.5}, Settings(begin=0.4, end=0.8), steps=30)
+    model, hook = compress(model, {"fc1": 0.5}, Settings(begin=0.4, end=0.8), steps=30)
     fit(model, task, Training(lr=0.1, batch_size=64), seed=0, hook=hook, steps=30)
     assert not torch.equal(model.fc1.weight == 0, before)
 
 
 def test_a_continued_training_keeps_the_zeros_it_starts_with(model, task):
-    compress(model, {"fc1": 0.6}, Settings())
+    model, _ = compress(model, {"fc1": 0.6})
     pruned = model.fc1.weight == 0
-    hook = compress(model, {"fc1": 0.6}, Settings(end=0.5), steps=20)
+    model, hook = compress(model, {"fc1": 0.6}, Settings(end=0.5), steps=20)
     # As after a stop at step 16, past the end of the ramp: no update is due any more.
     calls = []
 
@@ -207,21 +203,21 @@ def test_depthwise_convolutions_are_left_alone_but_counted(task):
     layers = weight_layers(model)
     depthwise = {n for n, m in layers.items() if isinstance(m, nn.Conv2d) and m.groups > 1}
     assert len(depthwise) == 13
-    space = WeightSparse.space(model, task, Settings())
+    space = WeightSparse(model, task).space()
     assert set(space.names) == set(layers) - depthwise
     weights = {n: m.weight.numel() for n, m in layers.items()}
     prunable = sum(size for n, size in weights.items() if n not in depthwise)
     all_half = dict.fromkeys(space.names, 0.5)
     assert space.costs(all_half)["sparsity"] == pytest.approx(0.5 * prunable / sum(weights.values()), abs=1e-4)
-    assert set(WeightSparse.space(model, task, Settings(depthwise=True)).names) == set(layers)
+    assert set(WeightSparse(model, task, Settings(depthwise=True)).space().names) == set(layers)
 
 
 def test_three_quarters_of_a_mobilenets_weights_are_removed_to_one_weight_per_layer(task):
     torch.manual_seed(0)
     model = mobilenet_v1(in_channels=1, width=0.25)
-    space = WeightSparse.space(model, task, Settings())
+    space = WeightSparse(model, task).space()
     plan = space.uniform({"sparsity": 0.75})
-    compress(model, plan, Settings())
+    model, _ = compress(model, plan)
     weights = [m.weight for m in weight_layers(model).values()]
     pruned, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
     assert 0.75 * total <= pruned <= 0.75 * total + len(plan)
@@ -229,7 +225,7 @@ def test_three_quarters_of_a_mobilenets_weights_are_removed_to_one_weight_per_la
 
 
 def test_knobs_know_their_layers_params_and_macs(model, task):
-    facts = {knob.name: knob.facts for knob in WeightSparse.space(model, task, Settings()).knobs}
+    facts = {knob.name: knob.facts for knob in WeightSparse(model, task).space().knobs}
     assert facts == {
         "conv1": {"params": 6 * 25, "macs": 28 * 28 * 6 * 25},
         "conv2": {"params": 16 * 6 * 25, "macs": 10 * 10 * 16 * 6 * 25},
@@ -240,12 +236,12 @@ def test_knobs_know_their_layers_params_and_macs(model, task):
 
 
 def test_a_skipped_layer_has_no_knob_and_an_unknown_one_is_refused(model, task):
-    space = WeightSparse.space(model, task, Settings(skip=("conv1", "fc3")))
+    space = WeightSparse(model, task, Settings(skip=("conv1", "fc3"))).space()
     assert space.names == ["conv2", "fc1", "fc2"]
     # 2,400 + 48,000 + 10,080 of all 61,470 weights.
     assert space.costs(dict.fromkeys(space.names, 0.5))["sparsity"] == pytest.approx(30_240 / 61_470)
     with pytest.raises(UnsupportedModel, match=r"no layer 'conv9'. Allowed: conv1, conv2, fc1, fc2, fc3"):
-        WeightSparse.space(model, task, Settings(skip=("conv1", "conv9")))
+        WeightSparse(model, task, Settings(skip=("conv1", "conv9"))).space()
 
 
 @pytest.mark.parametrize(("make", "settings"), [
@@ -255,7 +251,7 @@ def test_a_skipped_layer_has_no_knob_and_an_unknown_one_is_refused(model, task):
 ])  # fmt: skip
 def test_a_model_with_nothing_to_sparsify_is_refused(task, make, settings):
     with pytest.raises(UnsupportedModel, match="Sequential has no convolution or linear layer to sparsify"):
-        WeightSparse.space(make(), task, settings)
+        WeightSparse(make(), task, settings).space()
 
 
 def test_settings_whose_ramp_has_no_length_are_refused():
@@ -268,7 +264,7 @@ def test_the_error_of_a_sparsity_is_the_share_of_the_squared_magnitude_that_it_r
     model = nn.Sequential(nn.Flatten(), nn.Linear(task.train.inputs[0].numel(), 4), nn.Linear(4, 10))
     with torch.no_grad():
         model[2].weight.copy_(torch.arange(1.0, 41.0).reshape(10, 4))
-    curve = WeightSparse.error_curves(model, task, Settings(max_sparsity=0.75))["2"]
+    curve = WeightSparse(model, task, Settings(max_sparsity=0.75)).error_curves()["2"]
     # At 0.75 the 30 smallest of 1, 2 .. 40 are gone; half way in the logarithm of the density, at 0.5, the 20 smallest.
     def squares(n: int) -> float:
         return n * (n + 1) * (2 * n + 1) / 6

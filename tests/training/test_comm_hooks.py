@@ -1,4 +1,4 @@
-"""What every way of exchanging gradients promises, on two processes without Ray."""
+"""The promises of every way of exchanging gradients, on two processes without Ray."""
 
 from __future__ import annotations
 
