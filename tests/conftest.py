@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pfray.learner.context import Job
+    from pfray.learner.context import Context, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     xdist hands out whole files (``--dist loadfile``), so that what a file's tests share is made once.
 
     Tests that lean on what training gave are marked ``trains``: those of modules that call ``fit``, and those that take
-    the trained job. Whole runs are not among them.
+    the trained context. Whole runs are not among them.
     """
     from pfray.training.loop import fit
 
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in ray)
     for item in items:
         calls_fit = any(value is fit for value in vars(getattr(item, "module", item)).values())
-        if item.path not in ray and (calls_fit or "job" in _fixtures(item)):
+        if item.path not in ray and (calls_fit or "context" in _fixtures(item)):
             item.add_marker("trains")
 
 
@@ -79,33 +79,40 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def job() -> Job:
-    """A LeNet that has learned the digits, to be sparsified and trained for four epochs."""
+def context() -> Context:
+    """A LeNet that has learned the digits, uncompressed."""
     import torch
 
-    from learners.weight_sparse import Settings
-    from pfray.config.sections import Search
     from pfray.data import digits
-    from pfray.learner.context import Job
+    from pfray.learner.context import Context
     from pfray.models.lenet import lenet
     from pfray.training.loop import fit
-    from pfray.training.settings import Distill, Training
+    from pfray.training.settings import Training
 
     task = digits.build()
     torch.manual_seed(0)
     teacher = lenet(in_channels=1)
     fit(teacher, task, Training(epochs=6, lr=0.05, batch_size=64), seed=0)
-    training = Training(epochs=4, lr=0.02, batch_size=64)
-    return Job(task, teacher.eval(), Settings(), training, Distill(), Search(), 0, "float32")
+    return Context(task, teacher.eval())
 
 
 @pytest.fixture(scope="session")
-def teacher_file(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe() -> Recipe:
+    """Weights are pruned, and trained for four epochs."""
+    from learners.weight_sparse import Settings, WeightSparse
+    from pfray.learner.context import Recipe
+    from pfray.training.settings import Training
+
+    return Recipe(WeightSparse, Settings(), Training(epochs=4, lr=0.02, batch_size=64))
+
+
+@pytest.fixture(scope="session")
+def teacher_file(context: Context, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of that LeNet: most runs are not about the training of their own teacher."""
     import torch
 
     path = tmp_path_factory.mktemp("teacher") / "lenet.pt"
-    torch.save(job.teacher.state_dict(), path)
+    torch.save(context.teacher.state_dict(), path)
     return path
 
 
