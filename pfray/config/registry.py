@@ -80,8 +80,8 @@ def find_class(kind: str, name: str, base: type) -> type:
         own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
         found = next((value for value in own if inspect.isclass(value) and issubclass(value, base)), None)
     with user_code(f"{kind}: {shown(name)} cannot be used", "mend the class"):
-        own = inspect.isclass(found) and issubclass(found, base) and found is not base
-        if not (own and hasattr(found, "settings_type")):
+        derived = inspect.isclass(found) and issubclass(found, base) and found is not base
+        if not (derived and hasattr(found, "settings_type")):
             raise ConfigError(
                 f"{kind}: {shown(name)} is not a subclass of {base.__module__}.{base.__name__} with a settings_type. "
                 f"Remedy: name one that is, or class Mine({base.__name__})"

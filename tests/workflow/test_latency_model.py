@@ -110,8 +110,7 @@ def test_a_pipeline_switches_8_bits_on_for_a_latency(context):
 
 
 def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(context):
-    settings = WeightSparse.settings_type()
-    space = timed(context, WeightSparse, settings)
+    space = timed(context, WeightSparse, WeightSparse.settings_type())
     assert "latency_ms" not in space.costs_at(np.ones(len(space)))
 
 

@@ -63,7 +63,7 @@ def test_limits_are_absolute_numbers_in_the_units_of_the_space(model, space):
 
 
 def test_a_unit_that_the_learner_cannot_change_is_refused(model, task):
-    nothing = FullPrecision.space(model, task, FullPrecision.settings_type())
+    nothing = FullPrecision(model, task).space()
     with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
         limits(model, nothing, sparsity=0.5)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learners import channel_pruned, dis_chn_pruned, filter_ranked
+from pfray.config.registry import find_class
 from pfray.errors import ConfigError, InfeasibleTarget, UnsupportedModel
 from pfray.learner.base import Algorithm, Stage
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, Cut, channel_graph, left, prune
@@ -184,17 +184,18 @@ def test_group_fine_tuning_prunes_so_many_groups_at_a_time():
     assert group_plans(whole, 1) == []
 
 
-@pytest.mark.parametrize("module", [channel_pruned, dis_chn_pruned, filter_ranked])
-def test_each_stage_is_trained_for_the_epochs_of_the_settings(network, module):
-    (learner,) = [cls for cls in vars(module).values() if getattr(cls, "__module__", "") == module.__name__
-                  and issubclass(cls, Algorithm)]  # fmt: skip
-    model, _, _ = network
-    plan = {"a": 0.5, "b": 1.0, "c": 0.25}
-    stages = {settings: learner(model, image_task((3, 4, 4)), settings).stages(plan) for settings in (
-        module.Settings(group_size=1, group_epochs=3), module.Settings(group_size=1), module.Settings(),
-    )}  # fmt: skip
+@pytest.mark.parametrize("name", ["channel_pruned", "dis_chn_pruned", "filter_ranked"])
+def test_each_stage_is_trained_for_the_epochs_of_the_settings(name):
+    learner: type[Algorithm] = find_class("learner", name, Algorithm)
+
+    def stages(**settings: int) -> list[Stage]:
+        chosen = learner.settings_type(**settings)
+        return learner(ZOO["Plain"]()[0], image_task((3, 16, 16)), chosen).stages({"a": 0.5, "b": 1.0, "c": 0.25})
+
     milder = {"a": 0.5, "b": 1.0, "c": 1.0}
-    assert [*stages.values()] == [[Stage(milder, 3)], [Stage(milder, 1)], []]
+    assert stages(group_size=1, group_epochs=3) == [Stage(milder, 3)]
+    assert stages(group_size=1) == [Stage(milder, 1)]
+    assert stages() == []
 
 
 def test_what_is_left_of_a_side_is_cut_by_all_its_groups_together(network):
