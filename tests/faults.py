@@ -6,14 +6,14 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from learners import weight_sparse
+from pfray.learner.base import Compressed
 from pfray.space import Plan
-from pfray.training.loop import Hook
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,19 @@ class Settings(weight_sparse.Settings):
 
 
 class Faulty(weight_sparse.WeightSparse):
+    settings: Settings
     settings_type = Settings
 
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Any, steps: int) -> Hook:
-        hook = weight_sparse.WeightSparse.compress(model, plan, settings, cache, steps)
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        settings, result = self.settings, super().compress(plan, steps)
+        model, hook = result.model, result.hook
         if settings.stage == "search":
             if steps == 0 and _count(settings) == settings.at:
                 _strike(settings, model)
-            return hook
+            return result
         if steps == 0:
-            return hook
+            return result
+        assert hook is not None
 
         def strike_after(step: int) -> None:
             hook(step)
@@ -47,18 +49,17 @@ class Faulty(weight_sparse.WeightSparse):
                 _count(settings)
                 _strike(settings, model)
 
-        return strike_after
+        return Compressed(model, strike_after)
 
 
 class AlwaysBroken(weight_sparse.WeightSparse):
-    @staticmethod
-    def compress(model: nn.Module, plan: Plan, settings: Any, cache: Any, steps: int) -> Hook:
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         raise ValueError("always broken")
 
 
 class Unprepared(weight_sparse.WeightSparse):
-    @staticmethod
-    def prepare(model: nn.Module, task: Any, settings: Any) -> Any:
+    @cached_property
+    def order(self) -> dict[str, Tensor]:
         raise ValueError("no moments")
 
 

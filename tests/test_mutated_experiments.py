@@ -14,7 +14,10 @@ from pfray.errors import ConfigError
 from pfray.workflow.setup import component_mistakes
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("builtins", "os", "sys", "collections", "typing", "pfray.learner.trainable", "learners.weight_sparse")
+MODULES = (
+    "builtins", "os", "sys", "collections", "typing", "pfray.learner.base", "pfray.learner.trainable",
+    "learners.weight_sparse",
+)  # fmt: skip
 SECTIONS = ("model", "data", "learner", "target", "search", "finetune", "resources", "seed", "storage", "include")
 VALUES = (
     "!!bool maybe", "!!int x", "!!timestamp x", "2001-99-99", "!!binary x", "!!set {a}", "0b_", "1:99:1", ".inf",

@@ -41,7 +41,7 @@ def without_ray() -> Iterator[list[str]]:
         yield trained
 
 
-def _run_trials(learner: Any, job: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
+def _run_trials(context: Any, recipe: Any, objective: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
     while (entry := searcher.suggest("one")) != Searcher.FINISHED:
         assert isinstance(entry, dict)
         searcher.on_trial_complete("one", {"score": 0.1 * entry["trial"], "standard_error": 0.01})

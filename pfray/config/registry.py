@@ -80,10 +80,11 @@ def find_class(kind: str, name: str, base: type) -> type:
         own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
         found = next((value for value in own if inspect.isclass(value) and issubclass(value, base)), None)
     with user_code(f"{kind}: {shown(name)} cannot be used", "mend the class"):
-        if not (inspect.isclass(found) and issubclass(found, base) and hasattr(found, "settings_type")):
+        derived = inspect.isclass(found) and issubclass(found, base) and found is not base
+        if not (derived and hasattr(found, "settings_type")):
             raise ConfigError(
                 f"{kind}: {shown(name)} is not a subclass of {base.__module__}.{base.__name__} with a settings_type. "
-                "Remedy: name one that is"
+                f"Remedy: name one that is, or class Mine({base.__name__})"
             )
         settings_type = found.settings_type
         if not (inspect.isclass(settings_type) and dataclasses.is_dataclass(settings_type)):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pfray.errors import ConfigError
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.loop import Hook
@@ -74,9 +75,17 @@ class Algorithm:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        for name, value in vars(cls).items():
+            if isinstance(value, staticmethod) and hasattr(Algorithm, name):
+                raise ConfigError(
+                    f"learner: {cls.__name__}.{name} is a static function. Remedy: def {name}(self, ...), which finds "
+                    "self.model, self.task and self.settings"
+                )
         for method in ("finish", "error_curves"):
             if method in vars(cls) and not getattr(cls, f"has_{method}"):
-                raise TypeError(f"{cls.__name__} has a {method} of its own. Remedy: has_{method} = True in the class")
+                raise ConfigError(
+                    f"learner: {cls.__name__} has a {method} of its own. Remedy: has_{method} = True in the class"
+                )
 
     def __init__(self, model: nn.Module, task: Task, settings: Any = None) -> None:
         self.model, self.task = model, task

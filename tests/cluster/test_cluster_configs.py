@@ -11,7 +11,8 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "cluster"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "configs" / "cluster"
 
 
 def test_the_ray_up_file_passes_rays_own_validation_and_asks_for_a_token_everywhere():
@@ -30,7 +31,7 @@ def test_the_kuberay_manifest_has_what_the_operator_needs():
     manifest = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
     assert manifest["spec"]["entrypoint"].startswith("python -m pfray.run experiments/")
-    assert (FOLDER.parents[2] / manifest["spec"]["entrypoint"].split()[3]).exists()
+    assert (ROOT / manifest["spec"]["entrypoint"].split()[3]).exists()
     cluster = manifest["spec"]["rayClusterSpec"]
     # The operator makes a token from version 2.52 of Ray on.
     assert cluster["authOptions"] == {"mode": "token"}
@@ -54,7 +55,7 @@ def test_the_kuberay_manifest_has_what_the_operator_needs():
 
 
 def test_the_versions_of_the_files_are_those_that_are_tested():
-    pinned = (FOLDER.parents[2] / "constraints.txt").read_text().splitlines()
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
     manifest = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
     assert f"ray=={manifest['spec']['rayClusterSpec']['rayVersion']}" in pinned
     assert ray.__version__.split(".")[0] == "2"

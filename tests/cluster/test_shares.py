@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from learners import weight_sparse
 from pfray.cluster import ray_cluster as cluster
 from pfray.config.sections import Resources, Search
+from pfray.learner.base import Compressed
+from pfray.learner.context import Recipe
+from pfray.objective import Objective
 from pfray.reporting.progress import Progress
 from pfray.search.random import Random, Settings
 from pfray.workflow.trials import run_trials
@@ -17,8 +19,7 @@ from pfray.workflow.trials import run_trials
 class Telling(weight_sparse.WeightSparse):
     """Fails with what it was given."""
 
-    @staticmethod
-    def compress(model: nn.Module, plan, settings, cache, steps):
+    def compress(self, plan, steps: int = 0) -> Compressed:
         import ray
 
         given = ray.get_runtime_context().get_assigned_resources()
@@ -29,11 +30,15 @@ class Telling(weight_sparse.WeightSparse):
     ({"cpu": 2, "gpu": 0.25}, "CPU 2, GPU 0.25, threads 2"),
     ({"cpu": 1}, "CPU 1, GPU 0, threads 1"),
 ])  # fmt: skip
-def test_a_trial_has_its_share_and_no_more_threads_than_processors(ray_cluster, job, tmp_path, share, given):
-    space = Telling.space(job.teacher, job.task, job.settings)
+def test_a_trial_has_its_share_and_no_more_threads_than_processors(
+    ray_cluster, context, recipe, tmp_path, share, given
+):
+    space = Telling(context.teacher, context.task).space()
     searcher = Random(space, {"sparsity": 0.5}, Settings(), trials=1, folder=tmp_path)
     resources = Resources.model_validate({"trial": share})
-    run_trials(Telling, job, searcher, Search(trials=1), resources, tmp_path, Progress(), None)
+    telling = Recipe(Telling, recipe.settings, recipe.training)
+    objective = Objective("accuracy")
+    run_trials(context, telling, objective, searcher, Search(trials=1), resources, tmp_path, Progress(), None)
     assert searcher.records[0]["error"] == f"ValueError: {given}"
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from learners.weight_sparse import WeightSparse
 from pfray.config.registry import find_class, find_function, load_object, parse_settings
 from pfray.errors import ConfigError, nearest
-from pfray.learner.trainable import Learner
+from pfray.learner.base import Algorithm
 from pfray.models.resnet import resnet20
 from pfray.search.base import PlanSearcher
 from pfray.search.tpe import TPE
@@ -34,7 +34,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_short_names_are_modules_and_functions_of_pfray():
-    assert find_class("learner", "weight_sparse", Learner) is WeightSparse
+    assert find_class("learner", "weight_sparse", Algorithm) is WeightSparse
     assert find_class("search", "tpe", PlanSearcher) is TPE
     assert find_function("model", "resnet20") is resnet20
     assert find_function("data", "digits").__module__ == "pfray.data.digits"
@@ -57,12 +57,12 @@ def test_an_import_path_finds_a_users_function_and_class(module):
         "number = 3\n"
     ))  # fmt: skip
     assert find_function("model", "mine_found:net")(width=4) == 4
-    assert issubclass(find_class("learner", "mine_found:Mine", Learner), WeightSparse)
+    assert issubclass(find_class("learner", "mine_found:Mine", Algorithm), WeightSparse)
     assert load_object("data", "mine_found:number") == 3
     with pytest.raises(ConfigError, match="model: 'mine_found:number' is not callable"):
         find_function("model", "mine_found:number")
-    with pytest.raises(ConfigError, match=r"learner: 'mine_found:net' is not a subclass of pfray\.\S+\.Learner"):
-        find_class("learner", "mine_found:net", Learner)
+    with pytest.raises(ConfigError, match=r"'mine_found:net' is not a subclass of pfray\.learner\.base\.Algorithm"):
+        find_class("learner", "mine_found:net", Algorithm)
     with pytest.raises(ConfigError, match=r"has no 'nett'\. Did you mean 'net'\?"):
         find_function("model", "mine_found:nett")
 
@@ -91,24 +91,45 @@ def test_whatever_a_users_code_raises_is_one_line_with_its_file_and_line(module,
     module("mine_odd", "def __getattr__(name):\n    if name == 'x':\n        raise RuntimeError('explodes')\n")
     module("mine_nothing", "import sys\nsys.modules[__name__] = 3\n")
     module("mine_classes", (
-        "from pfray.learner.trainable import Learner\n"
-        "class Meta(type(Learner)):\n"
+        "from pfray.learner.base import Algorithm\n"
+        "class Meta(type(Algorithm)):\n"
         "    @property\n"
         "    def settings_type(cls): raise KeyError('no settings')\n"
-        "class Raises(Learner, metaclass=Meta): pass\n"
+        "class Raises(Algorithm, metaclass=Meta): pass\n"
         "from dataclasses import dataclass\n"
         "import torch\n"
-        "class Plain(Learner): settings_type = dict\n"
-        "class Odd(Learner):\n"
+        "class Plain(Algorithm): settings_type = dict\n"
+        "class Odd(Algorithm):\n"
         "    @dataclass\n"
         "    class settings_type: kind: torch.dtype = torch.float32\n"
     ))  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        find_class("learner", path, Learner)
+        find_class("learner", path, Algorithm)
     text = str(caught.value)
     assert words.replace("...", str(tmp_path)) in text
     assert "\n" not in text
     assert len(text) < 700
+
+
+@pytest.mark.parametrize(("code", "words"), [
+    ("from pfray.learner.trainable import Learner\nclass Mine(Learner):\n    settings_type = dict",
+     "'mine_old:Mine' is not a subclass of pfray.learner.base.Algorithm with a settings_type. "
+     "Remedy: name one that is, or class Mine(Algorithm)"),
+    ("class Mine: pass", "is not a subclass of pfray.learner.base.Algorithm with a settings_type. Remedy: name one"),
+    ("from pfray.learner.base import Algorithm as Mine", "'mine_old:Mine' is not a subclass of pfray.learner.base.A"),
+    ("from learners.weight_sparse import WeightSparse\nclass Mine(WeightSparse):\n"
+     "    @staticmethod\n    def compress(model, plan, settings, cache, steps): pass",
+     "learner: Mine.compress is a static function. Remedy: def compress(self, ...), which finds self.model, "),
+    ("from learners.full_precision import FullPrecision\nclass Mine(FullPrecision):\n    def finish(self, plan): pass",
+     "learner: Mine has a finish of its own. Remedy: has_finish = True in the class"),
+])  # fmt: skip
+def test_a_learner_of_another_kind_is_one_line_with_the_remedy(module, code, words):
+    module("mine_old", code)
+    with pytest.raises(ConfigError) as caught:
+        find_class("learner", "mine_old:Mine", Algorithm)
+    assert words in str(caught.value)
+    assert str(caught.value).count("Remedy") == 1
+    assert "\n" not in str(caught.value)
 
 
 def test_a_component_that_ends_the_program_is_a_mistake_and_ctrl_c_is_none():

@@ -116,7 +116,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"data": "digit"}, "data: unknown name 'digit'. Allowed: cifar10, cifar100, digits"),
     ({"data": {"factory": "pfray.models:nothing"}}, "data: module 'pfray.models' has no 'nothing'"),
     ({"learner": "weight_spars"}, "Did you mean 'weight_sparse'?"),
-    ({"learner": "pfray.config.schema:Section"}, "is not a subclass of pfray.learner.trainable.Learner"),
+    ({"learner": "pfray.config.schema:Section"}, "is not a subclass of pfray.learner.base.Algorithm"),
     ({"learner": {"name": "weight_sparse", "intervall": 5}}, "learner.intervall: unknown key"),
     ({"learner": {"name": "weight_sparse", "interval": 0}}, "learner.interval: 0 is not allowed"),
     ({"learner": {"name": "weight_sparse", "begin": 0.5, "end": 0.5}}, "begin must be below end"),

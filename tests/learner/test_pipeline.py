@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pfray.config.registry import parse_settings
 from pfray.config.schema import load
 from pfray.data import digits
 from pfray.errors import ConfigError
-from pfray.learner.pipeline import Pipeline, Settings
+from pfray.learner.pipeline import Pipeline, Settings, parts
 from pfray.measure.cost import count_params, stored_bytes, total_macs
 from pfray.measure.evaluation import measure
 from pfray.models.vgg import vgg11
@@ -46,16 +45,16 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="module")
-def space(job, settings):
-    return Pipeline.space(job.teacher, job.task, settings)
+def space(context, settings):
+    return Pipeline(context.teacher, context.task, settings).space()
 
 
-def test_the_knobs_of_all_learners_are_searched_together(job, space, settings):
-    alone = [step.learner.space(job.teacher, job.task, step.settings) for step in settings.steps]
+def test_the_knobs_of_all_learners_are_searched_together(context, space, settings):
+    alone = [step.bind(context.teacher, context.task).space() for step in settings.steps]
     prefixes = "channel_pruned:", "uniform_quant:"
     assert space.names == [prefix + name for prefix, own in zip(prefixes, alone, strict=True) for name in own.names]
     plan = space.uniform({"macs": 0.5 * space.costs_at(np.ones(len(space)))["macs"], "bits": 4})
-    split = Pipeline.steps(plan, settings)
+    split = parts(settings, plan)
     assert [step.name for step, _ in split] == ["channel_pruned", "uniform_quant"]
     assert [list(own) for _, own in split] == [alone[0].names, alone[1].names]
     costs = space.costs(plan)
@@ -63,10 +62,10 @@ def test_the_knobs_of_all_learners_are_searched_together(job, space, settings):
     assert costs["bits"] == alone[1].costs(split[1][1])["bits"]
 
 
-def test_each_limit_moves_only_the_knobs_that_can_keep_it(job, space, settings):
+def test_each_limit_moves_only_the_knobs_that_can_keep_it(context, space, settings):
     full = space.costs_at(np.ones(len(space)))
     limits = {"macs": 0.5 * full["macs"], "bits": 4}
-    pruned = settings.steps[0].learner.space(job.teacher, job.task, settings.steps[0].settings)
+    pruned = settings.steps[0].bind(context.teacher, context.task).space()
     for plan in (space.uniform(limits), space.fit_to_target(space.decode(np.full(len(space), 0.9)), limits)):
         assert {v for n, v in plan.items() if n.startswith("uniform_quant:")} == {4}
     # As the pruning alone would be, whatever the bits.
@@ -78,33 +77,32 @@ def test_each_limit_moves_only_the_knobs_that_can_keep_it(job, space, settings):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-def test_a_size_is_kept_by_all_knobs_together_and_is_what_is_then_stored(job, space, settings, share):
-    params = sum(parameter.numel() for parameter in job.teacher.parameters())
+def test_a_size_is_kept_by_all_knobs_together_and_is_what_is_then_stored(context, space, settings, share):
+    params = sum(parameter.numel() for parameter in context.teacher.parameters())
     limits = {"size_bytes": share * 4 * params}
-    curves = Pipeline.error_curves(job.teacher, job.task, settings)
+    pipeline = Pipeline(context.teacher, context.task, settings)
+    curves = pipeline.error_curves()
     assert set(curves) == set(space.names)
     rng = np.random.default_rng(0)
     plans = [*plans_without_search(space, limits, curves).values()]
     plans += [space.fit_to_target(space.decode(rng.random(len(space))), limits) for _ in range(3)]
-    cache = Pipeline.prepare(job.teacher, job.task, settings)
     for plan in plans:
         predicted = space.costs(plan)
         assert predicted["size_bytes"] <= limits["size_bytes"]
-        model = copy.deepcopy(job.teacher)
-        Pipeline.compress(model, plan, settings, cache, 0)
-        macs = total_macs(model, example_input(job.task))
-        found = measure(model, job.task, job.task.validation.head(20), "float32", macs)
+        model = pipeline.compress(plan).model
+        macs = total_macs(model, example_input(context.task))
+        found = measure(model, context.task, context.task.validation.head(20), "float32", macs)
         # The ranges of channels that are gone are counted too: two numbers for each.
-        described = 8 * sum(len(layer.weight) for layer in weight_layers(job.teacher).values())
+        described = 8 * sum(len(layer.weight) for layer in weight_layers(context.teacher).values())
         assert described_bytes(model) <= described
         assert found.stored_bits == 8 * (predicted["size_bytes"] - described)
         assert (found.macs, found.params) == (predicted["macs"], predicted["params"])
 
 
-def test_uniform_switches_eight_bits_on_before_it_prunes(job):
+def test_uniform_switches_eight_bits_on_before_it_prunes(context):
     settings = parsed(PRUNED, EIGHT)
-    space = Pipeline.space(job.teacher, job.task, settings)
-    params = sum(parameter.numel() for parameter in job.teacher.parameters())
+    space = Pipeline(context.teacher, context.task, settings).space()
+    params = sum(parameter.numel() for parameter in context.teacher.parameters())
     loose, tight = (space.uniform({"size_bytes": share * 4 * params}) for share in (0.3, 0.1))
     for plan in (loose, tight):
         assert {v for n, v in plan.items() if n.startswith("litert_quant:")} == {8}
@@ -112,13 +110,11 @@ def test_uniform_switches_eight_bits_on_before_it_prunes(job):
     assert max(v for n, v in tight.items() if n.startswith("channel_pruned:")) < 0.8
 
 
-def test_a_candidate_is_pruned_and_then_quantized(job, space, settings):
+def test_a_candidate_is_pruned_and_then_quantized(context, space, settings):
     plan = space.uniform({"macs": 0.5 * space.costs_at(np.ones(len(space)))["macs"], "bits": 4})
-    (_, pruning), (_, bits) = Pipeline.steps(plan, settings)
-    model, alone = copy.deepcopy(job.teacher), copy.deepcopy(job.teacher)
-    Pipeline.compress(model, plan, settings, Pipeline.prepare(job.teacher, job.task, settings), 0)
-    first = settings.steps[0].settings
-    ChannelPruned.compress(alone, pruning, first, ChannelPruned.prepare(job.teacher, job.task, first), 0)
+    (_, pruning), (_, bits) = parts(settings, plan)
+    model = Pipeline(context.teacher, context.task, settings).compress(plan).model
+    alone = ChannelPruned(context.teacher, context.task, settings.steps[0].settings).compress(pruning).model
     for name in bits:
         own, before = model.get_submodule(name).weight, alone.get_submodule(name).weight
         assert own.shape == before.shape
@@ -147,10 +143,10 @@ def test_wrong_pipelines_are_refused(steps, message):
         parsed(*steps)
 
 
-def test_two_learners_of_one_cost_are_refused(job):
+def test_two_learners_of_one_cost_are_refused(context):
     for first, second in (("channel_pruned", "filter_ranked"), ("layer_removal", "channel_pruned")):
         with pytest.raises(ConfigError, match=rf"{first} and {second} both change (macs|params)"):
-            Pipeline.space(job.teacher, job.task, parsed(first, second))
+            Pipeline(context.teacher, context.task, parsed(first, second)).space()
 
 
 def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
@@ -216,18 +212,17 @@ def deep() -> tuple[torch.nn.Module, Task]:
 def test_layers_are_removed_and_the_others_quantized_and_what_is_left_is_what_was_predicted(deep, second):
     model, task = deep
     settings = parsed({"name": "layer_removal", "images": 100}, second)
-    space = Pipeline.space(model, task, settings)
+    pipeline = Pipeline(model, task, settings)
+    space = pipeline.space()
     plan = space.decode(np.zeros(len(space)))
     gone = ["features.4", "features.11", "features.22"]
     plan |= {name: float(name.partition(":")[2] not in gone) for name in plan if name.startswith("layer_removal:")}
-    student = copy.deepcopy(model)
-    Pipeline.compress(student, plan, settings, Pipeline.prepare(model, task, settings), 0)
+    student = pipeline.compress(plan).model
     layers = {name: layer for name, layer in student.named_modules() if hasattr(layer, "weight_bits")}
     assert layers
     assert not layers.keys() & set(gone)
-    first = copy.deepcopy(model)
-    (step, own), _ = Pipeline.steps(plan, settings)
-    step.learner.compress(first, own, step.settings, step.learner.prepare(model, task, step.settings), 0)
+    (step, own), _ = parts(settings, plan)
+    first = step.bind(model, task).compress(own).model
     weights, bits = [layer.weight.numel() for layer in layers.values()], [int(x.weight_bits) for x in layers.values()]
     expected = stored_bytes(count_params(first)[0], np.array(weights), np.array(bits))
     costs = space.costs(plan)
@@ -248,13 +243,14 @@ def test_layers_are_removed_and_the_others_quantized_and_what_is_left_is_what_wa
 def test_what_is_left_of_the_layers_is_trained_and_shipped_in_8_bits(deep):
     model, task = deep
     settings = parsed({"name": "layer_removal", "images": 100}, {"name": "litert_quant", "images": 20})
-    space = Pipeline.space(model, task, settings)
+    pipeline = Pipeline(model, task, settings)
+    space = pipeline.space()
     plan = space.decode(np.zeros(len(space)))
-    (removal, gone), (quantization, bits) = Pipeline.steps(plan, settings)
-    student = removal.learner.finish(model, model, gone, task, removal.settings)
-    int8 = quantization.learner.finish(student, student, bits, task, quantization.settings)
-    again = quantization.learner.restructure(copy.deepcopy(student), bits, task, quantization.settings)
-    again.load_state_dict(int8.state_dict())
+    (removal, gone), (quantization, bits) = parts(settings, plan)
+    student = removal.bind(model, task).finish(gone).model
+    int8 = quantization.bind(student, task).finish(bits)
+    again = quantization.bind(student, task).rebuild(int8.structure)
+    again.load_state_dict(int8.model.state_dict())
     found = {name for name, (kind, _) in again.operators().items() if kind == "int8"}
     assert {"features.0", "classifier"} <= found
     assert not found & {name for name, kept in gone.items() if not kept}
@@ -262,7 +258,7 @@ def test_what_is_left_of_the_layers_is_trained_and_shipped_in_8_bits(deep):
 
 def test_a_size_that_eight_bits_reach_removes_no_layer(deep):
     model, task = deep
-    space = Pipeline.space(model, task, parsed("layer_removal", EIGHT))
+    space = Pipeline(model, task, parsed("layer_removal", EIGHT)).space()
     params = count_params(model)[0]
     for share in (0.3, 0.1):
         plan = space.uniform({"size_bytes": share * 4 * params})
@@ -276,9 +272,9 @@ def test_a_skipped_layer_may_be_taken_out(deep):
     model, task = deep
     left_float = {"name": "litert_quant", "images": 20, "skip": ["features.11", "classifier"]}
     settings = parsed({"name": "layer_removal", "images": 100}, left_float)
-    space = Pipeline.space(model, task, settings)
+    pipeline = Pipeline(model, task, settings)
+    space = pipeline.space()
     plan = space.decode(np.zeros(len(space)))
     assert plan["layer_removal:features.11"] == 0
-    student = copy.deepcopy(model)
-    Pipeline.compress(student, plan, settings, Pipeline.prepare(model, task, settings), 0)
+    student = pipeline.compress(plan).model
     assert [n for n, m in student.named_modules() if hasattr(m, "weight_bits")] == ["features.0"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 from typing import Any
 
@@ -48,10 +47,7 @@ def model() -> nn.Module:
 
 
 def compressed(learner: Any, model: nn.Module, task: Task, plan: Plan, **settings: Any) -> nn.Module:
-    chosen = learner.settings_type(**settings)
-    copied = copy.deepcopy(model)
-    learner.compress(copied, plan, chosen, learner.prepare(model, task, chosen), 0)
-    return copied
+    return learner(model, task, learner.settings_type(**settings)).compress(plan).model
 
 
 def outputs(model: nn.Module, task: Task) -> Tensor:
@@ -60,7 +56,7 @@ def outputs(model: nn.Module, task: Task) -> Tensor:
 
 
 def test_the_knobs_are_the_bits_of_all_layers_but_the_first_and_the_last(learner, model, task):
-    space = learner.space(model, task, learner.settings_type(min_bits=2, max_bits=6))
+    space = learner(model, task, learner.settings_type(min_bits=2, max_bits=6)).space()
     assert space.names == ["2", "4"]
     assert [(knob.compressed, knob.full, knob.integer) for knob in space.knobs] == [(2, 6, True)] * 2
     assert [knob.facts for knob in space.knobs] == [
@@ -70,7 +66,7 @@ def test_the_knobs_are_the_bits_of_all_layers_but_the_first_and_the_last(learner
 
 
 def test_the_cost_is_the_mean_of_the_bits_over_the_weights_by_hand(learner, model, task):
-    space = learner.space(model, task, learner.settings_type())
+    space = learner(model, task).space()
     # (3 * 24 + 6 * 12) / 36, and (8 * 24 + 1 * 12) / 36.
     params = sum(parameter.numel() for parameter in model.parameters())
     # A range for each of 6 and 2 channels, two numbers; or a codebook for each layer, of 2^3 and 2^6.
@@ -86,21 +82,21 @@ def test_the_cost_is_the_mean_of_the_bits_over_the_weights_by_hand(learner, mode
 
 def test_the_ends_are_quantized_where_they_are_asked_for_and_layers_are_skipped_by_name(learner, model, task):
     settings = learner.settings_type
-    assert learner.space(model, task, settings(ends=True)).names == ["0", "2", "4", "6.2"]
-    assert learner.space(model, task, settings(ends=True, skip=("2", "6.2"))).names == ["0", "4"]
+    assert learner(model, task, settings(ends=True)).space().names == ["0", "2", "4", "6.2"]
+    assert learner(model, task, settings(ends=True, skip=("2", "6.2"))).space().names == ["0", "4"]
     # Skipping the first does not make the second the first.
-    assert learner.space(model, task, settings(skip=("0",))).names == ["2", "4"]
+    assert learner(model, task, settings(skip=("0",))).space().names == ["2", "4"]
     with pytest.raises(UnsupportedModel, match=r"no layer '7'\. Allowed: 0, 2, 4, 6\.2"):
-        learner.space(model, task, settings(skip=("7",)))
+        learner(model, task, settings(skip=("7",))).space()
 
 
 def test_a_model_with_nothing_to_quantize_is_refused_and_told_what_helps(learner, model, task):
     short = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), head(4, 3))
     with pytest.raises(UnsupportedModel, match=r"no layer to quantize beside its first and its last.*learner\.ends"):
-        learner.space(short, task, learner.settings_type())
-    assert learner.space(short, task, learner.settings_type(ends=True)).names == ["0", "2.2"]
+        learner(short, task).space()
+    assert learner(short, task, learner.settings_type(ends=True)).space().names == ["0", "2.2"]
     with pytest.raises(UnsupportedModel, match="no layer to quantize"):
-        learner.space(model, task, learner.settings_type(skip=("2", "4")))
+        learner(model, task, learner.settings_type(skip=("2", "4"))).space()
 
 
 @pytest.mark.parametrize("buckets", ["tensor", "channel", "run"])
@@ -134,7 +130,7 @@ def test_only_the_plans_layers_change_and_the_bits_of_all_parameters_are_counted
 
 
 def test_error_curves_are_the_relative_squared_error_of_each_width(learner, model, task):
-    curves = learner.error_curves(model, task, learner.settings_type(min_bits=2, max_bits=5))
+    curves = learner(model, task, learner.settings_type(min_bits=2, max_bits=5)).error_curves()
     for name, layer in (("2", model[2]), ("4", model[4])):
         assert curves[name].shape == (4,)
         for width, error in zip(range(2, 6), curves[name], strict=True):
@@ -164,14 +160,14 @@ def test_settings_that_cannot_be_are_refused_by_name(learner, given, message):
 
 
 def test_a_target_below_the_least_bits_is_refused_with_the_range(learner, model, task):
-    space = learner.space(model, task, learner.settings_type(min_bits=3))
+    space = learner(model, task, learner.settings_type(min_bits=3)).space()
     limits = resolve_limits(Target(bits=2), space, model, "a_learner")
     with pytest.raises(InfeasibleTarget, match=r"target\.bits: 2 is out of reach; .* reach 3 to 8\. Remedy"):
         space.uniform(limits)
 
 
 def test_a_float_keeps_a_target_of_32_bits_so_there_is_nothing_to_do(learner, model, task):
-    space = learner.space(model, task, learner.settings_type())
+    space = learner(model, task).space()
     with pytest.raises(ConfigError, match=r"target\.bits"):
         resolve_limits(Target(bits=32), space, model, "a_learner")
     # Above the most bits and below a float's, all get the most.
@@ -188,7 +184,7 @@ def test_constant_and_all_zero_channels_are_exact_and_the_outputs_stay_finite(le
         assert (found[2].weight == 0).all()
         assert torch.allclose(found[4].weight, model[4].weight, rtol=1e-6, atol=0)
         assert outputs(found, task).isfinite().all()
-    curves = learner.error_curves(model, task, learner.settings_type(buckets=buckets))
+    curves = learner(model, task, learner.settings_type(buckets=buckets)).error_curves()
     assert (curves["2"] == 0).all()
     assert (curves["4"] < 1e-12).all()
 
@@ -206,7 +202,7 @@ def test_weights_that_are_not_numbers_are_refused_by_name(learner, model, task, 
     with torch.no_grad():
         model[4].weight[0, 1] = bad
     with pytest.raises(WeightsError, match=r"^4: 1 of 12 weights are NaN or infinite"):
-        learner.prepare(model, task, learner.settings_type())
+        learner(model, task).error_curves()
 
 
 class Sometimes(nn.Module):
@@ -226,9 +222,9 @@ class Sometimes(nn.Module):
 def test_a_layer_that_calibration_does_not_reach_is_refused_unless_its_inputs_stay_float(learner, task):
     model, settings = Sometimes().eval(), learner.settings_type
     with pytest.raises(UnsupportedModel, match=r"rare does not run on the training inputs.*learner\.skip=\[rare\]"):
-        learner.prepare(model, task, settings(activation_bits=8))
-    learner.prepare(model, task, settings())
-    learner.prepare(model, task, settings(activation_bits=8, skip=("rare",)))
+        learner(model, task, settings(activation_bits=8)).error_curves()
+    learner(model, task, settings()).error_curves()
+    learner(model, task, settings(activation_bits=8, skip=("rare",))).error_curves()
 
 
 @pytest.mark.parametrize("width", [2, 5, 8, None])
@@ -308,5 +304,5 @@ def test_a_layer_that_shares_a_weight_and_does_not_run_stays_as_it_is(learner, t
 
 
 def test_a_space_can_be_pickled(learner, model, task):
-    space = learner.space(model, task, learner.settings_type())
+    space = learner(model, task).space()
     assert pickle.loads(pickle.dumps(space)).costs({"2": 3, "4": 6}) == space.costs({"2": 3, "4": 6})

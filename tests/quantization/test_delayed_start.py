@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from typing import Any
 
@@ -30,9 +29,9 @@ LEARNERS: list[tuple[Any, Any]] = [
 
 def trained(learner: Any, settings: Any, watch: Any, plan: dict[str, int] = PLAN) -> nn.Module:
     """After 6 steps in two epochs, with an evaluation after each; watch(model, steps done) is called after the hook."""
-    teacher, task = chain(), make_task()
-    model = copy.deepcopy(teacher)
-    hook = learner.compress(model, plan, settings, learner.prepare(teacher, task, settings), 6)
+    task = make_task()
+    begun = learner(chain(), task, settings).compress(plan, 6)
+    model, hook = begun.model, begun.hook
 
     def both(step: int) -> None:
         hook(step)

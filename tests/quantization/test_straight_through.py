@@ -90,13 +90,14 @@ CASES: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_in_two_halves_through_a_checkpoint_is_the_training_in_one(case):
     learner, settings = CASES[case]
-    task, teacher = make_task(), chain()
-    plan = {name: 2 + index for index, name in enumerate(learner.space(teacher, task, settings).names)}
+    task = make_task()
+    algorithm = learner(chain(), task, settings)
+    plan = {name: 2 + index for index, name in enumerate(algorithm.space().names)}
     training = Training(epochs=4, lr=0.05, batch_size=15, warmup_epochs=0)
 
     def start() -> tuple[nn.Module, Any]:
-        model = copy.deepcopy(teacher)
-        return model, learner.compress(model, plan, settings, learner.prepare(teacher, task, settings), 16)
+        begun = algorithm.compress(plan, 16)
+        return begun.model, begun.hook
 
     whole, hook = start()
     fit(whole, task, training, seed=3, hook=hook)

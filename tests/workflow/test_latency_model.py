@@ -19,6 +19,8 @@ from pfray import bench
 from pfray.config.registry import parse_settings
 from pfray.config.schema import load
 from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.learner.base import Algorithm
+from pfray.learner.context import Context
 from pfray.learner.pipeline import Pipeline
 from pfray.learner.pipeline import Settings as PipelineSettings
 from pfray.reporting.remarks import remarks
@@ -45,14 +47,16 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
         yield counts
 
 
-def timed(job: Any, learner: Any, settings: Any, done: Callable[[int, str], None] | None = None) -> CompressionSpace:
-    space = learner.space(job.teacher, job.task, settings)
-    return timed_space(space, learner, job.teacher, job.task, settings, done or (lambda count, note: None))
+def timed(
+    context: Context, learner: type[Algorithm], settings: Any, done: Callable[[int, str], None] | None = None
+) -> CompressionSpace:
+    algorithm = learner(context.teacher, context.task, settings)
+    return timed_space(algorithm.space(), algorithm, done or (lambda count, note: None))
 
 
-def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(job):
+def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(context):
     shown: list[int] = []
-    space = timed(job, ChannelPruned, SETTINGS, lambda count, note: shown.append(count))
+    space = timed(context, ChannelPruned, SETTINGS, lambda count, note: shown.append(count))
     assert shown == [1, 2, 3, 4, 5]
     ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.25, 0.5, 1.0)]
     times = [end["latency_ms"] for end in ends]
@@ -64,11 +68,11 @@ def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_we
     assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
 
 
-def test_plans_are_timed_once_and_kept(job, clock, tmp_path, monkeypatch):
+def test_plans_are_timed_once_and_kept(context, clock, tmp_path, monkeypatch):
     monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
     before = list(clock)
-    first = timed(job, ChannelPruned, SETTINGS)
-    again = timed(job, ChannelPruned, SETTINGS)
+    first = timed(context, ChannelPruned, SETTINGS)
+    again = timed(context, ChannelPruned, SETTINGS)
     assert clock == [*before, 5]
     assert first.costs_at(np.ones(len(first))) == again.costs_at(np.ones(len(again)))
 
@@ -91,10 +95,10 @@ def test_8_bits_that_are_slower_are_no_reason_to_use_more_of_them():
     assert cost(np.array([8.0]))["latency_ms"] == cost(np.array([32.0]))["latency_ms"] == 2.0
 
 
-def test_a_pipeline_switches_8_bits_on_for_a_latency(job):
+def test_a_pipeline_switches_8_bits_on_for_a_latency(context):
     steps = [{"name": "channel_pruned", "images": 100, "round_to": 1}, {"name": "litert_quant", "images": 100}]
     settings = parse_settings("learner", PipelineSettings, {"steps": steps})
-    space = timed(job, Pipeline, settings)
+    space = timed(context, Pipeline, settings)
     whole = space.costs_at(np.ones(len(space)))["latency_ms"]
     eight = space.uniform({"latency_ms": 0.5 * whole})
     # The int8 file is a third of the float one, so that nothing has to be pruned.
@@ -105,9 +109,8 @@ def test_a_pipeline_switches_8_bits_on_for_a_latency(job):
     assert space.costs(pruned)["macs"] < 0.8 * space.costs(eight)["macs"]
 
 
-def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(job):
-    settings = WeightSparse.settings_type()
-    space = timed(job, WeightSparse, settings)
+def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(context):
+    space = timed(context, WeightSparse, WeightSparse.settings_type())
     assert "latency_ms" not in space.costs_at(np.ones(len(space)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import ray
@@ -10,80 +11,87 @@ import torch
 
 from learners import weight_sparse
 from pfray.errors import TrainingFailed
-from pfray.learner.build import build_compressed
-from pfray.learner.context import Job
+from pfray.learner.build import compressed
+from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.evaluation import evaluate
+from pfray.space import Plan
 from pfray.training.loop import fit
 from pfray.training.settings import Distributed
 from pfray.workflow.launch import retrain
 from tests.faults import Faulty, Settings
 
+CPU = torch.device("cpu")
 TWO_BITS = Distributed(comm_hook="ecq")
 
 
 @pytest.fixture(scope="module")
-def plan(job):
-    space = weight_sparse.WeightSparse.space(job.teacher, job.task, job.settings)
+def plan(context: Context) -> Plan:
+    space = weight_sparse.WeightSparse(context.teacher, context.task).space()
     return space.uniform({"sparsity": 0.8})
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster, job, plan, tmp_path_factory):
+def candidate(recipe: Recipe, plan: Plan) -> Candidate:
+    return recipe.candidate(plan)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, context, candidate, tmp_path_factory):
     """By the number of workers: (state dict, folder, the epochs reported). Two of them send two bits a gradient."""
     found = {}
     for workers, exchange in ((1, Distributed()), (2, TWO_BITS)):
         folder, seen = tmp_path_factory.mktemp("trained") / f"w{workers}", []
         state = retrain(
-            weight_sparse.WeightSparse, ray.put(job), plan, folder, workers=workers, distributed=exchange,
+            candidate, ray.put(context), folder, workers=workers, distributed=exchange,
             on_epoch=lambda epoch, loss, seen=seen: seen.append(epoch),
         )  # fmt: skip
         found[workers] = state, folder, seen
     return found
 
 
-def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(trained, job, plan):
-    accuracies, counts = {}, {}
+def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(trained, context, candidate):
+    plan, accuracies, counts = candidate.plan, {}, {}
     for workers, (state, _, seen) in trained.items():
-        model, _ = build_compressed(weight_sparse.WeightSparse, job, plan, torch.device("cpu"), steps=0)
+        model = compressed(candidate, context, CPU, steps=0).model
         model.load_state_dict(state)
-        accuracies[workers] = evaluate(model, job.task, job.task.test).accuracy
+        accuracies[workers] = evaluate(model, context.task, context.task.test).accuracy
         counts[workers] = {name: int((state[f"{name}.weight"] == 0).sum()) for name in plan}
         assert seen[-1] == 4
     assert min(accuracies.values()) > 0.9
     # 359 test images: two points are about two standard errors of the difference.
     assert abs(accuracies[1] - accuracies[2]) <= 0.02
-    sizes = {name: job.teacher.get_submodule(name).weight.numel() for name in plan}
+    sizes = {name: context.teacher.get_submodule(name).weight.numel() for name in plan}
     assert counts[1] == counts[2] == {name: weight_sparse.zeros(plan[name], sizes[name]) for name in plan}
 
 
-def test_one_worker_does_exactly_what_the_plain_loop_does(trained, job, plan):
+def test_one_worker_does_exactly_what_the_plain_loop_does(trained, context, candidate):
     state, folder, _ = trained[1]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps = 4 * (len(job.task.train) // 64)
-        model, hook = build_compressed(weight_sparse.WeightSparse, job, plan, torch.device("cpu"), steps)
-        fit(model, job.task, job.training, seed=job.seed, hook=hook)
+        steps = 4 * (len(context.task.train) // 64)
+        begun = compressed(candidate, context, CPU, steps)
+        fit(begun.model, context.task, candidate.training, seed=context.seed, hook=begun.hook)
     finally:
         torch.set_num_threads(threads)
-    for name, value in model.state_dict().items():
+    for name, value in begun.model.state_dict().items():
         assert torch.allclose(value, state[name], atol=1e-4), name
 
     # Killed after the last epoch and before its result was kept, it is not trained again.
     curve = (folder / "curve.jsonl").read_text()
-    again = retrain(weight_sparse.WeightSparse, ray.put(job), plan, folder)
+    again = retrain(candidate, ray.put(context), folder)
     assert all(torch.equal(value, again[name]) for name, value in state.items())
     assert (folder / "curve.jsonl").read_text() == curve
     # Killed between the last epoch's state and its line, the line is made up for.
     (folder / "curve.jsonl").write_text("".join(curve.splitlines(keepends=True)[:-1]))
-    retrain(weight_sparse.WeightSparse, ray.put(job), plan, folder)
+    retrain(candidate, ray.put(context), folder)
     assert (folder / "curve.jsonl").read_text() == curve
 
 
-def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_cluster, job, plan, tmp_path):
+def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_cluster, context, recipe, plan, tmp_path):
     settings = Settings(fault="worker", stage="training", at=40, counter=str(tmp_path / "counter"))
-    faulty = Job(**{**vars(job), "settings": settings})
-    state = retrain(Faulty, ray.put(faulty), plan, tmp_path / "dies")
+    faulty = Recipe(Faulty, settings, recipe.training).candidate(plan)
+    state = retrain(faulty, ray.put(context), tmp_path / "dies")
     assert (tmp_path / "counter").exists()
     assert state["fc1.weight"].eq(0).float().mean() == pytest.approx(plan["fc1"], abs=1e-4)
     lines = (tmp_path / "dies" / "curve.jsonl").read_text().splitlines()
@@ -94,27 +102,28 @@ def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(ray_clus
 
 
 def test_two_workers_that_send_two_bits_go_on_from_a_checkpoint_as_if_nothing_had_happened(
-    trained, job, plan, tmp_path
+    trained, context, recipe, plan, tmp_path
 ):
     whole, folder, _ = trained[2]
     settings = Settings(fault="worker", stage="training", at=40, counter=str(tmp_path / "counter"))
-    faulty = Job(**{**vars(job), "settings": settings})
+    faulty = Recipe(Faulty, settings, recipe.training).candidate(plan)
     # Killed before while Ray was writing its list of checkpoints, it begins anew.
     (tmp_path / "dies").mkdir()
     (tmp_path / "dies" / "checkpoint_manager_snapshot.json").write_text("")
-    again = retrain(Faulty, ray.put(faulty), plan, tmp_path / "dies", workers=2, distributed=TWO_BITS)
+    again = retrain(faulty, ray.put(context), tmp_path / "dies", workers=2, distributed=TWO_BITS)
     assert (tmp_path / "counter").exists()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
     epochs = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
-    steps = len(job.task.train) // 64
-    elements = sum(parameter.numel() for parameter in job.teacher.parameters())
+    steps = len(context.task.train) // 64
+    elements = sum(parameter.numel() for parameter in context.teacher.parameters())
     assert [entry["epoch"] for entry in epochs] == [1, 2, 3, 4]
     assert len({entry["sent_bytes"] for entry in epochs}) == 1
     assert epochs[0]["sent_bytes"] * 10 <= 4 * elements * steps
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_training_that_diverges_is_not_tried_again(ray_cluster, job, plan, tmp_path, workers):
-    steep = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": 2, "lr": 1e9})})
+def test_a_training_that_diverges_is_not_tried_again(ray_cluster, context, recipe, plan, tmp_path, workers):
+    training = recipe.training.model_copy(update={"epochs": 2, "lr": 1e9})
+    steep = replace(recipe, training=training).candidate(plan)
     with pytest.raises(TrainingFailed, match=r"in epoch 1\. Remedy: an lr below 1e"):
-        retrain(weight_sparse.WeightSparse, ray.put(steep), plan, tmp_path / "steep", workers=workers)
+        retrain(steep, ray.put(context), tmp_path / "steep", workers=workers)

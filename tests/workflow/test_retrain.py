@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,53 +13,59 @@ from rich.console import Console
 
 from learners.weight_sparse import WeightSparse
 from pfray.config.sections import Resources
-from pfray.learner.context import Job
+from pfray.learner.context import Context, Recipe
 from pfray.reporting.progress import Progress
 from pfray.workflow.retrain import Trainer, links
 from tests.without_ray import without_ray
 
 
-def train(folder: Path, job: Job, share: float, epochs: int = 1) -> tuple[dict[str, torch.Tensor], list[str]]:
+def lasting(recipe: Recipe, epochs: int) -> Recipe:
+    return replace(recipe, training=recipe.training.model_copy(update={"epochs": epochs}))
+
+
+def train(
+    folder: Path, context: Context, recipe: Recipe, share: float, epochs: int = 1
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The state of LeNet with that share of every layer pruned, and the trainings it took."""
-    plan = dict.fromkeys(WeightSparse.space(job.teacher, job.task, job.settings).names, share)
-    short = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": epochs})})
+    plan = dict.fromkeys(WeightSparse(context.teacher, context.task).space().names, share)
     trainer = Trainer(Resources(), folder, Progress(Console(file=StringIO())), lambda *_: None)
     with without_ray() as trained:
-        return trainer.train(WeightSparse, short, {"compressed": plan})["compressed"].state_dict(), trained
+        models = trainer.train(lasting(recipe, epochs), context, {"compressed": plan})
+        return models["compressed"].state_dict(), trained
 
 
 def zeros(state: dict[str, torch.Tensor]) -> float:
     return state["fc1.weight"].eq(0).float().mean().item()
 
 
-def test_a_finished_training_is_read_and_one_of_another_plan_is_not_taken_for_it(tmp_path, job, caplog):
-    first, trained = train(tmp_path, job, 0.5)
+def test_a_finished_training_is_read_and_one_of_another_plan_is_not_taken_for_it(tmp_path, context, recipe, caplog):
+    first, trained = train(tmp_path, context, recipe, 0.5)
     assert trained == ["compressed"]
-    again, trained = train(tmp_path, job, 0.5)
+    again, trained = train(tmp_path, context, recipe, 0.5)
     assert trained == []
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not caplog.text
-    other, trained = train(tmp_path, job, 0.75)
+    other, trained = train(tmp_path, context, recipe, 0.75)
     assert trained == ["compressed"]
     assert zeros(other) == pytest.approx(0.75, abs=1e-3)
     assert "compressed.safetensors is damaged or of another plan; it is made again" in caplog.text
     assert "state.pt cannot be used (it was made from another plan or other settings)" in caplog.text
 
 
-def test_a_damaged_result_is_made_from_the_last_epochs_state(tmp_path, job, caplog):
-    first, _ = train(tmp_path, job, 0.5)
+def test_a_damaged_result_is_made_from_the_last_epochs_state(tmp_path, context, recipe, caplog):
+    first, _ = train(tmp_path, context, recipe, 0.5)
     (tmp_path / "training" / "compressed.safetensors").write_bytes(b"")
-    again, _ = train(tmp_path, job, 0.5)
+    again, _ = train(tmp_path, context, recipe, 0.5)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert "compressed.safetensors is damaged" in caplog.text
     assert "state.pt" not in caplog.text
 
 
 @pytest.mark.parametrize("change", [{"epochs": 3}, {"share": 0.6}])
-def test_another_plan_or_length_has_another_key(job, change):
+def test_another_plan_or_length_has_another_key(context, recipe, change):
     def key(share: float = 0.5, epochs: int = 2) -> Any:
-        short = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": epochs})})
-        return links("compressed", WeightSparse, short, {"fc1": share})[0].keys()
+        (link,) = links("compressed", lasting(recipe, epochs), {"fc1": share}, context)
+        return [stage.key for stage in link.stages]
 
     assert key() == key()
     assert key() != key(**change)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from learners.full_precision import FullPrecision
-from learners.weight_sparse import Settings, WeightSparse
+from learners.weight_sparse import WeightSparse
 from pfray import bench
 from pfray.config.schema import Experiment
 from pfray.data import digits
@@ -41,7 +41,7 @@ def model(task: Task) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def space(model: nn.Module, task: Task) -> CompressionSpace:
-    return WeightSparse.space(model, task, Settings())
+    return WeightSparse(model, task).space()
 
 
 def experiment(target: dict[str, Any] | None = None, **search: Any) -> Experiment:
@@ -63,14 +63,14 @@ def test_limits_are_absolute_numbers_in_the_units_of_the_space(model, space):
 
 
 def test_a_unit_that_the_learner_cannot_change_is_refused(model, task):
-    nothing = FullPrecision.space(model, task, FullPrecision.settings_type())
+    nothing = FullPrecision(model, task).space()
     with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
         limits(model, nothing, sparsity=0.5)
 
 
 def test_every_search_starts_with_allocate_then_uniform_then_heuristic(model, space, task):
     limits = {"sparsity": 0.7}
-    plans = plans_without_search(space, limits, WeightSparse.error_curves(model, task, Settings()))
+    plans = plans_without_search(space, limits, WeightSparse(model, task).error_curves())
     assert list(plans) == ["allocate", "uniform", "heuristic"]
     assert plans["uniform"] == space.uniform(limits)
     assert plans["heuristic"]["1"] > plans["heuristic"]["2"]

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pfray.config.registry import find_class
 from pfray.errors import ConfigError, InfeasibleTarget, UnsupportedModel
+from pfray.learner.base import Algorithm, Stage
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, Cut, channel_graph, left, prune
 from pfray.pruning.channels.keep_ratios import (
     ChannelSettings,
@@ -19,11 +21,11 @@ from pfray.pruning.channels.keep_ratios import (
     channel_space,
     error_curves,
     graph_of,
+    group_plans,
     groups_left,
     kept_counts,
-    restructure,
     searched_groups,
-    stages,
+    with_counts,
 )
 from pfray.search.allocate import allocate_plan
 from pfray.task import Split, Task
@@ -170,16 +172,30 @@ def test_group_fine_tuning_prunes_so_many_groups_at_a_time():
     plan = {"a": 0.5, "b": 1.0, "c": 0.25, "d": 0.75, "e": 0.5}
     whole = dict.fromkeys(plan, 1.0)
     # Of four pruned groups two at a time; the last stage is the plan itself, whose training is its own.
-    assert stages(plan, ChannelSettings(group_size=2, group_epochs=3)) == [({**whole, "a": 0.5, "c": 0.25}, 3)]
-    assert stages(plan, ChannelSettings(group_size=1)) == [
-        ({**whole, "a": 0.5}, 1),
-        ({**whole, "a": 0.5, "c": 0.25}, 1),
-        ({**whole, "a": 0.5, "c": 0.25, "d": 0.75}, 1),
+    assert group_plans(plan, 2) == [{**whole, "a": 0.5, "c": 0.25}]
+    assert group_plans(plan, 1) == [
+        {**whole, "a": 0.5},
+        {**whole, "a": 0.5, "c": 0.25},
+        {**whole, "a": 0.5, "c": 0.25, "d": 0.75},
     ]
-    assert stages(plan, ChannelSettings(group_size=3)) == [({**plan, "e": 1.0}, 1)]
-    for settings in (ChannelSettings(), ChannelSettings(group_size=4), ChannelSettings(group_size=9)):
-        assert stages(plan, settings) == []
-    assert stages(whole, ChannelSettings(group_size=1)) == []
+    assert group_plans(plan, 3) == [{**plan, "e": 1.0}]
+    for size in (0, 4, 9):
+        assert group_plans(plan, size) == []
+    assert group_plans(whole, 1) == []
+
+
+@pytest.mark.parametrize("name", ["channel_pruned", "dis_chn_pruned", "filter_ranked"])
+def test_each_stage_is_trained_for_the_epochs_of_the_settings(name):
+    learner: type[Algorithm] = find_class("learner", name, Algorithm)
+
+    def stages(**settings: int) -> list[Stage]:
+        chosen = learner.settings_type(**settings)
+        return learner(ZOO["Plain"]()[0], image_task((3, 16, 16)), chosen).stages({"a": 0.5, "b": 1.0, "c": 0.25})
+
+    milder = {"a": 0.5, "b": 1.0, "c": 1.0}
+    assert stages(group_size=1, group_epochs=3) == [Stage(milder, 3)]
+    assert stages(group_size=1) == [Stage(milder, 1)]
+    assert stages() == []
 
 
 def test_what_is_left_of_a_side_is_cut_by_all_its_groups_together(network):
@@ -205,8 +221,9 @@ def test_the_graph_of_a_model_is_made_once_and_anew_however_it_has_been_pruned()
     own, model = image_task((3, 16, 16)), ZOO["Plain"]()[0]
     graph = graph_of(model, own)
     assert graph_of(model, own) is graph
-    plan = {"conv1": 0.5, "conv2": 5 / 13, "fc1": 1.0}
-    restructure(model, plan, own, ChannelSettings())
+    whole, model = model, with_counts(model, kept_counts(graph, {"conv1": 0.5, "conv2": 5 / 13, "fc1": 1.0}), own)
+    assert graph_of(whole, own) is graph
+    assert (whole.conv1.out_channels, whole.conv2.out_channels, whole.fc1.out_features) == (6, 13, 20)
     assert (model.conv1.out_channels, model.conv2.out_channels, model.fc1.out_features) == (3, 5, 20)
     assert graph_of(model, own).units.tolist() == [3, 5, 20]
     prune(model, graph_of(model, own), {"conv1": [2]})
@@ -223,10 +240,10 @@ def test_the_graph_counts_for_the_inputs_of_the_task():
 
 def test_what_an_earlier_stage_has_left_keeps_the_counts_of_the_teachers_plan():
     own, teacher = image_task((3, 16, 16)), ZOO["Plain"]()[0]
-    plan = {"conv1": 1 / 6, "conv2": 5 / 13}
-    whole = groups_left(teacher, teacher, plan, own)
+    graph = graph_of(teacher, own)
+    counts = kept_counts(graph, {"conv1": 1 / 6, "conv2": 5 / 13})
+    whole = groups_left(teacher, counts, own)
     assert [(group.name, group.units, count) for group, count in whole.items()] == [("conv1", 6, 1), ("conv2", 13, 5)]
-    model = copy.deepcopy(teacher)
-    restructure(model, {"conv1": 1 / 6, "conv2": 8 / 13}, own, ChannelSettings())
-    left_over = groups_left(model, teacher, plan, own)
+    model = with_counts(teacher, kept_counts(graph, {"conv1": 1 / 6, "conv2": 8 / 13}), own)
+    left_over = groups_left(model, counts, own)
     assert [(group.name, group.units, count) for group, count in left_over.items()] == [("conv2", 8, 5)]
