@@ -88,14 +88,14 @@ def _plan(
 ) -> dict[str, float]:
     from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
-    from pfray.workflow import target
+    from pfray.workflow import baselines
 
     space = learner.space(work.teacher, work.task, work.settings)
     curves = learner.error_curves(work.teacher, work.task, work.settings)
-    known = target.plans_without_search(space, limits, curves)
+    known = baselines.plans_without_search(space, limits, curves)
     if method in known:
         return known[method]
-    first = target.first_plans(known, find_class("search", method, PlanSearcher))
+    first = baselines.first_plans(known, find_class("search", method, PlanSearcher))
     return searching.searched_plan(method, learner, work, space, limits, first, trials, seed)
 
 

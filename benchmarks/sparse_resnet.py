@@ -47,15 +47,15 @@ def space(job: Any) -> Any:
 
 def first_plans(job: Any, searcher: type) -> tuple[tuple[str, dict[str, float]], ...]:
     """The plans that ``searcher`` is given first, of those that need no search."""
-    from pfray.workflow import target
+    from pfray.workflow import baselines
 
-    return target.first_plans(plans_without_search(job), searcher)
+    return baselines.first_plans(plans_without_search(job), searcher)
 
 
 def plans_without_search(job: Any) -> dict[str, dict[str, float]]:
     """allocate, uniform, heuristic."""
     from learners.weight_sparse import WeightSparse
-    from pfray.workflow import target
+    from pfray.workflow import baselines
 
     curves = WeightSparse.error_curves(job.teacher, job.task, job.settings)
-    return target.plans_without_search(space(job), LIMITS, curves)
+    return baselines.plans_without_search(space(job), LIMITS, curves)

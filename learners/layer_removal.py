@@ -74,7 +74,7 @@ class LayerRemoval(Learner):
                 "Remedy: another learner, such as channel_pruned"
             )
         facts = descriptions(model, found, chosen, example_input(task))
-        knobs = tuple(Knob(n, compressed=0.0, full=1.0, choices=(0.0, 1.0), facts=facts[n]) for n in chosen)
+        knobs = tuple(Knob(n, 0.0, 1.0, choices=(0.0, 1.0), facts=facts[n], kind="layer") for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
 

@@ -75,7 +75,9 @@ class LitertQuant(Learner):
                 f"{type(model).__name__} has no layer to quantize. Remedy: another learner, or fewer layers in "
                 "learner.skip"
             )
-        return bit_space.layer_space(model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT))
+        return bit_space.layer_space(
+            model, task, names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT), kind="int8_switch"
+        )
 
     @staticmethod
     def prepare(model: nn.Module, task: Task, settings: Settings) -> Prepared:

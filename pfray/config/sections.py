@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import math
-import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
+)
 
 from pfray.config.component import Component
 from pfray.config.search_space import check_range
-from pfray.errors import shown
 from pfray.objective import Thresholds
+from pfray.units import UNITS, Amount
 from pfray.utils.settings import Section
 from pfray.utils.url import check_address
 
 
 def _fraction(value: Any) -> Any:
-    """``0.75`` or ``75%``."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
-        # Rounded, because 0.7 / 100 is 0.006999999999999999.
-        return round(float(match[1]) / 100, 12)
+    """``0.01`` or ``1%``; a text of another form stays as it is, and is then refused."""
+    with suppress(ValueError):
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return Amount.parse(value).value
     return value
 
 
-def _amount(value: Any) -> Any:
-    """``0.4x`` stays a text; ``800k`` and ``5M`` become numbers."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
-    if isinstance(value, str):
-        if match := re.fullmatch(r"\s*([0-9.]+)\s*([kMG])\s*", value):
-            return float(match[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
-        if not re.fullmatch(r"\s*[0-9.]+\s*x\s*", value):
-            raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
-        return value.strip()
-    return value
+def _cost(value: Any, info: ValidationInfo) -> Amount:
+    """The amount of the field's unit."""
+    return UNITS[str(info.field_name)].amount(value)
 
 
 def _tuple(value: Any) -> Any:
@@ -42,18 +41,7 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_amount(value: float | str) -> float | str:
-    number = float(value[:-1]) if isinstance(value, str) else value
-    if not 0 < number < math.inf:
-        raise ValueError(f"{shown(value)} is not allowed: an amount is above 0")
-    return value
-
-
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(gt=0, lt=1)]
-Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_amount)]
-
-# The units of a target that are costs.
-COSTS = ("sparsity", "params", "macs", "bits", "size_bytes", "latency_ms")
+Cost = Annotated[Amount, PlainValidator(_cost), PlainSerializer(Amount.plain)]
 
 
 class Target(Section):
@@ -70,25 +58,25 @@ class Target(Section):
     max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
-    sparsity: Fraction | None = None
-    params: Amount | None = None
-    macs: Amount | None = None
-    bits: Annotated[float, Field(ge=1, le=32)] | None = None
-    size_bytes: Amount | None = None
-    latency_ms: Amount | None = None
+    sparsity: Cost | None = None
+    params: Cost | None = None
+    macs: Cost | None = None
+    bits: Cost | None = None
+    size_bytes: Cost | None = None
+    latency_ms: Cost | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:
         if not self.costs():
             raise ValueError(
-                f"no cost is named. Remedy: give one of {', '.join(COSTS)}, for example {{sparsity: 0.75}}"
+                f"no cost is named. Remedy: give one of {', '.join(UNITS)}, for example {{sparsity: 0.75}}"
             )
         return self
 
-    def costs(self) -> dict[str, float | str]:
-        """The named costs that are set, by unit."""
-        return {unit: value for unit in COSTS if (value := getattr(self, unit)) is not None}
+    def costs(self) -> dict[str, Amount]:
+        """The limits that are set, by unit."""
+        return {unit: amount for unit in UNITS if (amount := getattr(self, unit)) is not None}
 
 
 class Search(Component):
