@@ -19,8 +19,8 @@ from pfray.units import AT_LEAST
 Plan = dict[str, float]
 Limits = Mapping[str, float]
 
-# What a knob decides. int8_switch: 8 bits on or off; layer: keep or remove; setting: a searched setting, which costs
-# nothing and which no target moves. Nothing but these two is known by its kind.
+# What a knob decides. layer: to keep or to remove it; int8_switch: 8 bits on or off; setting: the value of a searched
+# setting, which costs nothing and which no target moves. The framework itself asks for these last two only.
 Kind = Literal["", "keep_ratio", "sparsity", "bits", "int8_switch", "layer", "depth", "width", "setting"]
 # Facts of a knob that is named after a layer: outputs, inputs, height and width of the input, stride, kernel size.
 SHAPE = ("n", "c", "h", "w", "s", "k")
@@ -74,7 +74,7 @@ class Knob:
 
 @dataclass(frozen=True)
 class CompressionSpace:
-    """The ordered knobs of one model under one learner.
+    """Ordered knobs of one model under one learner, or under several (``PipelineSpace``).
 
     costs_of(values): the exact cost, by unit, of the values of all knobs but settings, in order. It must be monotone:
         compressing one knob further never raises a cost.
@@ -111,7 +111,7 @@ class CompressionSpace:
         return (self,)
 
     def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
-        """Parts that can be planned each by itself, with their own limits; empty where all knobs keep all limits."""
+        """Parts that can be planned each by itself, with their limits; empty where all knobs keep all limits together."""
         return []
 
     def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:

@@ -1,4 +1,4 @@
-"""Units of a target: the one table of their names, directions and words, and amounts such as ``0.4x`` and ``800k``."""
+"""Units of a target, the one table of their names, directions and words; and amounts such as ``0.4x`` and ``800k``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Amount:
         return cls(number * _FACTORS[suffix], relative=suffix == "x")
 
     def absolute(self, whole: float) -> float:
-        """The number that is meant, where the teacher has ``whole``."""
+        """The number without reference to the teacher, which has ``whole``."""
         return self.value * whole if self.relative else self.value
 
     def plain(self) -> float | str:
@@ -59,13 +59,13 @@ def latency_text(milliseconds: float) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit that a target may limit.
+    """A unit that a target may limit.
 
-    field: the field of a Measurement that stands for it in scores and figures. title: of an axis that shows the field.
-    noun: what is limited, in words. text: a number of the unit in words.
-    at_least: a plan keeps a limit from above; otherwise from below.
-    suffixes: of texts that are read as an amount of it. relative: whether ``x`` is one.
-    allowed, range: the values allowed, in words, and whether a value is one of them.
+    field: the field of a Measurement that stands for the unit in scores and figures. title: of an axis with that field.
+    noun: the limited quantity in words. text: a number of the unit in words.
+    at_least: a plan needs at least the limit; otherwise at most the limit.
+    suffixes: ends of texts that are read as an amount of the unit; with ``x`` among them it may be relative.
+    allowed: the range of values in words. range(value): True inside it.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Unit:
         return amount
 
     def _read(self, value: Any) -> Amount | None:
-        """None for what has no number."""
+        """The amount of a number or a text; None for values of another form."""
         if isinstance(value, str):
             is_text = value.strip().endswith(tuple(self.suffixes)) and _TEXT.fullmatch(value)
             return Amount.parse(value) if is_text else None
@@ -104,7 +104,7 @@ class Unit:
             return Amount(math.inf)
 
     def limit(self, amount: Amount) -> str:
-        """A limit in words, such as ``at most 0.4x params``."""
+        """The limit in words, such as ``at most 0.4x params``."""
         number = str(amount) if amount.relative else self.text(amount.value)
         return f"{'' if self.at_least else 'at most '}{number} {self.noun}"
 

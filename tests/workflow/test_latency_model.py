@@ -168,12 +168,12 @@ class TwoWidths(Learner):
     @staticmethod
     def space(model: nn.Module, task: Task, settings: Any) -> CompressionSpace:
         knobs = (Knob("hidden", 16, 32, choices=(16, 32)),)
-        return CompressionSpace(knobs, lambda values: {"macs": 74.0 * float(values[0])})
+        return CompressionSpace(knobs, lambda values: {"macs": 1034.0 * float(values[0])})
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Any, cache: Any, steps: int) -> None:
         hidden = int(plan["hidden"])
-        become(model, nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.Linear(hidden, 10)))
+        become(model, nn.Sequential(nn.Flatten(), nn.Linear(1024, hidden), nn.Linear(hidden, 10)))
 
 
 def test_a_knob_of_two_large_values_is_no_switch_to_8_bits(job):
