@@ -111,7 +111,7 @@ class CompressionSpace:
         return (self,)
 
     def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
-        """Parts that can be planned each by itself, with their limits; empty where all knobs keep all limits together."""
+        """Parts that can be planned each by itself, with their limits; empty where all knobs keep limits together."""
         return []
 
     def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:

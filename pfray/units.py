@@ -65,7 +65,7 @@ class Unit:
     noun: the limited quantity in words. text: a number of the unit in words.
     at_least: a plan needs at least the limit; otherwise at most the limit.
     suffixes: ends of texts that are read as an amount of the unit; with ``x`` among them it may be relative.
-    allowed: the range of values in words. range(value): True inside it.
+    allowed: the range of values in words. allows(value): True inside it.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Unit:
     at_least: bool = False
     suffixes: str = "kMGx"
     allowed: str = "an amount is above 0, and finite"
-    range: Callable[[float], bool] = lambda value: 0 < value < math.inf
+    allows: Callable[[float], bool] = lambda value: 0 < value < math.inf
 
     @property
     def relative(self) -> bool:
@@ -87,7 +87,7 @@ class Unit:
         amount = value if isinstance(value, Amount) else self._read(value)
         if amount is None and self.relative:
             raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
-        if amount is None or not self.range(amount.value) or (amount.relative and not self.relative):
+        if amount is None or not self.allows(amount.value) or (amount.relative and not self.relative):
             raise ValueError(f"{shown(value)} is not allowed: {self.allowed}")
         return amount
 
@@ -118,13 +118,13 @@ UNITS = {
     for unit in (
         Unit(
             "sparsity", *_PARAMS, "sparsity", lambda share: f"{100 * share:.4g} %", at_least=True, suffixes="%",
-            allowed="a share is above 0 and below 1, such as 0.75 or 75%", range=lambda share: 0 < share < 1,
+            allowed="a share is above 0 and below 1, such as 0.75 or 75%", allows=lambda share: 0 < share < 1,
         ),
         Unit("params", *_PARAMS, "params"),
         Unit("macs", *_MACS, "MACs"),
         Unit(
             "bits", *_BITS, "bits a weight", "{:.4g}".format, suffixes="",
-            allowed="bits are a number from 1 to 32", range=lambda bits: 1 <= bits <= 32,
+            allowed="bits are a number from 1 to 32", allows=lambda bits: 1 <= bits <= 32,
         ),
         Unit("size_bytes", *_BITS, "size", size_text),
         Unit("latency_ms", *_MACS, "latency", latency_text),

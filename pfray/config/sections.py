@@ -82,7 +82,7 @@ class Target(Section):
 class Search(Component):
     """``name`` chooses the searcher; keys not listed here are its own settings.
 
-    trials: number of plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before it is measured.
+    trials: number of plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before measurement.
     bn_images: training images on which batch-norm statistics are re-estimated before a measurement (0: left alone).
     validation_images: number of validation images that a trial is measured on (null: all of them).
     rescore: number of the best plans that are measured again on all validation images before one is chosen.
