@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,19 @@ import numpy as np
 from pfray.errors import shown
 
 _TEXT = re.compile(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kMGx%])\s*")
-_FACTORS = {"k": 1e3, "M": 1e6, "G": 1e9, "x": 1.0}
+_FACTORS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 @dataclass(frozen=True)
 class Amount:
-    """A number of a unit: absolute, or relative to the teacher's (``0.4x``)."""
+    """A number of a unit: absolute, or relative to the teacher's (``0.4x``).
+
+    text: a relative amount as the user wrote it. A run is known by its experiment's text, so ``0.40x`` is dumped so.
+    """
 
     value: float
     relative: bool = False
+    text: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Amount:
@@ -33,7 +37,9 @@ class Amount:
         if suffix == "%":
             # Rounded, because 0.7 / 100 is 0.006999999999999999.
             return cls(round(number / 100, 12))
-        return cls(number * _FACTORS[suffix], relative=suffix == "x")
+        if suffix == "x":
+            return cls(number, relative=True, text=text.strip())
+        return cls(number * _FACTORS[suffix])
 
     def absolute(self, whole: float) -> float:
         """The number without reference to the teacher, which has ``whole``."""
@@ -44,7 +50,7 @@ class Amount:
         return str(self) if self.relative else self.value
 
     def __str__(self) -> str:
-        return np.format_float_positional(self.value, trim="-") + ("x" if self.relative else "")
+        return self.text or np.format_float_positional(self.value, trim="-") + ("x" if self.relative else "")
 
 
 def size_text(size: float) -> str:

@@ -49,7 +49,7 @@ def test_plain_units_are_read(file):
 
 @pytest.mark.parametrize(("target", "plain"), [
     ({"params": "1.5k", "bits": 4}, {"params": 1500.0, "bits": 4.0}),
-    ({"macs": " 0.40x ", "latency_ms": "2x"}, {"macs": "0.4x", "latency_ms": "2x"}),
+    ({"macs": " 0.40x ", "latency_ms": "2x"}, {"macs": "0.40x", "latency_ms": "2x"}),
     ({"size_bytes": "0.00001x"}, {"size_bytes": "0.00001x"}),
     ({"sparsity": "92.5%", "max_drop": "0.7%"}, {"sparsity": 0.925, "max_drop": 0.007}),
     ({"latency_ms": 1.25, "macs": None}, {"latency_ms": 1.25}),
