@@ -86,14 +86,14 @@ def retrain(piece: Sequence[Any]) -> Record:
 def _plan(method: str, work: searching.Job, limits: Mapping[str, float], trials: int, seed: int) -> dict[str, float]:
     from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
-    from pfray.workflow import target
+    from pfray.workflow import baselines
 
     algorithm = work.bind()
     space = algorithm.space()
-    known = target.plans_without_search(space, limits, algorithm.error_curves())
+    known = baselines.plans_without_search(space, limits, algorithm.error_curves())
     if method in known:
         return known[method]
-    first = target.first_plans(known, find_class("search", method, PlanSearcher))
+    first = baselines.first_plans(known, find_class("search", method, PlanSearcher))
     return searching.searched_plan(method, work, space, limits, first, trials, seed)
 
 

@@ -84,13 +84,13 @@ def space(job: Any) -> Any:
 
 def first_plans(job: Any, searcher: type) -> tuple[tuple[str, dict[str, float]], ...]:
     """The plans that ``searcher`` is given first, of those that need no search."""
-    from pfray.workflow import target
+    from pfray.workflow import baselines
 
-    return target.first_plans(plans_without_search(job), searcher)
+    return baselines.first_plans(plans_without_search(job), searcher)
 
 
 def plans_without_search(job: Any) -> dict[str, dict[str, float]]:
     """allocate, uniform, heuristic."""
-    from pfray.workflow import target
+    from pfray.workflow import baselines
 
-    return target.plans_without_search(space(job), LIMITS, job.bind().error_curves())
+    return baselines.plans_without_search(space(job), LIMITS, job.bind().error_curves())

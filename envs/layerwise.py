@@ -20,7 +20,8 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from pfray.space import AT_LEAST, SHAPE, CompressionSpace, Knob, Limits, Plan
+from pfray.space import SHAPE, CompressionSpace, Knob, Limits, Plan
+from pfray.units import AT_LEAST
 
 # Halvings of a knob's range: far below what one weight of a layer is of its range.
 HALVINGS = 40

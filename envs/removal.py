@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from pfray.space import CompressionSpace, Knob, Limits, Plan, within
+from pfray.space import CompressionSpace, Knob, Limits, Plan, keeps_limits
 
 # What the facts of a knob are measured from and divided by: the same in all spaces, so that policies transfer.
 SCALES = {"type": (0.0, 3.0), "kernel": (3.0, 4.0), "stride": (1.0, 1.0), "padding": (1.0, 2.0)}
@@ -113,7 +113,7 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         for action, position in enumerate(own):
             trial = self._decided.copy()
             trial[self._step] = position
-            mask[action] = within(self.space.costs_at(trial), self.target)
+            mask[action] = keeps_limits(self.space.costs_at(trial), self.target)
         # At its most compressed end a knob always leaves the target within reach.
         mask[0] = 1
         if mask[1 : len(own)].any() and (self._gone_already() or self._last_hope()):
@@ -178,7 +178,7 @@ def toy(stages: int = 4) -> tuple[CompressionSpace, Limits, Callable[[Plan], flo
             sizes.append(9.0 * inputs * outputs)
             facts = {"kernel": 3.0, "stride": 1.0 + (layer == 0), "padding": 1.0, "outputs": float(outputs),
                      "params": sizes[-1]}  # fmt: skip
-            knobs.append(Knob(f"layer{stage}.{layer}", 0.0, 1.0, choices=REMOVAL, facts=facts))
+            knobs.append(Knob(f"layer{stage}.{layer}", 0.0, 1.0, choices=REMOVAL, facts=facts, kind="layer"))
     weights, useful = np.array(sizes), np.arange(len(sizes)) % 3 == 0
     space = CompressionSpace(tuple(knobs), lambda values: {"params": float(values @ weights)})
 

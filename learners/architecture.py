@@ -71,10 +71,10 @@ class Architecture(Algorithm):
             largest = {"params": float(9 * channels * channels), "outputs": float(channels)}
             if settings.depth > 1:
                 depths = tuple((d + 1) / settings.depth for d in range(settings.depth))
-                knobs.append(Knob(_name(number, "depth"), depths[0], 1.0, choices=depths, facts=largest))
+                knobs.append(Knob(_name(number, "depth"), depths[0], 1.0, choices=depths, facts=largest, kind="depth"))
             counts = sorted({scaled(channels, (k + 1) / WIDTHS) for k in range(WIDTHS)})
             widths = tuple(count / channels for count in counts)
-            knobs.append(Knob(_name(number, "width"), widths[0], 1.0, choices=widths, facts=largest))
+            knobs.append(Knob(_name(number, "width"), widths[0], 1.0, choices=widths, facts=largest, kind="width"))
         names = [knob.name for knob in knobs]
         smallest = {knob.name: knob.compressed for knob in knobs}
         with torch.random.fork_rng(devices=[]):

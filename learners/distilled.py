@@ -72,7 +72,7 @@ class Distilled(Algorithm):
             return CompressionSpace((), _Costs(settings, known, example))
         widths = (*np.arange(STEP, settings.width, STEP).tolist(), settings.width)
         facts = {"params": float(count_params(largest)[0])}
-        knob = Knob(WIDTH, compressed=widths[0], full=settings.width, choices=widths, facts=facts)
+        knob = Knob(WIDTH, widths[0], settings.width, choices=widths, facts=facts, kind="width")
         return CompressionSpace((knob,), _Costs(settings, known, example))
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:

@@ -76,7 +76,7 @@ class LayerRemoval(Algorithm):
                 f"({reasons or 'all are in learner.skip'}). Remedy: another learner, such as channel_pruned"
             )
         facts = descriptions(self.model, found, chosen, example_input(self.task))
-        knobs = tuple(Knob(n, compressed=0.0, full=1.0, choices=(0.0, 1.0), facts=facts[n]) for n in chosen)
+        knobs = tuple(Knob(n, 0.0, 1.0, choices=(0.0, 1.0), facts=facts[n], kind="layer") for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
 

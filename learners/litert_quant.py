@@ -70,7 +70,7 @@ class LitertQuant(Algorithm):
                 "learner.skip"
             )
         return bit_space.layer_space(
-            self.model, self.task, self.names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT)
+            self.model, self.task, self.names, compressed=BITS, full=FLOAT, choices=(BITS, FLOAT), kind="int8_switch"
         )
 
     @cached_property

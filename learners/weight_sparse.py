@@ -92,6 +92,7 @@ class WeightSparse(Algorithm):
                 full=0.0,
                 scale="log_density",
                 facts={"params": m.weight.numel(), "macs": macs[name]},
+                kind="sparsity",
             )
             for name, m in chosen.items()
         )

@@ -1,7 +1,7 @@
-"""Score functions: from a trial's measurement, and the teacher's, to one number; higher is better.
+"""Score functions: a trial's measurement and the teacher's to one number; higher is better.
 
-Notation: accuracy A, error E = 1 - A, cost C; those of the teacher are A_0 and C_0. The thresholds A_th, T_th and C_th
-are ``Thresholds``.
+Notation: accuracy A, error E = 1 - A, cost C; the teacher has A_0 and C_0. The thresholds A_th, T_th and C_th are
+``Thresholds``.
 """
 
 from __future__ import annotations
@@ -17,24 +17,15 @@ from scipy.special import expit
 from pfray.measure.evaluation import Measurement
 from pfray.utils.settings import Section
 
-# Of the sigmoids of ``ddc``.
+# Slope of the sigmoids of ``ddc``.
 SLOPE = 15.0
-# The field of a measurement that a target's unit limits.
-COST = {
-    "sparsity": "nonzero_params",
-    "params": "nonzero_params",
-    "macs": "macs",
-    "bits": "stored_bits",
-    "size_bytes": "stored_bits",
-    "latency_ms": "macs",
-}
 
 
 class Thresholds(Section):
-    """Of the objective ``ddc``, as shares of the teacher's (A_th, T_th, C_th of Pahwa et al. 2019, section 3.3): where
-    each factor of the reward is 1/2.
+    """Thresholds of the objective ``ddc``, where each factor of the reward is 1/2 (Pahwa et al. 2019, section 3.3).
 
-    accuracy: of its accuracy. latency: of its inference time. compression: of its parameters, those that are left.
+    accuracy: share of the teacher's accuracy, A_th. latency: share of its inference time, T_th. compression: share of
+    its parameters that is left, C_th.
     """
 
     accuracy: float = Field(0.9, gt=0, le=1)
@@ -57,7 +48,10 @@ def score(objective: Objective, measured: Measurement, teacher: Measurement) -> 
 
 
 def standard_error(objective: Objective, measured: Measurement, teacher: Measurement) -> float | None:
-    """The standard error of the score: what one of the accuracy (or agreement) up and down makes of it, halved."""
+    """Standard error of the score: half its change as the accuracy (or agreement) goes one standard error up and down.
+
+    None where the accuracy's (or agreement's) is not known.
+    """
     field = "agreement" if objective.name == "agreement" else "accuracy"
     value, error = getattr(measured, field), getattr(measured, f"{field}_error")
     if value is None or error is None:
@@ -116,6 +110,6 @@ def _saved(objective: Objective, measured: Measurement, teacher: Measurement) ->
 OBJECTIVES: dict[str, Callable[[Objective, Measurement, Measurement], float]] = {
     function.__name__: function for function in (accuracy, agreement, accuracy_and_cost, amc, ddc, n2n)
 }
-# Those that weigh the cost too: their plans need only keep the target, not use it up.
+# Objectives that weigh the cost too: their plans need only keep the target, not use it up.
 WEIGH_COST = frozenset({"accuracy_and_cost", "amc", "ddc", "n2n"})
 NEEDS_LATENCY = frozenset({"ddc"})

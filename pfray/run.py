@@ -27,8 +27,11 @@ from pfray.reporting.progress import Progress
 from pfray.utils.url import is_url
 
 if TYPE_CHECKING:
+    from pfray.measure.evaluation import Measurement
+    from pfray.reporting.summary import Summary
     from pfray.space import Plan
     from pfray.workflow.setup import Start
+    from pfray.workflow.trials import Choice
 
 
 def run(
@@ -37,6 +40,7 @@ def run(
     """Do the whole job and return the run folder. Raises PfrayError for everything a user can put right."""
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray.reporting import report
+    from pfray.reporting.summary import Summary
     from pfray.search import _trial_log
     from pfray.storage import run_folder as folder
     from pfray.storage.identity import identity
@@ -63,7 +67,7 @@ def run(
             if resume:
                 _trial_log.check_run(run_folder, start.space, experiment.search.trials)
             _compress(experiment, start, progress, begin_mirror, known, resume=resume, force=force)
-    _check_goals(experiment, json.loads((run_folder / folder.SUMMARY).read_text()))
+    _check_goals(Summary.read(run_folder / folder.SUMMARY))
     return run_folder
 
 
@@ -88,7 +92,7 @@ def _compress(
     from pfray.storage import run_folder as folder
     from pfray.utils.cache import save_tensors
     from pfray.workflow import finalize, latency_model, retrain
-    from pfray.workflow.target import first_plans, plans_without_search
+    from pfray.workflow.baselines import first_plans, plans_without_search
     from pfray.workflow.teacher import make_teacher
     from pfray.workflow.trials import choose, run_trials
 
@@ -157,47 +161,54 @@ def _compress(
         if exported is not None:
             for name, key in (("compressed", "latency_ms"), ("teacher", "teacher_latency_ms")):
                 measured[name] = replace(measured[name], latency_ms=exported[key])
-    summary = {
-        "experiment": experiment.name,
-        "learner": experiment.learner.title,
-        "searcher": experiment.search.name,
-        "seed": experiment.seed,
-        "target": experiment.target.model_dump(exclude_none=True),
-        **{name: measurement.to_dict() for name, measurement in measured.items()},
-        "exported": exported,
-        "plan": choice.plan,
-        "uniform_plan": known["uniform"],
-        "objective": start.objective.name,
-        "choice": choice.to_dict(),
-        "trials": {**searcher.count(), "best": choice.trial},
-        "seconds": folder.read_seconds(run_folder),
-    }
-    folder.write_summary(run_folder, summary)
+    counts, seconds = searcher.count(), folder.read_seconds(run_folder)
+    summary = _summarize(experiment, start, measured, exported, choice, known["uniform"], counts, seconds)
+    folder.write_summary(run_folder, summary.to_dict())
     report.write(run_folder)
     _tell_result(summary, folder.title(experiment), run_folder, progress)
 
 
-def _check_goals(experiment: schema.Experiment, summary: dict[str, Any]) -> None:
-    """Raise GoalMissed where a complete run lost more accuracy than the target allows, or its file is slower."""
-    from pfray.reporting.remarks import latency_goal
+def _summarize(
+    experiment: schema.Experiment,
+    start: Start,
+    measured: Mapping[str, Measurement],
+    exported: Mapping[str, Any] | None,
+    choice: Choice,
+    uniform: Plan,
+    counts: Mapping[str, int | None],
+    seconds: Mapping[str, float],
+) -> Summary:
+    """measured: by ``teacher``, ``compressed`` and baseline. counts: trials that are finished, and that failed."""
+    from pfray.reporting.summary import Summary, absolute_limits
 
-    allowed, mistakes = experiment.target.max_drop, []
-    drop = summary["teacher"]["accuracy"] - summary["compressed"]["accuracy"]
-    # The difference of two decimal fractions is not exact; a drop of just what is allowed is allowed.
-    if allowed is not None and drop > allowed + 1e-9:
-        mistakes.append(
-            f"the result loses {100 * drop:.2f} points of accuracy; target.max_drop allows {100 * allowed:.2f}. "
-            "The files are complete. Remedy: a milder target, more finetune.epochs, more search.trials or "
-            "distill.weight=0.5"
-        )
-    wanted = latency_goal(summary)
-    if wanted is not None and summary["compressed"]["latency_ms"] > wanted:
-        mistakes.append(
-            f"the .tflite takes {summary['compressed']['latency_ms']:.3f} ms; target.latency_ms allows {wanted:.3f}, "
-            "5 % of doubt in it. The files are complete. Remedy: a lower target.latency_ms"
-        )
-    if mistakes:
-        raise GoalMissed("\n".join(mistakes))
+    tested = {name: measurement.to_dict() for name, measurement in measured.items()}
+    return Summary(
+        experiment=experiment.name,
+        learner=experiment.learner.title,
+        searcher=experiment.search.name,
+        seed=experiment.seed,
+        objective=start.objective.name,
+        target=experiment.target.model_dump(exclude_none=True),
+        limits=absolute_limits(experiment.target.costs(), start.limits, exported),
+        teacher=tested["teacher"],
+        uniform=tested.get("uniform"),
+        allocate=tested.get("allocate"),
+        compressed=tested["compressed"],
+        exported=exported,
+        plan=choice.plan,
+        uniform_plan=uniform,
+        choice=choice.to_dict(),
+        trials={**counts, "best": choice.trial},
+        seconds=seconds,
+    )
+
+
+def _check_goals(summary: Summary) -> None:
+    """Raise GoalMissed where a complete run misses a goal of its target."""
+    from pfray.reporting.goals import missed_goals
+
+    if missed := missed_goals(summary):
+        raise GoalMissed("\n".join(goal.error() for goal in missed))
 
 
 @contextlib.contextmanager
@@ -212,7 +223,7 @@ def _keep_seconds(run_folder: Path, progress: Progress, earlier: dict[str, float
         folder.write_seconds(run_folder, {n: earlier.get(n, 0.0) + progress.seconds.get(n, 0.0) for n in names})
 
 
-def _tell_result(summary: dict[str, Any], title: str, run_folder: Path, progress: Progress) -> None:
+def _tell_result(summary: Summary, title: str, run_folder: Path, progress: Progress) -> None:
     from pfray.reporting import report
 
     progress.say("")

@@ -1,7 +1,7 @@
-"""What can be decided about a model under one learner, and what every decision costs, without touching weights.
+"""Decisions about a model under one learner, and the cost of every decision, without touching weights.
 
 Notation: a plan gives each of L knobs a value. ``position`` is a knob's place on its range, from 0 at the most
-compressed end to 1 at the uncompressed end; all of a plan's positions form the ``(L,)`` vector that searchers work in.
+compressed end to 1 at the uncompressed end; all positions of a plan form the ``(L,)`` vector that searchers work in.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from pfray.errors import InfeasibleTarget
+from pfray.units import AT_LEAST
 
 Plan = dict[str, float]
 Limits = Mapping[str, float]
 
-# Of these a plan wants at least the limit; of every other cost at most the limit.
-AT_LEAST = frozenset({"sparsity"})
+# What a knob decides. layer: to keep or to remove it; int8_switch: 8 bits on or off; setting: the value of a searched
+# setting, which costs nothing and which no target moves. The framework itself asks for these last two only.
+Kind = Literal["", "keep_ratio", "sparsity", "bits", "int8_switch", "layer", "depth", "width", "setting"]
 # Facts of a knob that is named after a layer: outputs, inputs, height and width of the input, stride, kernel size.
 SHAPE = ("n", "c", "h", "w", "s", "k")
 
@@ -30,11 +32,11 @@ class Knob:
 
     compressed, full: the values at the most and the least compressed end.
     scale: ``linear``; ``log``; or ``log_density`` for a sparsity s, whose position is linear in log(1 - s): from 0.90
-        to 0.95 is then as far as from 0.0 to 0.5, for both halve what is left.
+        to 0.95 is then as far as from 0.0 to 0.5, for both halve the density.
     facts: static numbers of the layer or group (params, macs, ...), for heuristics and observations.
-    free: a searched setting (a learning rate) and no part of the model: it costs nothing, so no target moves it.
     choices: the only values allowed, both ends among them; empty for every value (or whole number) of the range.
-    default: the value of a free knob where nothing has been learned about it yet.
+    kind: what the knob decides, as the learner says; empty where the framework need not know.
+    default: the value of a setting (a learning rate) before anything is learned about it.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Knob:
     integer: bool = False
     facts: Mapping[str, float] = field(default_factory=dict)
     choices: tuple[float, ...] = ()
-    free: bool = False
+    kind: Kind = ""
     default: float | None = None
 
     def __post_init__(self) -> None:
@@ -54,29 +56,33 @@ class Knob:
             raise ValueError(f"knob {self.name}: the choices do not end at {self.compressed} and {self.full}")
         if self.scale == "log" and min(self.compressed, self.full) <= 0:
             raise ValueError(f"knob {self.name}: a log scale needs values above 0, not {self.compressed}, {self.full}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"knob {self.name}: unknown kind {self.kind!r}. Allowed: {', '.join(get_args(Kind)[1:])}")
         if self.free == (self.default is None):
-            raise ValueError(f"knob {self.name}: a free knob, and no other, has a default")
+            raise ValueError(f"knob {self.name}: a setting, and no other knob, has a default")
         if self.scale == "log_density" and not 0 <= self.full < self.compressed < 1:
             raise ValueError(
                 f"knob {self.name}: a sparsity range needs 0 <= full < compressed < 1, "
                 f"not {self.full} and {self.compressed}"
             )
 
+    @property
+    def free(self) -> bool:
+        """True for a setting: it costs nothing, so no target moves it."""
+        return self.kind == "setting"
+
 
 @dataclass(frozen=True)
 class CompressionSpace:
-    """The ordered knobs of one model under one learner.
+    """Ordered knobs of one model under one learner, or under several (``PipelineSpace``).
 
-    costs_of(values): the exact cost, by unit, of the values of the knobs that are not free, in their order. It must be
-        monotone: compressing one knob further never raises a cost.
-    parts: of a space put together from several, those, with the same names of knobs. A limit in a unit that only one
-        of them has is for its knobs alone to keep; no other knob is moved for it.
-    weights_left(values): by layer, the weights that a plan leaves where it takes some; None where it never does.
+    costs_of(values): the exact cost, by unit, of the values of all knobs but settings, in order. It must be monotone:
+        compressing one knob further never raises a cost.
+    weights_left(values): weights that a plan leaves, by layer that it takes some from; None where it never takes any.
     """
 
     knobs: tuple[Knob, ...]
     costs_of: Callable[[np.ndarray], dict[str, float]]
-    parts: tuple[CompressionSpace, ...] = ()
     weights_left: Callable[[np.ndarray], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
@@ -92,16 +98,24 @@ class CompressionSpace:
 
     @cached_property
     def free(self) -> np.ndarray:
-        """``(L,)`` booleans: the knobs that are searched settings, which cost nothing and which no target moves."""
-        return np.array([knob.free for knob in self.knobs], dtype=bool)
+        """``(L,)`` booleans: the knobs that are settings."""
+        return self.of_kind("setting")
+
+    def of_kind(self, kind: Kind) -> np.ndarray:
+        """``(L,)`` booleans: the knobs of one kind."""
+        return np.array([knob.kind == kind for knob in self.knobs], dtype=bool)
 
     @property
-    def switches(self) -> np.ndarray:
-        """``(L,)`` booleans: the knobs that turn 8 bits on or off; shares that have two values are none."""
-        return np.array([len(knob.choices) == 2 and min(knob.choices) > 1 for knob in self.knobs], dtype=bool)
+    def parts(self) -> tuple[CompressionSpace, ...]:
+        """Spaces of the single learners: this one."""
+        return (self,)
+
+    def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
+        """Parts that can be planned each by itself, with their limits; empty where all knobs keep limits together."""
+        return []
 
     def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:
-        """The same space with searched settings beside its own knobs."""
+        """The same space, with settings after its own knobs."""
         return replace(self, knobs=(*self.knobs, *knobs))
 
     def costs(self, plan: Plan) -> dict[str, float]:
@@ -118,7 +132,7 @@ class CompressionSpace:
         return np.clip((self._warp(self._values(plan)) - start) / (stop - start), 0.0, 1.0)
 
     def decode(self, positions: np.ndarray) -> Plan:
-        """The plan at ``positions`` ``(L,)``; what lies outside 0..1 is clipped."""
+        """The plan at ``positions`` ``(L,)``, clipped to 0..1."""
         return dict(zip(self.names, self._at(positions).tolist(), strict=True))
 
     def reachable(self, unit: str) -> tuple[float, float]:
@@ -127,31 +141,27 @@ class CompressionSpace:
         return min(ends), max(ends)
 
     def meets(self, plan: Plan, limits: Limits) -> bool:
-        """Whether a plan keeps every limit."""
-        return within(self.costs(plan), limits)
+        """True if a plan keeps every limit."""
+        return keeps_limits(self.costs(plan), limits)
 
     def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
         """The plan nearest to ``plan`` that meets the limits and wastes nothing of them.
 
-        All positions but the free ones are moved by one common step, each stopping at the ends of its range: of all
+        All positions but those of settings move by one common step, each stopping at the ends of its range: of all
         moves that reach the target this one has the smallest largest change. Raises InfeasibleTarget where no plan
-        meets the limits. Of a space with parts each part is moved onto its own limits first.
+        meets the limits.
         """
-        for part, own in self.own_limits(limits):
-            plan = {**plan, **part.fit_to_target({name: plan[name] for name in part.names}, own)}
-        if self.parts and not self.shared_units(limits):
-            return plan
         start = self.encode(plan)
         return self._least_compressed(lambda step: self._at(start + np.where(self.free, 0.0, step)), -1.0, 1.0, limits)
 
     def uniform(self, limits: Limits) -> Plan:
-        """The plan that meets the limits with one value for all knobs (each knob's range permitting); of a space with
-        parts, with one value for all knobs of a part."""
-        if self.parts:
-            return self._uniform_parts(limits)
+        """The plan that meets the limits with one value for all knobs, as far as each knob's range permits.
+
+        Raises InfeasibleTarget where no plan meets the limits.
+        """
         defaults = np.array([knob.default or 0.0 for knob in self.knobs])
         values = [v for k in self.knobs if not k.free for v in (k.compressed, k.full)]
-        if not values:  # nothing can be decided; the limits are met or not
+        if not values:  # no knob moves; the limits are met or not
             return self._least_compressed(lambda _: self._allowed(defaults), 0.0, 0.0, limits)
         bound = next(knob for knob in self.knobs if not knob.free)
         low, high = min(values), max(values)
@@ -162,44 +172,19 @@ class CompressionSpace:
 
         return self._least_compressed(values_at, *ends, limits)
 
-    def _uniform_parts(self, limits: Limits) -> Plan:
-        """Limits of all parts together are met at one position for all of them, but that a knob which can only be on or
-        off is on."""
-        plan = self.decode(np.where(self.free, 0.0, 1.0))
-        plan.update({knob.name: knob.default for knob in self.knobs if knob.default is not None})
-        for part, own in self.own_limits(limits):
-            plan.update(part.uniform(own))
-        if not self.shared_units(limits):
-            return plan
-        most = np.where(self.switches, 0.0, self.encode(plan))
-        fixed = self.free | self.switches
-        return self._least_compressed(lambda p: self._at(np.where(fixed, most, np.minimum(p, most))), 0.0, 1.0, limits)
-
-    def own_limits(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
-        """The parts that have limits of their own, with those."""
-        offered = [(part, part.costs_at(np.ones(len(part)))) for part in self.parts]
-        shared = self.shared_units(limits)
-        found = [(part, {u: v for u, v in limits.items() if u in units and u not in shared}) for part, units in offered]
-        return [(part, own) for part, own in found if own]
-
-    def shared_units(self, limits: Limits) -> list[str]:
-        """The units that no part, or more than one, has."""
-        offered = [part.costs_at(np.ones(len(part))) for part in self.parts]
-        return [unit for unit in limits if sum(unit in units for units in offered) != 1]
-
     def _least_compressed(
         self, values_at: Callable[[float], np.ndarray], compressed: float, full: float, limits: Limits
     ) -> Plan:
         """Bisect between a compressed and a full end for the last point that still meets the limits."""
-        if not within(self._costs(values_at(compressed)), limits):
+        if not keeps_limits(self._costs(values_at(compressed)), limits):
             self._refuse(limits)
-        if within(self._costs(values_at(full)), limits):
+        if keeps_limits(self._costs(values_at(full)), limits):
             compressed = full
         for _ in range(60):
             if compressed == full:
                 break
             middle = (compressed + full) / 2
-            if within(self._costs(values_at(middle)), limits):
+            if keeps_limits(self._costs(values_at(middle)), limits):
                 compressed = middle
             else:
                 full = middle
@@ -207,8 +192,10 @@ class CompressionSpace:
         return dict(zip(self.names, values.tolist(), strict=True))
 
     def _fill(self, values: np.ndarray, larger: np.ndarray, limits: Limits) -> np.ndarray:
-        """Of two plans that only rounding keeps apart, the first, with as many of the other's values as the limits
-        allow: knobs with few values all jump at once where they are moved together, and would leave much unused."""
+        """``values``, with as many of ``larger`` as the limits allow; only rounding keeps the two apart.
+
+        Knobs with few values jump all at once where they are moved together, and would leave much of a limit unused.
+        """
         jumps = np.flatnonzero(self._stepped & (values != larger)).tolist()
 
         def moved(start: np.ndarray, index: int) -> np.ndarray:
@@ -219,14 +206,14 @@ class CompressionSpace:
             return max((costs[u] / limit - 1) * (-1 if u in AT_LEAST else 1) for u, limit in limits.items())
 
         for index in sorted(jumps, key=excess):
-            if within(self._costs(moved(values, index)), limits):
+            if keeps_limits(self._costs(moved(values, index)), limits):
                 values = moved(values, index)
         return values
 
     def _refuse(self, limits: Limits) -> None:
         for unit, limit in limits.items():
             low, high = self.reachable(unit)
-            if not within({unit: high if unit in AT_LEAST else low}, {unit: limit}):
+            if not keeps_limits({unit: high if unit in AT_LEAST else low}, {unit: limit}):
                 raise InfeasibleTarget(
                     f"target.{unit}: {limit:g} is out of reach; this model and learner reach {low:g} to {high:g}. "
                     f"Remedy: choose a value in that range, or widen what the learner may change"
@@ -242,7 +229,7 @@ class CompressionSpace:
     def _costs(self, values: np.ndarray) -> dict[str, float]:
         return self.costs_of(values[~self.free])
 
-    # Of the knobs as arrays ``(L,)``, made once: searchers ask for thousands of costs.
+    # Arrays ``(L,)`` of the knobs, made once: searchers ask for thousands of costs.
 
     @cached_property
     def _integer(self) -> np.ndarray:
@@ -297,6 +284,6 @@ class CompressionSpace:
         return np.clip(np.where(self._integer, np.rint(values), values), *self._range)
 
 
-def within(costs: Mapping[str, float], limits: Limits) -> bool:
-    """Whether costs keep every limit."""
+def keeps_limits(costs: Mapping[str, float], limits: Limits) -> bool:
+    """True if costs keep every limit."""
     return all(costs[u] >= limit if u in AT_LEAST else costs[u] <= limit for u, limit in limits.items())

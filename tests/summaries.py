@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from pfray.reporting.summary import Summary
+
 
 def measurement(**changes: Any) -> dict[str, Any]:
     return {
@@ -16,7 +18,7 @@ def measurement(**changes: Any) -> dict[str, Any]:
 KNOBS = [f"features.{i}.0" for i in range(1, 27)] + ["classifier"]
 SUMMARY: dict[str, Any] = {
     "experiment": "mobilenet_sparse", "learner": "weight_sparse", "searcher": "tpe", "seed": 0,
-    "target": {"sparsity": 0.75},
+    "target": {"sparsity": 0.75}, "limits": {"sparsity": 0.75},
     "teacher": measurement(),
     "uniform": measurement(accuracy=0.971, loss=0.11, nonzero_params=820_000, size_bytes=3_700_000),
     "allocate": measurement(accuracy=0.973, loss=0.1, nonzero_params=820_000, size_bytes=3_700_000),
@@ -53,6 +55,11 @@ def changed(**changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         summary[key] = {**summary.get(key, {}), **value} if isinstance(value, dict) else value
     return summary
+
+
+def summary(**changes: Any) -> Summary:
+    """The summary of ``changed``."""
+    return Summary.parse(changed(**changes))
 
 
 STORED = {

@@ -58,8 +58,8 @@ def test_the_framework_imports_downwards_only(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.py")), ids=lambda p: p.name)
-def test_environments_know_the_space_only(path):
-    assert {p for name in imports(path) if (p := part(name))} <= {"space", "errors"}
+def test_environments_know_the_space_and_its_units_only(path):
+    assert {p for name in imports(path) if (p := part(name))} <= {"space", "units", "errors"}
 
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():

@@ -25,8 +25,8 @@ from pfray.search._trial_log import read_trials
 from pfray.workflow import finalize
 
 KEYS = {
-    "experiment", "learner", "searcher", "seed", "target", "teacher", "uniform", "allocate", "compressed", "exported",
-    "plan", "uniform_plan", "objective", "choice", "trials", "seconds",
+    "experiment", "learner", "searcher", "seed", "target", "limits", "teacher", "uniform", "allocate", "compressed",
+    "exported", "plan", "uniform_plan", "objective", "choice", "trials", "seconds",
 }  # fmt: skip
 MEASURED = {"accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes"}
 
@@ -58,6 +58,7 @@ def summary_of(folder: Path) -> dict:
 def test_the_summary_has_its_keys_and_the_target_is_met_exactly(finished):
     summary = summary_of(finished)
     assert set(summary) == KEYS
+    assert summary["limits"] == {"sparsity": 0.75}
     for name in ("teacher", "uniform", "allocate", "compressed"):
         assert set(summary[name]) >= MEASURED
     assert summary["trials"] == {"finished": 8, "failed": 0, "best": summary["trials"]["best"]}

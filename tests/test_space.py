@@ -174,7 +174,7 @@ def test_meets_compares_each_unit_in_its_own_direction(space):
 
 
 def test_a_free_knob_costs_nothing_and_no_target_moves_it(space):
-    rate = Knob("lr", compressed=1e-4, full=1e-1, scale="log", free=True, default=1e-2)
+    rate = Knob("lr", compressed=1e-4, full=1e-1, scale="log", kind="setting", default=1e-2)
     beside = space.with_free((rate,))
     limits = {"sparsity": 0.6}
     plan = {**space.decode(np.full(len(space), 0.9)), "lr": 3e-4}
@@ -250,7 +250,21 @@ def test_a_plan_is_allocated_among_the_choices():
     assert allocate_plan(space, curves, {"macs": 1.25}) == {"a": 0.5, "b": 0.75}
 
 
-def test_only_knobs_of_bits_are_switches():
-    pairs = {"bits": (8.0, 32.0), "layer": (0.0, 1.0), "two_channels": (0.5, 1.0)}
-    knobs = tuple(Knob(name, low, high, choices=(low, high)) for name, (low, high) in pairs.items())
-    assert CompressionSpace(knobs, lambda values: {}).switches.tolist() == [True, False, False]
+def test_a_knob_is_what_its_kind_says_and_nothing_is_read_from_its_values():
+    kinds = {"bits": "int8_switch", "layer": "layer", "channels": "", "lr": "setting"}
+    knobs = tuple(Knob(n, 8, 32, choices=(8, 32), kind=k, default=8 if n == "lr" else None) for n, k in kinds.items())
+    space = CompressionSpace(knobs, lambda values: {})
+    assert space.of_kind("int8_switch").tolist() == [True, False, False, False]
+    assert space.of_kind("").tolist() == [False, False, True, False]
+    assert space.free.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"kind": "int8-switch"}, "knob a: unknown kind 'int8-switch'. Allowed: keep_ratio, sparsity, bits, int8_switch, "),
+    ({"kind": "setting"}, "knob a: a setting, and no other knob, has a default"),
+    ({"default": 0.5}, "knob a: a setting, and no other knob, has a default"),
+])  # fmt: skip
+def test_a_kind_that_is_unknown_or_lacks_its_default_is_refused(changes, words):
+    with pytest.raises(ValueError, match="knob a") as caught:
+        Knob("a", 0.1, 1.0, **changes)
+    assert words in str(caught.value)

@@ -15,13 +15,13 @@ _RANGE = re.compile(rf"\s*(uniform|loguniform|integers)\s*\({_NUMBER},{_NUMBER}\
 
 
 def check_range(text: str) -> str:
-    """``text`` itself. Raises ValueError where it is no range."""
+    """Returns ``text``. Raises ValueError where it is no range."""
     as_knob("setting", text, None)
     return text
 
 
 def as_knob(name: str, text: str, default: float | None) -> Knob:
-    """The free knob of a range. default: the setting's own value, moved into the range; None for its lower end."""
+    """The knob of a setting. default: the setting's own value, clipped to the range; None for the lower end."""
     match = _RANGE.fullmatch(text)
     if match is None:
         raise ValueError(f"{shown(text)} is no range. Allowed: {FORM}")
@@ -36,4 +36,4 @@ def as_knob(name: str, text: str, default: float | None) -> Knob:
         raise ValueError(f"{shown(text)}: the ends are not whole. Remedy: whole numbers, or uniform(...)")
     scale: Literal["log", "linear"] = "log" if kind == "loguniform" else "linear"
     value = low if default is None else min(max(default, low), high)
-    return Knob(name, compressed=low, full=high, scale=scale, integer=kind == "integers", free=True, default=value)
+    return Knob(name, low, high, scale=scale, integer=kind == "integers", kind="setting", default=value)

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import math
-import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
+)
 
 from pfray.config.component import Component
 from pfray.config.search_space import check_range
-from pfray.errors import shown
 from pfray.objective import Thresholds
+from pfray.units import UNITS, Amount
 from pfray.utils.settings import Section
 from pfray.utils.url import check_address
 
 
 def _fraction(value: Any) -> Any:
-    """``0.75`` or ``75%``."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
-        # Rounded, because 0.7 / 100 is 0.006999999999999999.
-        return round(float(match[1]) / 100, 12)
+    """The number of ``1%``; any other value as it is, for pydantic to judge."""
+    with suppress(ValueError):
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return Amount.parse(value).value
     return value
 
 
-def _amount(value: Any) -> Any:
-    """``0.4x`` stays a text; ``800k`` and ``5M`` become numbers."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
-    if isinstance(value, str):
-        if match := re.fullmatch(r"\s*([0-9.]+)\s*([kMG])\s*", value):
-            return float(match[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
-        if not re.fullmatch(r"\s*[0-9.]+\s*x\s*", value):
-            raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
-        return value.strip()
-    return value
+def _cost(value: Any, info: ValidationInfo) -> Amount:
+    """The amount in the unit that the field is named after."""
+    return UNITS[str(info.field_name)].amount(value)
 
 
 def _tuple(value: Any) -> Any:
@@ -42,68 +41,57 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_amount(value: float | str) -> float | str:
-    number = float(value[:-1]) if isinstance(value, str) else value
-    if not 0 < number < math.inf:
-        raise ValueError(f"{shown(value)} is not allowed: an amount is above 0")
-    return value
-
-
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(gt=0, lt=1)]
-Amount = Annotated[float | str, BeforeValidator(_amount), AfterValidator(_check_amount)]
-
-# The units of a target that are costs.
-COSTS = ("sparsity", "params", "macs", "bits", "size_bytes", "latency_ms")
+Cost = Annotated[Amount, PlainValidator(_cost), PlainSerializer(Amount.plain)]
 
 
 class Target(Section):
-    """The goal in named units. A cost (all but ``max_drop``) is a hard limit that every plan keeps.
+    """Goals in named units (``units.py``). A cost (all but ``max_drop``) is a hard limit that every plan keeps.
 
-    sparsity: share of the weights of all convolutions and linear layers that is zero.
+    sparsity: share of the weights of all convolutions and linear layers that is zero (``0.75`` or ``75%``).
     params: parameters that are not zero, as a count (``800k``) or relative to the teacher's (``0.4x``).
     macs: multiply-adds of one input (1 MAC = one multiply and one add), as a count (``50M``) or relative (``0.4x``).
-    bits: of a quantized weight, the mean over all weights of the layers that are quantized, as the teacher has them.
-    size_bytes: of all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``).
-        With ranges and codebooks of quantized weights; a file has batch norms' statistics and names beside them.
-    latency_ms: of one input through the .tflite, on one thread of this machine, or relative to the teacher's; plans
-        keep it by a prediction (``latency_model.py``), and a result that is more than 5 % slower ends with exit code 1.
-    max_drop: the accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
+    bits: mean over the teacher's weights in the layers that are quantized, from 1 to 32.
+    size_bytes: all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``),
+        ranges and codebooks included; a file has batch norms' statistics and names too.
+    latency_ms: one input through the .tflite, on one thread of this machine, or relative to the teacher's; plans keep
+        it by a prediction (``latency_model.py``), and a result that is more than 5 % slower ends with exit code 1.
+    max_drop: accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
-    sparsity: Fraction | None = None
-    params: Amount | None = None
-    macs: Amount | None = None
-    bits: Annotated[float, Field(ge=1, le=32)] | None = None
-    size_bytes: Amount | None = None
-    latency_ms: Amount | None = None
+    sparsity: Cost | None = None
+    params: Cost | None = None
+    macs: Cost | None = None
+    bits: Cost | None = None
+    size_bytes: Cost | None = None
+    latency_ms: Cost | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:
         if not self.costs():
             raise ValueError(
-                f"no cost is named. Remedy: give one of {', '.join(COSTS)}, for example {{sparsity: 0.75}}"
+                f"no cost is named. Remedy: give one of {', '.join(UNITS)}, for example {{sparsity: 0.75}}"
             )
         return self
 
-    def costs(self) -> dict[str, float | str]:
-        """The named costs that are set, by unit."""
-        return {unit: value for unit in COSTS if (value := getattr(self, unit)) is not None}
+    def costs(self) -> dict[str, Amount]:
+        """The limits that are set, by unit."""
+        return {unit: amount for unit in UNITS if (amount := getattr(self, unit)) is not None}
 
 
 class Search(Component):
     """``name`` chooses the searcher; keys not listed here are its own settings.
 
-    trials: plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before it is measured.
+    trials: number of plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before measurement.
     bn_images: training images on which batch-norm statistics are re-estimated before a measurement (0: left alone).
-    validation_images: how many validation images a trial is measured on (null: all of them).
-    rescore: the best plans, so many, are measured again on all validation images before one is chosen.
+    validation_images: number of validation images that a trial is measured on (null: all of them).
+    rescore: number of the best plans that are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
-    objective: what a trial's score is (null: ``agreement`` where the task has soft labels, else ``accuracy``).
-    thresholds: of the objective ``ddc``. latency: what its inference times are those of, the model in PyTorch or its
-        .tflite, which takes seconds to make for every architecture.
-    space: settings that are searched beside the model, such as ``finetune.lr: loguniform(1e-4, 1e-1)``.
-    baselines: plans that are retrained beside the best one.
+    objective: the score of a trial (null: ``agreement`` where the task has soft labels, else ``accuracy``).
+    thresholds: of the objective ``ddc``. latency: whether it times the model in PyTorch or its .tflite, which takes
+        seconds to make for every architecture.
+    space: settings that are searched together with the model, such as ``finetune.lr: loguniform(1e-4, 1e-1)``.
+    baselines: plans that are retrained too, besides the best one.
     warm_start: the folder of an earlier run, whose trials the searcher learns from first.
     """
 
@@ -133,7 +121,7 @@ class Search(Component):
 
 
 class Export(Section):
-    """Which files are made, and how many test images and timing rounds the .tflite is checked with (null: all)."""
+    """tflite: make that file. images: test images that it is checked on (null: all). rounds: of its timing."""
 
     tflite: bool = True
     images: int | None = Field(1000, ge=1)
@@ -149,8 +137,8 @@ class Share(Section):
 
 class Resources(Section):
     """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining.
-    shrink_on_oom: a trial whose training has no memory left is tried once more with half the batch.
-    dashboard: whether a Ray of the run's own has one, on 127.0.0.1, whose address is then printed.
+    shrink_on_oom: a trial that runs out of memory is tried once more with half the batch.
+    dashboard: start the dashboard of a Ray that the run itself starts, on 127.0.0.1, and print its address.
     """
 
     trial: Share = Share()

@@ -6,9 +6,9 @@ care: each learner's own ``finish`` and training, on what the learners before it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from pfray.config.messages import describe_errors
 from pfray.config.registry import find_class, parse_settings
 from pfray.errors import ConfigError, shown
 from pfray.learner.base import Algorithm, Compressed
-from pfray.measure.cost import count_params, stored_bytes
+from pfray.learner.pipeline_space import joint_space
+from pfray.measure.cost import count_params
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.batch_norm import reestimate_batch_norm
@@ -107,26 +108,9 @@ class Pipeline(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """The knobs of all learners, named ``learner:knob``, and all their costs.
-
-        ``size_bytes`` is offered where all learners offer it: what all of them together leave. Raises ConfigError where
-        two learners change one and the same cost otherwise.
-        """
-        steps = self.settings.steps
-        parts = [_named(step.name, step.bind(self.model, self.task).space()) for step in steps]
-        offered = [part.costs_at(np.ones(len(part))) for part in parts]
-        for unit in [unit for unit in offered[0] if unit != "size_bytes"]:
-            rivals = [step.name for step, costs in zip(steps, offered, strict=True) if unit in costs]
-            if len(rivals) > 1:
-                raise ConfigError(f"learner: {' and '.join(rivals)} both change {unit}. Remedy: keep one of them")
-        sizes = None
-        if all("size_bytes" in costs for costs in offered):
-            quantized = (part for part, costs in zip(parts, offered, strict=True) if "bits" in costs)
-            sizes = next(
-                ({knob.name.partition(":")[2]: knob.facts["params"] for knob in part.knobs} for part in quantized), None
-            )
-        costs_of = partial(_costs, parts=parts, params=count_params(self.model)[0], sizes=sizes)
-        return CompressionSpace(tuple(knob for part in parts for knob in part.knobs), costs_of, tuple(parts))
+        """The joint space of all learners (``pipeline_space.py``). Raises ConfigError where two change one cost."""
+        spaces = {step.name: step.bind(self.model, self.task).space() for step in self.settings.steps}
+        return joint_space(spaces, count_params(self.model)[0])
 
     @cached_property
     def first(self) -> Algorithm:
@@ -166,33 +150,3 @@ def parts(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
         (step, {name.removeprefix(f"{step.name}:"): v for name, v in plan.items() if name.startswith(f"{step.name}:")})
         for step in settings.steps
     ]
-
-
-def _named(prefix: str, space: CompressionSpace) -> CompressionSpace:
-    return replace(space, knobs=tuple(replace(knob, name=f"{prefix}:{knob.name}") for knob in space.knobs))
-
-
-def _costs(
-    values: np.ndarray, parts: Sequence[CompressionSpace], params: int, sizes: Mapping[str, float] | None
-) -> dict[str, float]:
-    """params: of the whole model. sizes: weights of each layer that is quantized; None where bytes are not offered."""
-    costs: dict[str, float] = {}
-    left: dict[str, float] = {}
-    bits = values[:0]
-    start = 0
-    for part in parts:
-        own = values[start : start + len(part)]
-        start += len(part)
-        found = part.costs_of(own)
-        costs |= found
-        if part.weights_left is not None:
-            left |= part.weights_left(own)
-        if "bits" in found:
-            bits = own
-    whole = costs.pop("size_bytes", None)
-    if whole is not None and sizes is not None:
-        weights = np.array([left.get(name, size) for name, size in sizes.items()])
-        # What describes the buckets, as if no channel were gone: no more than that is left.
-        described = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
-        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + described
-    return costs

@@ -118,7 +118,7 @@ def bit_space(
         )
     layers = weight_layers(model)
     counts = np.array([bucket_count(layers[name].weight, settings.buckets, settings.bucket_size) for name in names])
-    ends = {"compressed": settings.min_bits, "full": settings.max_bits, "integer": True}
+    ends = {"compressed": settings.min_bits, "full": settings.max_bits, "integer": True, "kind": "bits"}
     return layer_space(model, task, names, partial(_described, counts=counts, numbers=numbers), **ends)
 
 

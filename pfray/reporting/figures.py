@@ -1,15 +1,17 @@
-"""The figures of the report: plain data in, plotly figures out."""
+"""Figures of the report: plain data in, plotly figures out."""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from plotly import graph_objects as go
 
-# Colours that are legible on white and on near-black; every group has its own symbol as well.
+from pfray.reporting.report_input import Record, number
+from pfray.units import Unit
+
+# Colours that are legible on white and on near-black; every group has its own symbol too.
 ORIGINS = {
     "allocate": ("#7c3aed", "hexagon"),
     "uniform": ("#d97706", "square"),
@@ -25,25 +27,6 @@ FINAL = {
     "compressed": ("#e11d48", "star"),
 }
 FAILED = "#e11d48"
-# Titles of the cost axis, by the field of a measurement.
-COSTS = {
-    "nonzero_params": "parameters that are not zero",
-    "macs": "MACs (multiply-adds of one input)",
-    "stored_bits": "bits of all parameters",
-    "size_bytes": "bytes on disk",
-    "latency_ms": "milliseconds for one input",
-}
-
-Record = Mapping[str, Any]
-
-
-def number(record: Record | None, key: str) -> float | None:
-    """``record[key]`` where it is a finite number, else None. Yes and no count as 1 and 0."""
-    value = (record or {}).get(key)
-    try:
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
 
 
 def scores(trials: Sequence[Record]) -> go.Figure:
@@ -77,12 +60,12 @@ def scores(trials: Sequence[Record]) -> go.Figure:
     return figure
 
 
-def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None], cost: str) -> go.Figure:
-    """Every trial (validation split), and teacher, uniform and compressed (test split) as labelled marks.
+def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None], unit: Unit) -> go.Figure:
+    """Every trial (validation split), and the final measurements by name (test split) as labelled marks.
 
-    cost: the field of a measurement on the horizontal axis, one of ``COSTS``.
+    unit: its field of a measurement is on the horizontal axis.
     """
-    figure = _figure(COSTS[cost], "accuracy", height=440)
+    figure, cost = _figure(unit.title, "accuracy", height=440), unit.field
     for origin in origins(trials):
         points = [_point(t.get("measurement"), cost) for t in trials if t.get("origin") == origin]
         shown = [(t["trial"], *p) for t, p in zip((t for t in trials if t.get("origin") == origin), points, strict=True)
@@ -110,7 +93,7 @@ def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None
 
 
 def plan_bars(plan: Record, uniform: Record) -> go.Figure:
-    """The chosen value of each knob beside the uniform plan's, first knob on top."""
+    """The chosen and the uniform value of each knob, first knob on top."""
     knobs = list(plan)
     figure = _figure("value", "", height=140 + 30 * len(knobs))
     for values, name, colour in ((plan, "chosen", "#3b82f6"), (uniform, "uniform", "#d97706")):

@@ -1,4 +1,4 @@
-"""The report of a finished run: ``summary.json`` and ``search/trials.jsonl`` to one page that needs no network."""
+"""Report of a finished run: ``summary.json`` and ``search/trials.jsonl`` to one page that needs no network."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from typing import Any
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from pfray.objective import COST
 from pfray.reporting import figures
-from pfray.reporting.figures import Record, number
-from pfray.reporting.remarks import Summary, headline, latency_text, remarks, score_text, size_text
-from pfray.reporting.report_input import read_summary, read_trials
+from pfray.reporting.remarks import headline, remarks, score_text
+from pfray.reporting.report_input import Record, number, read_trials
+from pfray.reporting.summary import Summary
 from pfray.reporting.template import PAGE
+from pfray.units import UNITS, latency_text, size_text
 from pfray.utils.files import write_atomically
 
-# (key of a measurement, column title) of the final table.
-COLUMNS = {
-    "accuracy": "accuracy",
-    "loss": "loss",
-    "params": "params",
-    "nonzero_params": "nonzero params",
-    "macs": "MACs",
-    "size_bytes": "size",
-    "latency_ms": "latency",
-}
+# Fields of a measurement that the final table has.
+COLUMNS = ("accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes", "latency_ms")
 
 
 def write(run_dir: Path) -> Path:
@@ -36,7 +28,7 @@ def write(run_dir: Path) -> Path:
 
     Raises StorageError where the run's own files are missing or damaged, or the report cannot be written.
     """
-    summary = read_summary(run_dir / "summary.json")
+    summary = Summary.read(run_dir / "summary.json")
     trials, unreadable = read_trials(run_dir / "search" / "trials.jsonl")
     notes = remarks(summary)
     if unreadable:
@@ -48,19 +40,17 @@ def write(run_dir: Path) -> Path:
 
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:
-    target = summary.get("target") or {}
-    cost = next((field for unit, field in COST.items() if unit in target), "nonzero_params")
-    final = {name: summary.get(name) for name in figures.FINAL}
-    plan, uniform = summary.get("plan") or {}, summary.get("uniform_plan") or {}
-    counts, choice = summary.get("trials") or {}, summary.get("choice") or {}
+    unit = next((unit for name, unit in UNITS.items() if name in summary.target), UNITS["params"])
+    final = {name: getattr(summary, name) for name in figures.FINAL}
+    counts, choice = summary.trials, summary.choice
     error = number(choice, "standard_error")
     facts = {
-        "learner": summary.get("learner"),
-        "searcher": summary.get("searcher"),
-        "seed": summary.get("seed"),
+        "learner": summary.learner,
+        "searcher": summary.searcher,
+        "seed": summary.seed,
         "trials": f"{counts.get('finished', 0)} finished, {counts.get('failed', 0)} failed",
         "best trial": counts.get("best"),
-        "score": summary.get("objective"),
+        "score": summary.objective,
         "its standard error": None if error is None else f"{error:.2g}",
     }
     known = ((key, html.escape(str(value))) for key, value in facts.items() if value is not None)
@@ -70,15 +60,15 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
          _table(summary)),
         ("Score by trial", "", _draw(figures.scores(trials), "scores") + _origins(trials)),
         ("Accuracy against cost", "Trials are measured before the final retraining, and on the validation split.",
-         _draw(figures.accuracy_by_cost(trials, final, cost), "cost")),
+         _draw(figures.accuracy_by_cost(trials, final, unit), "cost")),
         ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
-         _draw(figures.plan_bars(plan, uniform), "plan")),
-        ("Time", "", _draw(figures.stage_bars(summary.get("seconds") or {}), "seconds")),
+         _draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
+        ("Time", "", _draw(figures.stage_bars(summary.seconds), "seconds")),
     ]  # fmt: skip
     if choice.get("rescored"):
         note = "The best trials, and the first, measured again on all validation images; the best of them was chosen."
         sections.insert(2, ("Chosen among the best", note, _rescored(choice["rescored"], trials)))
-    if stored := (summary.get("exported") or {}).get("stored"):
+    if stored := (summary.exported or {}).get("stored"):
         note = "Weights as the .tflite has them: as the narrowest type that the runtime has kernels for."
         sections.insert(-1, ("Stored as", note, _stored(stored)))
     if failed:
@@ -88,7 +78,7 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
         for title, note, content in sections
     )
     parts = {
-        "title": html.escape(f"{summary.get('experiment', 'run')} - pfray"),
+        "title": html.escape(f"{summary.experiment} - pfray"),
         "plotly": get_plotlyjs(),
         "headline": html.escape(headline(summary)),
         "remarks": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
@@ -104,11 +94,11 @@ def _draw(figure: Any, name: str) -> str:
 
 
 def _table(summary: Summary) -> str:
-    """Teacher, baselines, compressed and exported, each number with its ratio to the teacher's."""
-    teacher, exported = summary.get("teacher") or {}, summary.get("exported")
+    """Numbers of teacher, baselines, compressed and exported, each with its ratio to the teacher's."""
+    teacher, exported = summary.teacher or {}, summary.exported
     rows = []
     for name in (*figures.FINAL, "exported"):
-        record = summary.get(name)
+        record = getattr(summary, name)
         if record is None:
             continue
         cells = []
@@ -123,13 +113,14 @@ def _table(summary: Summary) -> str:
                 relative = f"first {images:,.0f} images"
             cells.append(f"<td>{_cell(key, value)}<small>{relative}</small></td>")
         rows.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th scope=col>{title}</th>" for title in COLUMNS.values())
+    titles = [UNITS[key].noun if key in UNITS else key.replace("_", " ") for key in COLUMNS]
+    head = "".join(f"<th scope=col>{title}</th>" for title in titles)
     body = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f"<div class=scroll><table>{body}</table></div>{_export_note(exported)}"
 
 
 def _origins(trials: Sequence[Record]) -> str:
-    """How far each kind of plan came: plans without a search beside random and searched ones."""
+    """Best score by origin of the plans: without a search, random and searched."""
     rows = []
     for origin in figures.origins(trials):
         scores = [s for t in trials if str(t.get("origin")) == origin and (s := number(t, "score")) is not None]
@@ -180,9 +171,9 @@ def _export_note(exported: Record | None) -> str:
 def _cell(key: str, value: float | None) -> str:
     if value is None:
         return "&ndash;"
-    texts = {"accuracy": lambda v: score_text(v, 2), "loss": "{:.4f}".format, "size_bytes": size_text,
-             "latency_ms": latency_text}  # fmt: skip
-    return texts.get(key, "{:,.0f}".format)(value)
+    if key == "accuracy":
+        return score_text(value, 2)
+    return UNITS[key].text(value) if key in UNITS else f"{value:{'.4f' if key == 'loss' else ',.0f'}}"
 
 
 def _relative(key: str, value: float | None, reference: float | None) -> str:

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from pfray.search.base import NoSettings, PlanSearcher
-from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan
+from pfray.space import CompressionSpace, Limits, Plan
+from pfray.units import AT_LEAST
 
 # The relative error of each knob ``(G,)`` at evenly spaced positions from 0 (most compressed) to 1.
 Curves = Mapping[str, np.ndarray]
@@ -39,9 +40,9 @@ def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Pl
 
     Raises InfeasibleTarget where no plan meets the limits.
     """
-    if space.parts and not space.shared_units(limits):
+    if separate := space.separate(limits):
         plan = space.uniform(limits)
-        for part, own in space.own_limits(limits):
+        for part, own in separate:
             plan.update(allocate_plan(part, {name: curves[name] for name in part.names if name in curves}, own))
         return plan
     uniform = space.encode(space.uniform(limits))

@@ -15,7 +15,8 @@ from typing import Any
 from pfray.errors import ConfigError, short, shown
 from pfray.search._plan_file import MOST, expanded, mistakes, parse_file
 from pfray.search.base import PlanSearcher
-from pfray.space import AT_LEAST, CompressionSpace, Limits, Plan, within
+from pfray.space import CompressionSpace, Limits, Plan, keeps_limits
+from pfray.units import AT_LEAST
 
 EXAMPLE = "a JSON file of knob names and values, or a run's summary.json"
 # Knobs that are settings begin so.
@@ -63,7 +64,7 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     if not wrong:
         found = {name: float(found[name]) for name in space.names}
         wrong = [_miss(unit, cost, limits[unit]) for unit, cost in space.costs(found).items() if unit in limits and
-                 not within({unit: cost}, {unit: limits[unit]})]  # fmt: skip
+                 not keeps_limits({unit: cost}, {unit: limits[unit]})]  # fmt: skip
     if len(wrong) > MOST:
         wrong[MOST:] = [f"{len(wrong) - MOST} mistakes more"]
     if wrong:

@@ -27,8 +27,8 @@ ROUNDS = 60
 def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
     """The plan of the module's rule that just meets the limits. Raises InfeasibleTarget where no plan does."""
     plan = space.uniform(limits)
-    if space.parts and not space.shared_units(limits):
-        for part, own in space.own_limits(limits):
+    if separate := space.separate(limits):
+        for part, own in separate:
             plan.update(heuristic_plan(part, own))
         return plan
     growth, most = _growth(space)
@@ -52,7 +52,7 @@ def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
 def _growth(space: CompressionSpace) -> tuple[dict[str, float], float]:
     """(by knob, what alpha is multiplied by; the alpha at which all knobs are at their compressed end)."""
     growth, largest = {}, 0.0
-    for part in space.parts or (space,):
+    for part in space.parts:
         knobs = [knob for knob in part.knobs if not knob.free]
         unit = max((abs(knob.full - knob.compressed) for knob in knobs), default=1.0)
         for knob in knobs:

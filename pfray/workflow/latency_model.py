@@ -115,9 +115,13 @@ def file_count(space: CompressionSpace) -> int:
 
 
 def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
-    """Positions ``(L,)`` that the curves start from, by what they say of the switches: those to 8 bits on or off."""
+    """Positions ``(L,)`` that the curves start from: with all switches to 8 bits off, and, if there are any, on."""
     full = np.ones(len(space))
-    return {"float": full, "int8": np.where(space.switches, 0.0, full)} if space.switches.any() else {"float": full}
+    switches = space.of_kind("int8_switch")
+    # Between the two curves the prediction goes by the mean bits.
+    if not switches.any() or "bits" not in space.costs_at(full):
+        return {"float": full}
+    return {"float": full, "int8": np.where(switches, 0.0, full)}
 
 
 def _bits(space: CompressionSpace) -> tuple[float, float]:

@@ -31,11 +31,11 @@ from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task, example_input
 from pfray.utils.cache import cache_dir
 from pfray.utils.signatures import call, check_arguments
+from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
     check_from_scratch,
     check_searcher,
-    plans_without_search,
     resolve_limits,
     resolve_objective,
     searched_settings,

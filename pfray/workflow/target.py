@@ -1,10 +1,10 @@
-"""What a search is for, as numbers: limits, score, searched settings, and the plans that need no search."""
+"""Limits, objective and searched settings of an experiment, and whether its searcher and learner suit them."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,43 +20,44 @@ from pfray.errors import ConfigError, nearest
 from pfray.learner.base import Algorithm
 from pfray.learner.context import updated
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
-from pfray.objective import COST, NEEDS_LATENCY, WEIGH_COST, Objective
-from pfray.search.allocate import Allocate, Curves, allocate_plan
+from pfray.objective import NEEDS_LATENCY, WEIGH_COST, Objective
+from pfray.search.allocate import Allocate
 from pfray.search.base import PlanSearcher
-from pfray.search.heuristic import heuristic_plan
-from pfray.space import CompressionSpace, Knob, Limits, Plan, within
+from pfray.space import CompressionSpace, Knob, keeps_limits
 from pfray.task import Task
+from pfray.units import UNITS
 
-# Trials train for a number of steps, so the first cannot be seen by them; the second has to suit the workers.
+# Trials train for a number of steps, so epochs change nothing in them; the batch size has to suit the workers.
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
 
 def resolve_limits(
     target: Target, space: CompressionSpace, model: nn.Module, learner: str, macs: float | None = None
 ) -> dict[str, float]:
-    """The target's costs as absolute numbers in the space's units. Raises ConfigError for a unit the learner lacks.
+    """Limits by unit, as absolute numbers.
 
-    macs: those of the model; None where they are those of the space's full end.
+    macs: of the model; None where the space's full end has as many. Raises ConfigError for a unit that the learner
+    lacks, for a learner of a pipeline that no limit asks to compress, and for a target that the model already meets.
     """
     full = {knob.name: knob.full for knob in space.knobs}
     offered = space.costs(full)
     params = count_params(model)[0]
-    # At their full end weights may have 8 bits, and as they are 32.
+    # At the full end of their knobs weights may have 8 bits; the teacher's have 32.
     as_it_is = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
     if macs is not None:
         as_it_is["macs"] = macs
     whole = {unit: as_it_is.get(unit, cost) for unit, cost in offered.items()}
     limits = {}
-    for unit, value in target.costs().items():
+    for unit, amount in target.costs().items():
         if unit not in offered:
             raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
-        limits[unit] = float(value[:-1]) * whole[unit] if isinstance(value, str) else float(value)
+        limits[unit] = amount.absolute(whole[unit])
+    separate = space.separate(limits)
     for part in space.parts:
-        units = part.costs_at(np.ones(len(part)))
-        if not units.keys() & limits.keys() and not space.shared_units(limits):
+        if separate and not any(part is asked for asked, _ in separate):
             raise ConfigError(f"target: nothing asks {part.names[0].partition(':')[0]} to compress. Remedy: add one of "
-                              f"{', '.join(units)}")  # fmt: skip
-    if within(whole, limits):
+                              f"{', '.join(part.costs_at(np.ones(len(part))))}")  # fmt: skip
+    if keeps_limits(whole, limits):
         (unit, limit), *_ = limits.items()
         low, high = space.reachable(unit)
         raise ConfigError(
@@ -67,9 +68,9 @@ def resolve_limits(
 
 
 def resolve_objective(experiment: Experiment, task: Task) -> Objective:
-    """What a trial's score is.
+    """The score of a trial.
 
-    Raises ConfigError for an agreement that the task does not define, and for times that nothing here can measure.
+    Raises ConfigError for an agreement that the task does not define, and for times that cannot be measured here.
     """
     search = experiment.search
     name = search.objective or ("agreement" if task.has_soft_labels else "accuracy")
@@ -80,8 +81,8 @@ def resolve_objective(experiment: Experiment, task: Task) -> Objective:
         )
     if name in NEEDS_LATENCY and search.latency == "litert":
         _check_litert()
-    cost = next(COST[unit] for unit in experiment.target.costs())
-    return Objective(name, cost, search.thresholds)
+    unit = next(iter(experiment.target.costs()))
+    return Objective(name, UNITS[unit].field, search.thresholds)
 
 
 def _check_litert() -> None:
@@ -102,7 +103,7 @@ def searched_settings(
 ) -> tuple[Knob, ...]:
     """The knobs of ``search.space``. Raises ConfigError with one line for every setting that cannot be searched.
 
-    space_of(learner's settings): the space they give; a setting that shapes it cannot be searched in it.
+    space_of(learner's settings): the space under these settings; a setting that shapes the space cannot be searched.
     """
     sections = {"finetune": experiment.finetune, "distill": experiment.distill, "learner": learner_settings}
     known = [f"{section}.{key}" for section, settings in sections.items() for key in vars(settings)]
@@ -133,35 +134,14 @@ def searched_settings(
     return tuple(knobs)
 
 
-def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves | None = None) -> dict[str, Plan]:
-    """By origin: allocate where there are error curves, uniform, and heuristic where the sizes of the layers are known.
-
-    Raises InfeasibleTarget where no plan meets the limits.
-    """
-    plans = {"allocate": allocate_plan(space, curves, limits)} if curves else {}
-    plans["uniform"] = space.uniform(limits)
-    sizes = ["params" in knob.facts for knob in space.knobs if not knob.free]
-    if sizes and all(sizes):
-        plans["heuristic"] = heuristic_plan(space, limits)
-    return plans
-
-
-def first_plans(plans: Mapping[str, Plan], searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
-    """Of ``plans_without_search``, those that a searcher tries first: all, or its own; equal ones once."""
-    chosen = [(origin, plan) for origin, plan in plans.items() if searcher.open_ended or origin == searcher.origin]
-    return tuple(
-        (origin, plan) for i, (origin, plan) in enumerate(chosen) if plan not in [earlier for _, earlier in chosen[:i]]
-    )
-
-
 def _examples(knob: Knob) -> list[float]:
-    """Both ends of a range and, where it holds others than whole numbers, one of those."""
+    """Both ends of a range and, unless it holds whole numbers only, a broken number inside."""
     inside = [] if knob.integer else [knob.compressed + (knob.full - knob.compressed) / math.pi]
     return [knob.compressed, knob.full, *inside]
 
 
 def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Algorithm]) -> None:
-    """Raises ConfigError where the searcher needs what the learner does not give."""
+    """Raises ConfigError where the searcher needs error curves and the learner gives none."""
     if searcher is Allocate and not learner.has_error_curves:
         raise ConfigError(
             f"search: allocate needs error curves, which {experiment.learner.title} does not give. "
@@ -174,7 +154,7 @@ def check_from_scratch(
 ) -> None:
     """Raises ConfigError where models that start with random weights would be judged untrained, or cannot be timed.
 
-    knobs: how many there are to decide.
+    knobs: number of the space's knobs.
     """
     if not learner.from_scratch:
         return
@@ -182,7 +162,7 @@ def check_from_scratch(
     title = experiment.learner.title
     if not knobs and searcher.open_ended and not search.space:
         mistakes.append(f"search.name: {title} has nothing to decide for {search.name} here. Remedy: search=uniform")
-    # One knob under a target has one value, and whatever its trial says, it is chosen.
+    # With a single knob the target alone determines the plan.
     choice = knobs > 1 or (knobs and objective in WEIGH_COST)
     if choice and searcher.open_ended and search.trials > 1 and not search.finetune_steps:
         mistakes.append(f"search.finetune_steps: 0 is not allowed: the models of {title} start untrained, and all are "
@@ -190,8 +170,9 @@ def check_from_scratch(
     if not experiment.finetune.epochs:
         mistakes.append(f"finetune.epochs: 0 is not allowed: the model of {title} starts untrained. "
                         "Remedy: finetune.epochs=10")  # fmt: skip
-    if isinstance(experiment.target.latency_ms, str):
-        mistakes.append(f"target.latency_ms: {experiment.target.latency_ms!r} is not allowed with {title}, whose times "
+    latency = experiment.target.latency_ms
+    if latency is not None and latency.relative:
+        mistakes.append(f"target.latency_ms: '{latency}' is not allowed with {title}, whose times "
                         "are not those of the teacher's shape. Remedy: milliseconds, such as 1.5")  # fmt: skip
     if mistakes:
         raise ConfigError("\n".join(mistakes))

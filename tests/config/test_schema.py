@@ -9,6 +9,7 @@ from pfray.config.merge import merge, read_with_includes
 from pfray.config.schema import dump, load
 from pfray.errors import ConfigError
 from pfray.run import main
+from pfray.units import Amount
 from pfray.workflow import setup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ def mistakes(path: Path, *overrides: str) -> list[str]:
 def test_five_lines_are_enough_and_the_rest_has_defaults(file):
     experiment = load(file(BASE))
     assert (experiment.name, experiment.search.name, experiment.seed) == ("exp", "tpe", 0)
-    assert experiment.target.costs() == {"sparsity": 0.5}
+    assert experiment.target.costs() == {"sparsity": Amount(0.5)}
 
 
 def test_plain_units_are_read(file):
@@ -42,15 +43,30 @@ def test_plain_units_are_read(file):
         "sparsity": 0.75, "params": None, "macs": None, "bits": None, "size_bytes": None,
         "latency_ms": None, "max_drop": 0.01,
     }  # fmt: skip
-    assert load(file({**BASE, "target": {"params": "800k"}})).target.params == 800_000
-    assert load(file({**BASE, "target": {"params": "0.4x"}})).target.params == "0.4x"
+    assert load(file({**BASE, "target": {"params": "800k"}})).target.params == Amount(800_000)
+    assert load(file({**BASE, "target": {"params": "0.4x"}})).target.params == Amount(0.4, relative=True)
+
+
+@pytest.mark.parametrize(("target", "plain"), [
+    ({"params": "1.5k", "bits": 4}, {"params": 1500.0, "bits": 4.0}),
+    ({"macs": " 0.40x ", "latency_ms": "2x"}, {"macs": "0.40x", "latency_ms": "2x"}),
+    ({"size_bytes": "0.00001x"}, {"size_bytes": "0.00001x"}),
+    ({"sparsity": "92.5%", "max_drop": "0.7%"}, {"sparsity": 0.925, "max_drop": 0.007}),
+    ({"latency_ms": 1.25, "macs": None}, {"latency_ms": 1.25}),
+])  # fmt: skip
+def test_amounts_are_dumped_as_numbers_and_relative_ones_as_texts_and_read_back(file, tmp_path, target, plain):
+    experiment = load(file({**BASE, "target": target}))
+    assert experiment.target.model_dump(exclude_none=True) == plain
+    saved = tmp_path / "again.yaml"
+    saved.write_text(dump(experiment))
+    assert load(saved) == experiment
 
 
 def test_overrides_reach_into_sections_and_short_names(file):
     experiment = load(file(BASE), ["search.trials=60", "learner.interval=5", "seed=3", "target.sparsity=90%"])
     assert experiment.search.trials == 60
     assert (experiment.learner.name, experiment.learner.settings) == ("weight_sparse", {"interval": 5})
-    assert (experiment.seed, experiment.target.sparsity) == (3, 0.9)
+    assert (experiment.seed, experiment.target.sparsity) == (3, Amount(0.9))
 
 
 def test_overrides_reach_into_a_pipeline_by_name_and_by_place(file):
@@ -103,7 +119,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     assert "model: missing" in text
     assert "modle: unknown key. Allowed: name, model, data" in text
     assert "Did you mean 'model'?" in text
-    assert "target.sparsity: 1.5 is not allowed: input should be less than 1" in text
+    assert "target.sparsity: 1.5 is not allowed: a share is above 0 and below 1" in text
     assert "search.trials: -3 is not allowed" in text
 
 
@@ -134,7 +150,13 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"target": {}}, "target: no cost is named"),
     ({"target": {"bits": 0}}, "target.bits: 0 is not allowed"),
     ({"target": {"bits": 33}}, "target.bits: 33 is not allowed"),
-    ({"target": {"params": "lots"}}, "target.params"),
+    ({"target": {"params": "lots"}}, "target.params: 'lots' is not an amount: write 0.4x (of the teacher's) or a"),
+    ({"target": {"params": "75%"}}, "target.params: '75%' is not an amount"),
+    ({"target": {"params": "..x"}}, "target.params: '..x' is not an amount"),
+    ({"target": {"params": float("inf")}}, "target.params: inf is not allowed: an amount is above 0, and finite"),
+    ({"target": {"sparsity": "0.4x"}}, "target.sparsity: '0.4x' is not allowed: a share is above 0 and below 1"),
+    ({"target": {"bits": "0.5x"}}, "target.bits: '0.5x' is not allowed: bits are a number from 1 to 32"),
+    ({"target": {"sparsity": 0.5, "max_drop": "2x"}}, "target.max_drop: '2x' is not allowed"),
     ({"target": {"params": "0x"}}, "above 0"),
     ({"resources": {"trial": {"cpus": 1}}}, "resources.trial.cpus: unknown key. Allowed: cpu, gpu."),
     ({"name": "a/b"}, "name: 'a/b' is not allowed"),

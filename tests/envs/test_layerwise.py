@@ -217,7 +217,7 @@ def test_five_hundred_knobs_work():
 
 def test_a_free_knob_is_never_held_back():
     bound = ratio_space()
-    space = bound.with_free((Knob("rate", 1e-4, 1e-1, scale="log", free=True, default=1e-2),))
+    space = bound.with_free((Knob("rate", 1e-4, 1e-1, scale="log", kind="setting", default=1e-2),))
     plan = walk(make(space, {"params": 500.0}), [1.0] * 4)[0]
     assert plan["rate"] == pytest.approx(0.1)
     assert bound.costs_of(np.array(list(plan.values())[:3]))["params"] <= 500

@@ -26,8 +26,8 @@ from pfray.reporting.progress import Progress
 from pfray.run import run
 from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
+from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.setup import load as load_start
-from pfray.workflow.target import plans_without_search
 from tests.small import described_bytes
 
 PRUNED = {"name": "channel_pruned", "images": 200, "round_to": 1}

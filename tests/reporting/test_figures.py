@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pfray.reporting import figures
+from pfray.units import UNITS
 from tests.summaries import SUMMARY, TRIALS
 
 
@@ -25,7 +26,7 @@ def test_scores_are_coloured_by_origin_with_the_best_so_far_and_the_failed_ones(
 
 def test_accuracy_by_cost_shows_trials_and_labels_the_results() -> None:
     final = {name: SUMMARY[name] for name in figures.FINAL}
-    found = traces(figures.accuracy_by_cost(TRIALS, final, "nonzero_params"))
+    found = traces(figures.accuracy_by_cost(TRIALS, final, UNITS["params"]))
     assert found["searched (validation)"].x == (810_003,)
     assert found["teacher (test)"].x == (3_200_000,)
     assert found["compressed (test)"].y == (0.975,)

@@ -10,6 +10,7 @@ import pytest
 
 from pfray.errors import StorageError
 from pfray.reporting import report
+from pfray.reporting.summary import Summary
 from tests.summaries import STORED, SUMMARY, TRIALS, changed, measurement, trial
 
 
@@ -62,7 +63,7 @@ def page(run: Path) -> Page:
 
 def test_the_headline_says_what_came_out_in_one_sentence(page: Page) -> None:
     expected = "mobilenet_sparse: 75 % sparsity, accuracy 97.8 % -> 97.5 %, packed file 12.9 MB -> 3.6 MB (0.28x)"
-    assert report.headline(SUMMARY) == expected
+    assert report.headline(Summary.parse(SUMMARY)) == expected
     assert expected in page.text
 
 

@@ -13,7 +13,9 @@ import pytest
 from pfray.errors import StorageError
 from pfray.reporting import figures, report
 from pfray.reporting.remarks import headline, remarks
-from pfray.reporting.report_input import SECTIONS, read_trials
+from pfray.reporting.report_input import read_trials
+from pfray.reporting.summary import SECTIONS, Summary
+from pfray.units import UNITS
 from tests.reporting.test_report import Page, write_run
 from tests.summaries import STORED, SUMMARY, TRIALS, changed
 
@@ -26,11 +28,12 @@ FULL = changed(
 FULL["plan"] = {"a": 0.5, "b": 0.75}
 FULL["uniform_plan"] = {"a": 0.5, "b": 0.5}
 FULL["target"] = {"sparsity": 0.75, "latency_ms": "0.5x", "size_bytes": "0.1x", "bits": 4, "max_drop": 0.01}
+FULL["limits"] = {"sparsity": 0.75, "latency_ms": 3.05, "size_bytes": 1_280_000, "bits": 4}
 
 
 FIGURES = ("scores", "accuracy_by_cost", "plan_bars", "stage_bars")
 # Sections whose keys are names of layers, stages and units.
-NAMED = ("plan", "uniform_plan", "seconds", "stored", "target")
+NAMED = ("plan", "uniform_plan", "seconds", "stored", "target", "limits")
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +139,7 @@ def test_figures_leave_out_values_of_another_kind(value: Any) -> None:
     measured = dict.fromkeys(SUMMARY["teacher"], value)
     trials = [{**trial, "score": value, "measurement": measured, "plan": value} for trial in TRIALS]
     assert len(figures.scores(trials).data) >= 1
-    assert len(figures.accuracy_by_cost(trials, dict.fromkeys(figures.FINAL, measured), "macs").data) in (0, 8)
+    assert len(figures.accuracy_by_cost(trials, dict.fromkeys(figures.FINAL, measured), UNITS["macs"]).data) in (0, 8)
     assert len(figures.plan_bars({"a": value}, {"a": value}).data) == 2
     assert len(figures.stage_bars({"a": value}).data) == 1
 
@@ -185,7 +188,8 @@ def test_files_of_another_kind_are_one_line(name: str, damage: Callable[[Path], 
 def test_what_is_printed_of_a_run_is_one_line_without_the_terminals_commands() -> None:
     summary = {**FULL, "experiment": "a\n\x1b[2Jb", "target": {"sparsity": 0.5, "\x07": "x\r"}}
     summary["exported"] = {"stored": {"la\nyer": {"type": "float", "bits": 3, "reason": "be\x1bcause"}}}
-    for line in (headline(summary), *remarks(summary)):
+    parsed = Summary.parse(summary)
+    for line in (headline(parsed), *remarks(parsed)):
         assert line.isprintable()
-    assert headline(summary).startswith("a\\n\\x1b[2Jb: 50 % sparsity, at most x\\r \\x07")
-    assert any("la\\nyer: be\\x1bcause" in line for line in remarks(summary))
+    assert headline(parsed).startswith("a\\n\\x1b[2Jb: 50 % sparsity, at most x\\r \\x07")
+    assert any("la\\nyer: be\\x1bcause" in line for line in remarks(parsed))

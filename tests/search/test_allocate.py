@@ -55,7 +55,8 @@ def test_where_layers_share_their_cost_it_is_as_good_as_trying_everything():
 
 
 def test_a_layer_that_has_no_curve_and_a_searched_setting_stay_where_they_were():
-    knobs = (Knob("k0", 0.1, 1.0), Knob("k1", 0.1, 1.0), Knob("lr", 1e-4, 1.0, scale="log", free=True, default=0.01))
+    rate = Knob("lr", 1e-4, 1.0, scale="log", kind="setting", default=0.01)
+    knobs = (Knob("k0", 0.1, 1.0), Knob("k1", 0.1, 1.0), rate)
     space = CompressionSpace(knobs, lambda v: {"macs": float(v.sum())})
     plan = allocate_plan(space, {"k0": np.linspace(0.9, 0.0, 65)}, {"macs": 1.2})
     assert plan["lr"] == pytest.approx(0.01)

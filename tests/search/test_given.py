@@ -89,7 +89,7 @@ def test_each_mistake_is_a_line_and_no_more_than_a_few(tmp_path):
 
 
 def test_searched_settings_are_part_of_the_plan(tmp_path):
-    rate = Knob("finetune.lr", compressed=1e-4, full=1e-1, scale="log", free=True, default=2e-2)
+    rate = Knob("finetune.lr", compressed=1e-4, full=1e-1, scale="log", kind="setting", default=2e-2)
     space = SPACE.with_free((rate,))
     assert "a value is missing for 'finetune.lr'" in refusal(tmp_path / "plan.json", GIVEN, space=space)
     plan = {**GIVEN, "finetune.lr": 0.003}

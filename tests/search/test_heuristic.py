@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pfray.errors import InfeasibleTarget
+from pfray.learner.pipeline_space import PipelineSpace
 from pfray.search.heuristic import heuristic_plan
 from pfray.space import CompressionSpace, Knob
 
@@ -96,7 +97,7 @@ def test_in_a_pipeline_each_learner_has_an_alpha_of_its_own_where_its_limits_are
         return CompressionSpace(knobs, lambda values: {name: float(values @ SIZES / SIZES.sum())})
 
     share, bits = part("share", compressed=0.1, full=1.0), part("bits", compressed=1.0, full=8.0)
-    whole = CompressionSpace(
+    whole = PipelineSpace(
         (*share.knobs, *bits.knobs), lambda v: {**share.costs_of(v[:3]), **bits.costs_of(v[3:])}, parts=(share, bits)
     )
     plan = heuristic_plan(whole, {"share": 0.4, "bits": 6.0})
@@ -110,7 +111,7 @@ def test_in_a_pipeline_a_common_limit_has_one_alpha_and_each_learner_its_unit():
         return CompressionSpace(knobs, lambda values: {"size": float(values.sum())})
 
     share, bits = part("share", compressed=0.0, full=1.0), part("bits", compressed=0.0, full=8.0)
-    whole = CompressionSpace((*share.knobs, *bits.knobs), lambda v: {"size": float(v.sum())}, parts=(share, bits))
+    whole = PipelineSpace((*share.knobs, *bits.knobs), lambda v: {"size": float(v.sum())}, parts=(share, bits))
     # Of 18 in all a and 2 a of the shares go, 8 a and 16 a of the bits.
     plan = heuristic_plan(whole, {"size": 18 - 27 * 0.3})
     assert list(plan.values()) == pytest.approx([0.7, 0.4, 8 - 2.4, 8 - 4.8])

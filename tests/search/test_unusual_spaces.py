@@ -64,7 +64,7 @@ def test_where_the_score_weighs_the_cost_plans_below_the_target_are_found(open_e
 
 
 def test_searched_settings_are_looked_for_in_their_whole_range(open_ended):
-    rate = Knob("finetune.lr", compressed=1e-4, full=1e-1, scale="log", free=True, default=2e-2)
+    rate = Knob("finetune.lr", compressed=1e-4, full=1e-1, scale="log", kind="setting", default=2e-2)
     space = space_of(20).with_free((rate,))
     entries = drive(search(open_ended, space, LIMITS, 24), outcome=lambda e: {"score": -e["plan"]["layer3"]})
     rates = [plan["finetune.lr"] for plan in plans(entries)]
@@ -77,7 +77,7 @@ def test_choices_too_far_apart_for_small_moves_are_searched_too(open_ended):
     # As channels kept in eights, beside switches that the target has thrown already.
     facts = {"params": 1e4, "macs": 1e6}
     coarse = [Knob(f"layer{i}", 0.0, 1.0, choices=(0.0, 0.5, 1.0), facts=facts) for i in range(25)]
-    switches = [Knob(f"bits{i}", 8, 32, choices=(8, 32), facts=facts) for i in range(55)]
+    switches = [Knob(f"bits{i}", 8, 32, choices=(8, 32), facts=facts, kind="int8_switch") for i in range(55)]
 
     def costs(values: np.ndarray) -> dict[str, float]:
         return {"macs": float(values[:25].mean()), "bits": float(values[25:].mean())}

@@ -15,7 +15,7 @@ from envs.layerwise import toy
 from pfray.config.registry import component_modules, find_class
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
-from pfray.workflow.target import first_plans, plans_without_search
+from pfray.workflow.baselines import first_plans, plans_without_search
 
 NAMES = sorted(component_modules("search"))
 OPEN_ENDED = [name for name in NAMES if find_class("search", name, PlanSearcher).open_ended]

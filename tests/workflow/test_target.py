@@ -12,16 +12,13 @@ from learners.weight_sparse import WeightSparse
 from pfray import bench
 from pfray.config.schema import Experiment
 from pfray.data import digits
-from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.errors import ConfigError
 from pfray.search.allocate import Allocate
 from pfray.search.random import Random
-from pfray.search.uniform import Uniform
 from pfray.space import CompressionSpace
 from pfray.task import Task
 from pfray.workflow.target import (
     check_searcher,
-    first_plans,
-    plans_without_search,
     resolve_limits,
     resolve_objective,
     searched_settings,
@@ -66,25 +63,6 @@ def test_a_unit_that_the_learner_cannot_change_is_refused(model, task):
     nothing = FullPrecision(model, task).space()
     with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
         limits(model, nothing, sparsity=0.5)
-
-
-def test_every_search_starts_with_allocate_then_uniform_then_heuristic(model, space, task):
-    limits = {"sparsity": 0.7}
-    plans = plans_without_search(space, limits, WeightSparse(model, task).error_curves())
-    assert list(plans) == ["allocate", "uniform", "heuristic"]
-    assert plans["uniform"] == space.uniform(limits)
-    assert plans["heuristic"]["1"] > plans["heuristic"]["2"]
-    assert len({tuple(plan.values()) for plan in plans.values()}) == 3
-    assert all(space.meets(plan, limits) for plan in plans.values())
-    assert first_plans(plans, Random) == tuple(plans.items())
-    assert first_plans(plans, Allocate) == (("allocate", plans["allocate"]),)
-    assert first_plans(plans, Uniform) == (("uniform", plans["uniform"]),)
-    assert first_plans({**plans, "uniform": plans["allocate"]}, Random) == (
-        ("allocate", plans["allocate"]), ("heuristic", plans["heuristic"]),
-    )  # fmt: skip
-    assert list(plans_without_search(space, limits)) == ["uniform", "heuristic"]
-    with pytest.raises(InfeasibleTarget, match=r"target.sparsity: 0.99 is out of reach"):
-        plans_without_search(space, {"sparsity": 0.99})
 
 
 def test_allocate_without_error_curves_is_refused_before_anything_runs():

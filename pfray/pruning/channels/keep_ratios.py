@@ -95,6 +95,7 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
                 full=1.0,
                 choices=tuple(count / group.units for count in counts),
                 facts={"params": group.params, "macs": group.macs, "units": group.units},
+                kind="keep_ratio",
             )
         )
     rows = np.array([index for index, group in enumerate(graph.groups) if group in groups])

@@ -1,0 +1,123 @@
+"""Joint space of the learners of a pipeline: their knobs together, and what all of them leave of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from pfray.errors import ConfigError
+from pfray.measure.cost import stored_bytes
+from pfray.space import CompressionSpace, Limits, Plan
+
+
+@dataclass(frozen=True)
+class PipelineSpace(CompressionSpace):
+    """Knobs of several learners. A limit in a unit that one learner alone has is kept by its knobs alone.
+
+    parts: the learners' own spaces, with the same names of knobs.
+    """
+
+    parts: tuple[CompressionSpace, ...] = ()
+
+    def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
+        """Parts with limits of their own; empty where a limit is kept by all parts together."""
+        return [] if self._shared(limits) else self._own(limits)
+
+    def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
+        """The plan nearest to ``plan`` that meets the limits; each part is moved onto its own limits first.
+
+        Raises InfeasibleTarget where no plan meets the limits.
+        """
+        for part, own in self._own(limits):
+            plan = {**plan, **part.fit_to_target({name: plan[name] for name in part.names}, own)}
+        return super().fit_to_target(plan, limits) if self._shared(limits) else plan
+
+    def uniform(self, limits: Limits) -> Plan:
+        """The plan that meets the limits with one value for all knobs of a part.
+
+        Limits of all parts together are met at one position for all knobs; but switches to 8 bits are on. Raises
+        InfeasibleTarget where no plan meets the limits.
+        """
+        plan = self.decode(np.where(self.free, 0.0, 1.0))
+        plan.update({knob.name: knob.default for knob in self.knobs if knob.default is not None})
+        for part, own in self._own(limits):
+            plan.update(part.uniform(own))
+        if not self._shared(limits):
+            return plan
+        switches = self.of_kind("int8_switch")
+        most = np.where(switches, 0.0, self.encode(plan))
+        fixed = self.free | switches
+        return self._least_compressed(lambda p: self._at(np.where(fixed, most, np.minimum(p, most))), 0.0, 1.0, limits)
+
+    def _own(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
+        """Parts that alone offer a limit's unit, with these limits."""
+        shared = self._shared(limits)
+        found = [
+            (part, {unit: limit for unit, limit in limits.items() if unit in units and unit not in shared})
+            for part, units in zip(self.parts, self._offered(), strict=True)
+        ]
+        return [(part, own) for part, own in found if own]
+
+    def _shared(self, limits: Limits) -> list[str]:
+        """Units that no part, or more than one, offers."""
+        offered = self._offered()
+        return [unit for unit in limits if sum(unit in units for units in offered) != 1]
+
+    def _offered(self) -> list[dict[str, float]]:
+        return [part.costs_at(np.ones(len(part))) for part in self.parts]
+
+
+def joint_space(spaces: Mapping[str, CompressionSpace], params: int) -> PipelineSpace:
+    """The space of learners that run in this order, its knobs named ``learner:knob``, with the costs of all of them.
+
+    ``size_bytes`` is offered where all learners offer it: the bytes that all of them together leave.
+
+    params: of the whole model. Raises ConfigError where two learners change one and the same other cost.
+    """
+    parts = [_named(learner, space) for learner, space in spaces.items()]
+    offered = [part.costs_at(np.ones(len(part))) for part in parts]
+    for unit in [unit for unit in offered[0] if unit != "size_bytes"]:
+        rivals = [learner for learner, costs in zip(spaces, offered, strict=True) if unit in costs]
+        if len(rivals) > 1:
+            raise ConfigError(f"learner: {' and '.join(rivals)} both change {unit}. Remedy: keep one of them")
+    sizes = None
+    if all("size_bytes" in costs for costs in offered):
+        quantized = (part for part, costs in zip(parts, offered, strict=True) if "bits" in costs)
+        sizes = next(
+            ({knob.name.partition(":")[2]: knob.facts["params"] for knob in part.knobs} for part in quantized), None
+        )
+    knobs = tuple(knob for part in parts for knob in part.knobs)
+    return PipelineSpace(knobs, partial(_costs, parts=parts, params=params, sizes=sizes), parts=tuple(parts))
+
+
+def _named(prefix: str, space: CompressionSpace) -> CompressionSpace:
+    return replace(space, knobs=tuple(replace(knob, name=f"{prefix}:{knob.name}") for knob in space.knobs))
+
+
+def _costs(
+    values: np.ndarray, parts: Sequence[CompressionSpace], params: int, sizes: Mapping[str, float] | None
+) -> dict[str, float]:
+    """params: of the whole model. sizes: weights of each layer that is quantized; None where bytes are not offered."""
+    costs: dict[str, float] = {}
+    left: dict[str, float] = {}
+    bits = values[:0]
+    start = 0
+    for part in parts:
+        own = values[start : start + len(part)]
+        start += len(part)
+        found = part.costs_of(own)
+        costs |= found
+        if part.weights_left is not None:
+            left |= part.weights_left(own)
+        if "bits" in found:
+            bits = own
+    whole = costs.pop("size_bytes", None)
+    if whole is not None and sizes is not None:
+        weights = np.array([left.get(name, size) for name, size in sizes.items()])
+        # Ranges and codebooks are counted as if no channel were gone: an upper bound.
+        described = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
+        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + described
+    return costs

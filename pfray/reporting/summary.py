@@ -1,0 +1,125 @@
+"""Summary of a finished run, written to ``summary.json`` and read from it, which may be damaged or a stranger's.
+
+After reading, every section is a mapping or missing, and every text can be written. Single values stay as they are:
+``number`` gives None for any that is no number, and the report escapes all texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pfray.errors import StorageError, short
+from pfray.reporting.report_input import REMEDY, Record, has_number, number, writable
+from pfray.space import Limits
+from pfray.units import Amount
+
+# Sections that are None where they are missing, and sections that are then empty.
+OPTIONAL = ("limits", "teacher", "uniform", "allocate", "compressed", "exported")
+SECTIONS = (*OPTIONAL, "target", "plan", "uniform_plan", "choice", "trials", "seconds")
+# Keys that a file need not have: baselines that were not trained, and limits, which earlier versions did not write.
+LEFT_OUT = ("limits", "uniform", "allocate")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Results of one run.
+
+    target: the goals as given, numbers or texts such as ``0.4x``, by key of the experiment's target.
+    limits: the target's costs as absolute numbers, by unit; None in a file of an earlier version.
+    teacher, uniform, allocate, compressed: measurements on the test split (``Measurement.to_dict``); None for a
+        baseline that was not trained.
+    exported: size, latency and outputs of the exported file, and ``stored``, how it has each layer; None without one.
+    plan, uniform_plan: value by knob. objective: name of the trials' score. choice: why the plan was chosen.
+    trials: counts. seconds: by stage.
+    """
+
+    experiment: str
+    learner: str | None
+    searcher: str | None
+    seed: int | None
+    objective: str | None
+    target: Record
+    limits: Record | None
+    teacher: Record | None
+    uniform: Record | None
+    allocate: Record | None
+    compressed: Record | None
+    exported: Record | None
+    plan: Record
+    uniform_plan: Record
+    choice: Record
+    trials: Record
+    seconds: Record
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """The summary in a file. Raises StorageError, in one line, where it is missing, damaged or of another form."""
+        try:
+            # JSON has no NaN, Python's writes one all the same; it means the number is not known.
+            entries = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({short(str(error))})"
+            raise StorageError(f"{path}: {reason}. {REMEDY}") from error
+        try:
+            return cls.parse(entries)
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{path}: {short(str(error), 300)}. {REMEDY}") from error
+
+    @classmethod
+    def parse(cls, entries: Any) -> Summary:
+        """The summary of plain data, as ``to_dict`` gives them. Raises ValueError for data of another form."""
+        entries = writable(entries)
+        if not isinstance(entries, dict):
+            raise ValueError("not a run's summary")
+        sections = {name: _section(name, entries.get(name)) for name in SECTIONS}
+        _check_stored((sections["exported"] or {}).get("stored"))
+        _check_rescored((sections["choice"] or {}).get("rescored"))
+        found: dict[str, Any] = {n: value if n in OPTIONAL else value or {} for n, value in sections.items()}
+        for name in ("learner", "searcher", "objective"):
+            found[name] = None if entries.get(name) is None else str(entries[name])
+        seed = entries.get("seed")
+        return cls(str(entries.get("experiment") or "run"), seed=seed if type(seed) is int else None, **found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``summary.json``."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None or name not in LEFT_OUT}
+
+    def latencies(self) -> tuple[float | None, float | None]:
+        """Milliseconds of the result and of the teacher: of their files, timed in turns, or of their measurements."""
+        found = number(self.exported, "latency_ms"), number(self.exported, "teacher_latency_ms")
+        if None in found:
+            found = number(self.compressed, "latency_ms"), number(self.teacher, "latency_ms")
+        return found
+
+
+def absolute_limits(costs: Mapping[str, Amount], limits: Limits, exported: Record | None) -> dict[str, float]:
+    """Limits of a finished run, by unit: ``limits``, except milliseconds relative to the teacher's.
+
+    These are relative to the teacher's file as it was timed in turns with the result's: the clock of the search may
+    have run at another pace.
+    """
+    timed = number(exported, "teacher_latency_ms")
+    latency = costs.get("latency_ms")
+    return {**limits} if latency is None or timed is None else {**limits, "latency_ms": latency.absolute(timed)}
+
+
+def _section(name: str, value: Any, *, optional: bool = True) -> Any:
+    if not (isinstance(value, dict) or (optional and value is None)):
+        raise ValueError(f"{name} is '{short(str(value))}', not a mapping")
+    return value
+
+
+def _check_stored(stored: Any) -> None:
+    for layer, record in (_section("exported.stored", stored) or {}).items():
+        _section(f"exported.stored.{short(str(layer))}", record, optional=False)
+
+
+def _check_rescored(rescored: Any) -> None:
+    rescored = rescored or []
+    if not isinstance(rescored, list) or not all(isinstance(each, dict) and has_number(each) for each in rescored):
+        raise ValueError(f"choice.rescored is '{short(str(rescored))}', not a list of trials")

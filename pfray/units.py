@@ -1,0 +1,141 @@
+"""Units of a target, the one table of their names, directions and words; and amounts such as ``0.4x`` and ``800k``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pfray.errors import shown
+
+_TEXT = re.compile(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kMGx%])\s*")
+_FACTORS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number of a unit: absolute, or relative to the teacher's (``0.4x``).
+
+    text: a relative amount as the user wrote it. A run is known by its experiment's text, so ``0.40x`` is dumped so.
+    """
+
+    value: float
+    relative: bool = False
+    text: str = field(default="", compare=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Amount:
+        """The amount of ``0.4x``, ``800k``, ``5M``, ``2G`` or ``75%``. Raises ValueError for any other text."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{shown(text)} is not an amount: write 0.4x, 800k or 75%")
+        number, suffix = float(match[1]), match[2]
+        if suffix == "%":
+            # Rounded, because 0.7 / 100 is 0.006999999999999999.
+            return cls(round(number / 100, 12))
+        if suffix == "x":
+            return cls(number, relative=True, text=text.strip())
+        return cls(number * _FACTORS[suffix])
+
+    def absolute(self, whole: float) -> float:
+        """The number without reference to the teacher, which has ``whole``."""
+        return self.value * whole if self.relative else self.value
+
+    def plain(self) -> float | str:
+        """A number, or a text such as ``0.4x``, as an experiment file has it; ``parse`` reads the text back."""
+        return str(self) if self.relative else self.value
+
+    def __str__(self) -> str:
+        return self.text or np.format_float_positional(self.value, trim="-") + ("x" if self.relative else "")
+
+
+def size_text(size: float) -> str:
+    """Bytes in MB (10^6) or kB (10^3)."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def latency_text(milliseconds: float) -> str:
+    """Milliseconds, to 0.1 ms, or to 0.001 ms below 1 ms."""
+    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{milliseconds:.3f} ms"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit that a target may limit.
+
+    field: the field of a Measurement that stands for the unit in scores and figures. title: of an axis with that field.
+    noun: the limited quantity in words. text: a number of the unit in words.
+    at_least: a plan needs at least the limit; otherwise at most the limit.
+    suffixes: ends of texts that are read as an amount of the unit; with ``x`` among them it may be relative.
+    allowed: the range of values in words. allows(value): True inside it.
+    """
+
+    name: str
+    field: str
+    title: str
+    noun: str
+    text: Callable[[float], str] = "{:,.0f}".format
+    at_least: bool = False
+    suffixes: str = "kMGx"
+    allowed: str = "an amount is above 0, and finite"
+    allows: Callable[[float], bool] = lambda value: 0 < value < math.inf
+
+    @property
+    def relative(self) -> bool:
+        return "x" in self.suffixes
+
+    def amount(self, value: Any) -> Amount:
+        """The amount that an experiment file gives: a number, or a text. Raises ValueError for any other value."""
+        amount = value if isinstance(value, Amount) else self._read(value)
+        if amount is None and self.relative:
+            raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
+        if amount is None or not self.allows(amount.value) or (amount.relative and not self.relative):
+            raise ValueError(f"{shown(value)} is not allowed: {self.allowed}")
+        return amount
+
+    def _read(self, value: Any) -> Amount | None:
+        """The amount of a number or a text; None for values of another form."""
+        if isinstance(value, str):
+            is_text = value.strip().endswith(tuple(self.suffixes)) and _TEXT.fullmatch(value)
+            return Amount.parse(value) if is_text else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        try:
+            return Amount(float(value))
+        except OverflowError:  # a whole number of hundreds of digits
+            return Amount(math.inf)
+
+    def limit(self, amount: Amount) -> str:
+        """The limit in words, such as ``at most 0.4x params``."""
+        number = str(amount) if amount.relative else self.text(amount.value)
+        return f"{'' if self.at_least else 'at most '}{number} {self.noun}"
+
+
+_PARAMS = "nonzero_params", "parameters that are not zero"
+_MACS = "macs", "MACs (multiply-adds of one input)"
+_BITS = "stored_bits", "bits of all parameters"
+
+UNITS = {
+    unit.name: unit
+    for unit in (
+        Unit(
+            "sparsity", *_PARAMS, "sparsity", lambda share: f"{100 * share:.4g} %", at_least=True, suffixes="%",
+            allowed="a share is above 0 and below 1, such as 0.75 or 75%", allows=lambda share: 0 < share < 1,
+        ),
+        Unit("params", *_PARAMS, "params"),
+        Unit("macs", *_MACS, "MACs"),
+        Unit(
+            "bits", *_BITS, "bits a weight", "{:.4g}".format, suffixes="",
+            allowed="bits are a number from 1 to 32", allows=lambda bits: 1 <= bits <= 32,
+        ),
+        Unit("size_bytes", *_BITS, "size", size_text),
+        Unit("latency_ms", *_MACS, "latency", latency_text),
+    )
+}  # fmt: skip
+
+# Units of which a plan wants at least the limit; of every other cost at most the limit.
+AT_LEAST = frozenset(name for name, unit in UNITS.items() if unit.at_least)
