@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from pathlib import Path
 from types import MethodType
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from pfray.errors import ExportError, StorageError, first_line, short
 from pfray.export import pt2_archive
-from pfray.quantization.pt2e.int8_model import Int8Model
+from pfray.export.shipped import shipped
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
 
@@ -26,9 +25,9 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
     # Two samples, because torch.export would take a batch of one for a constant.
     batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     try:
-        clone = model.converted(folded=True) if isinstance(model, Int8Model) else copy.deepcopy(model).cpu().eval()
+        module = shipped(model).converted(folded=True)
         with quiet():
-            program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             # To memory first: torch's own writer does not say that the disk is full.
             torch.export.save(program, content := io.BytesIO())
         write_atomically(path, content.getvalue())

@@ -11,7 +11,6 @@ The converter may have multiplied an output channel by its batch norm's scale, s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from pfray.export.tflite import flatbuffer
+from pfray.export.tflite.flatbuffer import Weight
 from pfray.export.tflite.integers import Integers, exact_int4, nearest_int8, packed_int4
 from pfray.nn.layers import WeightLayer, weight_layers
 from pfray.quantization.granularity import spread
 from pfray.quantization.qparams import lattice_of
-from pfray.utils.files import replacing
 
 # The first version of each operator that older runtimes refuse, as they must: they would misread the int4 weights.
 INT4_VERSIONS = {schema.BuiltinOperator.CONV_2D: 8, schema.BuiltinOperator.FULLY_CONNECTED: 12}
@@ -67,82 +66,63 @@ class _Layer:
     lost: str = LOST
 
 
-def quantize(
-    path_in: str | Path, path_out: str | Path, model: nn.Module, allowed: Allowed = CHOICES[0]
-) -> dict[str, Stored]:
-    """Write ``path_in``, a float file of ``model``, to ``path_out`` with the weights of the model's lattices as
-    integers; the two paths may be the same.
+def quantize(file: Any, model: nn.Module, allowed: Allowed = CHOICES[0]) -> dict[str, Stored]:
+    """Store the quantized weights of ``model`` as integers in its parsed float file, in place.
 
-    Returns what became of every weight layer, by name; nothing, and a copy, for a model without a lattice. Raises
-    ExportError where ``path_in`` is missing or no .tflite file, StorageError where ``path_out`` is not writable.
+    Returns how every weight layer is stored, by name; empty if no layer is quantized.
     """
-    content = flatbuffer.read(path_in)
     layers = _layers(model)
+    if all(layer.bits is None for layer in layers.values()):
+        return {}
     stored: dict[str, Stored] = {}
-    if any(layer.bits is not None for layer in layers.values()):
-        file = flatbuffer.parse(content, path_in)
-        for subgraph in file.subgraphs:
-            unpacking: list[Any] = []
-            for index, readers in flatbuffer.weight_tensors(file, subgraph).items():
-                values = _by_channel(file, subgraph.tensors[index], readers)
-                name, scale = _match(values, layers)
-                if name:
-                    stored[name] = _store(
-                        file, subgraph, index, readers, values, layers[name], scale, allowed, unpacking
-                    )
-            subgraph.operators = unpacking + list(subgraph.operators)
-        content = flatbuffer.pack(file)
-        for name, layer in layers.items():
-            stored.setdefault(name, Stored(layer.bits, "float", NOT_QUANTIZED if layer.bits is None else layer.lost))
-        stored = {name: stored[name] for name in layers}
-    with replacing(path_out) as temporary:
-        temporary.write_bytes(content)
-    return stored
+    for subgraph in file.subgraphs:
+        unpacking: list[Any] = []
+        for weight in flatbuffer.weights(file, subgraph):
+            values = _by_channel(weight)
+            name, scale = _match(values, layers)
+            if name:
+                stored[name] = _store(weight, values, layers[name], scale, allowed, unpacking)
+        subgraph.operators = unpacking + list(subgraph.operators)
+    for name, layer in layers.items():
+        stored.setdefault(name, Stored(layer.bits, "float", NOT_QUANTIZED if layer.bits is None else layer.lost))
+    return {name: stored[name] for name in layers}
 
 
 def _store(
-    file: Any,
-    subgraph: Any,
-    index: int,
-    readers: list[Any],
-    values: np.ndarray,
-    layer: _Layer,
-    scale: np.ndarray,
-    allowed: Allowed,
-    unpacking: list[Any],
+    weight: Weight, values: np.ndarray, layer: _Layer, scale: np.ndarray, allowed: Allowed, unpacking: list[Any]
 ) -> Stored:
-    """Change the weight ``index`` and what reads it; adds to ``unpacking`` the operators that have to come first."""
+    """Replace the weight, of ``values`` ``(O, n)`` that are the layer's times ``scale`` ``(O,)``.
+
+    Operators that have to run first are appended to ``unpacking``.
+    """
     if layer.bits is None:
         return Stored(None, "float", NOT_QUANTIZED)
     step = None if layer.step is None else layer.step * np.abs(scale)
     four, why = None, ""
     if step is not None and layer.bits <= 4:
         # The kernels for convolutions take a negative scale; those for fully connected layers refuse the file.
-        kinds = {file.operatorCodes[reader.opcodeIndex].builtinCode for reader in readers}
-        four = exact_int4(values, step, layer.bits, negative=kinds == {schema.BuiltinOperator.CONV_2D})
+        four = exact_int4(values, step, layer.bits, negative=weight.kinds == {schema.BuiltinOperator.CONV_2D})
         if four is None:
             why = "; no int4, which needs zero among the levels (learner.symmetric=true)"
-        elif not all(_has_int4_kernel(file, subgraph, reader) for reader in readers):
+        elif not all(_has_int4_kernel(weight, reader) for reader in weight.readers):
             four, why = None, "; no int4, for which the runtime has no kernel here"
         elif "int4" not in allowed:
             four, why = None, "; no int4, with which the outputs differ too much"
     if four:
-        _write(file, subgraph.tensors[index], four, packed_int4(four.codes), schema.TensorType.INT4, 0)
-        for reader in readers:
-            code = file.operatorCodes[reader.opcodeIndex].builtinCode
-            reader.opcodeIndex = flatbuffer.operator_code(file, code, INT4_VERSIONS[code])
+        _write(weight.file, weight.tensor, four, packed_int4(four.codes), schema.TensorType.INT4, 0)
+        for reader in weight.readers:
+            code = weight.file.operatorCodes[reader.opcodeIndex].builtinCode
+            reader.opcodeIndex = flatbuffer.operator_code(weight.file, code, INT4_VERSIONS[code])
         return Stored(layer.bits, "int4", "exact; its inputs are rounded to 8 bits as they come", True)
     found = nearest_int8(values, step, layer.bits)
     if not found.exact and "nearest" not in allowed:
         return Stored(layer.bits, "float", "with int8's nearest levels the outputs differ too much")
-    axis = _channel_axis(file, readers)
-    codes = np.moveaxis(found.codes.reshape(_moved_shape(subgraph.tensors[index], axis)), 0, axis)
-    tensor, operator = flatbuffer.unpacking(
-        file, subgraph, index, "integers", schema.BuiltinOperator.DEQUANTIZE, DEQUANTIZE_VERSION
-    )
+    axis = _channel_axis(weight)
+    codes = np.moveaxis(found.codes.reshape(_moved_shape(weight.tensor, axis)), 0, axis)
+    tensor, operator = weight.compute_from("integers", schema.BuiltinOperator.DEQUANTIZE, DEQUANTIZE_VERSION)
     operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
     operator.builtinOptions = schema.DequantizeOptionsT()
-    _write(file, tensor, found, np.ascontiguousarray(codes).ravel().view(np.uint8), schema.TensorType.INT8, axis)
+    _write(weight.file, tensor, found, np.ascontiguousarray(codes).ravel().view(np.uint8), schema.TensorType.INT8, axis)
     unpacking.append(operator)
     how = "exact"
     if not found.exact:
@@ -157,17 +137,16 @@ def _write(file: Any, tensor: Any, integers: Integers, data: np.ndarray, kind: i
     tensor.quantization.quantizedDimension = axis
 
 
-def _has_int4_kernel(file: Any, subgraph: Any, reader: Any) -> bool:
-    code = file.operatorCodes[reader.opcodeIndex].builtinCode
+def _has_int4_kernel(weight: Weight, reader: Any) -> bool:
+    code = weight.file.operatorCodes[reader.opcodeIndex].builtinCode
     if code == schema.BuiltinOperator.CONV_2D:
-        read, weight = (subgraph.tensors[int(i)].shape for i in reader.inputs[:2])
-        return bool(read[-1] == weight[-1])  # otherwise grouped, which runs but takes 20 times as long
+        read, own = (weight.subgraph.tensors[int(i)].shape for i in reader.inputs[:2])
+        return bool(read[-1] == own[-1])  # otherwise grouped, which runs but takes 20 times as long
     return code in INT4_VERSIONS
 
 
-def _channel_axis(file: Any, readers: list[Any]) -> int:
-    depthwise = schema.BuiltinOperator.DEPTHWISE_CONV_2D
-    return 3 if any(file.operatorCodes[reader.opcodeIndex].builtinCode == depthwise for reader in readers) else 0
+def _channel_axis(weight: Weight) -> int:
+    return 3 if schema.BuiltinOperator.DEPTHWISE_CONV_2D in weight.kinds else 0
 
 
 def _moved_shape(tensor: Any, axis: int) -> tuple[int, ...]:
@@ -175,9 +154,9 @@ def _moved_shape(tensor: Any, axis: int) -> tuple[int, ...]:
     return (shape.pop(axis), *shape)
 
 
-def _by_channel(file: Any, tensor: Any, readers: list[Any]) -> np.ndarray:
-    """``(O, n)``, float64."""
-    values = np.moveaxis(flatbuffer.values_of(file, tensor), _channel_axis(file, readers), 0)
+def _by_channel(weight: Weight) -> np.ndarray:
+    """The values as ``(O, n)``, float64."""
+    values = np.moveaxis(weight.values, _channel_axis(weight), 0)
     return values.reshape(len(values), -1).astype(float)
 
 

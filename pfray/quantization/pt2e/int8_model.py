@@ -40,6 +40,7 @@ class Int8Model(nn.Module):
     """
 
     calls: Tensor  # with ``round_after`` only
+    rounds = True
 
     def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -93,6 +94,10 @@ class Int8Model(nn.Module):
         forget_unused(graph)
         _name_constants(graph)
         return graph
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict of the converted graph: int8 weights, scales and zero points, float biases."""
+        return self.converted(folded=True).state_dict()
 
     def float_layers(self) -> list[str]:
         """The operators that compute in float, because they have no int8 kernel or were left out, by layer."""
