@@ -38,7 +38,7 @@ def shipped(model: nn.Module) -> Shipped:
     return model if isinstance(model, Shipped) else Float(model)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Float:
     """A model that is exported as it was trained."""
 

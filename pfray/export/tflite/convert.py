@@ -35,7 +35,10 @@ def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
 
 
 def convert(model: nn.Module, example: Tensor) -> bytes:
-    """litert-torch's ``.tflite`` of ``model``, with long names and dense weights; arguments and errors of ``export``."""
+    """litert-torch's ``.tflite`` of ``model``, with long names and dense weights. Arguments as for ``export``.
+
+    Raises ExportError where the model cannot be converted.
+    """
     sample = example[:1].cpu().contiguous()
     form = shipped(model)
     try:

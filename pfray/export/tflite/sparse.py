@@ -1,8 +1,8 @@
 """Sparse weights in a ``.tflite`` file: constants stored as their nonzeros, unpacked by the interpreter itself.
 
-A weight ``(O, H, W, I)`` or ``(O, I)`` becomes a tensor with TensorFlow Lite's SparsityParameters and a DENSIFY operator
-that writes the original tensor. All axes are dense but the last, which is in compressed sparse rows (segments: the
-first nonzero of each row; indices: each one's place in its row). On ARM, XNNPACK can run 1x1 convolutions straight from
+A weight ``(O, H, W, I)`` or ``(O, I)`` becomes a tensor with TensorFlow Lite's SparsityParameters and a DENSIFY
+operator that writes the original tensor. All axes are dense but the last, which is in compressed sparse rows (segments:
+the first nonzero of each row; indices: each one's place in its row). On ARM, XNNPACK can run 1x1 convolutions straight from
 this form; everywhere else the weights are unpacked once, when the file is opened (about 2 ms a MB), and only the file
 is smaller.
 """
