@@ -24,12 +24,14 @@ from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, Cut, Kept, left, prune
+from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
+from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
-from pfray.pruning.reconstruction.sequential import refit_in_order
+from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task, example_input
 
@@ -106,7 +108,7 @@ class ChannelPruned(Learner):
         counts = keep_ratios.groups_left(model, teacher, plan, task)
         kept = {group.name: cache.kept[group.name][count] for group, count in counts.items()}
         try:
-            return refit_in_order(model, cache.graph, kept, task, settings.images, settings.positions)
+            return reconstruct_in_order(model, cache.graph, kept, task, settings.images, settings.positions)
         except Untraceable as error:
             logging.getLogger("pfray").warning(
                 "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
@@ -120,7 +122,7 @@ class ChannelPruned(Learner):
 
 def remove(model: nn.Module, cache: Calibration, kept: Kept) -> None:
     """Prune the model in place, each layer reconstructed from what it read in the uncompressed model."""
-    stays = left(cache.graph, kept)
+    stays = kept_positions(cache.graph, kept)
     whole = {name: weight_rows(model.get_submodule(name)).cpu() for name in cache.moments}
     prune(model, cache.graph, kept)
     for name, moments in cache.moments.items():
@@ -169,7 +171,7 @@ def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup,
     if count == group.units:
         return 0.0
     kept, explained = calibration.kept[group.name][count], 1.0
-    stays = left(calibration.graph, {group.name: kept})
+    stays = kept_positions(calibration.graph, {group.name: kept})
     cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
     for cut in cuts:
         layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]

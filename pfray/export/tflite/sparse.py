@@ -2,9 +2,9 @@
 
 A weight ``(O, H, W, I)`` or ``(O, I)`` becomes a tensor with TensorFlow Lite's SparsityParameters and a DENSIFY
 operator that writes the original tensor. All axes are dense but the last, which is in compressed sparse rows (segments:
-the first nonzero of each row; indices: each one's place in its row). On ARM, XNNPACK can run 1x1 convolutions straight from
-this form; everywhere else the weights are unpacked once, when the file is opened (about 2 ms a MB), and only the file
-is smaller.
+the first nonzero of each row; indices: each one's place in its row). On ARM, XNNPACK can run 1x1 convolutions straight
+from this form; everywhere else the weights are unpacked once, when the file is opened (about 2 ms a MB), and only the
+file is smaller.
 """
 
 from __future__ import annotations

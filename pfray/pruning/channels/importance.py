@@ -10,8 +10,9 @@ from torch import nn
 
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, prune
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.keep_ratios import ChannelSettings
+from pfray.pruning.channels.prune import prune
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import nn
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.measure.cost import once_for_structure, stored_bytes
 from pfray.nn.layers import without_skipped
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph, prune
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph
+from pfray.pruning.channels.prune import prune
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
 

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from pfray.errors import TrainingFailed
 from pfray.nn.modes import channels_last
-from pfray.pruning.channels.graph import ChannelGroup, Cut
+from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.discrimination.auxiliary_losses import Head, as_maps, observe
 from pfray.task import Task
 

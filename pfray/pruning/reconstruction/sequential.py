@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 from pfray.errors import UnsupportedModel
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
-from pfray.pruning.channels.graph import ChannelGraph, Kept, left, prune
+from pfray.pruning.channels.graph import ChannelGraph
+from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction.covariance import BATCH
 from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows, weight_rows
 from pfray.pruning.reconstruction.least_squares import solve_regular
@@ -33,7 +34,7 @@ RIDGE = 1e-2
 
 
 @torch.no_grad()
-def refit_in_order(
+def reconstruct_in_order(
     teacher: nn.Module,
     graph: ChannelGraph,
     kept: Kept,
@@ -46,7 +47,7 @@ def refit_in_order(
     kept: the units that stay, by group. images, positions: how many training inputs, and output positions of each, the
     layers are fitted to. Raises Untraceable where torch.fx cannot follow the forward pass.
     """
-    stays = left(graph, kept)
+    stays = kept_positions(graph, kept)
     # The forward pass may differ in training, and constants in it become attributes of what is traced.
     teacher = copy.deepcopy(teacher).eval()
     device = next(teacher.parameters()).device
@@ -61,7 +62,7 @@ def refit_in_order(
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _refit(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
+            _reconstruct(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)
@@ -113,7 +114,7 @@ def _behind_a_cut(
     return found
 
 
-def _refit(
+def _reconstruct(
     node: fx.Node,
     walks: tuple[Walk, Walk],
     addition: _Addition | None,

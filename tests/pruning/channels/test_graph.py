@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
 from pfray.models.resnet import resnet56
-from pfray.pruning.channels.graph import channel_graph, prune
+from pfray.pruning.channels.graph import channel_graph
+from pfray.pruning.channels.prune import prune
 from tests.zoo import ZOO, conv, head
 from tests.zoo.pruning import built, check_plan, draw
 
