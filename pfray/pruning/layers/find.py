@@ -18,7 +18,7 @@ from pfray.measure.cost import count_params, layer_macs, total_macs
 from pfray.nn.fx import ADDITIONS, Untraceable, traced_nodes
 from pfray.nn.layers import is_depthwise
 from pfray.nn.modes import evaluating
-from pfray.pruning.layers.graph import Block, Layer, Removable, remove
+from pfray.pruning.layers.graph import Block, Layer, LayerGraph, remove_layers
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -28,7 +28,7 @@ FUNCTIONS = {F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool
              "relu", "relu_", "flatten", "view", "reshape"}  # fmt: skip
 
 
-def find_removable(model: nn.Module, example: Tensor) -> Removable:
+def layer_graph(model: nn.Module, example: Tensor) -> LayerGraph:
     """What can be taken out of ``model``, which stays as it is; proven on a copy.
 
     example: one input ``(1, C, H, W)``. Raises UnsupportedModel where the forward pass cannot be followed.
@@ -72,7 +72,7 @@ def _find(
     nodes: Sequence[fx.Node],
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]],
     example: Tensor,
-) -> Removable:
+) -> LayerGraph:
     calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
     macs = layer_macs(model, example)
     is_layer = {
@@ -126,10 +126,10 @@ def _find(
             )
         )
     total = np.array([total_macs(model, example), count_params(model)[0]], dtype=float)
-    whole = Removable(tuple(layers), (), np.zeros(2)).costs(())
+    whole = LayerGraph(tuple(layers), (), np.zeros(2)).costs(())
     constant = total - np.array([whole["macs"], whole["params"]])
     blocks = _blocks(model, nodes, shapes, names)
-    return _cheaper(Removable(tuple(layers), blocks, constant, kept))
+    return _cheaper(LayerGraph(tuple(layers), blocks, constant, kept))
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _blocks(
     return tuple(blocks.values())
 
 
-def _cheaper(found: Removable) -> Removable:
+def _cheaper(found: LayerGraph) -> LayerGraph:
     """Without the layers whose removal could raise a cost, because they narrow what the layers behind read."""
     layers, kept = list(found.layers), dict(found.kept)
     for index, layer in enumerate(found.layers):
@@ -242,7 +242,7 @@ def _cheaper(found: Removable) -> Removable:
         # The most that it can be asked to hand on: all removable layers before it are out.
         before = [other.name for other in layers[:index] if other.removable]
         for gone in ([], before):
-            trial = Removable(tuple(layers), found.blocks, found.constant)
+            trial = LayerGraph(tuple(layers), found.blocks, found.constant)
             with_it, without = trial.costs(gone), trial.costs([*gone, layer.name])
             widths = trial.widths(trial.out(gone))
             dear = any(without[unit] >= with_it[unit] for unit in with_it)
@@ -250,10 +250,10 @@ def _cheaper(found: Removable) -> Removable:
                 layers[index] = replace(layer, removable=False)
                 kept[layer.name] = "without it the layers behind it would cost more than it does"
                 break
-    return Removable(tuple(layers), found.blocks, found.constant, kept)
+    return LayerGraph(tuple(layers), found.blocks, found.constant, kept)
 
 
-def _proven(model: nn.Module, example: Tensor, found: Removable) -> Removable:
+def _proven(model: nn.Module, example: Tensor, found: LayerGraph) -> LayerGraph:
     """Without what fails: a forward pass of another shape, or costs that were not predicted."""
     names = found.names
     if all(_works(model, example, found, gone) for gone in (names, names[::2], names[1::2])):
@@ -262,17 +262,17 @@ def _proven(model: nn.Module, example: Tensor, found: Removable) -> Removable:
     blocks = tuple(block for block in found.blocks if block.name not in fail)
     layers = tuple(replace(layer, removable=False) if layer.name in fail else layer for layer in found.layers)
     kept = {**found.kept, **dict.fromkeys(fail, "the forward pass fails without it")}
-    left = Removable(layers, blocks, found.constant, kept)
+    left = LayerGraph(layers, blocks, found.constant, kept)
     if fail and all(_works(model, example, left, gone) for gone in (left.names, left.names[::2], left.names[1::2])):
         return left
     kept = dict.fromkeys(names, "what is left of the model without several layers cannot be predicted")
-    return Removable(tuple(replace(layer, removable=False) for layer in layers), (), found.constant, kept)
+    return LayerGraph(tuple(replace(layer, removable=False) for layer in layers), (), found.constant, kept)
 
 
-def _works(model: nn.Module, example: Tensor, found: Removable, gone: Sequence[str]) -> bool:
+def _works(model: nn.Module, example: Tensor, found: LayerGraph, gone: Sequence[str]) -> bool:
     student = copy.deepcopy(model)
     try:
-        remove(student, found, gone)
+        remove_layers(student, found, gone)
         with evaluating(student):
             shape = student(example).shape
         costs = {"macs": total_macs(student, example), "params": count_params(student)[0]}

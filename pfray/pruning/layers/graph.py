@@ -56,7 +56,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Removable:
+class LayerGraph:
     """What can be taken out of one model. constant: (macs, params) of all but the layers.
 
     kept: why each layer without a knob stays, by name.
@@ -107,7 +107,7 @@ class Removable:
         return left
 
 
-def remove(model: nn.Module, found: Removable, gone: Collection[str]) -> None:
+def remove_layers(model: nn.Module, found: LayerGraph, gone: Collection[str]) -> None:
     """Take the named layers and blocks out of ``model``, in place; the layers behind get weights of 0 of the new shape.
 
     Where nothing changes for a layer it keeps its weights.
@@ -141,7 +141,7 @@ def remove(model: nn.Module, found: Removable, gone: Collection[str]) -> None:
             module.inplace = False
 
 
-def behind_which(found: Removable, index: int, out: Collection[int]) -> Iterator[int]:
+def behind_which(found: LayerGraph, index: int, out: Collection[int]) -> Iterator[int]:
     """The layers that are out between a layer and what it then reads, the nearest first."""
     source = found.layers[index].source
     while source is not None and source in out:

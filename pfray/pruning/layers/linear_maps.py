@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pfray.nn.modes import evaluating, place
-from pfray.pruning.layers.graph import Layer, Removable, behind_which, remove
+from pfray.pruning.layers.graph import Layer, LayerGraph, behind_which, remove_layers
 from pfray.pruning.reconstruction.least_squares import solve_regular
 from pfray.task import Task
 
@@ -31,13 +31,13 @@ RIDGE = 1e-2
 class Maps:
     """P ``(n, w)`` and b ``(n,)`` of every layer that can go; errors: of a layer or block, the share that is lost."""
 
-    found: Removable
+    found: LayerGraph
     maps: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def fit_maps(model: nn.Module, found: Removable, task: Task, images: int) -> Maps:
+def fit_maps(model: nn.Module, found: LayerGraph, task: Task, images: int) -> Maps:
     """P, b and the errors, from the first ``images`` training inputs, at ``PLACES`` random places of each."""
     layers = {layer.name: layer for layer in found.layers if layer.removable}
     moments = {name: _Moments() for name in layers}
@@ -138,7 +138,7 @@ def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> None:
         behind = list(behind_which(found, index, out))
         if index not in out and behind:
             weights[index] = _folded(model, cache, index, behind)
-    remove(model, found, gone)
+    remove_layers(model, found, gone)
     for index, (weight, shift) in weights.items():
         layer = found.layers[index]
         module: Any = model.get_submodule(layer.name)
