@@ -30,7 +30,7 @@ from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.granularity import bucket_count, check_finite
 from pfray.quantization.pt2e import int8_model
 from pfray.quantization.pt2e.int8_model import Int8Model
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task, example_input
 from pfray.training.loop import Hook
@@ -53,10 +53,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """norms: the batch norms to fold, by layer. lattices: of the folded weights. inputs: ranges of what layers read."""
+    """norms: the batch norms to fold, by layer. levels: of the folded weights. inputs: ranges of what layers read."""
 
     norms: dict[str, str]
-    lattices: dict[str, Lattice]
+    levels: dict[str, QParams]
     inputs: Ranges
 
 
@@ -83,32 +83,32 @@ class LitertQuant(Learner):
         names = _names(model, task, settings)
         norms = foldable_norms(model, example_input(task, next(model.parameters()).device))
         whole = folded(model, norms)
-        lattices = {}
+        levels = {}
         for name in names:
             weight = whole.get_submodule(name).get_parameter("weight").detach()
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
             low, step = affine.fit(weight, BITS, count, symmetric=True, method="min_max")
-            lattices[name] = Lattice(BITS, low, step)
+            levels[name] = QParams(BITS, low, step)
         inputs = activations.input_ranges(
             whole, names, task, bits=BITS, images=settings.images, method="min_max", percentile=100.0
         )
-        return Prepared(norms, lattices, inputs)
+        return Prepared(norms, levels, inputs)
 
     @staticmethod
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's weight in 8 bits; nothing where it stays float."""
         prepared = LitertQuant.prepare(model, task, settings)
-        lattices = {name: [own] for name, own in prepared.lattices.items()}
-        curves = bit_space.error_curves(model, task, prepared.norms, lattices)
+        levels = {name: [own] for name, own in prepared.levels.items()}
+        curves = bit_space.error_curves(model, task, prepared.norms, levels)
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
         fold(model, cache.norms)
         for name, width in plan.items():
-            if width == BITS and name in cache.lattices:  # not where an earlier learner has taken the layer out
-                qparams.attach(model.get_submodule(name), cache.lattices[name])
+            if width == BITS and name in cache.levels:  # not where an earlier learner has taken the layer out
+                qparams.attach(model.get_submodule(name), cache.levels[name])
                 activations.attach(model.get_submodule(name), *cache.inputs[name], BITS)
         return with_delays(model, None, settings.delay) if steps else None
 

@@ -22,7 +22,7 @@ from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.quantization.codebook import Codebook
 from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.granularity import Buckets
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
@@ -67,8 +67,8 @@ class NonUniformQuant(Learner):
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's bits."""
         prepared = NonUniformQuant.prepare(model, task, settings)
-        lattices = {name: list(own.values()) for name, own in prepared.lattices.items()}
-        return bit_space.error_curves(model, task, prepared.norms, lattices, prepared.information)
+        levels = {name: list(own.values()) for name, own in prepared.levels.items()}
+        return bit_space.error_curves(model, task, prepared.norms, levels, prepared.information)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
@@ -101,7 +101,7 @@ class MovingCodewords(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings) -> Lattice:
+def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings) -> QParams:
     """The codebooks of a weight in ``count`` buckets. information: of each weight, for ``weighted`` codebooks.
 
     Its square root is what counts: of a mean over few images the largest values are chance for the most part. On
@@ -109,5 +109,5 @@ def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None
     """
     if settings.codebook == "weighted":
         assert information is not None
-        return Lattice(bits, codebook=codebook.fit(weight, bits, count, importance=information.sqrt()))
-    return Lattice(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))
+        return QParams(bits, codebook=codebook.fit(weight, bits, count, importance=information.sqrt()))
+    return QParams(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))

@@ -26,7 +26,7 @@ from pfray.learner.trainable import Learner
 from pfray.quantization import affine, bit_space
 from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.quantization.delayed_start import with_delays
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
@@ -63,8 +63,8 @@ class UniformQuant(Learner):
     def error_curves(model: nn.Module, task: Task, settings: Settings) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's bits."""
         prepared = UniformQuant.prepare(model, task, settings)
-        lattices = {name: list(own.values()) for name, own in prepared.lattices.items()}
-        return bit_space.error_curves(model, task, prepared.norms, lattices)
+        levels = {name: list(own.values()) for name, own in prepared.levels.items()}
+        return bit_space.error_curves(model, task, prepared.norms, levels)
 
     @staticmethod
     def compress(model: nn.Module, plan: Plan, settings: Settings, cache: Prepared, steps: int) -> Hook | None:
@@ -88,7 +88,7 @@ class MovingRanges(StraightThrough):
         interval, layer = self.settings.interval, self.layers[name]
         if interval and step % interval == 0:
             low: Any = layer.get_buffer("weight_low")
-            found = fit(self.latents[name] + change, self.lattice(name).bits, len(low), settings=self.settings)
+            found = fit(self.latents[name] + change, self.qparams(name).bits, len(low), settings=self.settings)
             assert found.low is not None
             assert found.step is not None
             low.copy_(found.low)
@@ -96,7 +96,7 @@ class MovingRanges(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
+def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> QParams:
     """The ranges of a weight in ``count`` buckets."""
     low, step = affine.fit(
         weight,
@@ -106,4 +106,4 @@ def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice
         method=settings.range_from,
         percentile=settings.percentile,
     )
-    return Lattice(bits, low, step)
+    return QParams(bits, low, step)

@@ -12,7 +12,7 @@ from pfray.quantization.pt2e import int8_model
 
 def test_a_float_model_is_copied_and_rounds_nothing():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).train()
-    qparams.attach(model[0], qparams.Lattice(3, *affine.fit(model[0].weight, 3, 3)))
+    qparams.attach(model[0], qparams.QParams(3, *affine.fit(model[0].weight, 3, 3)))
     form = shipped(model)
     assert (form.rounds, form.quantizer, dict(form.operators())) == (False, None, {})
     assert set(form.weights()) == set(form.converted(folded=True).state_dict()) > {"0.weight", "0.bias"}

@@ -1,9 +1,9 @@
-"""Quantized weights in a ``.tflite`` file: integers where the converter wrote the floats that they stand for.
+"""Quantized weights in a ``.tflite`` file: integers in place of the floats that the converter wrote.
 
-A weight of at most 8 bits becomes an int8 tensor and a DEQUANTIZE operator that makes the old one of it once, when the
-file is opened; nothing else changes, on any runtime. At most 4 bits with zero among their levels become an int4 tensor
-that the operator itself reads. LiteRT has such kernels for convolutions that are not grouped and for fully connected
-layers; they round what they read to 8 bits, by its range, input by input.
+A weight of at most 8 bits becomes an int8 tensor and a DEQUANTIZE operator that restores the float tensor once, when
+the file is opened; nothing else changes, on any runtime. A weight of at most 4 bits with zero among its levels becomes
+an int4 tensor that the operator itself reads. LiteRT has such kernels for ungrouped convolutions and for fully
+connected layers; they round their inputs to 8 bits, by the range of each input.
 
 The converter may have multiplied an output channel by its batch norm's scale, so weights are found by their values.
 """
@@ -22,31 +22,30 @@ from pfray.export.tflite.flatbuffer import Weight
 from pfray.export.tflite.integers import Integers, exact_int4, nearest_int8, packed_int4
 from pfray.nn.layers import WeightLayer, weight_layers
 from pfray.quantization.granularity import spread
-from pfray.quantization.qparams import lattice_of
+from pfray.quantization.qparams import qparams_of
 
 # The first version of each operator that older runtimes refuse, as they must: they would misread the int4 weights.
 INT4_VERSIONS = {schema.BuiltinOperator.CONV_2D: 8, schema.BuiltinOperator.FULLY_CONNECTED: 12}
 # The first version of DEQUANTIZE that has a scale for each channel.
 DEQUANTIZE_VERSION = 5
-# Of a channel's largest weight: how far the converter's folding may be from a multiple of the layer's own.
+# Largest distance of a folded channel from a multiple of the layer's own, as a share of its largest weight.
 TOLERANCE = 1e-5
 NOT_QUANTIZED = "not quantized"
 LOST = "the file has no weight that is this layer's"
-# Their operators have the weight elsewhere, and are not looked at.
+# Their operators have the weight at another input, and are skipped.
 LEFT_FLOAT = nn.modules.conv._ConvTransposeNd | nn.Conv3d
 
-# What may be written, in the order of preference. int4: kernels that round what they read. nearest: int8 where it is
-# not exact.
+# Forms that may be written, best first. int4: for kernels that round their inputs. nearest: int8 that is not exact.
 Allowed = frozenset[str]
 CHOICES: tuple[Allowed, ...] = (frozenset(("int4", "nearest")), frozenset(("nearest",)), frozenset())
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a layer's weight is in the file.
+    """The form of a layer's weight in the file.
 
-    bits: the layer's own, None where it is not quantized. type: ``int4``, ``int8`` or ``float``. reason: why, and how.
-    rounds: whether the file rounds what the model does not: inputs, for int4, or weights, to the nearest int8.
+    bits: the layer's own, None if it is not quantized. type: ``int4``, ``int8`` or ``float``. reason: why, and how.
+    rounds: True if the file rounds more than the model: inputs, for int4, or weights, to the nearest int8.
     """
 
     bits: int | None
@@ -57,8 +56,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Layer:
-    """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None where it is not quantized. step:
-    ``(O,)``; None without even levels. lost: why, where the file's weights have none that is this one."""
+    """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None if it is not quantized. step:
+    ``(O,)``; None without even levels. lost: the reason to report if the file has no such weight."""
 
     weight: np.ndarray
     bits: int | None
@@ -168,17 +167,17 @@ def _layer(layer: WeightLayer) -> _Layer:
     weight = layer.weight.detach().cpu()
     # The file has the input channels last.
     channels = weight.double().movedim(1, -1).flatten(1).numpy()
-    lattice = lattice_of(dict(layer.named_buffers(recurse=False)), "weight")
+    qparams = qparams_of(dict(layer.named_buffers(recurse=False)), "weight")
     lost = "transposed and 3-d convolutions are kept in float" if isinstance(layer, LEFT_FLOAT) else LOST
-    if lattice is None or lattice.step is None:
-        return _Layer(channels, None if lattice is None else lattice.bits, None, lost)
-    # Runs that end within a channel give it several steps; then the first does not fit, which is found out.
-    step = spread(lattice.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
-    return _Layer(channels, lattice.bits, step.double().numpy(), lost)
+    if qparams is None or qparams.step is None:
+        return _Layer(channels, None if qparams is None else qparams.bits, None, lost)
+    # A channel cut into several runs has several steps. The first then does not fit, which shows in the error.
+    step = spread(qparams.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
+    return _Layer(channels, qparams.bits, step.double().numpy(), lost)
 
 
 def _match(values: np.ndarray, layers: dict[str, _Layer]) -> tuple[str, np.ndarray]:
-    """(the layer whose channels these are but for a factor each, the factors ``(O,)``); ("", none) without one."""
+    """(layer whose channels these are but for a factor each, factors ``(O,)``); the name is empty if there is none."""
     for name, layer in layers.items():
         if layer.weight.shape != values.shape:
             continue
