@@ -1,4 +1,4 @@
-"""An end to waiting."""
+"""Calls with a timeout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
-    """The result of ``action``, or TimeoutError where it takes longer. Libraries wait minutes for a dead address."""
+    """The result of ``action``. Raises TimeoutError after ``seconds``; libraries wait minutes for a dead address."""
     results: list[T] = []
     errors: list[BaseException] = []
 
