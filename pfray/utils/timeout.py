@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, action: Callable[[], T]) -> T:
+def with_timeout(seconds: float, action: Callable[[], T]) -> T:
     """The result of ``action``. Raises TimeoutError after ``seconds``; libraries wait minutes for a dead address."""
     results: list[T] = []
     errors: list[BaseException] = []
@@ -26,5 +26,5 @@ def within(seconds: float, action: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
+        raise TimeoutError(f"no answer with_timeout {seconds:.0f} s")
     return results[0]
