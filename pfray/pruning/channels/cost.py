@@ -1,4 +1,4 @@
-"""What a pruned network costs, exactly and without a model. The notation is that of ``graph.py``."""
+"""Exact costs of a pruned network, computed without a model. Notation as in ``graph.py``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pfray.pruning.channels.proof import Proof
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """The notation's numbers for L layers and G groups.
+    """The coefficients for L layers and G groups.
 
-    each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear: MACs and
-    parameters that follow one side alone (depthwise convolutions, batch norms, biases), ``(2, G)``. constant: all the
-    rest, ``(2,)``. layers: the L names. single: of each layer whose weights follow one side alone, how many stay
-    in any case and how many each unit of every group has, ``(1 + G,)``.
+    layers: the L names. each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear:
+    MACs and parameters per unit that depend on one side alone (depthwise convolutions, batch norms, biases), ``(2,
+    G)``. constant: the other MACs and parameters, ``(2,)``. single: for each layer whose weights depend on one side
+    alone, ``(1 + G,)``: weights that always stay, and weights per unit of each group.
     """
 
     layers: tuple[str, ...]
@@ -32,12 +32,14 @@ class CostTable:
     constant: np.ndarray
 
     def costs(self, kept: np.ndarray) -> dict[str, float]:
+        """``macs`` and ``params`` if group g keeps ``kept[g]`` units, ``(G,)``."""
         outputs, inputs = self.each @ kept + self.fixed
-        # The weights per pair are fractions in a grouped convolution, their sums are whole.
+        # Weights per pair are fractions in a grouped convolution; their sums are whole.
         macs, params = np.rint(self.pairs @ (outputs * inputs) + self.linear @ kept + self.constant).tolist()
         return {"macs": macs, "params": params}
 
     def weights(self, kept: np.ndarray) -> dict[str, float]:
+        """Number of weights of every layer, by name."""
         outputs, inputs = self.each @ kept + self.fixed
         both = np.rint(self.pairs[1] * outputs * inputs).tolist()
         one = {layer: float(np.rint(counts[0] + counts[1:] @ kept)) for layer, counts in self.single.items()}
@@ -45,7 +47,7 @@ class CostTable:
 
 
 def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
-    """The numbers of all layers that the candidates touch."""
+    """The coefficients of all layers that the candidates cut."""
     kinds = {cut.layer: cut.kind for candidate in candidates for cut in candidate.cuts}
     rows = {layer: row for row, layer in enumerate(name for name, kind in kinds.items() if kind in ("CONV", "LINEAR"))}
     weights = {layer: proof.model.get_parameter(f"{layer}.weight".lstrip(".")).numel() for layer in rows}

@@ -1,7 +1,7 @@
-"""The channel groups of any network: what can be removed, what is then left to compute, and what stays whole and why.
+"""The channel groups of any network, the costs of keeping parts of them, and the layers that stay whole and why.
 
-``channel_graph`` finds the groups and proves them; ``prune`` takes channels out of a copy of the model in milliseconds;
-``ChannelGraph.costs`` says what is left in microseconds, without a model.
+``channel_graph`` finds the groups and proves them; ``prune.py`` takes channels out of a model in milliseconds;
+``ChannelGraph.costs`` gives the remaining costs in microseconds, without a model.
 
 Notation: G groups; group g has U_g units, of which a plan keeps k_g. A layer's output has O_l = o_l + sum_g a_lg k_g
 entries and its input I_l = i_l + sum_g b_lg k_g, so that it has w_l O_l I_l weights, each used m_l times for an input.
@@ -26,9 +26,9 @@ from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candi
 from pfray.pruning.channels.layer_entries import entries, removals_of
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable, count_macs
 
-# Layers of which each is in a group or listed as whole.
+# Layers that are each in a group or listed as skipped.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-# Operations that move channels; the words are for the reason why a group stays whole.
+# Operations that move channels, with the words for the reason why a group stays whole.
 MIXING = {
     "ConstantPadNd": "zero-padded", "Slice": "sliced", "Split": "split", "SplitWithSizes": "split", "Unbind": "split",
     "PixelShuffle": "shuffled", "PixelUnshuffle": "shuffled", "Transpose": "transposed", "Permute": "transposed",
@@ -40,8 +40,8 @@ MIXING = {
 class ChannelGroup:
     """Channels that must go together, across all layers they run through.
 
-    name: the layer that makes them (the first in execution order). units: how many can go independently; a unit is one
-    channel, or with grouped convolutions one of each group. macs, params: what would go with all units.
+    name: the layer that makes them (the first in execution order). units: number that can go independently; a unit is
+    one channel, or with grouped convolutions one channel of each group. macs, params: savings if all units went.
     """
 
     name: str
@@ -53,9 +53,9 @@ class ChannelGroup:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """The groups in execution order; ``skipped`` gives a reason for each layer whose output channels stay whole.
+    """The groups in execution order. skipped: the reason, by layer, why output channels stay whole.
 
-    Where only some of a layer's channels do, the reason begins with their number.
+    The reason begins with their number if only some of the layer's channels stay.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -64,24 +64,24 @@ class ChannelGraph:
 
     @property
     def units(self) -> np.ndarray:
-        """Units of each group, ``(G,)``: the plan that keeps everything."""
+        """Units ``(G,)`` of each group: the plan that keeps everything."""
         return np.array([group.units for group in self.groups], dtype=int)
 
     def costs(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
-        """Exact ``macs`` of one example and ``params`` where group g keeps ``kept[g]`` units, ``(G,)``."""
+        """Exact ``macs`` of one example and ``params`` if group g keeps ``kept[g]`` units, ``(G,)``."""
         return self.table.costs(np.asarray(kept, dtype=float))
 
     def weights(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
-        """Exactly how many weights each layer that loses some then has, by name."""
+        """Exact number of weights left in each layer that a group cuts, by name."""
         return self.table.weights(np.asarray(kept, dtype=float))
 
 
 def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> ChannelGraph:
     """Find and prove the channel groups of ``model``, which stays as it is.
 
-    example: one input ``(1, C, H, W)``, or a tuple of the inputs; costs are those of this shape. Whatever cannot be
-    traced, removed without other effects, or counted is left whole; a model of which this is true of everything, or
-    whose forward pass fails, has a graph without groups.
+    example: one input ``(1, C, H, W)``, or a tuple of the inputs; costs are for this shape. Channels that cannot be
+    traced, removed without side effects, or counted stay whole. A model whose forward pass fails has a graph without
+    groups.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     with torch.random.fork_rng(devices=[]):
@@ -102,7 +102,7 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
     for index, candidate in enumerate(proven):
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
-        # Counted among all candidates, so that a group keeps its name when another one is pruned down to one unit.
+        # Numbered among all candidates, so that a group keeps its name when another is pruned to one unit.
         same = [other for other in candidates if other.name == candidate.name]
         number = same.index(candidate) + 1
         name = f"{candidate.name}#{number}" if number > 1 else candidate.name
@@ -111,7 +111,7 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
 
 
 def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """The candidates that can be removed, alone and in any company; for each of the others why it cannot."""
+    """(candidates that can be removed alone and together, reasons by each other candidate)."""
     reasons: dict[Candidate, str] = {}
     likely: list[Candidate] = []
     proven: list[Candidate] = []
@@ -140,7 +140,7 @@ def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidat
 
 
 def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:
-    """What is wrong with any of several plans that prune all the candidates together."""
+    """The first failure of several plans that prune all candidates together; None without any."""
     table = cost_table(proof, candidates)
     for style in range(3):
         gone = [_draw_units(candidate, number, style) for number, candidate in enumerate(candidates)]
@@ -152,7 +152,7 @@ def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | N
 
 
 def _draw_units(candidate: Candidate, number: int, style: int) -> np.ndarray:
-    """Random units to remove, never all. style: 0 for none of every other candidate, 1 for some, 2 for all but one."""
+    """Random units to remove. style: 0 some, but none of every second candidate; 1 some; 2 all but one."""
     generator = np.random.default_rng((number, style))
     most = candidate.units - 1
     count = most if style == 2 else 0 if style == 0 and number % 2 else int(generator.integers(1, most + 1))
@@ -179,7 +179,7 @@ def _explain(candidate: Candidate, failure: Failure) -> str:
 def _skipped(
     model: nn.Module, groups: Sequence[ChannelGroup], reasons: Mapping[Candidate, str], order: Sequence[str]
 ) -> dict[str, str]:
-    """A reason for every layer that does not lose all its output channels with the groups."""
+    """The reason for every layer of whose output channels some are in no group."""
     free: dict[str, int] = defaultdict(int)
     for group in groups:
         for cut in group.cuts:

@@ -1,4 +1,4 @@
-"""Channel groups pruned by a score for each unit: what the learners that rank share."""
+"""Channel groups pruned by an importance score for each unit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pfray.pruning.channels.prune import prune
 
 @dataclass(frozen=True)
 class Ranking:
-    """scores: of each group's units, ``(U,)``, higher for what should stay."""
+    """scores: ``(U,)`` by group, higher for units that should stay."""
 
     graph: ChannelGraph
     scores: dict[str, np.ndarray]
 
 
 def lost_scores(ranking: Ranking, settings: ChannelSettings) -> dict[str, np.ndarray]:
-    """Error curves: the share of the group's summed scores that goes with the lowest ranked units."""
+    """Error curves: the share of a group's summed scores that its lowest ranked units hold."""
     falling = {name: np.sort(scores)[::-1] for name, scores in ranking.scores.items()}
 
     def lost(group: ChannelGroup, count: int) -> float:
@@ -34,7 +34,7 @@ def lost_scores(ranking: Ranking, settings: ChannelSettings) -> dict[str, np.nda
 
 
 def keep_highest(model: nn.Module, ranking: Ranking, counts: Mapping[str, int]) -> None:
-    """Prune each group in place to its ``count`` units of the highest scores, of equal ones the first."""
+    """Prune each group in place to its ``count`` units with the highest scores; ties keep the first."""
     kept = {name: np.argsort(-ranking.scores[name], kind="stable")[:count] for name, count in counts.items()}
     prune(model, ranking.graph, kept)
     place(model, next(model.parameters()).device)

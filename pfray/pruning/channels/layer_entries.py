@@ -18,7 +18,7 @@ from pfray.pruning.channels.dependency import Cut, Side
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size`` and ``kind`` are those of the cut."""
+    """The sorted ``positions`` that one side of one layer loses; ``size`` and ``kind`` as in the cut."""
 
     layer: str
     side: Side
@@ -28,7 +28,7 @@ class Removal:
 
 
 def entries(layer: nn.Module, side: Side) -> int:
-    """How many channels or features a side of a layer has."""
+    """Number of channels or features of a layer's side."""
     pruner = PrunerBox[module2type(layer)]
     return pruner.get_out_channels(layer) if side == "out" else pruner.get_in_channels(layer)
 
@@ -36,7 +36,7 @@ def entries(layer: nn.Module, side: Side) -> int:
 def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
     """Take the entries out of the layers, in place, with torch-pruning's function for each kind of layer.
 
-    Whether a parameter is trained stays as it is. Raises UnsupportedModel where a layer is not of the expected size.
+    ``requires_grad`` is kept. Raises UnsupportedModel for a layer that does not have the expected size.
     """
     for removal in removals:
         size = entries(model.get_submodule(removal.layer), removal.side)
@@ -55,20 +55,19 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
 
 
 def mask(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Set every weight to 0.0, in place, that reads an entry to be removed; nothing is taken out."""
+    """Set every weight that reads an entry to be removed to 0.0, in place; nothing is taken out."""
     for removal in removals:
         if removal.side == "in":
             layer = model.get_submodule(removal.layer)
             weight = layer.get_parameter("weight").detach().clone()
-            # A transposed convolution's weight has its inputs first; a grouped one's has those of one group.
+            # A transposed convolution has the inputs on axis 0; a grouped one has the inputs of one group.
             axis = 0 if getattr(layer, "transposed", False) else 1
             weight.index_fill_(axis, torch.from_numpy(removal.positions[removal.positions < weight.shape[axis]]), 0.0)
             layer.weight = nn.Parameter(weight, layer.get_parameter("weight").requires_grad)
 
 
 def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Removal]:
-    """What each layer loses where of each group the given units go. One removal a side, since positions are those of
-    the whole layer."""
+    """The removals if the given units of each group go; one for each side, with positions in the whole layer."""
     gone: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     cuts: dict[tuple[str, str], Cut] = {}
     for group, units in parts:

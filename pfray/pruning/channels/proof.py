@@ -1,8 +1,8 @@
-"""The proof, on numbers, that nothing else changes when channels are taken out of a model.
+"""The numerical proof that taking channels out of a model changes nothing else.
 
-Where no layer reads a channel any more, because all weights that do are 0, the outputs are the same with and without
-it. Both are computed, on random inputs, with the model's own weights and with random ones: some trained weights (a
-batch norm whose scale is 0) would hide a mistake.
+If all weights that read a channel are 0, the outputs are the same with and without the channel. Both are computed, on
+random inputs, with the model's own weights and with random ones, because some trained weights (a batch norm whose scale
+is 0) would hide a mistake.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pfray.nn.fx import tensors
 from pfray.nn.modes import evaluating
 from pfray.pruning.channels.layer_entries import Removal, mask, remove_entries
 
-# Largest difference that is taken for rounding, as a share of the largest output.
+# Largest difference that counts as rounding, as a share of the largest output.
 TOLERANCE = 1e-4
 
 
 @contextmanager
 def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Module]:
-    """The model, whose layers are put back afterwards. A copy of the whole model would take longer than its proof."""
+    """The model, whose layers are restored afterwards; copying the model would take longer than the proof."""
     layers = [model.get_submodule(name) for name in {removal.layer: None for removal in removals}]
     saved = [
         {**vars(layer), "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
@@ -43,11 +43,11 @@ def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Modu
 
 
 class Unprovable(Exception):
-    """Nothing can be proven of the model. The text says why, in plain words."""
+    """Nothing can be proven about the model. The text says why, in plain words."""
 
 
 class Failure(NamedTuple):
-    """Why a removal is refused: the forward pass ``fails``, or what it changes."""
+    """The reason why a removal is refused: the forward pass ``fails``, or the property that changes."""
 
     kind: Literal["fails", "shape", "values", "costs", "training"]
     detail: str = ""
@@ -56,7 +56,7 @@ class Failure(NamedTuple):
 class Proof:
     """Tries removals on copies of ``model``, on the CPU; the model stays as it is.
 
-    inputs: the example's; those of floating point are replaced by random ones of their shape. Raises Unprovable.
+    inputs: the example's; floating-point ones are replaced by random numbers of the same shape. Raises Unprovable.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -81,10 +81,10 @@ class Proof:
     def failure(
         self, removals: Sequence[Removal], *, drawn: bool, costs: Mapping[str, float] | None = None
     ) -> Failure | None:
-        """What is wrong with taking ``removals`` out; None where nothing is.
+        """The failure of taking ``removals`` out; None for a proven removal.
 
-        drawn: with random weights, not the model's own. costs: what the pruned model must cost, where this and the
-        training mode are to be tried too.
+        drawn: use random weights instead of the model's own. costs: expected costs of the pruned model; given, they and
+        the training mode are tried too.
         """
         model = self._with_weights(drawn)
         try:
@@ -109,7 +109,7 @@ class Proof:
         return self._training_failure(removals) if self._trains else None
 
     def _training_failure(self, removals: Sequence[Removal]) -> Failure | None:
-        """Some layers run in training only, or otherwise."""
+        """The failure in training mode, in which some layers run only then or differently."""
         model = copy.deepcopy(self.model).train()
         # Two samples, because batch norms cannot train on one.
         inputs = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in self.inputs]
@@ -134,12 +134,12 @@ class Proof:
 
 
 def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, dict[str, int]]:
-    """(multiply-adds of one forward pass, those of each module by name), counted as pfray.measure.evaluation does."""
+    """(multiply-adds of one forward pass, the same by module), counted as in pfray.measure.cost."""
     with FlopCounterMode(display=False) as counter, evaluating(model):
         model(*inputs)
     counts, root = counter.get_flop_counts(), type(model).__name__
     macs: dict[nn.Module, int] = defaultdict(int)
-    # A module with several names is counted under one of them.
+    # The counter counts a module with several names under one of them.
     for name, module in model.named_modules(remove_duplicate=False):
         macs[module] += sum(counts.get(f"{root}.{name}" if name else root, {}).values()) // 2
     return counter.get_total_flops() // 2, {name: macs[module] for name, module in model.named_modules()}
@@ -166,7 +166,7 @@ def _draw(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal but for rounding; nan is never the same."""
+    """True if the tensors are equal but for rounding; NaN is never equal."""
     if not first.is_floating_point():
         return torch.equal(first, second)
     return bool(((first - second).abs() <= TOLERANCE * first.abs().max()).all()) if first.numel() else True

@@ -1,4 +1,4 @@
-"""Channels taken out of a model: the units of each group that stay are all that has to be said."""
+"""Pruning a model to the units of each channel group that stay."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
     """Take channels out of ``model``, in place: the graph's own model or any copy of it.
 
     kept: the units that stay, by group; groups that are not named stay whole. Raises ValueError for an unknown group or
-    unit and where nothing would stay, UnsupportedModel where the model is not of the graph's structure.
+    unit and if no unit would stay, UnsupportedModel for a model of another structure than the graph's.
     """
     remove_entries(model, _planned(graph, kept))
 
 
 def kept_positions(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
-    """The positions that ``prune`` leaves, by (layer, side), of every side that loses some. Raises ValueError as it."""
+    """Positions that ``prune`` leaves, by (layer, side), for every side that loses some. Raises ValueError likewise."""
     gone = _planned(graph, kept)
     return {(own.layer, own.side): np.setdiff1d(np.arange(own.size), own.positions) for own in gone}
 
