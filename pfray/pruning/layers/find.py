@@ -1,4 +1,4 @@
-"""Which layers and blocks of a network can be taken out, proven on a copy. The notation is that of ``graph.py``."""
+"""Removable layers and blocks of a network, found and proven on a copy. Notation as in ``graph.py``."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pfray.pruning.layers.graph import Block, Layer, LayerGraph, remove_layers
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-# Modules and functions that give each channel from that channel alone.
+# Modules and functions that compute each channel from the same channel alone.
 BY_CHANNEL = (nn.BatchNorm2d, nn.BatchNorm1d, *ACTIVATIONS, *POOLINGS, nn.Dropout, nn.Identity, nn.Flatten)
 FUNCTIONS = {F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten, F.dropout,
              "relu", "relu_", "flatten", "view", "reshape"}  # fmt: skip
 
 
 def layer_graph(model: nn.Module, example: Tensor) -> LayerGraph:
-    """What can be taken out of ``model``, which stays as it is; proven on a copy.
+    """The layer graph of ``model``, proven on a copy.
 
-    example: one input ``(1, C, H, W)``. Raises UnsupportedModel where the forward pass cannot be followed.
+    example: one input ``(1, C, H, W)``. Raises UnsupportedModel if the forward pass cannot be traced.
     """
     model = copy.deepcopy(model).cpu().eval()
     example = example.cpu()
@@ -49,7 +49,7 @@ def layer_graph(model: nn.Module, example: Tensor) -> LayerGraph:
 
 
 def _shapes(model: nn.Module, example: Tensor) -> dict[str, list[tuple[torch.Size, torch.Size]]]:
-    """(input, output) shapes of every run of every module with one tensor in and one out."""
+    """(input, output) shapes of every run, by module; empty shapes for runs with several inputs or outputs."""
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
 
     def note(name: str, inputs: tuple[Any, ...], output: Any) -> None:
@@ -134,7 +134,8 @@ def _find(
 
 @dataclass(frozen=True)
 class _Way:
-    """path: the nodes between a layer and its readers. readers: layers. other: why they are not all that read it."""
+    """path: nodes between a layer and its readers. readers: indices of layers. other: why something else reads it too.
+    """
 
     path: tuple[fx.Node, ...]
     readers: tuple[int, ...]
@@ -162,7 +163,7 @@ def _way(start: fx.Node, model: nn.Module, number: dict[fx.Node, int]) -> _Way:
 
 
 def _reads_input(node: fx.Node, model: nn.Module) -> bool:
-    """Whether nothing but operations on single channels lies between the model's input and a layer."""
+    """True if only channelwise operations lie between the model's input and a layer."""
     before = node.all_input_nodes[0]
     while _by_channel(before, model):
         before = before.all_input_nodes[0]
@@ -194,7 +195,7 @@ def _obstacle(
     way: _Way,
     shapes: Sequence[tuple[torch.Size, torch.Size]],
 ) -> str | None:
-    """Why a layer has to stay; None where it can go."""
+    """Reason why a layer has to stay; None if it can go."""
     module, (read, given) = modules[index], shapes[0]
     if way.other or not way.readers:
         return way.other or "nothing reads what it gives"
@@ -219,7 +220,7 @@ def _blocks(
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]],
     names: Sequence[str],
 ) -> tuple[Block, ...]:
-    """The modules that hold an addition, run once, and give what they read in shape."""
+    """Modules that contain an addition, run once, and keep the shape of their input."""
     blocks: dict[str, Block] = {}
     for node in nodes:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -234,12 +235,12 @@ def _blocks(
 
 
 def _cheaper(found: LayerGraph) -> LayerGraph:
-    """Without the layers whose removal could raise a cost, because they narrow what the layers behind read."""
+    """The graph without layers whose removal could raise a cost, because they narrow the inputs of later layers."""
     layers, kept = list(found.layers), dict(found.kept)
     for index, layer in enumerate(found.layers):
         if not layer.removable:
             continue
-        # The most that it can be asked to hand on: all removable layers before it are out.
+        # The widest input that it may have to pass on: all removable layers before it are out.
         before = [other.name for other in layers[:index] if other.removable]
         for gone in ([], before):
             trial = LayerGraph(tuple(layers), found.blocks, found.constant)
@@ -254,7 +255,9 @@ def _cheaper(found: LayerGraph) -> LayerGraph:
 
 
 def _proven(model: nn.Module, example: Tensor, found: LayerGraph) -> LayerGraph:
-    """Without what fails: a forward pass of another shape, or costs that were not predicted."""
+    """The graph without layers and blocks whose removal fails, changes the output's shape or misses the predicted
+    costs.
+    """
     names = found.names
     if all(_works(model, example, found, gone) for gone in (names, names[::2], names[1::2])):
         return found

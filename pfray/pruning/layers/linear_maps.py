@@ -1,8 +1,8 @@
-"""What takes the place of a removed layer: the linear map nearest to it, multiplied into the layers that read it.
+"""Linear maps in place of removed layers, fitted by least squares and multiplied into the layers behind.
 
-Notation: a layer reads x ``(w,)`` at one place of its input, and the layers behind it read z ``(n,)`` there, which is
-about P x + b, by least squares over training inputs; W ``(O, n, K)`` are a reader's weights, K kernel positions. It
-gets W P, and its outputs the constant W b. Where several layers in a row go, their maps are multiplied.
+Notation: a layer reads x ``(w,)`` at one place of its input, and the layers behind it read z ``(n,)`` there, fitted as
+P x + b by least squares over training inputs. W ``(O, n, K)`` are a reader's weights, K kernel positions. The reader
+gets the weights W P, and its outputs the constant W b. The maps of several removed layers in a row are multiplied.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pfray.pruning.layers.graph import Layer, LayerGraph, behind_which, remove_l
 from pfray.pruning.reconstruction.least_squares import solve_regular
 from pfray.task import Task
 
-# Inputs walked at once, and the places of each feature map that P is fitted at.
+# Inputs in a batch, and places of each feature map that P is fitted at.
 BATCH = 100
 PLACES = 16
-# P stays as small as the inputs allow.
+# Keeps P small in directions that the inputs do not determine.
 RIDGE = 1e-2
 
 
 @dataclass
 class Maps:
-    """P ``(n, w)`` and b ``(n,)`` of every layer that can go; errors: of a layer or block, the share that is lost."""
+    """maps: P ``(n, w)`` and b ``(n,)`` by removable layer. errors: share of the variance lost, by layer or block."""
 
     found: LayerGraph
     maps: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def fit_maps(model: nn.Module, found: LayerGraph, task: Task, images: int) -> Ma
                 for name, layer in layers.items():
                     wanted = read[found.layers[layer.readers[0]].name]
                     given = _carry(layer, model, read[name])
-                    # Flattened feature maps hold the places of one channel next to each other.
+                    # Flattened feature maps hold all places of one channel side by side.
                     count = len(inputs)
                     x = given.reshape(count, read[name].shape[1], -1)
                     moments[name].add(*_rows(x, wanted.reshape(count, layer.channels, -1), generator))
@@ -79,7 +79,7 @@ def fit_maps(model: nn.Module, found: LayerGraph, task: Task, images: int) -> Ma
 
 
 def _carry(layer: Layer, model: nn.Module, x: Tensor) -> Tensor:
-    """What the layer's readers see of what it reads, once it is out: its stride and the poolings behind it."""
+    """The layer's input as its readers see it once it is out, after its stride and the poolings behind it."""
     if x.dim() == 4:
         x = x[:, :, :: layer.mover, :: layer.mover]
     for node in layer.path:
@@ -99,7 +99,9 @@ def _apply(node: fx.Node, model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _rows(given: Tensor, wanted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(N, w, places)`` and ``(N, n, places)`` to ``(R, w)`` and ``(R, n)``, the same random places of all samples."""
+    """Rows ``(R, w)`` and ``(R, n)`` of ``(N, w, places)`` and ``(N, n, places)`` at random places, equal for all
+    samples.
+    """
     places = given.shape[2]
     chosen = torch.randint(places, (min(places, PLACES),), generator=generator).to(given.device)
     x, z = (channels[:, :, chosen].movedim(1, 2).flatten(0, 1) for channels in (given, wanted))
@@ -119,7 +121,7 @@ class _Moments:
         self.xx, self.xz, self.zz = self.xx + x.T @ x, self.xz + x.T @ z, self.zz + z.square().sum()
 
     def solve(self) -> tuple[Tensor, Tensor, float]:
-        """(P, b, the share of z's variance that they leave)."""
+        """(P, b, unexplained share of z's variance)."""
         x, z = self.x / self.count, self.z / self.count
         squares = self.xx / self.count - torch.outer(x, x)
         products = self.xz / self.count - torch.outer(x, z)
@@ -131,7 +133,7 @@ class _Moments:
 
 @torch.no_grad()
 def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> None:
-    """Take the named layers and blocks out of ``model``, in place, their maps multiplied into what reads them."""
+    """Take the named layers and blocks out of ``model``, in place, and multiply their maps into their readers."""
     found, out = cache.found, cache.found.out(gone)
     weights: dict[int, tuple[Tensor, Tensor]] = {}
     for index in range(len(found.layers)):
@@ -152,7 +154,7 @@ def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> None:
 
 
 def _folded(model: nn.Module, cache: Maps, index: int, behind: list[int]) -> tuple[Tensor, Tensor]:
-    """(the weights of a layer for what is left to read, the constant ``(O,)`` that its outputs then lack)."""
+    """(weights of a layer for its new input, constant ``(O,)`` that has to be added to its outputs)."""
     layers = cache.found.layers
     weight = model.get_submodule(layers[index].name).get_parameter("weight").detach().double()
     outputs = len(weight)
