@@ -26,5 +26,5 @@ def with_timeout(seconds: float, action: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"no answer with_timeout {seconds:.0f} s")
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
     return results[0]

@@ -1,4 +1,4 @@
-"""An end to waiting."""
+"""Calls with a timeout: results and errors come through, and a slow call is left alone."""
 
 from __future__ import annotations
 
