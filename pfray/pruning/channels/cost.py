@@ -17,9 +17,9 @@ from pfray.pruning.channels.proof import Proof
 class CostTable:
     """The coefficients for L layers and G groups.
 
-    layers: the L names. each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear:
-    MACs and parameters per unit that depend on one side alone (depthwise convolutions, batch norms, biases), ``(2,
-    G)``. constant: the other MACs and parameters, ``(2,)``. single: for each layer whose weights depend on one side
+    layers: the L names. each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``.
+    linear: ``(2, G)``, MACs and parameters per unit that depend on one side alone (depthwise convolutions, batch norms,
+    biases). constant: ``(2,)``, the other MACs and parameters. single: for each layer whose weights depend on one side
     alone, ``(1 + G,)``: weights that always stay, and weights per unit of each group.
     """
 
