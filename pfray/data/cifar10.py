@@ -26,7 +26,7 @@ def build(
     """CIFAR-10 as 3x32x32 uint8 images.
 
     path: folder with the python pickles or with parquet files (train*.parquet, test*.parquet, columns image or img, and
-    label); without it the data set ``hub`` is downloaded. Either is decoded once into the cache folder.
+    label); without it the data set ``hub`` is downloaded. The images are decoded once into the cache folder.
     validation_size: images held out of the training files, stratified; the rest is cut to its first ``limit_train``.
     classes: only the images of these, numbered in this order; the sizes above count all classes.
     All splits are shuffled by ``split_seed``. Training batches are padded by 4, cropped and mirrored at random.
@@ -47,7 +47,7 @@ def build(
 
 
 def _find(folder: Path) -> dict[str, list[Path]]:
-    """The files of both parts in a folder, or in a folder in it, as archives and hub snapshots are unpacked."""
+    """Files of both parts in a folder or, as archives and hub snapshots are unpacked, in a folder in it."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Remedy: give data.path a folder with {FORMS}")
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):

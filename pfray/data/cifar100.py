@@ -49,7 +49,7 @@ def build(
     """CIFAR-100 as 3x32x32 uint8 images.
 
     path: folder with train*.parquet and test*.parquet, columns image or img, and fine_label; without it the data set
-    ``hub`` is downloaded. Either is decoded once into the cache folder. validation_size: images held out of the
+    ``hub`` is downloaded. The images are decoded once into the cache folder. validation_size: images held out of the
     training files, stratified. classes: only the images of these, numbered in this order. superclass: only the images
     of its five classes. Training batches are padded by 4, cropped and mirrored at random.
     Raises DataError for files that are missing or damaged, ConfigError for impossible sizes and unknown classes.

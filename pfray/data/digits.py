@@ -24,8 +24,8 @@ def build(
 ) -> Task:
     """Digits 0..9 as 1x32x32 uint8 images, enlarged from 8x8 by bilinear interpolation.
 
-    The fractions are of all 1,797 images; splits are stratified and shuffled by ``split_seed``. Training batches are
-    moved by up to 2 pixels. classes: only these digits, numbered in this order.
+    The fractions are of all 1,797 images; splits are stratified and shuffled by ``split_seed``. Training images are
+    shifted by up to 2 pixels. classes: only these digits, numbered in this order.
     Raises ConfigError for fractions that leave a split without some class, and for unknown classes.
     """
     chosen = None if classes is None else check_classes(classes, NAMES)
