@@ -81,12 +81,12 @@ def test_the_error_is_fed_back_and_decays_as_worked_by_hand(alone, monkeypatch):
 def test_noise_depends_on_step_and_parameter_alone_and_padding_sends_nothing_else(alone):
     parameters = {"a": torch.zeros(3, 5), "b": torch.zeros(8)}
     exchange = error_compensated.Ecq(parameters, bits=2, group_size=8, compensation=0.2, decay=0.9, seed=3)
-    drawn = exchange._noise(0, parameters["a"])
+    drawn = exchange.noise(0, parameters["a"])
     assert drawn.shape == (2, 8)
-    assert torch.equal(drawn, exchange._noise(0, parameters["a"]))
-    assert not torch.equal(drawn, exchange._noise(1, parameters["a"]))
+    assert torch.equal(drawn, exchange.noise(0, parameters["a"]))
+    assert not torch.equal(drawn, exchange.noise(1, parameters["a"]))
     kept = exchange.state_dict()
     exchange.step = 1
-    assert not torch.equal(drawn, exchange._noise(0, parameters["a"]))
+    assert not torch.equal(drawn, exchange.noise(0, parameters["a"]))
     exchange.load_state_dict(kept)
-    assert torch.equal(drawn, exchange._noise(0, parameters["a"]))
+    assert torch.equal(drawn, exchange.noise(0, parameters["a"]))

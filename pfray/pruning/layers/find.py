@@ -246,8 +246,8 @@ def _cheaper(found: LayerGraph) -> LayerGraph:
             trial = LayerGraph(tuple(layers), found.blocks, found.constant)
             with_it, without = trial.costs(gone), trial.costs([*gone, layer.name])
             widths = trial.widths(trial.out(gone))
-            dear = any(without[unit] >= with_it[unit] for unit in with_it)
-            if dear or (len(layer.readers) > 1 and widths[index] > layer.channels):
+            costlier = any(without[unit] >= with_it[unit] for unit in with_it)
+            if costlier or (len(layer.readers) > 1 and widths[index] > layer.channels):
                 layers[index] = replace(layer, removable=False)
                 kept[layer.name] = "without it the layers behind it would cost more than it does"
                 break
