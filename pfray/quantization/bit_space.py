@@ -68,7 +68,7 @@ class BitSettings:
         if self.min_bits >= self.max_bits:
             raise ValueError(f"min_bits is {self.min_bits} and max_bits is {self.max_bits}; min_bits must be below")
         if self.delay and self.activation_bits is None:
-            raise ValueError(f"delay is {self.delay} and activation_bits is null; it delays the rounding of activations. "
+            raise ValueError(f"delay is {self.delay} and activation_bits is null, so there is nothing to delay. "
                              "Remedy: activation_bits=8, or delay=0")  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def bucket(parameter: torch.Tensor, gradient: list[float]) -> SimpleNamespace:
 def test_the_error_is_fed_back_and_decays_as_worked_by_hand(alone, monkeypatch):
     parameter = torch.zeros(4)
     exchange = error_compensated.Ecq({"w": parameter}, bits=2, group_size=4, compensation=0.5, decay=0.8, seed=0)
-    monkeypatch.setattr(exchange, "_noise", lambda index, values: torch.full((1, 4), 0.5))
+    monkeypatch.setattr(exchange, "noise", lambda index, values: torch.full((1, 4), 0.5))
     # The levels are -1, 0 and 1, and half is rounded up.
     first = exchange.send(bucket(parameter, [1.0, 0.5, -0.25, 0.0])).wait()
     assert first.tolist() == [1.0, 1.0, 0.0, 0.0]
