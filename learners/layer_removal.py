@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from learners import filter_ranked
 from pfray.errors import UnsupportedModel
 from pfray.learner.trainable import Learner
-from pfray.measure.cost import once_for_structure, stored_bytes
+from pfray.measure.cost import stored_bytes
 from pfray.nn.layers import without_skipped
+from pfray.nn.structure_cache import once_for_structure
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.importance import Ranking, keep_highest
 from pfray.pruning.layers.find import layer_graph

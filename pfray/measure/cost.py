@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,22 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pfray.errors import UnsupportedModel, first_line
 from pfray.nn.modes import evaluating, evaluation_mode
 
-T = TypeVar("T")
-
 FLOAT_BITS = 32
-
-
-def once_for_structure(
-    known: WeakKeyDictionary[nn.Module, tuple[Any, T]], model: nn.Module, example: Tensor, find: Callable[..., T]
-) -> T:
-    """``find(model, example)``, cached by model object until its structure or the example's shape changes.
-
-    known: the cache, for all models.
-    """
-    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
-    if model not in known or known[model][0] != shapes:
-        known[model] = shapes, find(model, example)
-    return known[model][1]
 
 
 def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import nn
 
 from pfray.errors import ConfigError, UnsupportedModel
-from pfray.measure.cost import once_for_structure, stored_bytes
+from pfray.measure.cost import stored_bytes
 from pfray.nn.layers import without_skipped
+from pfray.nn.structure_cache import once_for_structure
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph
 from pfray.pruning.channels.prune import prune
 from pfray.space import CompressionSpace, Knob, Plan
