@@ -255,9 +255,7 @@ def _cheaper(found: LayerGraph) -> LayerGraph:
 
 
 def _proven(model: nn.Module, example: Tensor, found: LayerGraph) -> LayerGraph:
-    """The graph without layers and blocks whose removal fails, changes the output's shape or misses the predicted
-    costs.
-    """
+    """The graph without layers and blocks whose removal fails, changes the output's shape or mispredicts costs."""
     names = found.names
     if all(_works(model, example, found, gone) for gone in (names, names[::2], names[1::2])):
         return found

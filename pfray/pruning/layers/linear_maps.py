@@ -99,9 +99,7 @@ def _apply(node: fx.Node, model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _rows(given: Tensor, wanted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows ``(R, w)`` and ``(R, n)`` of ``(N, w, places)`` and ``(N, n, places)`` at random places, equal for all
-    samples.
-    """
+    """Rows ``(R, w)``, ``(R, n)`` of ``(N, w, places)``, ``(N, n, places)`` at random places, the same for all N."""
     places = given.shape[2]
     chosen = torch.randint(places, (min(places, PLACES),), generator=generator).to(given.device)
     x, z = (channels[:, :, chosen].movedim(1, 2).flatten(0, 1) for channels in (given, wanted))
