@@ -32,7 +32,7 @@ from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.granularity import bucket_count, check_finite
 from pfray.quantization.pt2e import int8_model
 from pfray.quantization.pt2e.int8_model import Int8Model
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.space import CompressionSpace, Plan
 from pfray.task import example_input
 
@@ -85,7 +85,7 @@ class LitertQuant(Algorithm):
         return foldable_norms(self.model, example_input(self.task, self.device))
 
     @cached_property
-    def lattices(self) -> dict[str, Lattice]:
+    def levels(self) -> dict[str, QParams]:
         """Levels of the folded weights. Raises WeightsError for weights that are not finite."""
         whole, found = folded(self.model, self.norms), {}
         for name in self.names:
@@ -93,7 +93,7 @@ class LitertQuant(Algorithm):
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
             low, step = affine.fit(weight, BITS, count, symmetric=True, method="min_max")
-            found[name] = Lattice(BITS, low, step)
+            found[name] = QParams(BITS, low, step)
         return found
 
     @cached_property
@@ -106,8 +106,8 @@ class LitertQuant(Algorithm):
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's weight in 8 bits; nothing where it stays float."""
-        lattices = {name: [own] for name, own in self.lattices.items()}
-        curves = bit_space.error_curves(self.model, self.task, self.norms, lattices)
+        levels = {name: [own] for name, own in self.levels.items()}
+        curves = bit_space.error_curves(self.model, self.task, self.norms, levels)
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
@@ -115,8 +115,8 @@ class LitertQuant(Algorithm):
         model = copy.deepcopy(self.model)
         fold(model, self.norms)
         for name, width in plan.items():
-            if width == BITS and name in self.lattices:  # not where an earlier learner has taken the layer out
-                qparams.attach(model.get_submodule(name), self.lattices[name])
+            if width == BITS and name in self.levels:  # not where an earlier learner has taken the layer out
+                qparams.attach(model.get_submodule(name), self.levels[name])
                 activations.attach(model.get_submodule(name), *self.inputs[name], BITS)
         return Compressed(model, with_delays(model, None, self.settings.delay) if steps else None)
 

@@ -21,7 +21,7 @@ from pfray.quantization import bit_space, codebook
 from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.quantization.codebook import Codebook
 from pfray.quantization.granularity import Buckets
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
 
@@ -90,7 +90,7 @@ class MovingCodewords(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings) -> Lattice:
+def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings) -> QParams:
     """The codebooks of a weight in ``count`` buckets. information: of each weight, for ``weighted`` codebooks.
 
     Its square root is what counts: of a mean over few images the largest values are chance for the most part. On
@@ -98,5 +98,5 @@ def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None
     """
     if settings.codebook == "weighted":
         assert information is not None
-        return Lattice(bits, codebook=codebook.fit(weight, bits, count, importance=information.sqrt()))
-    return Lattice(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))
+        return QParams(bits, codebook=codebook.fit(weight, bits, count, importance=information.sqrt()))
+    return QParams(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))

@@ -157,7 +157,11 @@ def _compress(
             for name, measurement in measured.items():
                 events.final(name, measurement)
             events.close()
-        exported = finalize.export_model(models["compressed"], teacher, task, experiment.export, run_folder, progress)
+        export = experiment.export
+        exported = finalize.export_model(
+            models["compressed"], teacher, task, run_folder, progress,
+            tflite=export.tflite, images=export.images, rounds=export.rounds,
+        )  # fmt: skip
         if exported is not None:
             for name, key in (("compressed", "latency_ms"), ("teacher", "teacher_latency_ms")):
                 measured[name] = replace(measured[name], latency_ms=exported[key])

@@ -20,7 +20,7 @@ from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, first_line
 from pfray.reporting.progress import Progress
 from pfray.utils import command
 from pfray.utils.quiet import mute_stderr
-from pfray.utils.timeout import within
+from pfray.utils.timeout import with_timeout
 from pfray.utils.url import check_address
 
 # Seconds for a cluster to answer.
@@ -103,7 +103,7 @@ def reach(address: str | None) -> str | None:
         access.show_token()  # as Ray does for a cluster that nobody named
     try:
         with mute_stderr():  # Ray itself warns of another token
-            found = within(PATIENCE, lambda: _versions(address))
+            found = with_timeout(PATIENCE, lambda: _versions(address))
     except AuthenticationError:
         raise ClusterError(f"{which} wants another token. {TOKEN_REMEDY}{otherwise}") from None
     except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError) as error:

@@ -29,7 +29,7 @@ from typing import Any
 
 from pfray.errors import RunExists, StorageError, short
 from pfray.storage.remote import Bucket
-from pfray.utils.timeout import within
+from pfray.utils.timeout import with_timeout
 
 # Seconds for a store to answer at all.
 PATIENCE = 20.0
@@ -84,7 +84,7 @@ class Lease:
         """Raises RunExists where another owner gives signs of life, StorageError where the store does not answer."""
         started = self.clock()
         try:
-            found = within(PATIENCE, self._create)
+            found = with_timeout(PATIENCE, self._create)
         except TimeoutError as error:
             raise StorageError(f"{self.bucket.url}: {error}. Remedy: check the address and the network") from error
         if found is not None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfray.data import cifar10
+from pfray.data import _parquet, cifar10
 from pfray.data._track import track
 from pfray.errors import ConfigError, DataError, StorageError
 from pfray.utils import cache
@@ -146,7 +146,7 @@ def test_augmentation_crops_and_mirrors_within_the_batch_type(parquet: Path) -> 
 
 def test_the_second_load_reads_the_cache_and_not_the_images(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cifar10.build(path=str(parquet), **SMALL)
-    monkeypatch.setattr(cifar10, "_read_file", lambda file: pytest.fail(f"{file} was decoded again"))
+    monkeypatch.setattr(_parquet, "read_file", lambda file, size: pytest.fail(f"{file} was decoded again"))
     assert cifar10.build(path=str(parquet), **SMALL).fingerprint() == first.fingerprint()
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pfray.export.tflite import convert
 from pfray.nn.fx import tensors
 from pfray.pruning.channels import dependency
-from pfray.pruning.channels.graph import channel_graph, prune
+from pfray.pruning.channels.graph import channel_graph
+from pfray.pruning.channels.prune import prune
 from tests.zoo import ZOO, Example
 from tests.zoo.pruning import built, check_plan, draw, outputs
 

@@ -1,8 +1,8 @@
 """RemovalEnv: one episode is one student, one step decides a layer of the teacher: 0 removes it, 1 keeps it.
 
-The decisions of N2N (Ashok et al. 2018, "N2N learning", section 3.1) and of Pahwa et al. 2019, who describe a layer by
-(t, k, s, p, n, s_start, s_end): type, kernel, stride, padding, outputs, and where the shortcut around it starts and
-ends. A space with knobs of other kinds is walked as well: an action is then one of ``levels`` places of a knob's range.
+The decisions are those of N2N (Ashok et al. 2018, "N2N learning", section 3.1) and of Pahwa et al. 2019. A layer is
+described by (t, k, s, p, n, s_start, s_end): type, kernel, stride, padding, outputs, start and end of the shortcut
+around it. Spaces with other knobs work as well: an action is then one of ``levels`` positions on a knob's range.
 
 Notation: L knobs, in order; A actions; a knob's position is 0 at its most compressed end (removed) .. 1 (kept).
 """
@@ -15,11 +15,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
 
+from envs._problem import Problem, check_open, problem
 from pfray.space import CompressionSpace, Knob, Limits, Plan, keeps_limits
 
-# What the facts of a knob are measured from and divided by: the same in all spaces, so that policies transfer.
+# (origin, scale) of a knob's facts, the same in all spaces, so that policies transfer.
 SCALES = {"type": (0.0, 3.0), "kernel": (3.0, 4.0), "stride": (1.0, 1.0), "padding": (1.0, 2.0)}
 REMOVAL = (0.0, 1.0)
 
@@ -27,15 +27,13 @@ REMOVAL = (0.0, 1.0)
 class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
     """Decide layer by layer what stays; the reward is 0 until the last step, then ``evaluate(plan)``.
 
-    space, target, evaluate: what to decide, the limits by unit that every plan keeps, and the reward of a whole plan;
-        none of the three gives a toy teacher, of whose layers it is known which are useless: ``optimum`` is the best
-        plan and its reward.
+    space, target, evaluate: see ``Problem``; without them a toy teacher with a known ``optimum``.
     levels: actions for a knob that has no choices, or more of them than this.
 
-    ``action_mask`` in the info of ``reset`` and ``step`` is 1, ``(A,)``, for the actions allowed next. Not allowed is
-    what would leave the target out of reach, removing what went with the block around it, and removing every layer.
-    Such an action is no mistake: the nearest allowed one takes its place, and is given as ``action``; of two as near
-    the one that keeps more. After the last step ``plan`` is in the info as well.
+    ``action_mask``, ``(A,)``, in the info of ``reset`` and ``step`` is 1 for the actions allowed next. Forbidden are
+    actions that put the target out of reach, remove a layer inside a removed block, or remove every layer. A forbidden
+    action is no mistake: the nearest allowed one is executed (of two equally near the one that keeps more) and given as
+    ``action``. After the last step ``plan`` is in the info as well.
 
     The observation ``(F + 2,)``, within -1..1: the row of ``descriptions`` ``(L, F)`` of the layer to decide, the share
     of steps done, and the last executed position. After the last step the row is 0.
@@ -53,14 +51,10 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         levels: int = 5,
         render_mode: str | None = None,
     ) -> None:
-        self.optimum: tuple[Plan, float] | None = None
-        if space is None and target is None and evaluate is None:
-            space, target, evaluate, self.optimum = toy()
-        if space is None or target is None or evaluate is None:
-            raise ValueError("RemovalEnv wants space, target and evaluate, or none of them for the toy teacher")
-        if not len(space) or levels < 2:
-            raise ValueError(f"RemovalEnv wants knobs and 2 levels or more, not {len(space)} knobs and {levels} levels")
-        self.space, self.target, self.evaluate, self.render_mode = space, dict(target), evaluate, render_mode
+        self.space, self.target, self.evaluate, self.optimum = problem("RemovalEnv", space, target, evaluate, toy)
+        space, self.render_mode = self.space, render_mode
+        if levels < 2:
+            raise ValueError(f"RemovalEnv wants 2 levels or more, not {levels} levels")
         space.uniform(self.target)  # raises InfeasibleTarget with the reachable range
         self._positions = [_positions(knob, levels) for knob in space.knobs]
         self._actions = max(len(own) for own in self._positions)
@@ -74,7 +68,7 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.action_space = gymnasium.spaces.Discrete(self._actions)
 
     def action_for(self, position: float) -> int:
-        """The action that takes the present knob nearest to ``position``: with it, any plan can be replayed."""
+        """The action that takes the present knob nearest to ``position``; with it any plan can be replayed."""
         return int(np.abs(self._positions[self._step] - position).argmin())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -83,8 +77,7 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._observe(), {"action_mask": self._mask}
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._step == len(self.space):
-            raise ResetNeeded("this episode is over. Remedy: call reset first")
+        check_open(self._step, self.space)
         if not 0 <= int(action) < self._actions:
             raise ValueError(f"an action is a whole number from 0 to {self._actions - 1}, not {action}")
         allowed = np.flatnonzero(self._mask)
@@ -100,7 +93,7 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._observe(), reward, over, False, info
 
     def _begin(self) -> None:
-        # What is decided, with the rest at its most compressed end.
+        # The decided positions, with all others at the most compressed end.
         self._decided = np.zeros(len(self.space))
         self._step = 0
         self._mask = self._allowed()
@@ -114,14 +107,14 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
             trial = self._decided.copy()
             trial[self._step] = position
             mask[action] = keeps_limits(self.space.costs_at(trial), self.target)
-        # At its most compressed end a knob always leaves the target within reach.
+        # The most compressed end always keeps the target reachable.
         mask[0] = 1
         if mask[1 : len(own)].any() and (self._gone_already() or self._last_hope()):
             mask[0] = 0
         return mask
 
     def _gone_already(self) -> bool:
-        """Whether the block around the layer is removed: there is nothing left to remove, and one plan is enough."""
+        """True if the block around the layer is removed: both actions would give the same network."""
         block = int(self.space.knobs[self._step].facts.get("block", 0))
         return bool(block) and self._decided[block - 1] == 0
 
@@ -137,7 +130,7 @@ class RemovalEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 
 def _positions(knob: Knob, levels: int) -> np.ndarray:
-    """The positions that the actions of a knob lead to, rising from 0 to 1."""
+    """Positions of a knob's actions, rising from 0 to 1."""
     if not knob.choices:
         return np.linspace(0.0, 1.0, levels)
     single = CompressionSpace((knob,), lambda _: {})
@@ -147,8 +140,10 @@ def _positions(knob: Knob, levels: int) -> np.ndarray:
 
 
 def describe(space: CompressionSpace) -> np.ndarray:
-    """``(L, F)`` within -1..1: (t, k, s, p, n, s_start, s_end), whether a block is around it that can go, its place,
-    the logarithms of its parameters and MACs over the largest, whether it is a searched setting. What is unknown is 0.
+    """Descriptions ``(L, F)`` of the knobs, within -1..1; unknown facts are 0.
+
+    (t, k, s, p, n, s_start, s_end), 1 inside a removable block, the index over L, the logarithms of parameters and MACs
+    over the largest, 1 for a searched setting.
     """
     depth = max((knob.facts.get("skip_end", 0.0) for knob in space.knobs), default=0.0) or 1.0
     most = {unit: max((knob.facts.get(unit, 0.0) for knob in space.knobs), default=0.0) for unit in ("params", "macs")}
@@ -164,11 +159,11 @@ def describe(space: CompressionSpace) -> np.ndarray:
     return np.clip(np.array(rows), -1.0, 1.0)
 
 
-def toy(stages: int = 4) -> tuple[CompressionSpace, Limits, Callable[[Plan], float], tuple[Plan, float]]:
+def toy(stages: int = 4) -> Problem:
     """A teacher of three layers a stage, of which only the first, with stride 2, does anything.
 
-    Returns (space, target, evaluate, (best plan, its reward)). Without a layer that does something half of the accuracy
-    A is gone. The reward is N2N's, C (2 - C) A, with C the share of the parameters that are removed.
+    Each useful layer that is removed halves the accuracy A. The reward is N2N's, C (2 - C) A, with C the share of the
+    parameters that are removed.
     """
     knobs, sizes = [], []
     for stage in range(stages):
@@ -188,4 +183,4 @@ def toy(stages: int = 4) -> tuple[CompressionSpace, Limits, Callable[[Plan], flo
         return float(saved * (2 - saved) * 0.5 ** (useful & (kept < 0.5)).sum())
 
     best = dict(zip(space.names, useful.astype(float).tolist(), strict=True))
-    return space, {"params": float(0.9 * weights.sum())}, evaluate, (best, evaluate(best))
+    return Problem(space, {"params": float(0.9 * weights.sum())}, evaluate, (best, evaluate(best)))

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from envs.removal import RemovalEnv, toy
+from envs.layer_removal import RemovalEnv, toy
 from pfray.errors import InfeasibleTarget
 from pfray.space import CompressionSpace, Knob, Plan
 
