@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 # Seconds for an address to answer.
-PATIENCE = 10
+ANSWER_TIMEOUT = 10
 # What a working directory holds that no job needs; what .gitignore names stays behind too.
 LEFT_BEHIND = [".git", ".venv*", "runs", "**/__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"]
 # Seconds for a cluster that was just started to be able to start jobs, and between two questions whether it is.
@@ -45,7 +45,7 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         # A refusal is an answer too; what it says is the client's to tell.
         with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=PATIENCE).close()
+            urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=ANSWER_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"--address: no job server answers at {address!r} ({first_line(error)}). Remedy: the address of the "

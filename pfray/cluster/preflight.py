@@ -20,7 +20,7 @@ from pfray.errors import ClusterError, StorageError, first_line
 from pfray.task import Task
 
 # Seconds to wait for the machines' answers; one that takes longer to start a process is left to prove itself.
-PATIENCE = 25.0
+ANSWER_TIMEOUT = 25.0
 
 
 def check_nodes(task: Task, used: Any, folder: Path) -> None:
@@ -51,7 +51,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
             ).remote(pickled, str(mark)): node["NodeManagerAddress"]
             for node in others
         }
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_TIMEOUT)
         lacking = {asked[answer]: problem for answer in ready if (problem := _answer(answer))}
     finally:
         with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ from pfray.storage.remote import Bucket
 from pfray.utils.timeout import within
 
 # Seconds for a store to answer at all.
-PATIENCE = 20.0
+ANSWER_TIMEOUT = 20.0
 # Seconds between two signs of life of an owner, for how long one counts, for how long a lock is watched for another
 # one before it is taken over, and from then until it is.
 BEAT, HOLD, WATCH, SETTLE = 5.0, 10.0, 23.0, 2.0
@@ -84,7 +84,7 @@ class Lease:
         """Raises RunExists where another owner gives signs of life, StorageError where the store does not answer."""
         started = self.clock()
         try:
-            found = within(PATIENCE, self._create)
+            found = within(ANSWER_TIMEOUT, self._create)
         except TimeoutError as error:
             raise StorageError(f"{self.bucket.url}: {error}. Remedy: check the address and the network") from error
         if found is not None:
@@ -206,4 +206,4 @@ def repeated(seconds: float, action: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(PATIENCE)
+        thread.join(ANSWER_TIMEOUT)

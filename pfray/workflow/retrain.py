@@ -24,13 +24,12 @@ from pfray.errors import StorageError
 from pfray.learner.build import build_compressed, finishes, restored, untrained
 from pfray.learner.context import Job, updated
 from pfray.learner.trainable import Learner
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
 from pfray.space import Plan
+from pfray.storage.run_folder import RunFolder
 from pfray.training.settings import Distributed
 from pfray.utils.cache import content_key, load_tensors, save_tensors
 from pfray.workflow.launch import finish, retrain, run_together
-
-EpochCallback = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,11 @@ def links(name: str, learner: type[Learner], job: Job, plan: Plan) -> list[Link]
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where and with what trainings run: Ray resources, the run folder, what to call after each epoch."""
+    """Where and with what trainings run: Ray resources, the run folder, who is told of each epoch."""
 
     resources: Resources
-    folder: Path
-    progress: Progress
-    on_epoch: EpochCallback
+    run: RunFolder
+    observers: Observers
     distributed: Distributed = field(default_factory=Distributed)
 
     def train(self, learner: type[Learner], job: Job, plans: dict[str, Plan]) -> dict[str, nn.Module]:
@@ -112,7 +110,7 @@ class Trainer:
                 at_once = min(at_once, max(1, ray_cluster.total("GPU") // self.resources.workers))
             total = sum(epochs for name in missing for link in wanted[name] for _, _, epochs in link.stages())
             names = " and ".join(", ".join(missing).rsplit(", ", 1))
-            with self.progress.stage(f"train {names}", total=total) as stage:
+            with self.observers.stage(f"train {names}", total=total) as stage:
                 epochs_done = dict.fromkeys(missing, 0)
                 reference = ray.put(job)  # one for all, where no learner comes before another
 
@@ -120,7 +118,7 @@ class Trainer:
                     def show(label: str, epoch: int, loss: float, earlier: int) -> None:
                         epochs_done[name] = earlier + epoch
                         stage.update(sum(epochs_done.values()), f"{label}: loss {loss:.4f}")
-                        self.on_epoch(label, epoch, loss)
+                        self.observers.epoch_done(label, epoch, loss)
 
                     earlier, model = 0, None
                     for link in wanted[name]:
@@ -133,7 +131,7 @@ class Trainer:
 
                 run_together([partial(train_one, name) for name in missing], at_once)
         trained = all(link.trains for row in wanted.values() for link in row)
-        with contextlib.nullcontext() if trained else self.progress.stage("compress without training"):
+        with contextlib.nullcontext() if trained else self.observers.stage("compress without training"):
             built = {name: self._build(row) for name, row in wanted.items()}
         return {name: built[same[name]] for name in plans}
 
@@ -158,7 +156,7 @@ class Trainer:
                     show(label, epoch, loss, earlier)
 
                 state = self._train_stage(link, reference, label, plan, epochs, before, at_once, on_epoch)
-                save_tensors(self._done(label), state, link.keys()[label])
+                save_tensors(self.run.trained(label), state, link.keys()[label])
             earlier += epochs
             before = (plan, ray.put(state))
         return earlier
@@ -179,7 +177,7 @@ class Trainer:
         gpus = 1 if self.resources.trial.gpu else 0
         start = None
         if finishes(link.learner):
-            path = self.folder / "training" / f"{name}.start.safetensors"
+            path = self.run.start(name)
             start = self._read(path, link.keys()[name])
             if start is None:
                 start = finish(link.learner, reference, plan, before, cpus, gpus)
@@ -192,7 +190,7 @@ class Trainer:
             link.learner,
             reference,
             plan,
-            self.folder / "training" / name,
+            self.run.training(name),
             start=None if start is None else ray.put(start),
             made_from=link.keys()[name],
             workers=self.resources.workers,
@@ -214,7 +212,8 @@ class Trainer:
         if link.trains:
             state = self._kept(link, link.name)
             if state is None:
-                raise StorageError(f"{self._done(link.name)} was damaged meanwhile. Remedy: continue with --resume")
+                damaged = self.run.trained(link.name)
+                raise StorageError(f"{damaged} was damaged meanwhile. Remedy: continue with --resume")
         if finishes(link.learner):
             assert state is not None
             return restored(link.learner, link.job, link.plan, state, torch.device("cpu"))
@@ -230,7 +229,7 @@ class Trainer:
 
     def _kept(self, link: Link, stage: str) -> dict[str, torch.Tensor] | None:
         """The state that the stage ended with; None where it has to be made."""
-        return self._read(self._done(stage), link.keys()[stage])
+        return self._read(self.run.trained(stage), link.keys()[stage])
 
     def _read(self, path: Path, made_from: str) -> dict[str, torch.Tensor] | None:
         state = load_tensors(path, made_from)
@@ -238,6 +237,3 @@ class Trainer:
             logging.getLogger("pfray").warning("%s is damaged or of another plan; it is made again", path)
             path.unlink()
         return state
-
-    def _done(self, name: str) -> Path:
-        return self.folder / "training" / f"{name}.safetensors"
