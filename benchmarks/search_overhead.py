@@ -109,19 +109,15 @@ def seconds_alone(raw: dict[str, Any], plan: dict[str, Any]) -> float:
     import torch
 
     from pfray.config import schema
-    from pfray.learner.context import Job
     from pfray.learner.scoring import Scorer
-    from pfray.reporting.progress import Progress
+    from pfray.reporting.observers import Observers
     from pfray.workflow import setup
 
     settings = schema.Experiment.model_validate(raw)
-    start = setup.load(settings, Progress())
+    start = setup.load(settings, Observers())
     torch.set_num_threads(settings.resources.trial.cpu)
-    job = Job(
-        start.task, start.model, start.parts.learner_settings, settings.finetune, settings.distill, settings.search,
-        settings.seed, settings.resources.precision, start.objective,
-    )  # fmt: skip
-    scorer = Scorer(start.parts.learner, job, torch.device("cpu"))
+    job = setup.make_job(settings, start, start.model)
+    scorer = Scorer(start.components.learner, job, torch.device("cpu"))
     times = []
     for _ in range(1 + ALONE_REPEATS):
         began = time.perf_counter()

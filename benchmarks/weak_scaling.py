@@ -55,10 +55,10 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
     """(records of the trials, the driver's processor seconds a trial) of one search."""
     import ray
 
-    from benchmarks.sleeping_trial import Sleeping
+    from benchmarks.sleeping_trial import Sleeping, SleepingJob
     from benchmarks.suggestions import make_space
     from pfray.config.sections import Resources, Search
-    from pfray.reporting.progress import Progress
+    from pfray.reporting.observers import Observers
     from pfray.search.random import Random, Settings
     from pfray.workflow.trials import run_trials
 
@@ -72,9 +72,9 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
         ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             searcher = Random(space, limits, Settings(), trials=trials, folder=folder / "search")
-            job: Any = {"seconds": options.seconds, "parallel": parallel, "folder": str(folder / "workers")}
+            job: Any = SleepingJob(options.seconds, parallel, str(folder / "workers"), Search())
             began = time.process_time()
-            run_trials(Sleeping, job, searcher, Search(), Resources(parallel=parallel), folder, Progress(), None)  # type: ignore[arg-type]
+            run_trials(Sleeping, job, searcher, Resources(parallel=parallel), folder / "tune" / "search", Observers())  # type: ignore[arg-type]
             spent = time.process_time() - began
         finally:
             ray.shutdown()

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _help(program: str) -> str:
     commands = "\n".join(f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items())
     return (
-        f"usage: {program} COMMAND ...\n\nCompress trained PyTorch models, searched on Ray.\n\ncommands:\n{commands}\n\n"
+        f"usage: {program} COMMAND ...\n\nCompress trained PyTorch models, searched on Ray.\n\n"
+        f"commands:\n{commands}\n\n"
         f"examples:\n  {program} run experiments/mobilenet_sparse.yaml\n  {program} run --help"
     )
 

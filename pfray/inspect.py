@@ -96,7 +96,9 @@ def _layers(group: ChannelGroup) -> str:
     return ", ".join(names[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.inspect", console: Console | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m pfray.inspect", console: Console | None = None
+) -> int:
     """Returns the exit code: 0, 2 for a wrong request, 1 for another failure."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     return command.run_command(partial(_main, given, program, console), given)

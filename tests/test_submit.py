@@ -177,8 +177,8 @@ def test_an_address_where_nobody_is_or_nobody_answers_is_an_error(folder, capsys
         assert main(["first.yaml", "--address", address]) == 1
         assert f"no job server answers at '{address}'" in capsys.readouterr().err
         silent.listen()
-        assert jobs.PATIENCE <= 30
-        monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+        assert jobs.ANSWER_TIMEOUT <= 30
+        monkeypatch.setattr(jobs, "ANSWER_TIMEOUT", 0.1)
         assert main(["first.yaml", "--address", address]) == 1
         assert "timed out" in capsys.readouterr().err
     assert main(["first.yaml", "--address", "nonsense"]) == 1

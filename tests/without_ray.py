@@ -28,9 +28,10 @@ def without_ray() -> Iterator[list[str]]:
         return launch._work_alone(config, cpus)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_cluster, "ray_session", lambda *_: contextlib.nullcontext())
+        patch.setattr(ray_cluster, "ray_session", lambda *_, **__: contextlib.nullcontext())
+        patch.setattr(ray_cluster, "check_room", lambda *_: None)
         patch.setattr(preflight, "check_nodes", lambda *_: None)
-        patch.setattr(prometheus, "Metrics", MagicMock())
+        patch.setattr(prometheus, "Prometheus", MagicMock())
         patch.setattr(trials, "run_trials", _run_trials)
         patch.setattr(ray_cluster, "total", lambda kind: 1)
         patch.setattr(ray_cluster, "processors_per_worker", lambda workers: 1)

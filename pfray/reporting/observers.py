@@ -38,7 +38,7 @@ class SearchState:
 
 
 class Observer:
-    """Base of all observers. Every method does nothing; all are called in the driver, ``epoch_done`` from any thread."""
+    """Base of all observers; its methods do nothing. All are called in the driver, ``epoch_done`` from any thread."""
 
     def stage_started(self, stage: str, total: int | None) -> None:
         """total: units of work in the stage, where that is known."""

@@ -30,7 +30,7 @@ def start(arguments: list[str], **keywords: object) -> subprocess.Popen:
 
 def code(text: str, *arguments: str, **keywords: object) -> tuple[int, str]:
     """(exit code, stderr) of a program that begins as pfray's do."""
-    begun = f"import os, signal, sys\nfrom pfray import command\ncommand.begin('Then this')\n{text}"
+    begun = f"import os, signal, sys\nfrom pfray.utils import command\ncommand.begin('Then this')\n{text}"
     process = start(["-c", begun, *arguments], **{"cwd": ROOT, **keywords})
     errors = process.communicate(timeout=300)[1].decode()
     return process.returncode, errors
@@ -94,7 +94,7 @@ def test_a_fork_dies_of_sigterm_as_any_process_does():
 
 def test_ctrl_c_stays_ignored_where_the_shell_has_it_so():
     process = subprocess.run(
-        [sys.executable, "-c", "import os, signal\nfrom pfray import command\ncommand.begin()\n"
+        [sys.executable, "-c", "import os, signal\nfrom pfray.utils import command\ncommand.begin()\n"
          "os.kill(os.getpid(), signal.SIGINT)"],
         cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), timeout=300, check=False,
     )  # fmt: skip
@@ -161,9 +161,11 @@ def test_errors_become_exit_codes_and_faults_of_ours_stay_tracebacks(capsys):
 
 
 def test_a_run_goes_on_with_the_arguments_it_had():
-    assert resume_hint(["a b.yaml", "--force", "search.trials=3"]) == (
-        "Continue with: python -m pfray.run 'a b.yaml' search.trials=3 --resume"
+    assert resume_hint("pfray run", ["a b.yaml", "--force", "search.trials=3"]) == (
+        "Continue with: pfray run 'a b.yaml' search.trials=3 --resume"
     )
-    assert resume_hint(["a.yaml", "--show"]) == ""
-    assert "TOKEN" not in resume_hint(["a.yaml", "storage=s3://TOKEN@bucket/runs"])
-    assert resume_hint(["a.yaml", "storage=s3://bucket/r@1"]).endswith("a.yaml storage=s3://bucket/r@1 --resume")
+    assert resume_hint("pfray run", ["a.yaml", "--show"]) == ""
+    assert resume_hint("pfray run", ["a.yaml", "--check"]) == ""
+    assert "TOKEN" not in resume_hint("pfray run", ["a.yaml", "storage=s3://TOKEN@bucket/runs"])
+    hint = resume_hint("pfray run", ["a.yaml", "storage=s3://bucket/r@1"])
+    assert hint.endswith("a.yaml storage=s3://bucket/r@1 --resume")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from learners.weight_sparse import WeightSparse
 from pfray.config.sections import Resources
 from pfray.learner.context import Job
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
+from pfray.storage.run_folder import RunFolder
 from pfray.workflow.retrain import Trainer, links
 from tests.without_ray import without_ray
 
@@ -22,7 +21,7 @@ def train(folder: Path, job: Job, share: float, epochs: int = 1) -> tuple[dict[s
     """The state of LeNet with that share of every layer pruned, and the trainings it took."""
     plan = dict.fromkeys(WeightSparse.space(job.teacher, job.task, job.settings).names, share)
     short = Job(**{**vars(job), "training": job.training.model_copy(update={"epochs": epochs})})
-    trainer = Trainer(Resources(), folder, Progress(Console(file=StringIO())), lambda *_: None)
+    trainer = Trainer(Resources(), RunFolder(folder), Observers())
     with without_ray() as trained:
         return trainer.train(WeightSparse, short, {"compressed": plan})["compressed"].state_dict(), trained
 
