@@ -114,7 +114,7 @@ def test_a_cluster_that_has_just_been_started_is_asked_again_for_a_while(server,
     server.young = 3
     jobs.submit(client, "mine", "python -m pfray.run first.yaml", {})
     assert "mine" in server.jobs
-    monkeypatch.setattr(jobs, "YOUNG", 0.0)
+    monkeypatch.setattr(jobs, "STARTUP_TIMEOUT", 0.0)
     server.young = 3
     with pytest.raises(ClusterError, match="No available agent"):
         jobs.submit(client, "yours", "python -m pfray.run first.yaml", {})
