@@ -3,11 +3,18 @@ from __future__ import annotations
 import logging
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pfray.config.schema import load
 from pfray.errors import StorageError
+from pfray.measure.evaluation import Measurement
 from pfray.reporting.observers import Observer, Observers, SearchState
 from pfray.reporting.tensorboard import TensorBoard
+from pfray.run import run
+from pfray.storage.run_folder import RunFolder
+from tests.test_damages import RAW
+from tests.without_ray import without_ray
 
 
 class Listing(Observer):
@@ -24,6 +31,9 @@ class Listing(Observer):
 
     def epoch_done(self, training: str, epoch: int, loss: float) -> None:
         self.told.append((training, epoch, loss))
+
+    def measured(self, model: str, measurement: Measurement) -> None:
+        self.told.append(("measured", model, measurement.accuracy))
 
     def note(self, text: str) -> None:
         self.told.append((text,))
@@ -105,3 +115,23 @@ def test_tensorboard_has_scores_and_losses_and_nothing_of_the_rescoring(tmp_path
     assert [(e.step, e.value) for e in events.Scalars("search/score")] == [(0, 0.5), (1, 0.25)]
     assert [(e.step, e.value) for e in events.Scalars("search/best")] == [(0, 0.5), (1, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("train/compressed/loss")] == [(1, 2.0)]
+
+
+def test_a_users_own_observer_is_told_of_a_whole_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "exp.yaml"
+    path.write_text(yaml.safe_dump({**RAW, "storage": str(tmp_path / "runs")}))
+    mine = Listing()
+    with without_ray():
+        folder = RunFolder(run(load(path), observers=[mine]))
+    stages = [name for what, name, *_ in (told for told in mine.told if len(told) == 3) if what == "ended"]
+    assert stages[0] == "load"
+    assert stages[-1] == "measure"
+    assert set(folder.read_seconds()) == set(stages)
+    accuracies = {name: value for what, name, value in (t for t in mine.told if len(t) == 3) if what == "measured"}
+    summary = folder.read_summary()
+    assert set(accuracies) == {"teacher", "uniform", "compressed"}
+    assert accuracies == {name: summary[name]["accuracy"] for name in accuracies}
+    epochs = [told[1] for told in mine.told if told[0] == "compressed"]
+    assert epochs == [1, 2]
+    assert mine.told[-1] == (f"report: {folder.report}",)
