@@ -141,14 +141,14 @@ def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> 
     return {"runtime": package.__name__, "version": package.__version__, **settings, "files": files}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, or 2 after a one-line message on stderr."""
+def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.bench") -> int:
+    """Returns the exit code: 0, or 2 after a one-line message on stderr."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return command.run_command(partial(_main, given), given)
+    return command.run_command(partial(_main, given, program), given)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    options = _parser(program).parse_args(arguments)
     result = compare(options.files, options.rounds, options.threads)
     print(json.dumps(result, indent=2) if options.json else _table(result))
     return 0
@@ -231,12 +231,13 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pfray.bench",
-        description="Time .tflite files against each other. The files run by turns, and medians of the rounds are "
-        "printed; the ratio is to the first file (below 1 is faster).",
-        epilog="Needs numpy and one of the packages ai-edge-litert and tflite-runtime.",
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = command.make_parser(
+        program,
+        "Time .tflite files against each other. The files run by turns, and medians of the rounds are printed; the "
+        "ratio is to the first file (below 1 is faster).",
+        ["model.tflite teacher.tflite", "model.tflite --threads 4 --rounds 50 --json"],
+        "Needs numpy and one of the packages ai-edge-litert and tflite-runtime.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE.tflite", help="the files; the first is the reference")
     parser.add_argument("--threads", type=_positive, default=1, help="threads of the interpreter (default 1)")

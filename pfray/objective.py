@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 from scipy.special import expit
 
-from pfray.measure.evaluation import Measurement
 from pfray.utils.settings import Section
+
+if TYPE_CHECKING:  # it imports torch, and the thresholds are part of the experiment's schema
+    from pfray.measure.evaluation import Measurement
 
 # Slope of the sigmoids of ``ddc``.
 SLOPE = 15.0

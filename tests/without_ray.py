@@ -28,20 +28,21 @@ def without_ray() -> Iterator[list[str]]:
         return launch._work_alone(config, cpus)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_cluster, "ray_session", lambda *_: contextlib.nullcontext())
+        patch.setattr(ray_cluster, "ray_session", lambda *_, **__: contextlib.nullcontext())
+        patch.setattr(ray_cluster, "check_room", lambda *_: None)
         patch.setattr(preflight, "check_nodes", lambda *_: None)
-        patch.setattr(prometheus, "Metrics", MagicMock())
+        patch.setattr(prometheus, "Prometheus", MagicMock())
         patch.setattr(trials, "run_trials", _run_trials)
         patch.setattr(ray_cluster, "total", lambda kind: 1)
         patch.setattr(ray_cluster, "processors_per_worker", lambda workers: 1)
         patch.setattr(ray, "put", lambda value: value)
         patch.setattr(launch, "_train_alone", train_alone)
         patch.setattr(launch, "_task_device", lambda: torch.device("cpu"))
-        patch.setattr(finalize, "export_model", lambda *_: None)
+        patch.setattr(finalize, "export_model", lambda *_, **__: None)
         yield trained
 
 
-def _run_trials(context: Any, recipe: Any, objective: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
+def _run_trials(spec: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
     while (entry := searcher.suggest("one")) != Searcher.FINISHED:
         assert isinstance(entry, dict)
         searcher.on_trial_complete("one", {"score": 0.1 * entry["trial"], "standard_error": 0.01})

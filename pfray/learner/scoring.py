@@ -49,6 +49,15 @@ class Scoring:
     shrink_on_oom: bool = False
 
 
+@dataclass(frozen=True)
+class TrialSpec:
+    """What the workers of a search are given."""
+
+    context: Context
+    recipe: Recipe
+    scoring: Scoring
+
+
 class Scorer:
     """Scores plans one after the other on ``device``; what they share is computed once.
 
@@ -57,7 +66,7 @@ class Scorer:
 
     def __init__(self, context: Context, recipe: Recipe, scoring: Scoring, device: torch.device) -> None:
         self.context, self.recipe, self.scoring, self.device = context, recipe, scoring, device
-        self.teacher = place(context.teacher, device)
+        self.teacher = place(self.context.teacher, device)
         self.precision = choose_precision(self.teacher, device, context.precision)
         self.validation = context.task.validation.head(scoring.validation_images)
         self.reference: Measurement | None = None

@@ -16,6 +16,7 @@ from pfray.reporting.remarks import headline, remarks, score_text
 from pfray.reporting.report_input import Record, number, read_trials
 from pfray.reporting.summary import Summary
 from pfray.reporting.template import PAGE
+from pfray.storage.run_folder import RunFolder
 from pfray.units import UNITS, latency_text, size_text
 from pfray.utils.files import write_atomically
 
@@ -28,15 +29,15 @@ def write(run_dir: Path) -> Path:
 
     Raises StorageError where the run's own files are missing or damaged, or the report cannot be written.
     """
-    summary = Summary.read(run_dir / "summary.json")
-    trials, unreadable = read_trials(run_dir / "search" / "trials.jsonl")
+    run = RunFolder(run_dir)
+    summary = Summary.read(run.summary)
+    trials, unreadable = read_trials(run.trials)
     notes = remarks(summary)
     if unreadable:
         total = len(trials) + unreadable
-        notes.append(f"{unreadable} of {total} lines of trials.jsonl cannot be read and are left out")
-    path = run_dir / "report.html"
-    write_atomically(path, _page(summary, trials, notes))
-    return path
+        notes.append(f"{unreadable} of {total} lines of {run.trials.name} cannot be read and are left out")
+    write_atomically(run.report, _page(summary, trials, notes))
+    return run.report
 
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:

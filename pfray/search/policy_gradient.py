@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import ConfigError, short
+from pfray.search import _trial_log
 from pfray.search._environment import make_environment
 from pfray.search._plan_file import expanded
 from pfray.search._state import load_module, load_optimizer, module_tensors, optimizer_tensors
@@ -216,7 +217,7 @@ class PolicyGradient(PlanSearcher):
 def _load(policy: Policy, folder: Path) -> None:
     """Raises ConfigError where the folder holds no policy, or one for other descriptions or actions."""
     remedy = "Remedy: the folder of a finished run with search.name policy_gradient"
-    tensors = load_tensors(folder / "search" / POLICY)
+    tensors = load_tensors(folder / _trial_log.FOLDER / POLICY)
     shown = short(str(folder), 200)
     if tensors is None or not all(t.is_floating_point() and t.isfinite().all() for t in tensors.values()):
         raise ConfigError(f"search.policy_from: {shown} holds no learned policy. {remedy}")

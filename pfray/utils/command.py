@@ -1,10 +1,11 @@
-"""Command lines: errors, signals and a closed standard output are each reported in one line.
+"""Behaviour that all commands share: their help, and one line for an error, a signal or a closed output.
 
 Imports little, because ``begin`` is called before a program's own imports, which take seconds.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
@@ -13,6 +14,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -25,9 +27,9 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM
 
 
 class _Program:
-    """State of this process. pid: of the process that called ``begin``. taken: the signals that pfray handles.
+    """This process. pid: of the process that called ``begin``. taken: the signals that pfray handles.
 
-    then: advice after an interruption. catches: True while ``run_command`` would see an exception.
+    then: what the user can do after an interruption. catches: True while ``run_command`` would see an exception.
     """
 
     pid = 0
@@ -38,7 +40,7 @@ class _Program:
 
 
 def begin(then: str = "") -> None:
-    """Handle signals and a closed standard output from now on. To be called first in a program."""
+    """Handle signals, and a standard output that nobody reads, from now on. A program calls this first."""
     _Program.pid, _Program.then = os.getpid(), then
     # A shell may have programs in the background ignore Ctrl-C.
     _Program.taken = tuple(stop for stop in STOPS if signal.getsignal(stop) is not signal.SIG_IGN)
@@ -46,21 +48,21 @@ def begin(then: str = "") -> None:
     sys.stdout, sys.stderr = _unbreakable(sys.stdout), _unbreakable(sys.stderr)
 
 
-def resume_hint(arguments: Sequence[str]) -> str:
-    """The command that continues a run with these arguments; empty if they start none.
+def resume_hint(program: str, arguments: Sequence[str]) -> str:
+    """How the run that ``program`` starts with these arguments is continued; nothing where they start none.
 
-    Possible secrets in URLs are hidden: an interruption can come before they are refused.
+    Possible secrets in a URL are hidden, because an interruption can come before they are refused.
     """
-    if "--show" in arguments:
+    if {"--show", "--check"} & set(arguments):
         return ""
     kept = [re.sub("//[^/@]+@", "//***@", text) for text in arguments if text not in ("--resume", "--force")]
-    return f"Continue with: python -m pfray.run {shlex.join(kept)} --resume"
+    return f"Continue with: {program} {shlex.join(kept)} --resume"
 
 
 def run_command(action: Callable[[], int], arguments: Sequence[str], then: str = "") -> int:
-    """The exit code of ``action``: its own, or 2 or 1 after an error's lines.
+    """Exit code of ``action``, or 2 or 1 after the lines of its error.
 
-    An interruption ends the process with 130 (Ctrl-C) or 143 (SIGTERM). then: advice to print after it.
+    An interruption ends the process with 130 (Ctrl-C) or 143 (SIGTERM). then: what the user can do after it.
     """
     _Program.then, _Program.catches = then, True
     try:
@@ -79,8 +81,19 @@ def run_command(action: Callable[[], int], arguments: Sequence[str], then: str =
         _Program.catches = False
 
 
+def make_parser(program: str, description: str, examples: Sequence[str], more: str = "") -> argparse.ArgumentParser:
+    """Parser of a command. examples: arguments of ``program``. more: paragraphs at the end of the help."""
+    lines = "\n".join(f"  {program} {example}" for example in examples)
+    return argparse.ArgumentParser(
+        prog=program,
+        description=textwrap.fill(description, 100),
+        epilog=f"examples:\n{lines}" + (f"\n\n{more}" if more else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def take_signals() -> None:
-    """Install pfray's handlers again; C++ libraries replace them behind Python's back."""
+    """Handle the signals again, whoever took them since ``begin``; C++ libraries do so behind Python's back."""
     if _Program.pid == os.getpid():
         for stop in _Program.taken:
             signal.signal(stop, _stop)
@@ -88,7 +101,7 @@ def take_signals() -> None:
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep pfray's handlers while the block calls a library that would replace them."""
+    """Keep the signals while the block calls a library that would take them."""
     set_handler = signal.signal
 
     def keep(number: int, handler: Any) -> Any:
@@ -116,7 +129,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _leave() -> NoReturn:
-    """End the process at once. Python would wait for threads, which may wait for Ray; all results are on disk."""
+    """End at once. Python would first wait for threads, which may wait for Ray; all results are on disk."""
     for stop in _Program.taken:
         signal.signal(stop, signal.SIG_IGN)
     text = f"interrupted. {_Program.then}".rstrip(". ")
@@ -131,7 +144,7 @@ def _leave() -> NoReturn:
 
 
 class _Outlet(io.FileIO):
-    """A standard stream that drops its input once it is closed: a closed pipe must not end a run half-way."""
+    """Standard stream that drops its input once nobody reads it: a closed pipe must not end a run half-way."""
 
     def write(self, data: Any) -> int:
         try:
@@ -148,8 +161,8 @@ class _Outlet(io.FileIO):
 
 
 def _unbreakable(stream: Any) -> Any:
-    """The standard stream as an outlet that writes characters missing from its encoding as escapes."""
-    if not isinstance(stream, io.TextIOWrapper):  # closed, or replaced already
+    """The standard stream as an outlet, which writes characters that its encoding lacks as escapes."""
+    if not isinstance(stream, io.TextIOWrapper):  # it is closed, or somebody else's already
         return stream
     stream.flush()
     raw = _Outlet(stream.fileno(), "wb", closefd=False)

@@ -20,7 +20,8 @@ from pfray.export.tflite import convert, flatbuffer, quantized, short_names, spa
 from pfray.export.tflite.quantized import Stored
 from pfray.measure.evaluation import Measurement, evaluate, measure
 from pfray.nn.modes import place
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
+from pfray.storage.run_folder import RunFolder
 from pfray.task import Task, example_input
 from pfray.utils.files import write_atomically
 
@@ -53,8 +54,8 @@ def export_model(
     model: nn.Module,
     teacher: nn.Module,
     task: Task,
-    folder: Path,
-    progress: Progress,
+    run: RunFolder,
+    observers: Observers,
     *,
     tflite: bool,
     images: int | None,
@@ -67,22 +68,22 @@ def export_model(
     reproduce the model.
     """
     example = example_input(task)
-    path = folder / "model.tflite"
-    with progress.stage("export", total=4) as stage:
-        pt2.save(model, example, folder / "model.pt2")
-        stage.update(1, "model.pt2")
+    path = run.tflite
+    with observers.stage("export", total=4) as stage:
+        pt2.save(model, example, run.program)
+        stage.update(1, run.program.name)
         if not tflite:
             return None
         checked = write_checked(model, task, path, images)
-        stage.update(2, "model.tflite, checked")
-        convert.export(teacher, example, folder / "teacher.tflite")
-        stage.update(3, "teacher.tflite")
-        latency, teacher_latency = bench.latency_ms([path, folder / "teacher.tflite"], rounds=rounds)
+        stage.update(2, f"{path.name}, checked")
+        convert.export(teacher, example, run.teacher_tflite)
+        stage.update(3, run.teacher_tflite.name)
+        latency, teacher_latency = bench.latency_ms([path, run.teacher_tflite], rounds=rounds)
         stage.update(4, "timed")
     return {
         "path": str(path),
         "size_bytes": path.stat().st_size,
-        "teacher_size_bytes": (folder / "teacher.tflite").stat().st_size,
+        "teacher_size_bytes": run.teacher_tflite.stat().st_size,
         **checked,
         "latency_ms": latency,
         "teacher_latency_ms": teacher_latency,

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
 from pfray.learner.build import Weights, finished
 from pfray.learner.context import Candidate, Context
+from pfray.storage.run_folder import curve_of
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
-from pfray.workflow.worker import CURVE, Work, add_line, read_curve, read_lines, train_candidate
+from pfray.workflow.worker import Work, add_line, read_curve, read_lines, train_candidate
 
 # Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
 RETRIES = 2
@@ -55,8 +56,8 @@ def retrain(
     """Train the candidate's model on all training data, and return the last epoch's state dict.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
-    folder: of the checkpoints and ``curve.jsonl`` (epoch, loss); a training that finds its own checkpoints there, of
-    the same ``made_from``, continues from the last one. Of several workers, ``curve.jsonl`` also has the bytes of
+    folder: of the checkpoints and the curve (epoch, loss); a training that finds its own checkpoints there, of
+    the same ``made_from``, continues from the last one. Of several workers, the curve also has the bytes of
     gradients that each sent in the epoch.
     on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
@@ -212,7 +213,7 @@ def _work(config: dict[str, Any]) -> Work:
 
 def _clean_curve(folder: Path, done: int) -> None:
     """Leave of the curve what an earlier session trained of the ``done`` epochs; why it failed is no longer true."""
-    path = folder / CURVE
+    path = curve_of(folder)
     records, unreadable = read_records(path) if path.exists() else ([], 0)
     epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
     write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))

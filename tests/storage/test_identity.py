@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pfray.storage.identity as module
-from pfray.config.schema import Experiment
+from pfray.config.schema import Experiment, plain
 from pfray.nn.fingerprint import model_parts
 from pfray.storage.identity import differences, identity
 from pfray.task import Split, Task
@@ -47,7 +47,7 @@ def experiment(**changes: object) -> Experiment:
 
 
 def found(model: nn.Module | None = None, task: Task | None = None, **changes: object) -> dict:
-    return identity(experiment(**changes), model or net(), task or make_task())
+    return identity(plain(experiment(**changes)), model or net(), task or make_task())
 
 
 def test_equal_models_have_equal_parts_and_the_random_generator_stays_where_it_was():

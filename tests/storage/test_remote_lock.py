@@ -279,11 +279,11 @@ def test_an_owner_gives_signs_of_life_by_itself_until_it_lets_go(world: World, m
 
 def test_a_store_that_does_not_answer_is_an_error_and_no_wait(world: World, monkeypatch) -> None:
     # The first answer, the watch over a lock, and a little for the rest.
-    assert max(module.PATIENCE, WATCH + SETTLE) <= 25
+    assert max(module.ANSWER_TIMEOUT, WATCH + SETTLE) <= 25
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(Bucket, "write", lambda *args, **options: silent.accept())
-        monkeypatch.setattr(module, "PATIENCE", 0.2)
+        monkeypatch.setattr(module, "ANSWER_TIMEOUT", 0.2)
         with pytest.raises(StorageError, match=r"/runs: no answer within 0 s\. Remedy: check the address"):
             world.acquire("me")

@@ -1,0 +1,98 @@
+"""The command ``pfray`` and its commands, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.reporting.test_report import write_run
+from tests.summaries import SUMMARY, TRIALS
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = "experiments/mobilenet_sparse.yaml"
+# Says at the end which of the large libraries were imported.
+WATCHED = """
+import atexit, runpy, sys
+heavy = ("torch", "ray")
+atexit.register(lambda: print("imported:", *[name for name in heavy if name in sys.modules], file=sys.stderr))
+runpy.run_module("pfray", run_name="__main__", alter_sys=True)
+"""
+
+
+def pfray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WATCHED, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--help"], ["run", "--help"], ["inspect", "--help"], ["submit", "--help"], ["bench", "--help"], ["report", "-h"],
+])  # fmt: skip
+def test_every_help_has_examples_and_imports_neither_torch_nor_ray(arguments):
+    done = pfray(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "examples:\n  python -m pfray " in done.stdout
+    assert done.stderr == "imported:\n"
+
+
+def test_the_help_of_run_lists_the_components():
+    text = pfray("run", "--help").stdout
+    for title in ("learners:", "searchers:", "models:", "data sets:"):
+        assert f"\n{title}\n" in text
+    assert "  weight_sparse      Weight sparsification by magnitude" in text
+
+
+@pytest.mark.parametrize("raw", [
+    {"model": "lenet", "targt": {}},
+    {"model": "lenett", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}},
+    {"model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 5}},
+])  # fmt: skip
+def test_a_wrong_experiment_file_imports_neither_torch_nor_ray(tmp_path, raw):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    done = pfray("run", str(path))
+    *errors, imported = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert errors
+    assert all(line.startswith("error: ") for line in errors)
+    assert imported == "imported:"
+
+
+def test_a_command_that_does_not_exist_is_one_line_with_the_nearest_name():
+    done = pfray("rn", DEMO)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == (
+        "error: python -m pfray: unknown command 'rn'. Allowed: run, inspect, submit, bench, report. "
+        "Did you mean 'run'? Remedy: python -m pfray --help"
+    )
+    assert pfray().returncode == 2
+
+
+def test_check_finds_what_can_be_found_without_training_and_writes_nothing(tmp_path):
+    done = pfray("run", DEMO, "--check", f"storage={tmp_path}/runs")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "mobilenet_sparse is valid: 15 knobs, and the target can be reached"
+    assert done.stderr == "imported: torch ray\n"
+    assert not (tmp_path / "runs").exists()
+    done = pfray("run", DEMO, "--check", "target.macs=0.5x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: target.macs: weight_sparse cannot change it")
+
+
+def test_report_makes_the_reports_of_run_folders_again(tmp_path):
+    folders = [write_run(tmp_path / name, SUMMARY, TRIALS) for name in ("one", "two")]
+    done = pfray("report", *map(str, folders))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(folder / "report.html") for folder in folders]
+    assert all("mobilenet_sparse" in (folder / "report.html").read_text() for folder in folders)
+
+
+def test_a_folder_without_a_summary_has_no_report_and_one_line_says_so(tmp_path):
+    done = pfray("report", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == (
+        f"error: {tmp_path}/summary.json: missing. Remedy: name the folder of a finished run"
+    )
