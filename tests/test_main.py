@@ -45,19 +45,25 @@ def test_the_help_of_run_lists_the_components():
     assert "  weight_sparse      Weight sparsification by magnitude" in text
 
 
-@pytest.mark.parametrize("raw", [
-    {"model": "lenet", "targt": {}},
-    {"model": "lenett", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}},
-    {"model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 5}},
-])  # fmt: skip
-def test_a_wrong_experiment_file_imports_neither_torch_nor_ray(tmp_path, raw):
+def test_all_mistakes_of_an_experiment_file_are_told_at_once(tmp_path):
     path = tmp_path / "wrong.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    done = pfray("run", str(path))
-    *errors, imported = done.stderr.splitlines()
+    learner = {"name": "weight_sparse", "begn": 0.1}
+    path.write_text(yaml.safe_dump({"model": "lenett", "data": "digits", "learner": learner, "target": {"sparsity": 5}}))
+    done = pfray("run", str(path), "serach.trials=3")
     assert done.returncode == 2
-    assert errors
-    assert all(line.startswith("error: ") for line in errors)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for key in ("serach", "target.sparsity", "model: unknown name 'lenett'", "learner.begn: unknown key"):
+        assert sum(key in line for line in errors) == 1, key
+    assert len(errors) == 4
+
+
+def test_a_file_that_is_no_yaml_is_reported_before_torch_is_imported(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("model: [")
+    done = pfray("run", str(path))
+    error, imported = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert error.startswith("error: ")
     assert imported == "imported:"
 
 

@@ -6,11 +6,9 @@ import ast
 import importlib.util
 import re
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 
-from pfray.config.component import Component
-from pfray.config.registry import component_modules, unknown_name
+from pfray.config.registry import component_modules
 
 TITLES = {"learner": "learners", "search": "searchers", "model": "models", "data": "data sets"}
 WIDTH = 112
@@ -23,16 +21,6 @@ def listing() -> str:
         lines = [_line(names, about) for names, about in _entries(kind)]
         parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(parts)
-
-
-def unknown_names(components: Mapping[str, Component]) -> list[str]:
-    """One line per component whose short name does not exist. components: by section of the experiment."""
-    mistakes = []
-    for kind, component in components.items():
-        known = [name for names, _ in _entries(kind) for name in names]
-        if ":" not in component.name and component.name not in known:
-            mistakes.append(str(unknown_name(kind, component.name, known)))
-    return mistakes
 
 
 def _entries(kind: str) -> list[tuple[list[str], str]]:

@@ -1,21 +1,24 @@
-"""Experiment files as the commands load them: quick mistakes are reported before torch is imported."""
+"""Experiment files as the commands load them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pfray.config import catalog, schema
+from pfray.config import schema
+from pfray.config.component import Component
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> schema.Experiment:
     """The experiment, with components that exist and settings that they accept.
 
-    Raises ConfigError with one line per mistake. Settings of components are checked once the rest is right, because
-    that imports them, and with them torch.
+    Raises ConfigError with one line per mistake, all at once.
     """
-    experiment = schema.load(path, overrides, catalog.unknown_names)
+    return schema.load(path, overrides, _component_mistakes)
+
+
+def _component_mistakes(components: Mapping[str, Component]) -> list[str]:
+    # Imported here, because it imports torch: a file that cannot be read is reported before that.
     from pfray.workflow import setup
 
-    setup.resolve(experiment)
-    return experiment
+    return setup.component_mistakes(components)
