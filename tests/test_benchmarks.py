@@ -318,10 +318,10 @@ def test_a_part_that_is_taken_out_of_the_critics_search_is_gone():
         found, settings = variants.variant(name, 10)
         searcher = found(space, synthetic.LIMITS, settings, seed=0, trials=10, first_plans=first)
         seen = np.zeros((24, searcher.agent.critic[0].in_features - 1))
-        centers[name] = searcher._centers(best)
+        centers[name] = searcher.centers(best)
         drawn = np.zeros((50, 24, 1))
         drawn[:, 0, 0] = np.linspace(-1, 1, 50)
-        chosen = {searcher._choice(seen, drawn, np.ones((24, 1))) for _ in range(5)}
+        chosen = {searcher.choice(seen, drawn, np.ones((24, 1))) for _ in range(5)}
         assert len(chosen) == 1 or name == "critic_by_chance"
     assert (centers["critic_best_only"][0] == best).all()
     assert (centers["critic"][0] == 0).all()

@@ -86,7 +86,7 @@ class Ecq:
         owners = [self.index[parameter] for parameter in bucket.parameters()]
         wished = [g + self.compensation * self.errors[name] for g, (_, name) in zip(gradients, owners, strict=True)]
         rows = torch.cat([self._rows(values) for values in wished])
-        noise = [self._noise(i, values) for values, (i, _) in zip(wished, owners, strict=True)]
+        noise = [self.noise(i, values) for values, (i, _) in zip(wished, owners, strict=True)]
         codes, scale = quantize(rows, self.bits, torch.cat(noise))
         own = self._split(dequantize(codes, scale, self.bits), gradients)
         for gradient, sent, (_, name) in zip(gradients, own, owners, strict=True):
@@ -132,7 +132,7 @@ class Ecq:
         parts = rows.split(counts)
         return [part.flatten()[: tensor.numel()].view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
-    def _noise(self, index: int, values: Tensor) -> Tensor:
+    def noise(self, index: int, values: Tensor) -> Tensor:
         """Its own for every step, worker and parameter, whatever was drawn before: a training may be continued."""
         generator = torch.Generator(values.device)
         generator.manual_seed(mixed_seed(self.seed, self.step, dist.get_rank(), index))

@@ -61,14 +61,14 @@ def refit_in_order(
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _refit(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
+            _refit(node, walks, find_addition(nodes, node, norms), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)
     return student
 
 
-class _Addition(NamedTuple):
+class Addition(NamedTuple):
     """What a layer's output is added to: the two summands, and the batch norm behind the layer, if any."""
 
     own: fx.Node
@@ -76,7 +76,7 @@ class _Addition(NamedTuple):
     norm: str | None
 
 
-def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> _Addition | None:
+def find_addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> Addition | None:
     """Where the layer's output, through nothing but a batch norm, ends in one addition to something computed before.
 
     Of two summands it is thus the later one that makes up for both.
@@ -92,7 +92,7 @@ def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str])
     if total.target not in ADDITIONS or len(total.all_input_nodes) != 2 or total.kwargs or len(total.args) != 2:
         return None
     other = next(read for read in total.all_input_nodes if read is not end)
-    return _Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
+    return Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
 
 
 def _behind_a_cut(
@@ -116,7 +116,7 @@ def _behind_a_cut(
 def _refit(
     node: fx.Node,
     walks: tuple[Walk, Walk],
-    addition: _Addition | None,
+    addition: Addition | None,
     outputs: np.ndarray | None,
     norms: Mapping[str, str],
     positions: int,
@@ -167,7 +167,7 @@ def _target(
     layer: nn.Module,
     own: Tensor,
     places: Tensor,
-    addition: _Addition | None,
+    addition: Addition | None,
     outputs: np.ndarray | None,
 ) -> Tensor:
     """``(R, O)``: what the layer should give at the ``places``."""
