@@ -44,14 +44,14 @@ def build(num_outputs=10, in_channels=1):
 # What a driver meets at the cluster's address, in a process of its own, because Ray reads its token once.
 DRIVER = """
 import os, sys, time
-from pfray import cluster
+from pfray.cluster import ray_cluster
 from pfray.errors import PfrayError
 from ray._raylet import GcsClient
 
 def attempt(address):
     started = time.monotonic()
     try:
-        print("reached", cluster.reach(address))
+        print("reached", ray_cluster.reach(address))
     except PfrayError as error:
         print(type(error).__name__, "in time" if time.monotonic() - started < 30 else "late", error)
 

@@ -30,7 +30,7 @@ def start(arguments: list[str], **keywords: object) -> subprocess.Popen:
 
 def code(text: str, *arguments: str, **keywords: object) -> tuple[int, str]:
     """(exit code, stderr) of a program that begins as pfray's do."""
-    begun = f"import os, signal, sys\nfrom pfray import command\ncommand.begin('Then this')\n{text}"
+    begun = f"import os, signal, sys\nfrom pfray.utils import command\ncommand.begin('Then this')\n{text}"
     process = start(["-c", begun, *arguments], **{"cwd": ROOT, **keywords})
     errors = process.communicate(timeout=300)[1].decode()
     return process.returncode, errors
@@ -94,7 +94,7 @@ def test_a_fork_dies_of_sigterm_as_any_process_does():
 
 def test_ctrl_c_stays_ignored_where_the_shell_has_it_so():
     process = subprocess.run(
-        [sys.executable, "-c", "import os, signal\nfrom pfray import command\ncommand.begin()\n"
+        [sys.executable, "-c", "import os, signal\nfrom pfray.utils import command\ncommand.begin()\n"
          "os.kill(os.getpid(), signal.SIGINT)"],
         cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), timeout=300, check=False,
     )  # fmt: skip
