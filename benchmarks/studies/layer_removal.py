@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
 from benchmarks.result import DATA, SKIPPED, close, is_missing
-from benchmarks.workers import Record, run_all
+from benchmarks.studies.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "layer_removal"
 # (kind of search, its objective, the weight of the teacher's soft labels)
@@ -62,7 +62,7 @@ def choose_network(piece: Sequence[Any]) -> Record:
     """
     import torch
 
-    from benchmarks.searching import run_search
+    from benchmarks.studies.searching import run_search
     from learners.architecture import Architecture
     from pfray.config.registry import find_class
     from pfray.learner.scoring import Scorer
@@ -273,7 +273,7 @@ def _policy_and_chance(chosen: Sequence[Record], rewards: Mapping[str, Sequence[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Layer removal beside other ways to the same size.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
