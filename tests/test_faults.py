@@ -23,7 +23,7 @@ DRIVER = """
 import os, runpy, signal, sys
 os.environ["PFRAY_TEST_DRIVER"] = str(os.getpid())
 if "PFRAY_TEST_EXPORT" in os.environ:
-    from pfray import finalize
+    from pfray.workflow import finalize
     finalize.export_model = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
 runpy.run_module("pfray.run", run_name="__main__", alter_sys=True)
 """

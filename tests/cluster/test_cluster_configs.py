@@ -30,7 +30,7 @@ def test_the_kuberay_manifest_has_what_the_operator_needs():
     manifest = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
     assert manifest["spec"]["entrypoint"].startswith("python -m pfray.run experiments/")
-    assert (FOLDER.parents[2] / manifest["spec"]["entrypoint"].split()[3]).exists()
+    assert (FOLDER.parents[1] / manifest["spec"]["entrypoint"].split()[3]).exists()
     cluster = manifest["spec"]["rayClusterSpec"]
     # The operator makes a token from version 2.52 of Ray on.
     assert cluster["authOptions"] == {"mode": "token"}
@@ -54,7 +54,7 @@ def test_the_kuberay_manifest_has_what_the_operator_needs():
 
 
 def test_the_versions_of_the_files_are_those_that_are_tested():
-    pinned = (FOLDER.parents[2] / "constraints.txt").read_text().splitlines()
+    pinned = (FOLDER.parents[1] / "constraints.txt").read_text().splitlines()
     manifest = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
     assert f"ray=={manifest['spec']['rayClusterSpec']['rayVersion']}" in pinned
     assert ray.__version__.split(".")[0] == "2"

@@ -27,12 +27,12 @@ from tests.stores import ENVIRONMENT, MISSING, s3_server
 # Killed after the third trial, once one is known to the store.
 DRIVER = """
 import os, signal, sys, time
-from pfray import mirror
+from pfray.storage import sync
 from pfray.storage.remote import open_bucket
 from pfray.run import main
 from pfray.search.base import PlanSearcher
 
-mirror.INTERVAL = 0.01
+sync.INTERVAL = 0.01
 write = PlanSearcher._write
 
 def write_and_die(self, record):
