@@ -50,9 +50,17 @@ def timed(job: Any, learner: Any, settings: Any, done: Callable[[int, str], None
     return timed_space(space, learner, job.teacher, job.task, settings, done or (lambda count, note: None))
 
 
-def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(job):
+@pytest.fixture(scope="module")
+def first(job: Any, clock: list[int]) -> tuple[CompressionSpace, list[int], list[int]]:
+    """The space of a LeNet that is timed for the first time, the counts that were shown, the files timed at once."""
     shown: list[int] = []
+    before = len(clock)
     space = timed(job, ChannelPruned, SETTINGS, lambda count, note: shown.append(count))
+    return space, shown, clock[before:]
+
+
+def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(first):
+    space, shown, _ = first
     assert shown == [1, 2, 3, 4, 5]
     ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.25, 0.5, 1.0)]
     times = [end["latency_ms"] for end in ends]
@@ -64,13 +72,13 @@ def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_we
     assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
 
 
-def test_plans_are_timed_once_and_kept(job, clock, tmp_path, monkeypatch):
-    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
+def test_plans_are_timed_once_and_kept(job, first, clock):
+    space, _, at_once = first
+    assert at_once == [5]
     before = list(clock)
-    first = timed(job, ChannelPruned, SETTINGS)
     again = timed(job, ChannelPruned, SETTINGS)
-    assert clock == [*before, 5]
-    assert first.costs_at(np.ones(len(first))) == again.costs_at(np.ones(len(again)))
+    assert clock == before
+    assert space.costs_at(np.ones(len(space))) == again.costs_at(np.ones(len(again)))
 
 
 def test_a_slower_file_of_fewer_multiply_adds_does_not_make_compression_cost_more():
