@@ -36,7 +36,7 @@ LONG = (
     "search/test_damaged_states.py", "search/test_ddpg.py", "search/test_ddpg_agent.py",
     "search/test_gp.py::test_it_finds_the_best", "search/test_learning.py",
     "search/test_policy_gradient.py::test_it_beats", "search/test_resume.py", "search/test_searcher_contract.py",
-    "search/test_unusual_spaces.py", "storage/test_remote.py", "storage/test_sync_runs.py", "test_continued.py",
+    "search/test_unusual_spaces.py", "storage/test_remote.py", "test_continued.py",
     "test_damages.py", "test_inspect.py", "test_mutated_experiments.py",
     "test_space.py::test_no_common_step_further", "training/test_comm_hooks.py", "utils/test_command.py",
 )  # fmt: skip

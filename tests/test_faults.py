@@ -182,7 +182,7 @@ def test_a_full_disk_in_the_search_is_a_clear_error_and_the_run_resumes(
         raise OSError(errno.ENOSPC, "No space left on device", "trials.jsonl")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PlanSearcher, "_write", full)
+        patch.setattr(PlanSearcher, "write_record", full)
         assert main([str(path)]) == 1
     assert "trials.jsonl cannot be written (No space left on device)" in capsys.readouterr().err
     assert main([str(path), "--resume"]) == 0
