@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pfray.learner.context import Job
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 
 # Worker processes of several tests share two cores: threads that wait for each other must not spin. OpenBLAS's always
 # do, which on a busy machine makes the Gaussian process's small matrices five times slower than one thread is.
@@ -36,9 +35,9 @@ LONG = (
     "search/test_damaged_states.py", "search/test_ddpg.py", "search/test_ddpg_agent.py",
     "search/test_gp.py::test_it_finds_the_best", "search/test_learning.py",
     "search/test_policy_gradient.py::test_it_beats", "search/test_resume.py", "search/test_searcher_contract.py",
-    "search/test_unusual_spaces.py", "storage/test_remote.py", "test_continued.py",
-    "test_damages.py", "test_inspect.py", "test_mutated_experiments.py",
-    "test_space.py::test_no_common_step_further", "training/test_comm_hooks.py", "utils/test_command.py",
+    "search/test_unusual_spaces.py", "storage/test_remote.py", "test_continued.py", "test_damages.py",
+    "test_inspect.py", "test_mutated_experiments.py", "test_space.py::test_no_common_step_further",
+    "training/test_comm_hooks.py", "utils/test_command.py",
 )  # fmt: skip
 
 
