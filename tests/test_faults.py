@@ -21,8 +21,8 @@ from pfray.search._trial_log import read_trials
 from pfray.search.base import PlanSearcher
 
 DRIVER = """
-import os, runpy, signal, sys
-os.environ["PFRAY_TEST_DRIVER"] = str(os.getpid())
+import os, pathlib, runpy, signal, sys
+pathlib.Path(sys.argv[1]).with_name("counter.driver").write_text(str(os.getpid()))
 if "PFRAY_TEST_EXPORT" in os.environ:
     from pfray.workflow import finalize
     finalize.export_model = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
