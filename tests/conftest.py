@@ -29,15 +29,19 @@ RUNS = {"ray_cluster", "quick", "job", "teacher_file"}
 # Tests that take longest without one of them, by the beginning of their names. Each folder of pfray/ has others.
 LONG = (
     "benchmarks/", "cluster/test_access.py", "cluster/test_preflight.py", "cluster/test_ray_cluster.py",
-    "data/test_cifar10.py", "export/test_pt2_archive.py::test_an_int8_program", "learners/test_channel_pruned.py",
-    "learners/test_layer_removal.py", "learners/test_learner_contract.py", "learners/test_weight_sparse.py",
-    "models/test_models.py::test_public_weights", "quantization/pt2e/test_zoo.py", "search/test_critic.py",
+    "data/test_cifar10.py", "envs/test_layerwise.py::test_the_toys_optimum",
+    "export/packed/test_file.py::test_mobilenet", "export/test_pt2_archive.py::test_an_int8_program",
+    "learner/test_pipeline.py::test_what_is_left_of_the_layers_is_trained", "learners/test_channel_pruned.py",
+    "learners/test_dis_chn_pruned.py", "learners/test_layer_removal.py", "learners/test_learner_contract.py",
+    "learners/test_weight_sparse.py", "models/test_models.py::test_public_weights",
+    "pruning/channels/test_graph.py::test_a_deep_network", "quantization/pt2e/test_zoo.py", "search/test_critic.py",
     "search/test_damaged_states.py", "search/test_ddpg.py", "search/test_ddpg_agent.py",
     "search/test_gp.py::test_it_finds_the_best", "search/test_learning.py",
-    "search/test_policy_gradient.py::test_it_beats", "search/test_resume.py", "search/test_searcher_contract.py",
-    "search/test_unusual_spaces.py", "storage/test_remote.py", "test_continued.py", "test_damages.py",
-    "test_inspect.py", "test_mutated_experiments.py", "test_space.py::test_no_common_step_further",
-    "training/test_comm_hooks.py", "utils/test_command.py",
+    "search/test_policy_gradient.py::test_a_policy_that_was_learned", "search/test_policy_gradient.py::test_it_beats",
+    "search/test_resume.py", "search/test_searcher_contract.py", "search/test_unusual_spaces.py",
+    "storage/test_remote.py", "test_continued.py", "test_damages.py", "test_inspect.py",
+    "test_mutated_experiments.py", "test_space.py::test_no_common_step_further", "training/test_comm_hooks.py",
+    "utils/test_command.py",
 )  # fmt: skip
 
 
