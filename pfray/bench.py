@@ -93,9 +93,9 @@ def predict(path: str | Path, inputs: np.ndarray, threads: int = 1) -> np.ndarra
         raise BenchError(f"{path} takes inputs of shape {shape}, not {(1, *inputs.shape[1:])}. Remedy: export it again")
     outputs = np.empty((len(inputs), *outs[0]["shape"][1:]), np.float32)
     for sample, output in zip(inputs, outputs, strict=True):
-        interpreter.set_tensor(ins[0]["index"], _to_stored(sample[None], ins[0]))
+        interpreter.set_tensor(ins[0]["index"], quantize(sample[None], ins[0]))
         interpreter.invoke()
-        output[...] = _to_real(interpreter.get_tensor(outs[0]["index"])[0], outs[0])
+        output[...] = dequantize(interpreter.get_tensor(outs[0]["index"])[0], outs[0])
     return outputs
 
 
@@ -181,7 +181,7 @@ def _check_whole(content: bytes) -> None:
         raise ValueError("it ends too early") from None
 
 
-def _to_stored(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     dtype = np.dtype(detail["dtype"])
     scale, zero_point = detail["quantization"]
     if not np.issubdtype(dtype, np.integer) or scale == 0:
@@ -190,7 +190,7 @@ def _to_stored(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
 
 
-def _to_real(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     if not np.issubdtype(values.dtype, np.integer) or scale == 0:
         return values.astype(np.float32)
@@ -202,7 +202,7 @@ def _repeats(interpreter: Any, round_seconds: float) -> int:
     generator = np.random.default_rng(0)
     for detail in interpreter.get_input_details():
         values = generator.standard_normal(tuple(detail["shape"]), np.float32)
-        interpreter.set_tensor(detail["index"], _to_stored(values, detail))
+        interpreter.set_tensor(detail["index"], quantize(values, detail))
     deadline = time.perf_counter() + WARMUP_ROUNDS * round_seconds
     times = [_seconds(interpreter, 1), _seconds(interpreter, 1)]
     while time.perf_counter() < deadline:

@@ -47,8 +47,8 @@ def test_the_help_of_run_lists_the_components():
 
 def test_all_mistakes_of_an_experiment_file_are_told_at_once(tmp_path):
     path = tmp_path / "wrong.yaml"
-    learner = {"name": "weight_sparse", "begn": 0.1}
-    path.write_text(yaml.safe_dump({"model": "lenett", "data": "digits", "learner": learner, "target": {"sparsity": 5}}))
+    learner, target = {"name": "weight_sparse", "begn": 0.1}, {"sparsity": 5}
+    path.write_text(yaml.safe_dump({"model": "lenett", "data": "digits", "learner": learner, "target": target}))
     done = pfray("run", str(path), "serach.trials=3")
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

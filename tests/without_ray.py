@@ -25,7 +25,7 @@ def without_ray() -> Iterator[list[str]]:
 
     def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, torch.Tensor]:
         trained.append(config["folder"].name)
-        return launch._work_alone(config, cpus)
+        return launch.work_alone(config, cpus)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_cluster, "ray_session", lambda *_, **__: contextlib.nullcontext())
@@ -36,8 +36,8 @@ def without_ray() -> Iterator[list[str]]:
         patch.setattr(ray_cluster, "total", lambda kind: 1)
         patch.setattr(ray_cluster, "processors_per_worker", lambda workers: 1)
         patch.setattr(ray, "put", lambda value: value)
-        patch.setattr(launch, "_train_alone", train_alone)
-        patch.setattr(launch, "_task_device", lambda: torch.device("cpu"))
+        patch.setattr(launch, "train_alone", train_alone)
+        patch.setattr(launch, "task_device", lambda: torch.device("cpu"))
         patch.setattr(finalize, "export_model", lambda *_, **__: None)
         yield trained
 

@@ -133,10 +133,10 @@ def _set(variables: Mapping[str, str | None]) -> None:
         else:
             os.environ[name] = value
     if variables:
-        _read_again()
+        read_again()
 
 
-def _read_again() -> None:
+def read_again() -> None:
     """Make Ray read RAY_AUTH_* from the environment again, which it otherwise does once per process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 

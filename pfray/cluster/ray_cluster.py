@@ -103,7 +103,7 @@ def reach(address: str | None) -> str | None:
         access.show_token()  # as Ray does for a cluster that nobody named
     try:
         with mute_stderr():  # Ray itself warns of another token
-            found = with_timeout(ANSWER_TIMEOUT, lambda: _versions(address))
+            found = with_timeout(ANSWER_TIMEOUT, lambda: cluster_versions(address))
     except AuthenticationError:
         raise ClusterError(f"{which} wants another token. {TOKEN_REMEDY}{otherwise}") from None
     except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError) as error:
@@ -135,7 +135,7 @@ def no_cluster_at(address: str | None, error: Exception) -> ConfigError:
     )
 
 
-def _versions(address: str) -> dict[str, Any]:
+def cluster_versions(address: str) -> dict[str, Any]:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     # Ray's client would go on trying where nobody listens.

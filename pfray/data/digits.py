@@ -35,7 +35,7 @@ def build(
     if validation_fraction + test_fraction >= 1:
         raise ConfigError(f"data: validation_fraction {validation_fraction} and test_fraction {test_fraction} leave "
                           "nothing to train on. Remedy: make their sum less than 1")
-    everything = load()
+    everything = read_images()
     rest, test = hold_out(everything, round(test_fraction * len(everything)), split_seed, "test_fraction")
     train, validation = hold_out(
         rest, round(validation_fraction * len(everything)), split_seed, "validation_fraction"
@@ -54,7 +54,7 @@ def build(
     return task if chosen is None else keep_classes(task, chosen)
 
 
-def load() -> Split:
+def read_images() -> Split:
     """All digits as ``(1797, 1, 32, 32)`` uint8 images with their labels, in scikit-learn's order."""
     # Imported here because finding a data set by name imports every module of this folder.
     from sklearn.datasets import load_digits

@@ -59,12 +59,12 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     sections = [
         ("Result", "Measured on the test split, which the search never saw. Small print: relative to the teacher.",
          _table(summary)),
-        ("Score by trial", "", _draw(figures.scores(trials), "scores") + _origins(trials)),
+        ("Score by trial", "", draw(figures.scores(trials), "scores") + _origins(trials)),
         ("Accuracy against cost", "Trials are measured before the final retraining, and on the validation split.",
-         _draw(figures.accuracy_by_cost(trials, final, unit), "cost")),
+         draw(figures.accuracy_by_cost(trials, final, unit), "cost")),
         ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
-         _draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
-        ("Time", "", _draw(figures.stage_bars(summary.seconds), "seconds")),
+         draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
+        ("Time", "", draw(figures.stage_bars(summary.seconds), "seconds")),
     ]  # fmt: skip
     if choice.get("rescored"):
         note = "The best trials, and the first, measured again on all validation images; the best of them was chosen."
@@ -89,7 +89,7 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     return PAGE.substitute(parts)
 
 
-def _draw(figure: Any, name: str) -> str:
+def draw(figure: Any, name: str) -> str:
     config = {"displayModeBar": False, "responsive": True}
     return plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=name)
 

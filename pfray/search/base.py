@@ -192,7 +192,7 @@ class PlanSearcher(KeptSearch, Searcher):
         }
         self._learn(record)
         try:
-            self._write(record)
+            self.write_record(record)
         except (OSError, PfrayError) as error:
             # Tune would log it and go on; so the search ends itself, and ``run_trials`` raises it.
             self.failure = error

@@ -75,7 +75,7 @@ class Critic(PlanSearcher):
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
         set_, knobs = self.settings, len(self.space)
-        env = self._env()
+        env = self.environment()
         self.agent = Agent(
             env.observation_space,
             env.action_space,
@@ -99,7 +99,7 @@ class Critic(PlanSearcher):
         if self.refused:
             # The critic chooses nearly the same again, and no draw reaches further than the spread.
             return self.beside_best(self.settings.spread * len(self.space) ** 0.5)
-        env = self._env()
+        env = self.environment()
         seed = int(self.rng.integers(2**31))
         knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
         wanted = np.empty(len(self.space))
@@ -130,14 +130,14 @@ class Critic(PlanSearcher):
             actions.append(np.clip(env.unwrapped.action_for(best[knobs[-1]]), -1.0, 1.0))
             observation = env.step(actions[-1])[0]
         observed, bound = np.array(states), ~self.space.free[knobs, None]
-        drawn = self.agent.draws(self._centers(np.array(actions)), self.noise, self.settings.candidates)
-        return knobs, drawn[self._choice(observed, drawn, bound)]
+        drawn = self.agent.draws(self.centers(np.array(actions)), self.noise, self.settings.candidates)
+        return knobs, drawn[self.choice(observed, drawn, bound)]
 
-    def _centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
+    def centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
         """What to draw around, ``(L, 1)`` each. best: the best plan's actions; the first plan's are 0."""
         return np.zeros_like(best, dtype=float), best
 
-    def _choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
+    def choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
         """The index of the draw ``(N, L, 1)`` to try."""
         return int(self.agent.values(observations, drawn, bound).argmax())
 
@@ -164,7 +164,7 @@ class Critic(PlanSearcher):
 
         The actions are the plan's own, for it is the plan that was measured, even where it misses this search's target.
         """
-        env = self._env()
+        env = self.environment()
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         for step in range(len(positions)):
@@ -195,7 +195,7 @@ class Critic(PlanSearcher):
         """``(L,)``: how far from there an action of 1 leads."""
         return np.where(self.space.free, 0.5, self.settings.spread)
 
-    def _env(self) -> Any:
+    def environment(self) -> Any:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
         return make_environment(
             self.settings.env,

@@ -78,7 +78,7 @@ class DDPG(PlanSearcher):
 
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
-        set_, env = self.settings, self._env()
+        set_, env = self.settings, self.environment()
         self.agent = Agent(
             env.observation_space,
             env.action_space,
@@ -107,7 +107,7 @@ class DDPG(PlanSearcher):
             noise = min(1.0, self.widening * max(noise, AGAIN))
         elif self.agent.parameter_noise is not None and not warming:
             noise, actor = 0.0, self.agent.perturbed()
-        env = self._env()
+        env = self.environment()
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         while True:
             action = self.agent.act(observation, noise, actor=actor)
@@ -135,7 +135,7 @@ class DDPG(PlanSearcher):
 
     def _walk(self, plan: Plan, score: float) -> None:
         """Walk the environment through a plan, whoever made it, and remember each step with the reward of the last."""
-        env = self._env(score)
+        env = self.environment(score)
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
@@ -158,7 +158,7 @@ class DDPG(PlanSearcher):
         self.episodes, self.worst = values["episodes"], values["worst"]
         self.agent.load_state(values["agent"], tensors)
 
-    def _env(self, reward: float = 0.0) -> Any:
+    def environment(self, reward: float = 0.0) -> Any:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved. reward: of whatever plan."""
         spread, free = self.settings.spread, self.space.free
         whole = free | (spread is None)

@@ -86,8 +86,8 @@ class GP(PlanSearcher):
 
     def _best_bound(self) -> Plan:
         """The plan of the highest upper confidence bound near the best one; beside it where that was tried before."""
-        moved = self._moved
-        positions, scores = self._near_best(*self._history())
+        moved = self.moved
+        positions, scores = self.near_best(*self.history())
         reach = np.where(self.space.free, 1.0, self.widening * self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
@@ -101,7 +101,7 @@ class GP(PlanSearcher):
         for z, score in zip(without_common_step(positions, moved), scores, strict=True):
             optimizer.space.register(z, score)
         refit = self.theta is None or len(self.told) >= self.fitted + self.settings.refit
-        kernel = _kernel(len(self.space), self.theta)
+        kernel = make_kernel(len(self.space), self.theta)
         # The noise is part of the kernel; alpha only keeps the matrix positive definite.
         optimizer.set_gp_params(
             kernel=kernel, alpha=1e-8, n_restarts_optimizer=0, optimizer="fmin_l_bfgs_b" if refit else None
@@ -116,18 +116,18 @@ class GP(PlanSearcher):
             return self.scattered(bound.best, self.settings.spread)
         return plan
 
-    def _near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of positions ``(n, L)`` and scores ``(n,)`` those of the ``nearest`` plans to that of the best score."""
-        away = without_common_step(positions - positions[scores.argmax()], self._moved)
+        away = without_common_step(positions - positions[scores.argmax()], self.moved)
         kept = np.sort(np.argsort((away**2).sum(1), kind="stable")[: self.settings.nearest])
         return positions[kept], scores[kept]
 
     @property
-    def _moved(self) -> np.ndarray:
+    def moved(self) -> np.ndarray:
         """``(L,)``: the knobs whose common step the target decides; none where plans need not use the target up."""
         return ~self.space.free if self.use_up else np.zeros_like(self.space.free)
 
-    def _history(self) -> tuple[np.ndarray, np.ndarray]:
+    def history(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; of one tried twice, the mean score.
 
         A failed plan counts as bad as the worst; one still running as an average one, which near the best is a bad one,
@@ -138,7 +138,7 @@ class GP(PlanSearcher):
         told = [(plan, worst if score is None else score) for plan, score in self.told]
         told += [(entry["plan"], mean) for entry in self.pending.values()]
         positions = np.array([self.space.encode(plan) for plan, _ in told])
-        keys = np.round(without_common_step(positions, self._moved), 9) + 0.0  # -0.0 would be another key
+        keys = np.round(without_common_step(positions, self.moved), 9) + 0.0  # -0.0 would be another key
         found: dict[bytes, tuple[int, list[float]]] = {}
         for number, (_, score) in enumerate(told):
             found.setdefault(keys[number].tobytes(), (number, []))[1].append(score)
@@ -158,7 +158,7 @@ class NearBest(UpperConfidenceBound):
     def __init__(self, positions: np.ndarray, moved: np.ndarray, reach: np.ndarray, kappa: float) -> None:
         super().__init__(kappa=kappa)
         self.positions, self.moved, self.reach = positions, moved, reach
-        # Known after ``suggest``: x of the best plan, and the fitted kernel's parameters (see ``_kernel``).
+        # Known after ``suggest``: x of the best plan, and the fitted kernel's parameters (see ``make_kernel``).
         self.best = positions[0]
         self.theta = np.zeros(3)
 
@@ -179,7 +179,7 @@ class NearBest(UpperConfidenceBound):
         assert isinstance(random_state, np.random.RandomState)
         climbs = [
             minimize(
-                self._loss,
+                self.loss,
                 start,
                 (gp, *np.exp(gp.kernel_.theta[:2])),
                 jac=True,
@@ -191,7 +191,7 @@ class NearBest(UpperConfidenceBound):
         ]
         return min(climbs, key=lambda climb: climb.fun).x
 
-    def _loss(
+    def loss(
         self, x: np.ndarray, gp: GaussianProcessRegressor, variance: float, length: float
     ) -> tuple[float, np.ndarray]:
         """Minus the bound at x, in standard deviations of the scores, and its gradient ``(L,)``."""
@@ -213,7 +213,7 @@ def without_common_step(positions: np.ndarray, moved: np.ndarray) -> np.ndarray:
     return positions - moved * positions[..., moved].mean(-1, keepdims=True)
 
 
-def _kernel(knobs: int, theta: np.ndarray | None) -> Kernel:
+def make_kernel(knobs: int, theta: np.ndarray | None) -> Kernel:
     """c Matern(l) + noise, of standardized scores; ``theta`` has the logarithms of c, l / sqrt(L) and the noise."""
     variance, length, noise = (1.0, 0.2, 0.1) if theta is None else np.exp(theta)
     root = np.sqrt(knobs)

@@ -98,7 +98,7 @@ class PolicyGradient(PlanSearcher):
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
         set_ = self.settings
-        env = self._env().unwrapped
+        env = self.environment().unwrapped
         actions = int(env.action_space.n)
         self.descriptions = torch.from_numpy(env.descriptions).float()
         with torch.random.fork_rng(devices=[]):
@@ -142,7 +142,7 @@ class PolicyGradient(PlanSearcher):
         return plan
 
     def _drawn(self, logits: np.ndarray) -> Plan:
-        env = self._env()
+        env = self.environment()
         _, info = env.reset()
         for own in logits:
             allowed = np.where(info["action_mask"], own, -np.inf)
@@ -164,7 +164,7 @@ class PolicyGradient(PlanSearcher):
 
     def _replayed(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(actions, masks, log mu) of a plan, whoever made it."""
-        env = self._env()
+        env = self.environment()
         actions, masks = [], []
         _, info = env.reset()
         for position in self.space.encode(plan):
@@ -207,7 +207,7 @@ class PolicyGradient(PlanSearcher):
         """log pi ``(..., L, A)`` of the allowed actions; of the others a number below all."""
         return self.policy(self.descriptions).masked_fill(masks == 0, -1e9).log_softmax(-1)
 
-    def _env(self) -> Any:
+    def environment(self) -> Any:
         """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
         return make_environment(
             self.settings.env, self.space, self.limits, NEEDS, Settings.env, levels=self.settings.levels

@@ -78,7 +78,7 @@ class TPE(PlanSearcher):
     def _history(self) -> Trials:
         """All trials as hyperopt wants them; those still running count as bad, so that none is suggested twice."""
         trials = Trials()
-        told = [(plan, score, True) for plan, score in _remembered(self.told, self.settings.memory)]
+        told = [(plan, score, True) for plan, score in remembered(self.told, self.settings.memory)]
         told += [(entry["plan"], None, False) for entry in self.pending.values()]
         trials.insert_trial_docs([self._document(number, *trial) for number, trial in enumerate(told)])
         trials.refresh()
@@ -108,7 +108,7 @@ class TPE(PlanSearcher):
         }
 
 
-def _remembered(
+def remembered(
     told: list[tuple[Plan, float | None]], memory: int
 ) -> list[tuple[Plan, float | None]]:
     """The ``GOOD`` best of (plan, score) and the latest others, ``memory`` in all, in their order."""

@@ -71,7 +71,7 @@ def retrain(
         "folder": folder,
         "distributed": distributed or Distributed(),
     }
-    train_all = _train_alone if workers == 1 else partial(_train_together, workers=workers)
+    train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
     seen = 0
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
@@ -120,13 +120,13 @@ def finish(
 
 def _finish(candidate: Candidate, context: Context, start: Weights | None, cpus: int) -> Weights:
     torch.set_num_threads(cpus)
-    done = finished(candidate, context, start, _task_device())
+    done = finished(candidate, context, start, task_device())
     return Weights(done.structure, _on_cpu(done.model))
 
 
-def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
+def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
     # Retried here, because Ray itself would go on for ever where a worker is killed for the memory that it takes.
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work_alone)
     named = task.options(name=f"{config['candidate'].algorithm.__name__}.train")
     for _ in range(RETRIES):
         try:
@@ -138,12 +138,12 @@ def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Te
     return ray.get(named.remote(config, cpus))
 
 
-def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
+def work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
 
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
-    model = train_candidate(_work(config), Shard(), _task_device(), state, partial(checkpoints.save, path))
+    model = train_candidate(_work(config), Shard(), task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -222,7 +222,7 @@ def _clean_curve(folder: Path, done: int) -> None:
         logging.getLogger("pfray").warning("%s: %d lines cannot be used and are left out", path, left_out)
 
 
-def _task_device() -> torch.device:
+def task_device() -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 

@@ -188,7 +188,7 @@ def test_an_address_where_nobody_is_or_nobody_answers_is_refused_at_once(monkeyp
         ray_cluster.reach("127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 'no\.such\.host\.invalid:6379'"):
         ray_cluster.reach("no.such.host.invalid:6379")
-    monkeypatch.setattr(ray_cluster, "_versions", lambda address: time.sleep(5))
+    monkeypatch.setattr(ray_cluster, "cluster_versions", lambda address: time.sleep(5))
     monkeypatch.setattr(ray_cluster, "ANSWER_TIMEOUT", 0.1)
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127\.0\.0\.1:1' \(no answer within 0 s\)"):
         ray_cluster.reach("127.0.0.1:1")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from PIL import Image
 
 from pfray.data import _parquet, cifar10
-from pfray.data._track import track
 from pfray.errors import ConfigError, DataError, StorageError
 from pfray.utils import cache
 
@@ -320,20 +318,6 @@ def test_the_hub_is_read_once_and_then_from_the_cache(monkeypatch: pytest.Monkey
     for _ in range(2):
         assert labelled(cifar10.build(**SMALL).test) == EXPECTED_TEST
     assert asked == [("uoft-cs/cifar10", "train"), ("uoft-cs/cifar10", "test")]
-
-
-def test_progress_is_one_plain_line_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture) -> None:
-    assert list(track(range(5), 5, "decoding x", delay=0)) == [0, 1, 2, 3, 4]
-    assert capsys.readouterr().err == "decoding x ...\n"
-    assert list(track(range(5), 5, "decoding x", delay=1e9)) == [0, 1, 2, 3, 4]
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert list(track(range(5), 5, "decoding x", delay=0)) == [0, 1, 2, 3, 4]
-    assert "decoding x ..." not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real files are not at {REAL}")

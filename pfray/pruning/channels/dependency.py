@@ -143,7 +143,7 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
                 start: Place = (source, "out")
                 if start not in known:
                     continue
-                before, after, size = _move(graph, source, node, slot, known[start], width[start])
+                before, after, size = move_channels(graph, source, node, slot, known[start], width[start])
                 if len(after):
                     merged = np.union1d(known.get(target, after), after)
                     changed |= target not in known or len(merged) > len(known[target])
@@ -174,7 +174,7 @@ def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> di
     }
 
 
-def _move(
+def move_channels(
     graph: Any, source: Any, node: Any, slot: int, positions: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Follow channels from ``source`` into input ``slot`` of ``node``.

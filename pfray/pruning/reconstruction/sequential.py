@@ -62,14 +62,14 @@ def reconstruct_in_order(
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _reconstruct(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
+            _reconstruct(node, walks, find_addition(nodes, node, norms), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)
     return student
 
 
-class _Addition(NamedTuple):
+class Addition(NamedTuple):
     """The addition behind a layer: its two summands, and the batch norm behind the layer, if any."""
 
     own: fx.Node
@@ -77,7 +77,7 @@ class _Addition(NamedTuple):
     norm: str | None
 
 
-def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> _Addition | None:
+def find_addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> Addition | None:
     """The addition that a layer's output enters, through at most a batch norm; None without one.
 
     The other summand is computed before, so the later of two summands corrects both.
@@ -93,7 +93,7 @@ def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str])
     if total.target not in ADDITIONS or len(total.all_input_nodes) != 2 or total.kwargs or len(total.args) != 2:
         return None
     other = next(read for read in total.all_input_nodes if read is not end)
-    return _Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
+    return Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
 
 
 def _behind_a_cut(
@@ -117,7 +117,7 @@ def _behind_a_cut(
 def _reconstruct(
     node: fx.Node,
     walks: tuple[Walk, Walk],
-    addition: _Addition | None,
+    addition: Addition | None,
     outputs: np.ndarray | None,
     norms: Mapping[str, str],
     positions: int,
@@ -169,7 +169,7 @@ def _target(
     layer: nn.Module,
     own: Tensor,
     places: Tensor,
-    addition: _Addition | None,
+    addition: Addition | None,
     outputs: np.ndarray | None,
 ) -> Tensor:
     """Targets ``(R, O)`` of the layer at the ``places``."""

@@ -55,7 +55,7 @@ def test_what_the_tracing_gets_wrong_is_left_whole(name, monkeypatch):
     def guess(graph, source, node, slot, positions, width):
         return positions, positions, width  # as if channels never moved
 
-    monkeypatch.setattr(dependency, "_move", guess)
+    monkeypatch.setattr(dependency, "move_channels", guess)
     model, inputs = ZOO[name]()
     graph = channel_graph(model, inputs)
     assert len(graph.groups) < len(built(name)[2].groups)

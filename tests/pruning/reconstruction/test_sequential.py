@@ -201,7 +201,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_what_the_shortcut_has_lost(task
     model, graph = graph_of(make)
     kept = {"blocks.0.conv1": range(2)}
     compensated = block_error(model, refitted(model, graph, kept, task), task)
-    monkeypatch.setattr(sequential, "_addition", lambda *_: None)
+    monkeypatch.setattr(sequential, "find_addition", lambda *_: None)
     alone = block_error(model, refitted(model, graph, kept, task), task)
     assert compensated < 0.9 * alone
     assert alone < 0.9 * block_error(model, pruned(model, graph, kept), task)

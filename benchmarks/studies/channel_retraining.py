@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import searching
-from benchmarks.channel_pruning import MODEL, prune_all, pruned_model
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
-from benchmarks.workers import Record, run_all
+from benchmarks.studies import searching
+from benchmarks.studies.channel_pruning import MODEL, prune_all, pruned_model
+from benchmarks.studies.workers import Record, run_all
 from pfray.utils.files import read_records
 
 NAME = "channel_retraining"
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Accuracy after channel pruning and retraining.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

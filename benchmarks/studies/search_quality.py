@@ -1,10 +1,10 @@
 """What each searcher finds with the same number of trials: a CIFAR ResNet, 90 % sparsity, no fine-tuning.
 
-    python -m benchmarks.search_quality --model resnet20
-    python -m benchmarks.search_quality --model synthetic --ablation --seeds 3 --trials 100
+    python -m benchmarks.studies.search_quality --model resnet20
+    python -m benchmarks.studies.search_quality --model synthetic --ablation --seeds 3 --trials 100
 
 The first compares pfray's searchers, the second the searcher ``critic`` with itself without one of its parts, and with
-DDPG as AMC and PocketFlow have it (benchmarks/variants.py), here on a made-up landscape (benchmarks/synthetic.py).
+DDPG as AMC and PocketFlow have it (variants.py), here on a made-up landscape (synthetic.py).
 
 Every searcher gets pfray's defaults: the same first plans, the same score, and in the end the best trials measured
 again on all validation images before one is chosen. The test split is read for the chosen plan only.
@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import searching, synthetic
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import LIMITS, first_plans, job, needed, space
-from benchmarks.variants import ABLATION, variant
-from benchmarks.workers import Record, run_all
+from benchmarks.studies import searching, synthetic
+from benchmarks.studies.variants import ABLATION, variant
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "search_quality"
 GOAL = "> 0"
@@ -160,7 +160,7 @@ def _names(runs: Sequence[Record]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Compare the searchers at equal numbers of trials.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

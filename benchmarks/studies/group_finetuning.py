@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import searching
-from benchmarks.dcp_steps import MODEL, SHARE, SKIP
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
-from benchmarks.workers import Record, run_all
+from benchmarks.studies import searching
+from benchmarks.studies.dcp_steps import MODEL, SHARE, SKIP
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "group_finetuning"
 TRAINING = {"lr": 0.02, "batch_size": 128, "warmup_epochs": 0}
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Accuracy after channel pruning with and without group fine-tuning, by the same training in all.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

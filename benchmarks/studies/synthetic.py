@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.searching import run_search
-from benchmarks.variants import variant
-from benchmarks.workers import Record
+from benchmarks.studies.searching import run_search
+from benchmarks.studies.variants import variant
+from benchmarks.studies.workers import Record
 
 KNOBS, LIMITS = 24, {"sparsity": 0.9}
 # Standard deviations: of the best plan's positions from the uniform plan's, and of the logarithm of what a distance

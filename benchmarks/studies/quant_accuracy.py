@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import searching
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
-from benchmarks.workers import Record, run_all
+from benchmarks.studies import searching
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "quant_accuracy"
 FOLDER = ROOT / "runs" / NAME
@@ -151,7 +151,7 @@ def _close(plans: Mapping[tuple[Any, ...], Record], teachers: Mapping[str, float
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Accuracy with few bits a weight, by how the bits are chosen.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

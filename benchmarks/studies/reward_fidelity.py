@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import LIMITS, job, needed, plans_without_search, space
-from benchmarks.workers import Record, run_all
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "reward_fidelity"
 GOAL = ">= 0.8"
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Rank correlation between the scores of trials and the accuracy after retraining.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

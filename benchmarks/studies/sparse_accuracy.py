@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {NAME}: {error}", file=sys.stderr)
             return 1
     summaries = [folder / "summary.json" for folder in folders]
-    if is_missing(NAME, summaries, f"make the runs with python -m benchmarks.{NAME} --run"):
+    if is_missing(NAME, summaries, f"make the runs with python -m benchmarks.studies.{NAME} --run"):
         return SKIPPED
     runs = [read_run(folder) for folder in folders]
     print(table(runs))
@@ -95,7 +95,7 @@ def _number(value: float, column: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Compare searched and uniform plans over seeds, from finished run folders.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

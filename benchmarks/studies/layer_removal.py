@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
 from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import Job
-from benchmarks.workers import Record, run_all
+from benchmarks.studies.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "layer_removal"
 # (kind of search, its objective, the weight of the teacher's soft labels)
@@ -66,7 +66,7 @@ def choose_network(piece: Sequence[Any]) -> Record:
     """piece: (``FROM_NOTHING``, kind, networks, seed). As ``choose``, of networks searched from nothing by a Gaussian
     process for their accuracy alone, each trained on the labels for as long as it is twice for a student.
     """
-    from benchmarks.searching import run_search
+    from benchmarks.studies.searching import run_search
     from pfray.config.registry import find_class
     from pfray.measure.cost import count_params
     from pfray.search.base import PlanSearcher
@@ -267,7 +267,7 @@ def _policy_and_chance(chosen: Sequence[Record], rewards: Mapping[str, Sequence[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Layer removal beside other ways to the same size.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

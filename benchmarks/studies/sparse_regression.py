@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
-from benchmarks.reward_fidelity import CENTERS, plans
 from benchmarks.sparse_resnet import job, needed
-from benchmarks.workers import Record, run_all
+from benchmarks.studies.reward_fidelity import CENTERS, plans
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "sparse_regression"
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Scores of sparse candidates with and without layer-wise regression.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

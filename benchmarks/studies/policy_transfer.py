@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.removal_search import FOLDER, Rewards, job_of, searched
 from benchmarks.result import DATA, SKIPPED, close, is_missing
-from benchmarks.workers import Record, run_all
+from benchmarks.studies.removal_search import FOLDER, Rewards, job_of, searched
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "policy_transfer"
 STUDENTS = 5  # of an iteration, as in configs/search/ddc.yaml
@@ -103,7 +103,7 @@ def _compare(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Iterations that a policy of all classes saves on some of them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

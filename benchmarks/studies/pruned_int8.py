@@ -11,12 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import channel_retraining, int8_speed
-from benchmarks.channel_pruning import MODEL
+from benchmarks import int8_speed
 from benchmarks.result import SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import job, needed
+from benchmarks.studies import channel_retraining
+from benchmarks.studies.channel_pruning import MODEL
 
 NAME = "pruned_int8"
 FASTER, SMALLER, LOST = ">= 4.5", ">= 8", "<= 0.7"
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = channel_retraining.retrained_model(options.factor, options.method)
     if model is None:
         print(f"{NAME}: skipped, {options.method} at {options.factor}x is not retrained. "
-              "Remedy: python -m benchmarks.channel_retraining")  # fmt: skip
+              "Remedy: python -m benchmarks.studies.channel_retraining")  # fmt: skip
         return SKIPPED
     pruned, quantized = int8_speed.export(f"{MODEL}-{options.factor}", model, work, options.epochs)
     whole, _ = int8_speed.export(MODEL, work.teacher, work)
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Measure the pruned and quantized .tflite against the uncompressed network's.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -43,11 +43,11 @@ def _without(critic: Any) -> dict[str, Any]:
     import numpy as np
 
     class BestOnly(critic):
-        def _centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
+        def centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
             return best, best
 
     class ByChance(critic):
-        def _choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
+        def choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
             return int(self.rng.integers(len(drawn)))
 
     return dict(zip(PARTS, (BestOnly, ByChance), strict=True))

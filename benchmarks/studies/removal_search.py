@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result import DATA, ROOT
 from benchmarks.sparse_resnet import Job, scoring_of
@@ -108,7 +108,7 @@ def searched(
     rewards: Rewards, students: int, seed: int, folder: Path | None = None, policy: str | None = None
 ) -> list[Any]:
     """The records of a search by policy gradient. folder: where its policy is kept. policy: the run to start from."""
-    from benchmarks.searching import run_search
+    from benchmarks.studies.searching import run_search
     from pfray.config.registry import find_class
     from pfray.search.base import PlanSearcher
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import searching
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
-from benchmarks.workers import Record, run_all
+from benchmarks.studies import searching
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "dcp_steps"
 MODEL = "resnet20"
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="Accuracy right after discrimination-aware channel pruning by its steps.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
-from benchmarks.workers import Record, run_all
+from benchmarks.studies.workers import Record, run_all
 
 NAME = "gradient_exchange"
 FOLDER = ROOT / "runs" / NAME
@@ -120,7 +120,7 @@ def _close(by_way: Mapping[str, Sequence[Record]]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
+        prog=f"python -m benchmarks.studies.{NAME}",
         description="What a training by two workers loses with gradients of few bits, and what it saves.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
