@@ -1,4 +1,4 @@
-"""The run folder of one run, claimed for this process: locked, fetched, and checked to be the same run."""
+"""The run folder of a run, held by this process: locked, fetched, and checked to be the same run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pfray.workflow.setup import LoadedRun
 
 @dataclass(frozen=True)
 class Claim:
-    """run: the claimed folder. is_complete: the run is finished and its files are whole, so nothing is left to do.
+    """A run folder that no other process can use.
 
-    open: makes the folder ready to work in; the first call that writes anything. keep: begins to synchronize it with
-    its URL, where it has one.
+    is_complete: the run is finished and its files are undamaged. open: prepares the folder for work; the first call
+    that writes. keep: starts to synchronize the folder with its URL, if it has one.
     """
 
     run: RunFolder
@@ -33,13 +33,13 @@ class Claim:
 def claimed(
     experiment: schema.Experiment, loaded: LoadedRun, observers: Observers, *, resume: bool, force: bool
 ) -> Iterator[Claim]:
-    """Claim the experiment's run folder for the length of the block.
+    """Lock the experiment's run folder for the length of the block.
 
-    Raises RunExists where another process works there or another run is there, StorageError where it cannot be used.
+    Raises RunExists if another process or another run uses the folder, StorageError if it cannot be used.
     """
     run, plain = RunFolder.at(experiment.storage, experiment.name), schema.plain(experiment)
     with run.locked(), contextlib.ExitStack() as closing:
-        # Takes a while where a lock that a killed run left behind is watched, or a run to go on with is fetched.
+        # Slow if a killed run left its lock, which is then watched, or if a run to continue is fetched.
         with observers.stage("open storage") if run.url else contextlib.nullcontext():
             keep = closing.enter_context(synchronized(run, resume=resume))
         began = identity(plain, loaded.model, loaded.task)
@@ -61,7 +61,7 @@ def claimed(
 
 
 class SecondsFile(Observer):
-    """Keeps the seconds of each stage in the run folder, earlier sessions of the run included."""
+    """Writes the seconds of each stage into the run folder, earlier sessions of the run included."""
 
     def __init__(self, run: RunFolder, seconds: Mapping[str, float]) -> None:
         self.run, self.seconds, self.earlier = run, seconds, run.read_seconds()
