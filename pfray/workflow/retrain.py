@@ -1,7 +1,7 @@
-"""Which trainings make the models of a run's plans, in which order; what is finished is kept and not repeated.
+"""Retraining of a run's plans: which trainings, and in which order. Finished ones are kept and not repeated.
 
-A plan is one training, or a row of them: the algorithms of a pipeline one after the other, and for each of them its
-stages. ``launch.py`` does a single one.
+A plan takes one training or several: the algorithms of a pipeline one after the other, each with its stages.
+``launch.py`` runs a single training.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pfray.workflow.launch import finish, retrain, run_together
 class TrainingStage:
     """One training. name: of its files.
 
-    key: of the plans that it and all before it are made from. Its files are kept under the key: where the search is
-    continued and another plan is chosen, an earlier plan's training must not be taken for its own.
+    key: hash of its plan and of all plans before it. Its files are stored under the key: if a continued search chooses
+    another plan, the training of the earlier plan must not be reused.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TrainingStage:
 
 @dataclass(frozen=True)
 class Link:
-    """One algorithm's part of a plan: the trainings that lead to it. The last one is its own."""
+    """The trainings of one algorithm for a plan: milder stages, then the plan itself."""
 
     stages: tuple[TrainingStage, ...]
 
@@ -61,12 +61,12 @@ class Link:
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to do for it, and to keep."""
+        """True if there are weights to make and to keep: by training, or by the algorithm's ``finish``."""
         return bool(self.last.epochs) or self.last.candidate.algorithm.has_finish
 
 
 def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]:
-    """One link for a plain algorithm, one for each algorithm of a pipeline; the last is called ``name``."""
+    """One link for a plain algorithm, or one for each algorithm of a pipeline. The last one is called ``name``."""
     whole = recipe.candidate(plan)
     if not issubclass(recipe.algorithm, Pipeline):
         return [_link(name, whole, "", context)]
@@ -81,7 +81,7 @@ def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]
 
 
 def _link(name: str, candidate: Candidate, before: str, context: Context) -> Link:
-    """before: the key of what the link is made from."""
+    """before: key of the link before it; empty for the first."""
     milder = candidate.bind(context.teacher, context.task).stages(candidate.plan)
     ways = [(f"{name}-{number}", stage.plan, stage.epochs) for number, stage in enumerate(milder, start=1)]
     stages, key = [], before
@@ -95,7 +95,7 @@ def _link(name: str, candidate: Candidate, before: str, context: Context) -> Lin
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where and with what trainings run: Ray resources, the run folder, who is told of each epoch."""
+    """Runs trainings. resources: of Ray. run: its folder. observers: told of each epoch."""
 
     resources: Resources
     run: RunFolder
@@ -103,12 +103,12 @@ class Trainer:
     distributed: Distributed = field(default_factory=Distributed)
 
     def train(self, recipe: Recipe, context: Context, plans: dict[str, Plan]) -> dict[str, nn.Module]:
-        """The model that each named plan gives after the training, on the CPU; finished ones are not repeated.
+        """The trained model of each named plan, on the CPU. Finished trainings are not repeated.
 
-        The trainings run side by side where the cluster has room, because two on half the cores each are faster than
-        one after the other on all of them.
+        Trainings run in parallel if the cluster has room: two on half the cores each are faster than one after the
+        other on all cores.
         """
-        # Of equal plans the first is trained; a training by an equal plan gives an equal model.
+        # Of equal plans only the first is trained, because their models are equal.
         same = {name: next(first for first in plans if plans[first] == plans[name]) for name in plans}
         wanted = {name: links(name, recipe, plans[name], context) for name in dict.fromkeys(same.values())}
         missing = [name for name, row in wanted.items() if any(map(self._is_missing, row))]
@@ -120,7 +120,7 @@ class Trainer:
             names = " and ".join(", ".join(missing).rsplit(", ", 1))
             with self.observers.stage(f"train {names}", total=total) as stage:
                 epochs_done = dict.fromkeys(missing, 0)
-                reference = ray.put(context)  # one for all, where no algorithm comes before another
+                reference = ray.put(context)  # shared by the first links of all plans
 
                 def train_one(name: str) -> None:
                     def show(label: str, epoch: int, loss: float, earlier: int) -> None:
@@ -130,7 +130,7 @@ class Trainer:
 
                     earlier, own, shared = 0, context, reference
                     for link in wanted[name]:
-                        if link.trains:  # what is finished of it is read
+                        if link.trains:  # finished stages are read
                             earlier = self._train_link(link, shared, at_once, earlier, show)
                         if link is not wanted[name][-1]:
                             own = replace(context, earlier=self._model(link, own))
@@ -150,9 +150,12 @@ class Trainer:
         earlier: int,
         show: Callable[[str, int, float, int], None],
     ) -> int:
-        """All stages of a link, the finished ones skipped; returns the epochs done with it. earlier: those before."""
+        """Train all stages of a link but the finished ones. Returns ``earlier`` plus the link's epochs.
+
+        earlier: epochs of the links before it.
+        """
         before, stages = None, link.stages
-        # Stages before a finished one are not looked at: nothing is made from them any more.
+        # Stages before a finished one are no longer needed.
         done = next((i for i in reversed(range(len(stages))) if self._kept(stages[i]) is not None), 0)
         earlier += sum(stage.epochs for stage in stages[:done])
         for stage in stages[done:]:
@@ -173,7 +176,7 @@ class Trainer:
         at_once: int,
         on_epoch: Callable[[int, float], None],
     ) -> Weights:
-        """The weights after the stage's training, and before that the algorithm's ``finish`` where it has one."""
+        """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
         start, structure = None, stage.candidate.plan
@@ -221,7 +224,7 @@ class Trainer:
         return link.trains and self._kept(link.last) is None
 
     def _kept(self, stage: TrainingStage) -> Weights | None:
-        """The weights that the stage ended with; None where they have to be made."""
+        """The stage's final weights; None if they have to be made."""
         return self._read(self.run.trained(stage.name), stage.key)
 
     def _read(self, path: Path, made_from: str) -> Weights | None:
