@@ -1,4 +1,4 @@
-"""The summary of a run: all that its report needs, and whether its goals were met."""
+"""Summary of a run: everything that its report needs, and a check of its goals."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def make_summary(
 
 
 def check_goals(summary: Summary) -> None:
-    """Raise GoalMissed where a complete run misses a goal of its target."""
+    """Raise GoalMissed if a complete run misses a goal of its target."""
     if missed := missed_goals(summary):
         raise GoalMissed("\n".join(goal.error() for goal in missed))
 
 
 def tell_result(summary: Summary, run: RunFolder, observers: Observers) -> None:
-    """Note the headline, the remarks, and where the files are."""
+    """Note the headline, the remarks and the places of the files."""
     observers.note("")
     observers.note(headline(summary))
     for remark in remarks(summary):
