@@ -1,5 +1,4 @@
-"""What one worker of a training does, alone or among others: train a candidate's model, and write its curve, a line
-after each epoch.
+"""One worker of a training, alone or among others: trains a candidate's model and writes a line of its curve an epoch.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from pfray.utils.files import append_line, read_records
 class Work:
     """One training.
 
-    start: the weights that the algorithm's ``finish`` gave; None where ``compress`` makes the model.
-    folder: of the curve. made_from: what a checkpoint is kept under, and gone on from.
-    distributed: how several workers exchange gradients.
+    start: weights from the algorithm's ``finish``; None if ``compress`` makes the model.
+    folder: of the curve. made_from: key of the checkpoints; one with another key is not continued.
+    distributed: exchange of gradients between workers.
     """
 
     candidate: Candidate
@@ -48,10 +47,10 @@ def train_candidate(
     known: dict[str, Any] | None,
     save: Callable[[dict[str, Any]], None],
 ) -> nn.Module:
-    """The candidate's model after all epochs; continued from ``known``, where that is a state that was saved.
+    """The candidate's model after all epochs. known: a saved state to continue from.
 
-    save(state), after each epoch: ``exchange`` of it is this worker's own, and empty where it has nothing to remember;
-    the rest is the same for all. Raises TrainingFailed.
+    save(state) is called after each epoch. ``state["exchange"]`` is this worker's own, and empty if it has nothing to
+    remember; the rest is the same for all workers. Raises TrainingFailed.
     """
     candidate, context, training = work.candidate, work.context, work.candidate.training
     torch.manual_seed(context.seed)
@@ -65,7 +64,7 @@ def train_candidate(
         model.load_state_dict(known["model"])
         if isinstance(hook, StatefulHook):
             hook.load_state_dict(known["hook"])
-        # A fault may have come between an epoch's state and its line.
+        # A crash may have come between an epoch's state and its line.
         if shard.rank == 0 and all(entry["epoch"] != known["epoch"] for entry in read_curve(work.folder)):
             add_line(work.folder, epoch=known["epoch"], loss=known["loss"])
     trained, exchange = model, None
@@ -112,18 +111,21 @@ def train_candidate(
 
 
 def add_line(folder: Path, **entry: float | str) -> None:
-    """To the curve's file."""
+    """Append a line to the curve's file."""
     append_line(curve_of(folder), json.dumps(entry))
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
-    """(epoch, loss) of the training in ``folder`` so far; of an epoch run again after a fault, the last time."""
+    """Epoch and loss of each epoch of the training in ``folder``; for an epoch repeated after a crash, the last values.
+    """
     return sorted({e["epoch"]: e for e in read_lines(folder, "epoch")}.values(), key=lambda entry: entry["epoch"])
 
 
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """The lines of the curve's file that have ``key``, ``epoch`` or ``error``, with values of the right types; the last
-    one may still be in writing."""
+    """Lines of the curve's file that have ``key`` (``epoch`` or ``error``) and values of the right types.
+
+    A last line that is still being written is left out.
+    """
     path = curve_of(folder)
     lines = read_records(path)[0] if path.exists() else []
     types: dict[str, type] = {"error": str} if key == "error" else {"epoch": int, "loss": float}
