@@ -27,7 +27,7 @@ from pfray.reporting.progress import Progress
 from pfray.workflow.experiment_file import load_experiment
 
 if TYPE_CHECKING:
-    from pfray.workflow.claim import Claim
+    from pfray.workflow.locked_run import LockedRun
     from pfray.workflow.setup import LoadedRun
 
 
@@ -48,24 +48,24 @@ def run(
     from pfray.reporting import report
     from pfray.reporting.summary import Summary
     from pfray.workflow import setup
-    from pfray.workflow.claim import claimed
+    from pfray.workflow.locked_run import locked_run
     from pfray.workflow.summary import check_goals
 
     with closing(Observers([Progress(console), *observers])) as watching:
         loaded = setup.load(experiment, watching)
-        with claimed(experiment, loaded, watching, resume=resume, force=force) as claim:
-            folder = claim.run
-            if claim.is_complete:
+        with locked_run(experiment, loaded, watching, resume=resume, force=force) as locked:
+            folder = locked.folder
+            if locked.is_complete:
                 # Rewritten, because a run may have been killed between its last two files.
                 watching.note(f"{folder.title} is finished already; its report is {report.write(folder.path)}")
-                claim.keep()
+                locked.synchronize()
             else:
-                _compress(experiment, loaded, claim, watching)
+                _compress(experiment, loaded, locked, watching)
     check_goals(Summary.read(folder.summary))
     return folder.path
 
 
-def _compress(experiment: schema.Experiment, loaded: LoadedRun, claim: Claim, observers: Observers) -> None:
+def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRun, observers: Observers) -> None:
     """Teacher, search, retraining, export, report."""
     from pfray.cluster import preflight, ray_cluster
     from pfray.reporting import prometheus, report
@@ -78,13 +78,13 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, claim: Claim, ob
     from pfray.workflow.summary import make_summary, tell_result
     from pfray.workflow.teacher import make_teacher
 
-    resources, components, folder, task = experiment.resources, loaded.components, claim.run, loaded.task
+    resources, components, folder, task = experiment.resources, loaded.components, locked.folder, loaded.task
     with ray_cluster.ray_session(observers, address=resources.address, dashboard=resources.dashboard):
         ray_cluster.check_room(resources.trial.cpu, resources.trial.gpu, resources.workers)
         used = (components.learner, components.learner_settings, loaded.model)
         preflight.check_nodes(task, used, folder.path.parent)
         # The first write. The request is known to be valid now.
-        claim.open()
+        locked.open()
         observers.add(TensorBoard(folder.events))
         with observers.joined_by(prometheus.Prometheus(experiment.name)):
             trainer = retrain.Trainer(resources, folder, observers, experiment.distributed)

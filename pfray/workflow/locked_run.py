@@ -16,23 +16,23 @@ from pfray.workflow.setup import LoadedRun
 
 
 @dataclass(frozen=True)
-class Claim:
+class LockedRun:
     """A run folder that no other process can use.
 
     is_complete: the run is finished and its files are undamaged. open: prepares the folder for work; the first call
-    that writes. keep: starts to synchronize the folder with its URL, if it has one.
+    that writes. synchronize: starts to send the folder's files to its URL, if it has one.
     """
 
-    run: RunFolder
+    folder: RunFolder
     is_complete: bool
     open: Callable[[], None]
-    keep: Callable[[], None]
+    synchronize: Callable[[], None]
 
 
 @contextlib.contextmanager
-def claimed(
+def locked_run(
     experiment: schema.Experiment, loaded: LoadedRun, observers: Observers, *, resume: bool, force: bool
-) -> Iterator[Claim]:
+) -> Iterator[LockedRun]:
     """Lock the experiment's run folder for the length of the block.
 
     Raises RunExists if another process or another run uses the folder, StorageError if it cannot be used.
@@ -41,23 +41,23 @@ def claimed(
     with run.locked(), contextlib.ExitStack() as closing:
         # Slow if a killed run left its lock, which is then watched, or if a run to continue is fetched.
         with observers.stage("open storage") if run.url else contextlib.nullcontext():
-            keep = closing.enter_context(synchronized(run, resume=resume))
-        began = identity(plain, loaded.model, loaded.task)
-        open_run.check_folder(run, plain, resume=resume, force=force, identity=began)
-        going_on = resume and run.is_finished
-        damage = run.find_damage() if going_on else None
+            synchronize = closing.enter_context(synchronized(run, resume=resume))
+        current = identity(plain, loaded.model, loaded.task)
+        open_run.check_folder(run, plain, resume=resume, force=force, identity=current)
+        finished = resume and run.is_finished
+        damage = run.find_damage() if finished else None
         if damage:
             observers.note(f"{damage}; the files are made again")
-        complete = going_on and not damage
+        complete = finished and not damage
         if resume and not complete:
             open_run.check_trials(run, loaded.space, experiment.search.trials)
 
         def open_folder() -> None:
-            open_run.open_folder(run, plain, resume=resume, force=force, identity=began)
-            keep()
+            open_run.open_folder(run, plain, resume=resume, force=force, identity=current)
+            synchronize()
             observers.add(SecondsFile(run, observers.seconds))
 
-        yield Claim(run, complete, open_folder, keep)
+        yield LockedRun(run, complete, open_folder, synchronize)
 
 
 class SecondsFile(Observer):
