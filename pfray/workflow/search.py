@@ -19,8 +19,8 @@ from pfray.workflow.trials import Choice
 
 
 @dataclass(frozen=True)
-class Found:
-    """Result of a search. plans: to retrain, by name of their model. choice: the chosen trial. trials: counts.
+class SearchResult:
+    """plans: to retrain, by name of their model. choice: the chosen trial. trials: counts.
 
     uniform: the plan with one value for all knobs.
     """
@@ -31,7 +31,9 @@ class Found:
     uniform: Plan
 
 
-def search(experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers) -> Found:
+def search(
+    experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
+) -> SearchResult:
     """Search for the best plan, or continue an interrupted search. Raises SearchFailed."""
     components = loaded.components
     with observers.stage("plans without search"):
@@ -50,7 +52,7 @@ def search(experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunF
     # A plan given by the user is never changed. If it is too slow, the run misses its goal.
     fixed = {MODEL} if searcher.given is not None else set()
     plans |= _kept_to_time({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
-    return Found(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
+    return SearchResult(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
 
 
 def _make_searcher(

@@ -10,12 +10,12 @@ from pfray.reporting.remarks import headline, remarks
 from pfray.reporting.summary import Summary, absolute_limits
 from pfray.storage.run_folder import RunFolder
 from pfray.workflow.results import Results
-from pfray.workflow.search import Found
+from pfray.workflow.search import SearchResult
 from pfray.workflow.setup import LoadedRun
 
 
 def make_summary(
-    experiment: Experiment, loaded: LoadedRun, found: Found, results: Results, seconds: dict[str, float]
+    experiment: Experiment, loaded: LoadedRun, found: SearchResult, results: Results, seconds: dict[str, float]
 ) -> Summary:
     """The summary of a finished run. seconds: of each stage."""
     choice, exported = found.choice, results.exported
