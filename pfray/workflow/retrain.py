@@ -50,7 +50,7 @@ class TrainingStage:
 
 
 @dataclass(frozen=True)
-class Link:
+class StagedTraining:
     """The trainings of one algorithm for a plan: milder stages, then the plan itself."""
 
     stages: tuple[TrainingStage, ...]
@@ -60,28 +60,28 @@ class Link:
         return self.stages[-1]
 
     @property
-    def trains(self) -> bool:
+    def has_weights(self) -> bool:
         """True if there are weights to make and to keep: by training, or by the algorithm's ``finish``."""
         return bool(self.last.epochs) or self.last.candidate.algorithm.has_finish
 
 
-def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]:
-    """One link for a plain algorithm, or one for each algorithm of a pipeline. The last one is called ``name``."""
+def staged_trainings(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[StagedTraining]:
+    """One for a plain algorithm, or one for each algorithm of a pipeline, in order. The last one is called ``name``."""
     whole = recipe.candidate(plan)
     if not issubclass(recipe.algorithm, Pipeline):
-        return [_link(name, whole, "", context)]
-    row: list[Link] = []
+        return [_staged_training(name, whole, "", context)]
+    row: list[StagedTraining] = []
     steps = parts(whole.settings, whole.plan)
     for step, own in steps:
         label = name if step is steps[-1][0] else f"{name}-{step.name}"
         training = updated(whole.training, step.finetune)
         candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill)
-        row.append(_link(label, candidate, row[-1].last.key if row else "", context))
+        row.append(_staged_training(label, candidate, row[-1].last.key if row else "", context))
     return row
 
 
-def _link(name: str, candidate: Candidate, before: str, context: Context) -> Link:
-    """before: key of the link before it; empty for the first."""
+def _staged_training(name: str, candidate: Candidate, before: str, context: Context) -> StagedTraining:
+    """before: key of the training before it; empty for the first."""
     milder = candidate.bind(context.teacher, context.task).stages(candidate.plan)
     ways = [(f"{name}-{number}", stage.plan, stage.epochs) for number, stage in enumerate(milder, start=1)]
     stages, key = [], before
@@ -90,7 +90,7 @@ def _link(name: str, candidate: Candidate, before: str, context: Context) -> Lin
         key = content_key(key, candidate.algorithm.__qualname__, decided, epochs)
         training = updated(candidate.training, {"epochs": epochs})
         stages.append(TrainingStage(label, replace(candidate, plan=plan, training=training), key))
-    return Link(tuple(stages))
+    return StagedTraining(tuple(stages))
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,17 @@ class Trainer:
         """
         # Of equal plans only the first is trained, because their models are equal.
         same = {name: next(first for first in plans if plans[first] == plans[name]) for name in plans}
-        wanted = {name: links(name, recipe, plans[name], context) for name in dict.fromkeys(same.values())}
+        wanted = {name: staged_trainings(name, recipe, plans[name], context) for name in dict.fromkeys(same.values())}
         missing = [name for name, row in wanted.items() if any(map(self._is_missing, row))]
         if missing:
             at_once = max(1, min(len(missing), ray_cluster.total("CPU") // self.resources.workers))
             if self.resources.trial.gpu:
                 at_once = min(at_once, max(1, ray_cluster.total("GPU") // self.resources.workers))
-            total = sum(stage.epochs for name in missing for link in wanted[name] for stage in link.stages)
+            total = sum(stage.epochs for name in missing for staged in wanted[name] for stage in staged.stages)
             names = " and ".join(", ".join(missing).rsplit(", ", 1))
             with self.observers.stage(f"train {names}", total=total) as stage:
                 epochs_done = dict.fromkeys(missing, 0)
-                reference = ray.put(context)  # shared by the first links of all plans
+                reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
                     def show(label: str, epoch: int, loss: float, earlier: int) -> None:
@@ -129,32 +129,32 @@ class Trainer:
                         self.observers.epoch_done(label, epoch, loss)
 
                     earlier, own, shared = 0, context, reference
-                    for link in wanted[name]:
-                        if link.trains:  # finished stages are read
-                            earlier = self._train_link(link, shared, at_once, earlier, show)
-                        if link is not wanted[name][-1]:
-                            own = replace(context, earlier=self._model(link, own))
+                    for staged in wanted[name]:
+                        if staged.has_weights:  # finished stages are read
+                            earlier = self._train_stages(staged, shared, at_once, earlier, show)
+                        if staged is not wanted[name][-1]:
+                            own = replace(context, earlier=self._model(staged, own))
                             shared = ray.put(own)
 
                 run_together([partial(train_one, name) for name in missing], at_once)
-        trained = all(link.trains for row in wanted.values() for link in row)
+        trained = all(staged.has_weights for row in wanted.values() for staged in row)
         with contextlib.nullcontext() if trained else self.observers.stage("compress without training"):
             built = {name: self._build(row, context) for name, row in wanted.items()}
         return {name: built[same[name]] for name in plans}
 
-    def _train_link(
+    def _train_stages(
         self,
-        link: Link,
+        staged: StagedTraining,
         context: ray.ObjectRef,
         at_once: int,
         earlier: int,
         show: Callable[[str, int, float, int], None],
     ) -> int:
-        """Train all stages of a link but the finished ones. Returns ``earlier`` plus the link's epochs.
+        """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
 
-        earlier: epochs of the links before it.
+        earlier: epochs of the algorithms before it.
         """
-        before, stages = None, link.stages
+        before, stages = None, staged.stages
         # Stages before a finished one are no longer needed.
         done = next((i for i in reversed(range(len(stages))) if self._kept(stages[i]) is not None), 0)
         earlier += sum(stage.epochs for stage in stages[:done])
@@ -203,25 +203,25 @@ class Trainer:
         )
         return Weights(structure, state)
 
-    def _build(self, row: list[Link], context: Context) -> nn.Module:
+    def _build(self, row: list[StagedTraining], context: Context) -> nn.Module:
         *first, last = row
         own = context
-        for link in first:
-            own = replace(context, earlier=self._model(link, own))
+        for staged in first:
+            own = replace(context, earlier=self._model(staged, own))
         return self._model(last, own)
 
-    def _model(self, link: Link, context: Context) -> nn.Module:
-        """The link's model, on the CPU."""
-        if not link.trains:
-            return untrained(link.last.candidate, context)
-        weights = self._kept(link.last)
+    def _model(self, staged: StagedTraining, context: Context) -> nn.Module:
+        """The model after all stages, on the CPU."""
+        if not staged.has_weights:
+            return untrained(staged.last.candidate, context)
+        weights = self._kept(staged.last)
         if weights is None:
-            damaged = self.run.trained(link.last.name)
+            damaged = self.run.trained(staged.last.name)
             raise StorageError(f"{damaged} was damaged meanwhile. Remedy: continue with --resume")
-        return rebuilt(link.last.candidate, context, weights, torch.device("cpu"))
+        return rebuilt(staged.last.candidate, context, weights, torch.device("cpu"))
 
-    def _is_missing(self, link: Link) -> bool:
-        return link.trains and self._kept(link.last) is None
+    def _is_missing(self, staged: StagedTraining) -> bool:
+        return staged.has_weights and self._kept(staged.last) is None
 
     def _kept(self, stage: TrainingStage) -> Weights | None:
         """The stage's final weights; None if they have to be made."""
