@@ -34,7 +34,7 @@ from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
-from pfray.workflow.worker import Work, add_line, read_curve, read_lines, train_candidate
+from pfray.workflow.worker import TrainingSpec, add_line, read_curve, read_lines, train_candidate
 
 # Times that lost workers are replaced, and the training continues from the last epoch's checkpoint.
 RETRIES = 2
@@ -142,7 +142,7 @@ def work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     path = config["folder"] / STATE
 
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
-    model = train_candidate(_work(config), Shard(), task_device(), state, partial(checkpoints.save, path))
+    model = train_candidate(_training_spec(config), Shard(), task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -197,17 +197,17 @@ def _work_together(config: dict[str, Any]) -> None:
             train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
 
     try:
-        train_candidate(_work(config), shard, device, state, save)
+        train_candidate(_training_spec(config), shard, device, state, save)
     except TrainingFailed as error:
         # All ranks see the same loss and stop here together. An exception would make Ray Train retry the training.
         if shard.rank == 0:
             add_line(config["folder"], error=str(error))
 
 
-def _work(config: dict[str, Any]) -> Work:
+def _training_spec(config: dict[str, Any]) -> TrainingSpec:
     """The training, with its objects fetched from Ray's object store."""
     fetched = {name: ray.get(value) for name, value in config.items() if isinstance(value, ray.ObjectRef)}
-    return Work(**{**config, **fetched})
+    return TrainingSpec(**{**config, **fetched})
 
 
 def _clean_curve(folder: Path, done: int) -> None:
