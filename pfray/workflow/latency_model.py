@@ -64,35 +64,35 @@ def timed_space(space: CompressionSpace, algorithm: Algorithm, done: Callable[[i
     return replace(space, costs_of=partial(costs_with_latency, inner=space.costs_of, curves=curves, bits=_bits(space)))
 
 
-def hold(
+def meet_latency(
     plans: dict[str, Plan],
     space: CompressionSpace,
     limits: Limits,
     recipe: Recipe,
     context: Context,
-    kept: Path,
+    path: Path,
     done: Callable[[int, str], None],
 ) -> dict[str, Plan]:
     """The named plans, each compressed further while its file is slower than ``limits`` allow, at most TRIES times.
 
-    A plan is timed in turns with the whole network, whose time is taken from the curve. kept: file that the plans are
+    A plan is timed in turns with the whole network, whose time is taken from the curve. path: file that the plans are
     written to, and read from if it exists, because another timing could give others. done(plans, name).
     """
-    if (known := read_json(kept)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
+    if (known := read_json(path)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
         return known["held"]
-    if kept.exists():
-        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", kept)
-    held: dict[str, Plan] = {}
+    if path.exists():
+        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", path)
+    faster: dict[str, Plan] = {}
     for count, (name, plan) in enumerate(plans.items()):
         done(count, name)
-        same = [earlier for earlier in held if plans[earlier] == plan]
-        held[name] = held[same[0]] if same else _held(plan, space, limits, recipe, context)
+        same = [earlier for earlier in faster if plans[earlier] == plan]
+        faster[name] = faster[same[0]] if same else _meet_latency(plan, space, limits, recipe, context)
     done(len(plans), "done")
-    write_json(kept, {"plans": plans, "held": held})
-    return held
+    write_json(path, {"plans": plans, "held": faster})
+    return faster
 
 
-def _held(plan: Plan, space: CompressionSpace, limits: Limits, recipe: Recipe, context: Context) -> Plan:
+def _meet_latency(plan: Plan, space: CompressionSpace, limits: Limits, recipe: Recipe, context: Context) -> Plan:
     whole = space.decode(np.ones(len(space)))
     wanted, stricter = limits["latency_ms"], dict(limits)
     for _ in range(TRIES):

@@ -51,7 +51,7 @@ def search(
     plans[MODEL] = choice.plan
     # A plan given by the user is never changed. If it is too slow, the run misses its goal.
     fixed = {MODEL} if searcher.given is not None else set()
-    plans |= _kept_to_time({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
+    plans |= _meet_latency({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
     return SearchResult(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
 
 
@@ -68,13 +68,13 @@ def _make_searcher(
     return searcher
 
 
-def _kept_to_time(
+def _meet_latency(
     plans: dict[str, Plan], loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
 ) -> dict[str, Plan]:
     """The plans, compressed further if their files are too slow; unchanged without a limit on the latency."""
     if "latency_ms" not in loaded.limits:
         return plans
     with observers.stage("time plans", total=len(plans)) as stage:
-        return latency_model.hold(
+        return latency_model.meet_latency(
             plans, loaded.space, loaded.limits, spec.recipe, spec.context, run.timed_plans, stage.update
         )
