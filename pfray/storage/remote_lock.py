@@ -61,7 +61,7 @@ def locked(bucket: Bucket, path: str, owner: str) -> Iterator[Lease]:
 class Lease:
     """The lock file at ``path`` in ``bucket``, for ``owner``.
 
-    left_by_us: the lock was left by this owner, in a run that was killed.
+    was_ours: this owner found its own lock, from a run that was killed.
     gaps: times that another owner may have held it in between; after each, the written files must be checked again.
     """
 
@@ -74,7 +74,7 @@ class Lease:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.bucket, self.path, self.owner, self.clock, self.sleep = bucket, path, owner, clock, sleep
-        self.left_by_us, self.lost, self.gaps = False, False, 0
+        self.was_ours, self.lost, self.gaps = False, False, 0
         self._ended = False
         self._renewed, self._counts_from = float("-inf"), float("-inf")
         # A renewal under way must not come after the removal.
@@ -88,8 +88,8 @@ class Lease:
         except TimeoutError as error:
             raise StorageError(f"{self.bucket.url}: {error}. Remedy: check the address and the network") from error
         if found is not None:
-            self.left_by_us = _signed(found).get("owner") == self.owner
-            started = self.clock() if self.left_by_us else self._watch(found)
+            self.was_ours = _signed(found).get("owner") == self.owner
+            started = self.clock() if self.was_ours else self._watch(found)
             self._take_over(started)
         self._renewed = started
 

@@ -44,7 +44,7 @@ def synchronized(run: RunFolder, *, resume: bool) -> Iterator[Callable[[], None]
     with locked(bucket, run.lock.name, _owner(run.path.parent)) as lease:
         sync = FolderSync(bucket, run, lease)
         # After a kill on this machine the local files are newer; otherwise they may be older.
-        if lease.left_by_us and sync.newest.exists():
+        if lease.was_ours and sync.newest.exists():
             sync.sent = dict.fromkeys(bucket.names(run.name))
         else:
             sync.fetch(whole=resume)
@@ -77,7 +77,7 @@ class FolderSync:
         self.bucket, self.name, self.folder, self.lease = bucket, run.name, run.path, lease
         # Files in the bucket, with the stamp of the local file when it was sent; None if unknown.
         self.sent: dict[str, Stamp | None] = {}
-        self.begun, self.gaps = False, lease.gaps
+        self.started, self.gaps = False, lease.gaps
         # newest: exists while the local folder has the whole run, and newer files than the bucket.
         self.newest, self.arriving, self.outgoing = (run.beside(end) for end in ("newest", "arriving", "sending"))
         self.sending = threading.Lock()
@@ -113,7 +113,7 @@ class FolderSync:
         """Send new files, then remove files from the bucket that are gone locally. Raises StorageError."""
         with self.sending:
             self._check_lease()
-            self.begun = True
+            self.started = True
             if self.gaps != self.lease.gaps:
                 # Another owner may have written there before it had to stop, so every local file is sent again.
                 self.sent, self.gaps = dict.fromkeys(self.bucket.names(self.name)), self.lease.gaps
@@ -140,7 +140,7 @@ class FolderSync:
 
     def push_rest(self) -> None:
         """Send the remaining files at the end. Raises StorageError that names the local folder."""
-        if self.begun:
+        if self.started:
             self.lease.wait()
             try:
                 self.push()
