@@ -25,9 +25,9 @@ DEFAULT_TOKEN = Path("~/.ray/auth_token")
 # replaces an address of 127.0.0.1 by an interface's.
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Most characters of a temporary folder's path; the paths of Ray's sockets must stay under the system's limit.
-SHORT = 20
+MAX_TEMP_PATH = 20
 # Most bytes read of a token file.
-LONG = 10_000
+MAX_TOKEN_BYTES = 10_000
 
 
 def check_token() -> None:
@@ -45,7 +45,7 @@ def check_token() -> None:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise OSError("not a regular file")
             with open(path, "rb") as file:
-                token = file.read(LONG).decode("latin-1")
+                token = file.read(MAX_TOKEN_BYTES).decode("latin-1")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(f"{source} cannot be read ({why}). {remedy}, or 'unset {TOKEN_PATH}'") from error
@@ -93,7 +93,7 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
     folder = None
     if shown or not os.environ.get("RAY_TMPDIR"):
         parent = tempfile.gettempdir()
-        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= MAX_TEMP_PATH else "/tmp"))
         if not os.environ.get("RAY_TMPDIR"):
             variables["RAY_TMPDIR"] = str(folder)
     token = None
@@ -133,10 +133,10 @@ def _set(variables: Mapping[str, str | None]) -> None:
         else:
             os.environ[name] = value
     if variables:
-        read_again()
+        reload_token_settings()
 
 
-def read_again() -> None:
+def reload_token_settings() -> None:
     """Make Ray read RAY_AUTH_* from the environment again; it reads them once per process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 

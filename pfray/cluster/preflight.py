@@ -43,7 +43,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}). Remedy: storage=... elsewhere") from error
     try:
-        look = ray.remote(num_cpus=0, max_retries=0)(what_is_missing)
+        look = ray.remote(num_cpus=0, max_retries=0)(find_missing)
         asked = {
             look.options(
                 name=f"look at {node['NodeManagerAddress']}",
@@ -60,7 +60,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
         raise ClusterError("\n".join(f"the machine {name}: {problem}" for name, problem in sorted(lacking.items())))
 
 
-def what_is_missing(pickled: bytes, mark: str) -> str | None:
+def find_missing(pickled: bytes, mark: str) -> str | None:
     """Reason why this machine cannot do the run's work, and the remedy; None if it can."""
     try:
         pickle.loads(pickled)
