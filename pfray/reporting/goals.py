@@ -12,7 +12,7 @@ from pfray.reporting.summary import Summary
 from pfray.units import UNITS
 
 # Share of a latency limit by which a file may be slower, because a timing is not exact.
-DOUBT = 0.05
+LATENCY_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def missed_goals(summary: Summary) -> list[MissedGoal]:
             "a milder target, more finetune.epochs, more search.trials or distill.weight=0.5",
         ))  # fmt: skip
     latency, limit = summary.latencies()[0], number(summary.limits, "latency_ms")
-    if latency is not None and limit is not None and latency > (1 + DOUBT) * limit:
+    if latency is not None and limit is not None and latency > (1 + LATENCY_TOLERANCE) * limit:
         text = UNITS["latency_ms"].text
         missed.append(MissedGoal(
-            "target.latency_ms", text(latency), text((1 + DOUBT) * limit),
-            f"a lower target.latency_ms; {100 * DOUBT:.0f} % of doubt are allowed already",
+            "target.latency_ms", text(latency), text((1 + LATENCY_TOLERANCE) * limit),
+            f"a lower target.latency_ms; {100 * LATENCY_TOLERANCE:.0f} % of doubt are allowed already",
         ))  # fmt: skip
     return missed

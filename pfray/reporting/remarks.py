@@ -13,7 +13,7 @@ from pfray.units import UNITS, latency_text, size_text
 # Origins of plans that need no measurement.
 NO_SEARCH = ("allocate", "uniform", "heuristic")
 # Multiples of a limit that give no remark: for the bytes of the file, and for the mean bits of all parameters.
-LARGER, BESIDE = 1.05, 1.25
+BYTES_TOLERANCE, BITS_TOLERANCE = 1.05, 1.25
 
 
 def headline(summary: Summary) -> str:
@@ -39,13 +39,13 @@ def remarks(summary: Summary) -> list[str]:
         smaller = None if sizes[0] is None or sizes[1] is None else sizes[0] < sizes[1]
         what = {True: "smaller but not faster", False: "neither smaller nor faster", None: "not faster"}[smaller]
         notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
-    notes += _doubts(summary)
+    notes += _search_remarks(summary)
     notes += [missed.remark() for missed in missed_goals(summary)]
     if summary.limits is None:
         notes.append("summary.json is of an earlier version and has no limits: whether a target in milliseconds, "
                      "bytes or bits is kept is not said")
-    notes += _beside_weights(summary)
-    notes += _storage(summary.exported)
+    notes += _size_remarks(summary)
+    notes += _storage_remarks(summary.exported)
     failed = number(summary.trials, "failed")
     if failed:
         finished = number(summary.trials, "finished") or 0
@@ -62,7 +62,7 @@ def score_text(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value:.4g}"
 
 
-def _doubts(summary: Summary) -> list[str]:
+def _search_remarks(summary: Summary) -> list[str]:
     """Remarks on a search that did not beat its baselines, and on a choice within the error of its score."""
     choice, found = summary.choice, number(summary.compressed, "accuracy")
     notes = []
@@ -81,22 +81,22 @@ def _doubts(summary: Summary) -> list[str]:
     return notes
 
 
-def _beside_weights(summary: Summary) -> list[str]:
+def _size_remarks(summary: Summary) -> list[str]:
     """Remarks on a target in bytes that the whole file exceeds, and on a target in bits that all parameters exceed."""
     size, params = number(summary.compressed, "size_bytes"), number(summary.compressed, "params")
     wanted = number(summary.limits, "size_bytes")
     notes = []
-    if wanted and size is not None and size > LARGER * wanted:
+    if wanted and size is not None and size > BYTES_TOLERANCE * wanted:
         notes.append(f"the packed file has {size_text(size)}, target.size_bytes is {size_text(wanted)}: it counts "
                      "parameters, not the statistics of batch norms, names and the file's own table")
     bits, stored = number(summary.limits, "bits"), number(summary.compressed, "stored_bits")
-    if bits and stored and params and stored / params > BESIDE * bits:
+    if bits and stored and params and stored / params > BITS_TOLERANCE * bits:
         notes.append(f"{bits:.4g} bits hold for the layers that are quantized; all parameters have "
                      f"{stored / params:.3g} on average, as the others stay float")
     return notes
 
 
-def _storage(exported: Record | None) -> list[str]:
+def _storage_remarks(exported: Record | None) -> list[str]:
     """Remarks on layers that the .tflite stores differently from their bits: in float, or rounded once more.
 
     A layer that was not to be quantized is in the report's table only.

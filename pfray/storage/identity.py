@@ -26,9 +26,9 @@ from pfray.utils.cache import content_key, state_bytes, version
 OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
 # Most outputs that are kept, and the difference allowed between machines, as a share of the largest output.
 KEPT_OUTPUTS = 64
-TOLERANCE = 1e-3
+OUTPUT_TOLERANCE = 1e-3
 # The same for moments of the data, in which the rounding of many values cancels out.
-MOMENTS = 1e-7
+MOMENT_TOLERANCE = 1e-7
 # Values whose moments are summed at once, because a copy of a data set in double precision would be twice its size.
 CHUNK = 1_000_000
 
@@ -65,7 +65,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         changed.append("the model's architecture")
     elif old.get("weights") != new["weights"]:
         changed.append("the model's weights")
-    elif not _close(old.get("outputs"), new["outputs"], TOLERANCE):
+    elif not _close(old.get("outputs"), new["outputs"], OUTPUT_TOLERANCE):
         changed.append("what the model gives for the first inputs (forward() or the normalization)")
     shapes = [f"{name} {new[name]} instead of {old.get(name)}"
               for name in ("train data", "validation data", "test data") if old.get(name) != new[name]]  # fmt: skip
@@ -96,7 +96,7 @@ def _contents(tensor: Tensor) -> str | list[float]:
 def _same_contents(old: Any, new: dict[str, Any]) -> bool:
     if not isinstance(old, dict) or old.keys() != new.keys():
         return False
-    return all(_close(old[key], new[key], MOMENTS) if isinstance(new[key], list) else old[key] == new[key]
+    return all(_close(old[key], new[key], MOMENT_TOLERANCE) if isinstance(new[key], list) else old[key] == new[key]
                for key in new)  # fmt: skip
 
 
