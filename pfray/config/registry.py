@@ -96,13 +96,14 @@ def find_class(kind: str, name: str, base: type) -> type:
     return found
 
 
-def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], beside: Iterable[str] = ()) -> Any:
+def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], other_keys: Iterable[str] = ()) -> Any:
     """A learner's or searcher's settings from plain data, validated without conversions (``as_written``).
 
-    beside: keys of the same section that are not the component's. Raises ConfigError with one line for every mistake.
+    other_keys: allowed keys of the same section that are not the component's. Raises ConfigError with one line for
+    every mistake.
     """
     fields = [field.name for field in dataclasses.fields(settings_type)]
-    allowed = [*beside, *fields]
+    allowed = [*other_keys, *fields]
     mistakes = [
         f"{path}.{short(key)}: unknown key. Allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
         for key in settings

@@ -167,12 +167,12 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
         ("learner", "learner", Algorithm, []),
         ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
     )
-    for kind, field, base, beside in kinds:
+    for kind, field, base, other_keys in kinds:
         if kind in components:
             cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
             settings = components[kind].settings
             if cls is not None:
-                parse = partial(parse_settings, kind, cls.settings_type, settings, beside)
+                parse = partial(parse_settings, kind, cls.settings_type, settings, other_keys)
                 found[f"{kind}_settings"] = attempt(parse)
     return found, mistakes
 
