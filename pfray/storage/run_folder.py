@@ -57,14 +57,14 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        return self.beside("lock")
+        return self.sibling("lock")
 
     @property
     def job(self) -> Path:
         """Record that ``pfray submit`` keeps of the run's job."""
-        return self.beside("job.json")
+        return self.sibling("job.json")
 
-    def beside(self, suffix: str) -> Path:
+    def sibling(self, suffix: str) -> Path:
         """A hidden file or folder of this run, next to its folder."""
         return self.path.with_name(f".{self.name}.{suffix}")
 

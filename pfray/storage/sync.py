@@ -79,7 +79,7 @@ class FolderSync:
         self.sent: dict[str, Stamp | None] = {}
         self.started, self.gaps = False, lease.gaps
         # newest: exists while the local folder has the whole run, and newer files than the bucket.
-        self.newest, self.arriving, self.outgoing = (run.beside(end) for end in ("newest", "arriving", "sending"))
+        self.newest, self.arriving, self.outgoing = (run.sibling(end) for end in ("newest", "arriving", "sending"))
         self.sending = threading.Lock()
 
     def fetch(self, *, whole: bool) -> None:
