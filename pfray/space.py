@@ -94,6 +94,7 @@ class CompressionSpace:
 
     @cached_property
     def names(self) -> list[str]:
+        """Names of the knobs, in order."""
         return [knob.name for knob in self.knobs]
 
     @cached_property

@@ -87,6 +87,7 @@ class Unit:
 
     @property
     def relative(self) -> bool:
+        """True if amounts may be relative to the teacher's."""
         return "x" in self.suffixes
 
     def amount(self, value: Any) -> Amount:

@@ -124,6 +124,7 @@ def _finish(candidate: Candidate, context: Context, start: Weights | None, cpus:
 
 
 def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
+    """State dict from a training on one worker, a plain Ray task. config: fields of ``TrainingSpec``."""
     # Retried here, because Ray itself would retry for ever if a worker is killed for its use of memory.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work_alone)
     named = task.options(name=f"{config['candidate'].algorithm.__name__}.train")
@@ -138,9 +139,9 @@ def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Ten
 
 
 def work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
+    """Train in a worker that is alone. Returns the state dict, on the CPU."""
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
-
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
     model = train_candidate(_training_spec(config), Shard(), task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
@@ -222,6 +223,7 @@ def _clean_curve(folder: Path, done: int) -> None:
 
 
 def task_device() -> torch.device:
+    """Device of the current Ray task: ``cuda`` if Ray gave it a graphics processor."""
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 

@@ -107,6 +107,7 @@ class Choice:
     rescored: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for the summary, without the plan."""
         return {key: value for key, value in asdict(self).items() if key != "plan"}
 
 
