@@ -28,7 +28,7 @@ class Weights:
 
 
 def bound(candidate: Candidate, context: Context, device: torch.device) -> Algorithm:
-    """The candidate's algorithm on a copy of the context's model, whose tensors Ray's object store holds read-only."""
+    """The candidate's algorithm on a copy of the context's model, which Ray's object store may hold read-only."""
     return candidate.bind(place(copy.deepcopy(context.model), device), context.task)
 
 
