@@ -184,7 +184,8 @@ class Scorer:
         return latencies_ms(models, example_input(self.context.task, self.device))
 
     def _time_files(self, model: torch.nn.Module, teacher: torch.nn.Module) -> list[float]:
-        """Latencies of .tflite files in milliseconds, on one thread. The teacher's file, seconds to convert, is kept."""
+        """Latencies of .tflite files in milliseconds, on one thread. The teacher's file is made once, as it takes
+        seconds."""
         example = example_input(self.context.task)
         with tempfile.TemporaryDirectory() as folder:
             own, other = (Path(folder) / f"{name}.tflite" for name in ("own", "teacher"))
