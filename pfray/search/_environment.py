@@ -1,4 +1,4 @@
-"""The Gymnasium environment that a searcher walks to its plans: made by its id, and found fit for that."""
+"""Makes the Gymnasium environment whose episodes are a searcher's plans, and checks its interface."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def make_environment(
     reward: float = 0.0,
     **options: Any,
 ) -> Any:
-    """The environment ``name`` over ``space``, with the same reward for every plan; made in no time, and never kept.
+    """The environment ``name`` over ``space``, with the same reward for every plan. It is cheap, so it is never saved.
 
-    needs: what the searcher asks it for (``action_for``), dotted where that is part of something. Raises ConfigError,
-    with the ``default`` as the remedy, where there is no such environment, or one without any of it.
+    needs: attributes that the searcher uses (``action_for``), dotted for nested ones. Raises ConfigError, with
+    ``default`` as the remedy, if there is no such environment or it lacks an attribute.
     """
     try:
         env = gymnasium.make(
