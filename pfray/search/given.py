@@ -1,8 +1,7 @@
-"""The user's own plan: no search, but compression, retraining and export by it.
+"""The user's own plan: compression, retraining and export without a search.
 
-The plan is tried as it is. It has to meet the experiment's target, since whatever a run promises is promised of its
-plan; one that misses it is refused, with by how much, and never moved. One that compresses further than the target asks
-is taken as it is, too.
+The plan is never changed. It has to meet the experiment's target, which a run guarantees of its plan; one that misses
+it is rejected with the distance. A plan that compresses more than the target asks is used unchanged, too.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from pfray.space import CompressionSpace, Limits, Plan, keeps_limits
 from pfray.units import AT_LEAST
 
 EXAMPLE = "a JSON file of knob names and values, or a run's summary.json"
-# Knobs that are settings begin so.
+# Prefixes of knobs that are settings.
 SETTINGS = ("finetune.", "distill.", "learner.")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """plan: the JSON file of the plan, knob name -> value, as a ``summary.json`` has it under ``plan``; or such a whole
-    file.
-    """
+    """plan: path of a JSON file of the plan, knob name -> value, or of a ``summary.json``, which has it as ``plan``."""
 
     plan: str | None = None
 
@@ -47,7 +44,7 @@ class Given(PlanSearcher):
 
 
 def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
-    """The plan of the file, in the space's order. Raises ConfigError with a line for every mistake of it."""
+    """Plan of the file, in the space's order. Raises ConfigError with a line for every mistake."""
     named = short(str(path), 200)
     try:
         found = parse_file(path)
@@ -73,7 +70,7 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
 
 
 def _miss(unit: str, cost: float, limit: float) -> str:
-    """How far a plan of that cost is from the target, and the target that it would just meet."""
+    """Message on a plan of this cost: its distance from the target, and the target that it would just meet."""
     above = unit not in AT_LEAST
     step = 10.0 ** (math.floor(math.log10(abs(cost) or 1.0)) - 4)
     met = (math.ceil if above else math.floor)(cost / step) * step
