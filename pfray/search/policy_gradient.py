@@ -1,19 +1,19 @@
-"""A policy over the layers, learned by REINFORCE (Williams 1992), as N2N (Ashok et al. 2018, section 3.2) and Pahwa et
-al. 2019 search which layers to remove: a bidirectional LSTM reads the descriptions of all layers and gives each the
-probabilities of its actions; the students of an iteration are tried side by side, then the policy takes one step.
+"""Policy gradient over the layers: REINFORCE (Williams 1992), as N2N (Ashok et al. 2018, section 3.2) and Pahwa et al.
+2019 search for layers to remove. A bidirectional LSTM reads the descriptions of all layers and gives the action
+probabilities of each. The students of an iteration are tried in parallel, then the policy takes one step.
 
-Notation: L layers, F numbers that describe one, A actions; pi(a | l) the policy, R a student's reward, b the
-exponential moving average of rewards, the baseline. The gradient is that of the mean of (R - b) sum_l log pi(a_l | l).
+Notation: L layers, F features per layer, A actions; pi(a | l) the policy, R a student's reward, b the exponential
+moving average of rewards, the baseline. The objective is the mean of (R - b) sum_l log pi(a_l | l).
 
-What differs from the papers, because a student is dear: an iteration takes several steps, on the students of the last
-few iterations as well, each layer's gradient times pi / mu, the policy now over the policy that drew the student, and
-left out where that has gone far from 1 already (Schulman et al. 2017, arXiv 1707.06347, equation 7). R - b is divided
-by the standard deviation of the rewards that are learned from, so that one step size does for rewards of any unit, and
-``entropy`` times the policy's entropy is added, so that it does not settle too early; Pahwa et al. (section 3.4) and
-N2N have neither. ``entropy: 0`` is without the second. No student is tried twice.
+Differences from the papers, because a student is expensive to evaluate: an iteration takes several steps, also on the
+students of the last few iterations. Each layer's gradient is weighted by pi / mu, mu the policy that drew the student,
+and clipped if the ratio is far from 1 (Schulman et al. 2017, arXiv 1707.06347, equation 7). R - b is divided by the
+standard deviation of the rewards, so that one learning rate suits rewards of any unit, and ``entropy`` times the
+policy's entropy is added against premature convergence (``entropy: 0`` omits it); Pahwa et al. (section 3.4) and N2N
+have neither. No student is tried twice.
 
-The policy knows nothing of a layer but its description, so that one that was learned on another model, or on other
-classes, can be the start (``policy_from``).
+The policy depends on a layer only through its description, so a policy learned on another model, or on other classes,
+can be the start (``policy_from``).
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from pfray.space import Plan
 from pfray.utils.cache import load_tensors, save_tensors
 
 POLICY = "policy.safetensors"
-# What the search asks its environment for.
+# Attributes of the environment that the search uses.
 NEEDS = ("action_for", "descriptions", "action_space.n")
-# Students drawn that were tried before, until others are looked for.
+# Duplicate students drawn before the policy is flattened.
 DRAWS = 5
-# How far pi / mu may be from 1 for a student still to be learned from.
+# Clip range of pi / mu around 1.
 CLIP = 0.3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """env: the Gymnasium environment that is walked, with Discrete actions and their masks.
+    """env: id of the Gymnasium environment, with Discrete actions and action masks.
 
-    students: trials of an iteration, after which the policy learns from them. memory: iterations whose students are
-    learned from; steps: taken after each (1 and 1 is plain REINFORCE). rate: step size of Adam. decay: of the
-    moving average of rewards. entropy: weight of the policy's entropy, which keeps it from settling too early. hidden:
-    width of the LSTM, each way. levels: actions for knobs that are not just kept or removed.
+    students: trials per iteration, after which the policy is updated. memory: iterations whose students are used in an
+    update. steps: optimizer steps per update (memory 1 and steps 1 is plain REINFORCE). rate: learning rate of Adam.
+    decay: decay of the rewards' moving average. entropy: weight of the policy's entropy, against premature convergence.
+    hidden: width of the LSTM per direction. levels: number of actions for knobs other than keep or remove.
 
-    policy_from: the folder of an earlier run by this searcher, whose learned policy is the start.
+    policy_from: folder of an earlier run by this searcher, whose learned policy is the start.
     """
 
     env: str = "envs:pfray/Removal-v0"
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Student:
-    """actions: ``(L,)``. masks: ``(L, A)``, of the allowed ones. log_odds: log mu ``(L,)`` of the actions."""
+    """actions: ``(L,)``. masks: ``(L, A)``, 1 for allowed actions. log_odds: log mu ``(L,)`` of the actions."""
 
     actions: np.ndarray
     masks: np.ndarray
@@ -80,7 +80,7 @@ class Student:
 
 
 class Policy(nn.Module):
-    """``(L, F)`` descriptions to ``(L, A)`` logits, each layer seeing all before and behind it."""
+    """Bidirectional LSTM from descriptions ``(L, F)`` to logits ``(L, A)``."""
 
     def __init__(self, inputs: int, hidden: int, actions: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class PolicyGradient(PlanSearcher):
             _load(self.policy, expanded(set_.policy_from))
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=set_.rate)
         self.baseline: float | None = None
-        # Of the students of the last iterations; those that the policy has not learned from yet are the last ones.
+        # Students of the last iterations; the last ``new`` of them were not used in an update yet.
         self.students: list[Student] = []
         self.new = 0
 
@@ -134,7 +134,7 @@ class PolicyGradient(PlanSearcher):
             logits = self.policy(self.descriptions).double().numpy()
         tried = self.tried
         for draw in range(RETRIES):
-            # A policy that has settled draws the same student again and again: then from a flatter one.
+            # A converged policy draws the same student repeatedly, so it is flattened.
             plan = self._within_limits(self._drawn(logits / 2.0 ** max(0, draw - DRAWS)))
             if plan not in tried:
                 break
@@ -148,7 +148,7 @@ class PolicyGradient(PlanSearcher):
             odds = np.exp(allowed - allowed.max())
             info = env.step(int(self.rng.choice(len(odds), p=odds / odds.sum())))[-1]
         positions = self.space.encode(info["plan"])
-        # A knob without choices may lie anywhere around the place that its action leads to.
+        # A continuous knob is drawn uniformly around the level of its action.
         loose = np.array([not knob.choices for knob in self.space.knobs])
         reach = 0.5 / (self.settings.levels - 1)
         return self.space.decode(positions + loose * self.rng.uniform(-reach, reach, len(positions)))
@@ -162,7 +162,7 @@ class PolicyGradient(PlanSearcher):
             self.new = 0
 
     def _replayed(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(actions, masks, log mu) of a plan, whoever made it."""
+        """(actions ``(L,)``, masks ``(L, A)``, log mu ``(L,)``) of a plan of any origin."""
         env = self._env()
         actions, masks = [], []
         _, info = env.reset()
@@ -176,7 +176,7 @@ class PolicyGradient(PlanSearcher):
         return np.array(actions), np.array(masks), own.numpy()
 
     def _improve(self) -> None:
-        """Learn from the students; one that failed counts as the worst there was."""
+        """Update the policy on the students; a failed one gets the worst score so far."""
         scores = [score for _, score in self.told if score is not None]
         scores += [student.score for student in self.students if student.score is not None]
         if not scores:
@@ -184,7 +184,7 @@ class PolicyGradient(PlanSearcher):
         rewards = np.array([min(scores) if one.score is None else one.score for one in self.students])
         fresh = float(rewards[-self.new :].mean())
         baseline = fresh if self.baseline is None else self.baseline
-        # In standard deviations, so that one step size does for scores of any unit.
+        # In standard deviations, so that one learning rate suits scores of any unit.
         advantages = torch.from_numpy((rewards - baseline) / (rewards.std() or 1.0)).float()[:, None]
         actions = torch.from_numpy(np.stack([one.actions for one in self.students]))
         masks = torch.from_numpy(np.stack([one.masks for one in self.students]))
@@ -203,18 +203,18 @@ class PolicyGradient(PlanSearcher):
             save_tensors(self.folder / POLICY, self.policy.state_dict())
 
     def _log_odds(self, masks: Tensor) -> Tensor:
-        """log pi ``(..., L, A)`` of the allowed actions; of the others a number below all."""
+        """log pi ``(..., L, A)`` over the allowed actions; about -1e9 for the others."""
         return self.policy(self.descriptions).masked_fill(masks == 0, -1e9).log_softmax(-1)
 
     def _env(self) -> Any:
-        """Made anew for each walk, which is quick, so that nothing of it has to be saved."""
+        """A new environment for each episode; it is cheap, so its state need not be saved."""
         return make_environment(
             self.settings.env, self.space, self.limits, NEEDS, Settings.env, levels=self.settings.levels
         )
 
 
 def _load(policy: Policy, folder: Path) -> None:
-    """Raises ConfigError where the folder holds no policy, or one for other descriptions or actions."""
+    """Load a run's policy. Raises ConfigError if there is none, or it is for other descriptions or actions."""
     remedy = "Remedy: the folder of a finished run with search.name policy_gradient"
     tensors = load_tensors(folder / "search" / POLICY)
     shown = short(str(folder), 200)
