@@ -10,7 +10,7 @@ from torch import nn
 
 
 class ParameterNoise:
-    """scale: standard deviation of the noise on each parameter except those of layer norms.
+    """scale: standard deviation of the noise on each parameter outside layer norms.
 
     It is multiplied by ``RATE`` while perturbed actions are closer to the clean ones than desired, and divided by it
     while they are further (equation 3, with PocketFlow's rate and its mean absolute difference as the distance).

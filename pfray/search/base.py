@@ -100,7 +100,7 @@ class PlanSearcher(KeptSearch, Searcher):
 
     @property
     def told(self) -> list[tuple[Plan, float | None]]:
-        """(plan, score) of all finished trials, those of the warm start first; the score of a failed one is None."""
+        """(plan, score) of all finished trials, the warm start's first; the score of a failed one is None."""
         return [*self.earlier, *((record["plan"], record["score"]) for record in self.records)]
 
     @property

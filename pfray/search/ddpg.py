@@ -10,7 +10,7 @@ values, ddpg_pocketflow.yaml PocketFlow's.
 
 Differences, because a plan's reward is measured elsewhere and later:
 - An episode is run twice: with the actor in ``ask``, and again in ``tell`` with the plan's actions and its reward. The
-  agent learns from every measured plan, including those of other runs and those that need no search.
+  agent learns from every measured plan, including plans of other runs and plans that need no search.
 - In between, plans that use less than the target allows are moved up onto it, as in every searcher.
 - A failed trial gets the worst reward so far. A duplicate plan is not tried: another is drawn with more noise.
 """
@@ -158,7 +158,7 @@ class DDPG(PlanSearcher):
         self.agent.load_state(values["agent"], tensors)
 
     def _env(self, reward: float = 0.0) -> Any:
-        """A new environment for each episode; it is cheap, so its state need not be saved. reward: that of any plan."""
+        """A new environment for each episode; it is cheap, so its state need not be saved. reward: given for any plan."""
         spread, free = self.settings.spread, self.space.free
         whole = free | (spread is None)
         return make_environment(
