@@ -88,7 +88,7 @@ def library_seconds(searcher: GP, observations: int) -> float:
     optimizer = BayesianOptimization(
         None, dict.fromkeys(searcher.space.names, (0.0, 1.0)), random_state=0, verbose=0, allow_duplicate_points=True
     )
-    for plan, value in searcher.told[:observations]:
+    for plan, value in searcher.history[:observations]:
         assert value is not None
         optimizer.space.register(searcher.space.encode(plan), value)
     start = time.perf_counter()

@@ -76,7 +76,7 @@ def choose_network(piece: Sequence[Any]) -> Record:
     space = job.bind().space()
     found: Any = find_class("search", "gp", PlanSearcher)
     limits = {"params": min(LARGEST * count_params(job.teacher)[0], 0.99 * space.reachable("params")[1])}
-    searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_up=False)
+    searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_full_budget=False)
     run_search(job.scorer(), searcher)
     best = searcher.best()
     return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in searcher.records]}

@@ -116,7 +116,7 @@ def searched(
     settings = found.settings_type(**({"policy_from": policy} if policy else {}))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    options = {"seed": seed, "trials": students, "use_up": False, "folder": folder}
+    options = {"seed": seed, "trials": students, "use_full_budget": False, "folder": folder}
     searcher = found(rewards.space, rewards.limits, settings, **options)
     run_search(rewards, searcher)
     return searcher.records

@@ -121,7 +121,7 @@ def _compress(
             known = plans_without_search(start.space, start.limits, curves)
         searcher = parts.searcher(
             start.space, start.limits, parts.search_settings, seed=experiment.seed, trials=experiment.search.trials,
-            first_plans=first_plans(known, parts.searcher), use_up=start.objective.name not in WEIGH_COST,
+            first_plans=first_plans(known, parts.searcher), use_full_budget=start.objective.name not in WEIGH_COST,
             folder=run_folder / "search",
         )  # fmt: skip
         searcher.warm_start(start.earlier)
@@ -142,7 +142,7 @@ def _compress(
             with progress.stage("time plans", total=len(plans)) as stage:
                 path = run_folder / "search" / TIMED
                 # A plan that the user gave is never changed: too slow, it is so in the end.
-                free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.given is None}
+                free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.plan_source is None}
                 plans |= latency_model.hold(free, start.space, start.limits, recipe, context, path, stage.update)
             choice = replace(choice, plan=plans["compressed"])
         models = trainer.train(recipe, context, plans)

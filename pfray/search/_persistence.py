@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pfray.errors import StorageError
 from pfray.search import _state
-from pfray.search._plan_file import mistakes
+from pfray.search._plan_file import plan_mistakes
 from pfray.search._state import UnusableState
 from pfray.search._trial_log import TRIALS, add_line, checksum, read_trials
 from pfray.space import CompressionSpace
@@ -35,7 +35,7 @@ ENTRY = {"trial", "origin", "plan"}
 
 
 class _Values(BaseModel):
-    """Values of ``KeptSearch.state`` except the generator. queue: trial, origin and plan of each entry."""
+    """Values of ``PersistentSearch.state`` except the generator. queue: trial, origin and plan of each entry."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -47,14 +47,14 @@ class _Values(BaseModel):
     queue: list[dict[str, Any]]
 
 
-class KeptSearch:
+class PersistentSearch:
     """The half of ``PlanSearcher`` that deals with ``folder``; the attributes are explained there."""
 
     # True if ``ask`` proposes plans as long as there is budget. If False, the only plan is the first plan of the same
     # ``origin``, ``ask`` is not called, and there is no state to keep.
     open_ended: ClassVar[bool] = True
     # If the user gives the plan: end of the error message about a changed one, with its source and the remedy.
-    given: ClassVar[str | None] = None
+    plan_source: ClassVar[str | None] = None
 
     space: CompressionSpace
     trials: int
@@ -65,12 +65,12 @@ class KeptSearch:
     pending: dict[int, dict[str, Any]]
     queue: list[dict[str, Any]]
     asked: int
-    lost: list[int]
+    lost_trials: list[int]
     restarts: Counter[int]
-    exhausted: bool
+    no_plans_left: bool
     # Checksums of the warm-start trials, and of the lines of ``trials.jsonl``.
-    earlier_sum: int
-    written: int
+    warm_trials_checksum: int
+    log_checksum: int
     # Earliest time of the next save, by the monotonic clock.
     next_save: float
 
@@ -85,7 +85,7 @@ class KeptSearch:
             return
         line = json.dumps(record)
         append_line(self.folder / TRIALS, line)
-        self.written = add_line(self.written, line)
+        self.log_checksum = add_line(self.log_checksum, line)
         if self.open_ended and time.monotonic() >= self.next_save:
             began = time.process_time()
             self.save_state()
@@ -95,7 +95,7 @@ class KeptSearch:
     def save_state(self) -> None:
         """Save to ``folder`` the state beyond ``trials.jsonl``."""
         assert self.folder is not None
-        _state.write(self.folder, self._state_of(len(self.records), self.written), *self.state())
+        _state.write(self.folder, self._state_of(len(self.records), self.log_checksum), *self.state())
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(JSON values, tensors): everything besides the finished trials that determines the next plans.
@@ -108,8 +108,8 @@ class KeptSearch:
             "generator": _state.generator_state(self.rng),
             "center": self.center.tolist(),
             "asked": self.asked,
-            "lost": list(self.lost),
-            "exhausted": self.exhausted,
+            "lost": list(self.lost_trials),
+            "exhausted": self.no_plans_left,
             "restarts": [list(pair) for pair in self.restarts.items()],
             # Running trials are suggested again, first.
             "queue": [dict(entry) for entry in out],
@@ -119,7 +119,7 @@ class KeptSearch:
         """Load the result of ``state``, after ``records`` was restored. Raises any exception for invalid values."""
         _state.set_generator(self.rng, values["generator"])
         self.center = np.array(values["center"])
-        self.asked, self.lost, self.exhausted = values["asked"], list(values["lost"]), values["exhausted"]
+        self.asked, self.lost_trials, self.no_plans_left = values["asked"], list(values["lost"]), values["exhausted"]
         self.restarts = Counter(dict(values["restarts"]))
         self.queue, self.pending = [dict(entry) for entry in values["queue"]], {}
 
@@ -136,13 +136,13 @@ class KeptSearch:
             self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
             self.asked = max(self.asked, record["trial"] + 1)
             self._learn(record)
-        self.written = checksum(records)
+        self.log_checksum = checksum(records)
         if len(records) > known + 1:
             # With the old generator the plans of these trials would be drawn again and rejected one by one.
             self.rng = np.random.default_rng([int(self.rng.integers(2**31)), len(records)])
         # Trials that were running while a later one was written, in a run killed before its state was saved.
         accounted = {entry["trial"] for entry in (*self.records, *self.queue)}
-        self.lost = [number for number in range(self.asked) if number not in accounted]
+        self.lost_trials = [number for number in range(self.asked) if number not in accounted]
         return None if self.finished() else note
 
     def _take_up(self, records: list[dict[str, Any]]) -> tuple[int, str | None]:
@@ -157,7 +157,7 @@ class KeptSearch:
             of, values, tensors = found
             told = self._check_belongs(of, records)
             self._check_values(values)
-            if type(self).load_state is KeptSearch.load_state:
+            if type(self).load_state is PersistentSearch.load_state:
                 for record in records[:told]:
                     self._learn(record)
             self.records = records[:told]
@@ -185,7 +185,8 @@ class KeptSearch:
 
     def _state_of(self, told: int, written: int) -> dict[str, Any]:
         """Identity of a state: the searcher, its trials (number and checksum), and the checksum of its warm start."""
-        return {"searcher": type(self).__qualname__, "told": told, "written": written, "earlier": self.earlier_sum}
+        searcher, warm = type(self).__qualname__, self.warm_trials_checksum
+        return {"searcher": searcher, "told": told, "written": written, "earlier": warm}
 
     def _check_values(self, values: Mapping[str, Any]) -> None:
         """Raise any exception for values that are not a state of this space and budget."""
@@ -194,17 +195,17 @@ class KeptSearch:
         numbers = [known.asked - 1, *known.lost, *(entry["trial"] for entry in known.queue)]
         if not -1 <= min(numbers) <= max(numbers) < self.trials or len(known.center) != len(self.space):
             raise UnusableState("it is of another search")
-        if any(mistakes(entry["plan"], self.space) or set(entry) != ENTRY for entry in known.queue):
+        if any(plan_mistakes(entry["plan"], self.space) or set(entry) != ENTRY for entry in known.queue):
             raise UnusableState("it is of another space")
 
     def _check_given(self, records: list[dict[str, Any]]) -> None:
         """Raise StorageError if the user's plan differs from the recorded one."""
-        if self.given is None:
+        if self.plan_source is None:
             return
         plans = {entry["trial"]: entry["plan"] for entry in self.queue}
         for record in records:
             if plans.get(record["trial"]) != record["plan"]:
                 raise StorageError(
                     f"{self.folder and self.folder / TRIALS}: trial {record['trial']} is of another plan than "
-                    f"{self.given}"
+                    f"{self.plan_source}"
                 )

@@ -12,10 +12,10 @@ from pfray.errors import nearest, shown
 from pfray.space import CompressionSpace, Knob
 
 # Maximum number of mistakes reported of one plan, and of knobs listed by name.
-MOST = 4
+MAX_SHOWN = 4
 
 
-def expanded(path: str) -> Path:
+def expand_home(path: str) -> Path:
     """The path with a leading ``~`` expanded; unchanged, without an error, if there is no home folder."""
     return Path(os.path.expanduser(path))
 
@@ -36,7 +36,7 @@ def parse_file(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def mistakes(plan: Any, space: CompressionSpace) -> list[str]:
+def plan_mistakes(plan: Any, space: CompressionSpace) -> list[str]:
     """Mistakes of ``plan`` in this space, a few words each; empty if it is valid."""
     if not isinstance(plan, Mapping):
         return [f"{shown(plan)} is no plan, which is knob names with their values"]
@@ -66,7 +66,8 @@ def _allowed_instead(value: Any, knob: Knob) -> str:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(map(shown, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(map(shown, names[:MAX_SHOWN])) + more
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

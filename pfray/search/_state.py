@@ -74,7 +74,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor
     return of, values, tensors
 
 
-def trials_told(folder: Path) -> int:
+def saved_trial_count(folder: Path) -> int:
     """Number of finished trials that the state in ``folder`` covers; 0 without a readable state."""
     try:
         found = read(folder)

@@ -116,7 +116,7 @@ def check_run(folder: Path, space: CompressionSpace, trials: int) -> None:
     # Results of the chosen plan, and of the search.
     chosen = [*(folder / "training").glob("compressed*"), *([timed] if timed.exists() else [])]
     begun = [*chosen, *([again] if rescored else [])]
-    finished = _state.trials_told(search.parent)
+    finished = _state.saved_trial_count(search.parent)
     remedy = "Remedy: put the file back, or --force to begin anew"
     if not found and (finished or begun):
         what = f"the search had finished {finished}" if finished else f"{begun[0]} was made of some"
@@ -148,7 +148,7 @@ def _record(line: bytes, space: CompressionSpace | None, trials: int | None, see
         raise ValueError(f"trial {number} is there already")
     if (score is None) == (record["error"] is None):
         raise ValueError(f"trial {number} has a score and an error, or neither")
-    if space is not None and (wrong := _plan_file.mistakes(record["plan"], space)):
+    if space is not None and (wrong := _plan_file.plan_mistakes(record["plan"], space)):
         raise ValueError(f"the plan is not one of this search: {wrong[0]}")
     seen.add(number)
     return record

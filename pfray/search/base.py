@@ -19,7 +19,7 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from pfray.errors import PfrayError
-from pfray.search._persistence import KeptSearch
+from pfray.search._persistence import PersistentSearch
 from pfray.space import CompressionSpace, Limits, Plan
 
 # After so many duplicate plans in a row a searcher is taken to have no others: a small discrete space, or a single knob
@@ -38,12 +38,12 @@ class NoSettings:
     """Empty settings."""
 
 
-class PlanSearcher(KeptSearch, Searcher):
+class PlanSearcher(PersistentSearch, Searcher):
     """Base of all searchers. ``settings_type`` is the frozen dataclass of a searcher's own settings.
 
     space, limits: the search space and its limits; every suggested plan meets them.
     first_plans: (origin, plan) of the plans tried before the first ``ask``. trials: budget, the total number of plans.
-    use_up: if True, plans below the limits are moved up onto them; False if the score itself weighs the cost.
+    use_full_budget: if True, plans below the limits are moved up onto them; False if the score itself weighs the cost.
     folder: for ``trials.jsonl`` (one line per finished trial) and the state; None saves nothing.
     """
 
@@ -60,19 +60,19 @@ class PlanSearcher(KeptSearch, Searcher):
         seed: int = 0,
         trials: int = 30,
         first_plans: tuple[tuple[str, Plan], ...] = (),
-        use_up: bool = True,
+        use_full_budget: bool = True,
         folder: Path | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.space, self.limits, self.settings = space, dict(limits), settings
-        self.trials, self.use_up, self.folder = trials, use_up, folder
+        self.trials, self.use_full_budget, self.folder = trials, use_full_budget, folder
         self.rng = np.random.default_rng(seed)
         # Position where exploration starts: the first of the first plans.
         self.center = space.encode(first_plans[0][1] if first_plans else space.uniform(limits))
         self.records: list[dict[str, Any]] = []
         # (plan, score) of the warm start, trials of another run.
-        self.earlier: list[tuple[Plan, float | None]] = []
-        self.earlier_sum = 0
+        self.warm_trials: list[tuple[Plan, float | None]] = []
+        self.warm_trials_checksum = 0
         # Running trials, by number; and trials to suggest next, e.g. those interrupted in a killed run.
         self.pending: dict[int, dict[str, Any]] = {}
         self.queue: list[dict[str, Any]] = [
@@ -80,14 +80,14 @@ class PlanSearcher(KeptSearch, Searcher):
         ]
         self.asked = len(self.queue)
         # Numbers of trials whose plan was lost in a killed run; they get new plans.
-        self.lost: list[int] = []
+        self.lost_trials: list[int] = []
         self.running: dict[str, int] = {}
         # Restarts of each trial whose worker died.
         self.restarts: Counter[int] = Counter()
         # Duplicate plans of ``ask`` in a row, and whether they reached RETRIES: no plan is left.
-        self.refused = 0
-        self.exhausted = False
-        self.written, self.next_save = 0, 0.0
+        self.duplicates = 0
+        self.no_plans_left = False
+        self.log_checksum, self.next_save = 0, 0.0
         # Error of writing the last record.
         self.failure: Exception | None = None
 
@@ -99,54 +99,54 @@ class PlanSearcher(KeptSearch, Searcher):
         """Learn from a finished trial. score: None for a trial that failed or gave NaN."""
 
     @property
-    def told(self) -> list[tuple[Plan, float | None]]:
+    def history(self) -> list[tuple[Plan, float | None]]:
         """(plan, score) of all finished trials, the warm start's first; the score of a failed one is None."""
-        return [*self.earlier, *((record["plan"], record["score"]) for record in self.records)]
+        return [*self.warm_trials, *((record["plan"], record["score"]) for record in self.records)]
 
     @property
-    def tried(self) -> list[Plan]:
+    def tried_plans(self) -> list[Plan]:
         """Plans of this search that are finished or running."""
         return [entry["plan"] for entry in (*self.records, *self.pending.values())]
 
     @property
-    def widening(self) -> float:
+    def spread_factor(self) -> float:
         """Factor of the exploration radius, which grows with every duplicate plan in a row; 1 at first."""
-        return WIDER**self.refused
+        return WIDER**self.duplicates
 
     def warm_start(self, trials: Sequence[tuple[Plan, float | None]]) -> None:
         """Learn from another run's trials first. Its best plan is tried in this run too, after the first plans."""
-        self.earlier = list(trials)
-        self.earlier_sum = zlib.crc32(json.dumps(self.earlier).encode())
-        for plan, score in self.earlier:
+        self.warm_trials = list(trials)
+        self.warm_trials_checksum = zlib.crc32(json.dumps(self.warm_trials).encode())
+        for plan, score in self.warm_trials:
             self.tell(plan, score)
-        found = best_plan(self.earlier)
+        found = best_plan(self.warm_trials)
         if found is not None and self.asked < self.trials:
             best = self._within_limits(found)
             if best not in [entry["plan"] for entry in self.queue]:
                 self.queue.append({"trial": self.asked, "origin": "warm start", "plan": best})
                 self.asked += 1
 
-    def scattered(self, positions: np.ndarray, spread: float) -> Plan:
+    def sample_around(self, positions: np.ndarray, spread: float) -> Plan:
         """A plan drawn from a normal around ``positions`` ``(L,)``; searched settings uniform over their range.
 
-        spread: standard deviation of the total move without widening; per knob it is divided by the square root of
-        their number.
+        spread: standard deviation of the total move, multiplied by ``spread_factor``; per knob it is divided by the
+        square root of their number.
         """
-        deviation = self.widening * spread / np.sqrt(len(self.space))
+        deviation = self.spread_factor * spread / np.sqrt(len(self.space))
         drawn = positions + deviation * self.rng.standard_normal(len(self.space))
         free = self.space.free
         if free.any():
             drawn[free] = self.rng.random(free.sum())
         return self.space.decode(drawn)
 
-    def beside_best(self, spread: float) -> Plan:
+    def sample_near_best(self, spread: float) -> Plan:
         """A plan drawn from a normal around the best one."""
-        return self.scattered(self.best_positions, spread)
+        return self.sample_around(self.best_positions, spread)
 
     @property
     def best_positions(self) -> np.ndarray:
         """Positions ``(L,)`` of the plan of the best score, or of the first plan while there is no score."""
-        best = best_plan(self.told)
+        best = best_plan(self.history)
         return self.center if best is None else self.space.encode(best)
 
     # -- Ray Tune's side
@@ -222,7 +222,7 @@ class PlanSearcher(KeptSearch, Searcher):
         scored = [record for record in self.records if record["score"] is not None]
         return sorted(scored, key=lambda record: (-record["score"], record["trial"]))
 
-    def rivals(self, count: int) -> list[dict[str, Any]]:
+    def finalists(self, count: int) -> list[dict[str, Any]]:
         """Records to measure again: the ``count`` best, the best first, and the first trial's.
 
         The first plan, which needed no search, is always included, so that a worse one cannot replace it by luck on few
@@ -248,32 +248,32 @@ class PlanSearcher(KeptSearch, Searcher):
             return self.queue.pop(0)
         if not self._may_ask() or (plan := self._new_plan()) is None:
             return None
-        if self.lost:
-            number = self.lost.pop(0)
+        if self.lost_trials:
+            number = self.lost_trials.pop(0)
         else:
             number, self.asked = self.asked, self.asked + 1
         return {"trial": number, "origin": self.origin, "plan": plan}
 
     def _may_ask(self) -> bool:
-        return self.open_ended and not self.exhausted and (bool(self.lost) or self.asked < self.trials)
+        return self.open_ended and not self.no_plans_left and (bool(self.lost_trials) or self.asked < self.trials)
 
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask``, moved onto the target, that was not tried before; None if there is none."""
-        tried = self.tried
-        for self.refused in range(RETRIES):
+        tried = self.tried_plans
+        for self.duplicates in range(RETRIES):
             asked = self.ask()
             if asked is None:
                 return None
             plan = self._within_limits(asked)
             if plan not in tried:
-                self.refused = 0
+                self.duplicates = 0
                 return plan
-        self.exhausted = True
+        self.no_plans_left = True
         return None
 
     def _within_limits(self, plan: Plan) -> Plan:
         on_range = self.space.decode(self.space.encode(plan))
-        if not self.use_up and self.space.meets(on_range, self.limits):
+        if not self.use_full_budget and self.space.meets(on_range, self.limits):
             return on_range
         return self.space.fit_to_target(plan, self.limits)
 

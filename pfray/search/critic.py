@@ -87,7 +87,7 @@ class Critic(PlanSearcher):
             gamma=0.0,
             batch=set_.batch,
             group=knobs,
-            level=self.use_up,
+            level=self.use_full_budget,
             capacity=knobs * 10**9,  # all episodes, for their rewards change with every score
         )
         # Score of each episode in the buffer; None for a failed trial.
@@ -96,9 +96,9 @@ class Critic(PlanSearcher):
     def ask(self) -> Plan:
         warming = len(self.scores) < self.settings.warmup
         self.origin = "random" if warming else "searched"
-        if self.refused:
+        if self.duplicates:
             # The critic would choose nearly the same plan again, and no draw reaches beyond the spread.
-            return self.beside_best(self.settings.spread * len(self.space) ** 0.5)
+            return self.sample_near_best(self.settings.spread * len(self.space) ** 0.5)
         env = self._env()
         seed = int(self.rng.integers(2**31))
         knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)

@@ -102,8 +102,8 @@ class DDPG(PlanSearcher):
         warming = self.episodes < self.settings.warmup
         self.origin = "random" if warming else "searched"
         noise, actor = self.noise, None
-        if self.refused:
-            noise = min(1.0, self.widening * max(noise, AGAIN))
+        if self.duplicates:
+            noise = min(1.0, self.spread_factor * max(noise, AGAIN))
         elif self.agent.parameter_noise is not None and not warming:
             noise, actor = 0.0, self.agent.perturbed()
         env = self._env()
@@ -158,7 +158,7 @@ class DDPG(PlanSearcher):
         self.agent.load_state(values["agent"], tensors)
 
     def _env(self, reward: float = 0.0) -> Any:
-        """A new environment for each episode; it is cheap, so its state need not be saved. reward: given for any plan."""
+        """A new environment for each episode, cheap, so its state need not be saved. reward: given for any plan."""
         spread, free = self.settings.spread, self.space.free
         whole = free | (spread is None)
         return make_environment(

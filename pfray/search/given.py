@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfray.errors import ConfigError, short, shown
-from pfray.search._plan_file import MOST, expanded, mistakes, parse_file
+from pfray.search._plan_file import MAX_SHOWN, expand_home, parse_file, plan_mistakes
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan, keeps_limits
 from pfray.units import AT_LEAST
@@ -33,17 +33,17 @@ class Given(PlanSearcher):
     settings_type = Settings
     origin = "given"
     open_ended = False
-    given = "search.plan has now. Remedy: put that plan back, --force to begin anew, or name=... for another run"
+    plan_source = "search.plan has now. Remedy: put that plan back, --force to begin anew, or name=... for another run"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.settings.plan is None:
             raise ConfigError(f"search.plan: missing. Remedy: {EXAMPLE}")
-        plan = read_given(expanded(self.settings.plan), self.space, self.limits)
+        plan = read_plan(expand_home(self.settings.plan), self.space, self.limits)
         self.queue, self.asked = [{"trial": 0, "origin": self.origin, "plan": plan}], 1
 
 
-def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
+def read_plan(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
     """Plan of the file, in the space's order. Raises ConfigError with a line for every mistake."""
     named = short(str(path), 200)
     try:
@@ -57,13 +57,13 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
         for name in [name for name in found if name.startswith(SETTINGS) and name not in space.names]:
             wrong.append(f"{shown(name)} is a setting that is not searched here. Remedy: take it out of the plan, and "
                          f"give the experiment its value, {shown(found.pop(name))}")  # fmt: skip
-    wrong += mistakes(found, space)
+    wrong += plan_mistakes(found, space)
     if not wrong:
         found = {name: float(found[name]) for name in space.names}
         wrong = [_miss(unit, cost, limits[unit]) for unit, cost in space.costs(found).items() if unit in limits and
                  not keeps_limits({unit: cost}, {unit: limits[unit]})]  # fmt: skip
-    if len(wrong) > MOST:
-        wrong[MOST:] = [f"{len(wrong) - MOST} mistakes more"]
+    if len(wrong) > MAX_SHOWN:
+        wrong[MAX_SHOWN:] = [f"{len(wrong) - MAX_SHOWN} mistakes more"]
     if wrong:
         raise ConfigError("\n".join(f"search.plan: {named}: {line}" for line in wrong))
     return found

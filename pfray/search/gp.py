@@ -79,16 +79,16 @@ class GP(PlanSearcher):
         self.fitted = values["fitted"]
 
     def ask(self) -> Plan:
-        told = self.told
+        told = self.history
         searched = len(told) >= self.settings.startup and any(score is not None for _, score in told)
         self.origin = "searched" if searched else "random"
-        return self._best_bound() if searched else self.scattered(self.center, self.settings.spread)
+        return self._best_bound() if searched else self.sample_around(self.center, self.settings.spread)
 
     def _best_bound(self) -> Plan:
         """Plan of the highest upper confidence bound near the best one; a random one near it if that is a duplicate."""
         moved = self._moved
         positions, scores = self._near_best(*self._history())
-        reach = np.where(self.space.free, 1.0, self.widening * self.settings.trust / np.sqrt(len(self.space)))
+        reach = np.where(self.space.free, 1.0, self.spread_factor * self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
             None,
@@ -100,7 +100,7 @@ class GP(PlanSearcher):
         # Not ``optimizer.register``, which lists all earlier observations on every call.
         for z, score in zip(without_common_step(positions, moved), scores, strict=True):
             optimizer.space.register(z, score)
-        refit = self.theta is None or len(self.told) >= self.fitted + self.settings.refit
+        refit = self.theta is None or len(self.history) >= self.fitted + self.settings.refit
         kernel = _kernel(len(self.space), self.theta)
         # The noise is part of the kernel; alpha only keeps the matrix positive definite.
         optimizer.set_gp_params(
@@ -110,10 +110,10 @@ class GP(PlanSearcher):
         with threadpool_limits(1):
             suggested = optimizer.suggest()
         if refit:
-            self.theta, self.fitted = bound.theta, len(self.told)
+            self.theta, self.fitted = bound.theta, len(self.history)
         plan = self.space.decode(np.array([suggested[name] for name in self.space.names]))
-        if self._within_limits(plan) in self.tried:
-            return self.scattered(bound.best, self.settings.spread)
+        if self._within_limits(plan) in self.tried_plans:
+            return self.sample_around(bound.best, self.settings.spread)
         return plan
 
     def _near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ class GP(PlanSearcher):
     @property
     def _moved(self) -> np.ndarray:
         """Mask ``(L,)`` of the knobs whose common step the target determines; none if plans may be below it."""
-        return ~self.space.free if self.use_up else np.zeros_like(self.space.free)
+        return ~self.space.free if self.use_full_budget else np.zeros_like(self.space.free)
 
     def _history(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; the mean score of one tried twice.
@@ -133,9 +133,9 @@ class GP(PlanSearcher):
         A failed plan gets the worst score. A running one gets the mean (a "constant liar", Ginsbourger et al. 2010):
         near the best that is a bad score, so it is not suggested again, and elsewhere it is uninformative.
         """
-        finite = [score for _, score in self.told if score is not None]
+        finite = [score for _, score in self.history if score is not None]
         worst, mean = min(finite), float(np.mean(finite))
-        told = [(plan, worst if score is None else score) for plan, score in self.told]
+        told = [(plan, worst if score is None else score) for plan, score in self.history]
         told += [(entry["plan"], mean) for entry in self.pending.values()]
         positions = np.array([self.space.encode(plan) for plan, _ in told])
         keys = np.round(without_common_step(positions, self._moved), 9) + 0.0  # -0.0 would be another key

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pfray.errors import ConfigError, short
 from pfray.search._environment import make_environment
-from pfray.search._plan_file import expanded
+from pfray.search._plan_file import expand_home
 from pfray.search._state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from pfray.search.base import RETRIES, PlanSearcher
 from pfray.space import Plan
@@ -104,7 +104,7 @@ class PolicyGradient(PlanSearcher):
             torch.manual_seed(seed)
             self.policy = Policy(self.descriptions.shape[1], set_.hidden, actions)
         if set_.policy_from is not None:
-            _load(self.policy, expanded(set_.policy_from))
+            _load(self.policy, expand_home(set_.policy_from))
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=set_.rate)
         self.baseline: float | None = None
         # Students of the last iterations; the last ``new`` of them were not used in an update yet.
@@ -132,7 +132,7 @@ class PolicyGradient(PlanSearcher):
     def ask(self) -> Plan:
         with torch.inference_mode():
             logits = self.policy(self.descriptions).double().numpy()
-        tried = self.tried
+        tried = self.tried_plans
         for draw in range(RETRIES):
             # A converged policy draws the same student repeatedly, so it is flattened.
             plan = self._within_limits(self._drawn(logits / 2.0 ** max(0, draw - DRAWS)))
@@ -177,7 +177,7 @@ class PolicyGradient(PlanSearcher):
 
     def _improve(self) -> None:
         """Update the policy on the students; a failed one gets the worst score so far."""
-        scores = [score for _, score in self.told if score is not None]
+        scores = [score for _, score in self.history if score is not None]
         scores += [student.score for student in self.students if student.score is not None]
         if not scores:
             return

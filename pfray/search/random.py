@@ -25,4 +25,4 @@ class Random(PlanSearcher):
     origin = "random"
 
     def ask(self) -> Plan:
-        return self.scattered(self.center, self.settings.spread)
+        return self.sample_around(self.center, self.settings.spread)

@@ -54,10 +54,10 @@ class TPE(PlanSearcher):
         searched = len(trials.trials) >= self.settings.startup
         self.origin = "searched" if searched else "random"
         if not searched:
-            return self.scattered(self.center, self.settings.spread)
-        if self.refused:
+            return self.sample_around(self.center, self.settings.spread)
+        if self.duplicates:
             # The densities are narrow by now, and another draw would most likely be a duplicate as well.
-            return self.beside_best(self.settings.spread)
+            return self.sample_near_best(self.settings.spread)
         return self.space.decode(self.center + self._deviation * self._suggest(trials))
 
     def _suggest(self, trials: Trials) -> np.ndarray:
@@ -77,7 +77,7 @@ class TPE(PlanSearcher):
     def _history(self) -> Trials:
         """Trials in hyperopt's format; running ones count as bad, so that none is suggested twice."""
         trials = Trials()
-        told = [(plan, score, True) for plan, score in _remembered(self.told, self.settings.memory)]
+        told = [(plan, score, True) for plan, score in _remembered(self.history, self.settings.memory)]
         told += [(entry["plan"], None, False) for entry in self.pending.values()]
         trials.insert_trial_docs([self._document(number, *trial) for number, trial in enumerate(told)])
         trials.refresh()

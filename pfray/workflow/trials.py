@@ -91,7 +91,7 @@ def run_trials(
         tuner.fit()
     if searcher.failure is not None:
         raise searcher.failure
-    if searcher.exhausted:
+    if searcher.no_plans_left:
         progress.say(f"note: {name} ended after {len(searcher.records)} of {searcher.trials} trials, because no other "
                      "plan was found that meets the target")  # fmt: skip
 
@@ -143,7 +143,7 @@ def choose(
     all_images = used is None or used >= len(context.task.validation)
     if all_images or not search.rescore or len(ranking) == 1:
         return _choice(ranking, all_images, [])
-    rivals = searcher.rivals(search.rescore)
+    rivals = searcher.finalists(search.rescore)
     whole = search.model_copy(update={"validation_images": None, "scheduler": "none"})
     (folder / "rescore").mkdir(exist_ok=True)
     again = _Again(

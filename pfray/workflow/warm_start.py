@@ -8,7 +8,7 @@ from typing import Any
 from pfray.config import strict_yaml
 from pfray.config.schema import Experiment
 from pfray.errors import ConfigError, first_line, short
-from pfray.search._plan_file import expanded
+from pfray.search._plan_file import expand_home
 from pfray.search._trial_log import TRIALS, parse
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.utils.settings import as_written
@@ -30,7 +30,7 @@ def read_earlier(
     space or with another kind of score.
     """
     assert experiment.search.warm_start is not None
-    folder = expanded(experiment.search.warm_start)
+    folder = expand_home(experiment.search.warm_start)
     shown = short(str(folder), 200)
     try:
         trials, _ = parse((folder / "search" / TRIALS).read_bytes())
