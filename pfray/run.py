@@ -142,7 +142,7 @@ def _compress(
             with progress.stage("time plans", total=len(plans)) as stage:
                 path = run_folder / "search" / TIMED
                 # A plan that the user gave is never changed: too slow, it is so in the end.
-                free = {name: plan for name, plan in plans.items() if name != "compressed" or searcher.plan_source is None}
+                free = {n: plan for n, plan in plans.items() if n != "compressed" or searcher.plan_source is None}
                 plans |= latency_model.hold(free, start.space, start.limits, recipe, context, path, stage.update)
             choice = replace(choice, plan=plans["compressed"])
         models = trainer.train(recipe, context, plans)

@@ -41,9 +41,9 @@ class Agent:
     there are no target networks.
     baseline_decay: decay of the rewards' moving average b; None for no baseline. batch: groups per update.
     parameter_noise: initial deviation of the noise on the actor's parameters; None for action noise only.
-    group: consecutive transitions whose errors are averaged before squaring; 1 is DDPG. level: if True, a step common
-    to a group's actions has no effect, because the environment undoes it. capacity: size of the replay buffer in
-    transitions, the newest.
+    group: consecutive transitions whose errors are averaged before squaring; 1 is DDPG. ignore_common_step: if True, a
+    step common to a group's actions has no effect, because the environment undoes it. capacity: size of the replay
+    buffer in transitions, the newest.
     Raises ValueError for other spaces, or for no actor with a gamma other than 0.
     """
 
@@ -65,7 +65,7 @@ class Agent:
         batch: int = 128,
         parameter_noise: float | None = None,
         group: int = 1,
-        level: bool = False,
+        ignore_common_step: bool = False,
         capacity: int = 1_000_000,
     ) -> None:
         if not (isinstance(observations, gymnasium.spaces.Box) and isinstance(actions, gymnasium.spaces.Box)):
@@ -74,8 +74,8 @@ class Agent:
             raise ValueError(f"what follows is worth what the actor makes of it: without one gamma is 0, not {gamma}")
         self.low, self.high = actions.low.astype(np.float32), actions.high.astype(np.float32)
         self.gamma, self.tau, self.batch, self.group = gamma, tau, batch, group
-        self.capacity, self.level, self.normalize = capacity // group * group, level, normalize
-        self.baseline_decay = baseline_decay
+        self.capacity, self.normalize = capacity // group * group, normalize
+        self.ignore_common_step, self.baseline_decay = ignore_common_step, baseline_decay
         self.baseline: float | None = None
         self.parameter_noise = None if parameter_noise is None else ParameterNoise(parameter_noise)
         self.rng = np.random.default_rng(seed)
@@ -138,36 +138,36 @@ class Agent:
         assert self.parameter_noise is not None
         return self.parameter_noise.perturbed(self.actor, self.rng)
 
-    def draws(self, centers: Sequence[np.ndarray], noise: float, count: int) -> np.ndarray:
+    def sample(self, centers: Sequence[np.ndarray], noise: float, count: int) -> np.ndarray:
         """Actions ``(C count, G, A)``, scaled to -1..1: ``count`` draws around each of C centers ``(G, A)``."""
         return np.concatenate([_truncated(c, noise, self.rng.random((count, *c.shape))) for c in centers])
 
-    def values(self, observations: np.ndarray, actions: np.ndarray, bound: np.ndarray) -> np.ndarray:
-        """Mean Q ``(N,)`` of actions ``(N, G, A)`` for a group. bound ``(G, 1)``: see ``remember``."""
+    def values(self, observations: np.ndarray, actions: np.ndarray, movable: np.ndarray) -> np.ndarray:
+        """Mean Q ``(N,)`` of actions ``(N, G, A)`` for a group. movable ``(G, 1)``: see ``remember``."""
         with torch.no_grad():
             states = self._normal(observations).expand(len(actions), -1, -1)
-            leveled = self._leveled(torch.from_numpy(actions.astype(np.float32)), torch.from_numpy(bound).float())
-            return self.critic(torch.cat([states, leveled], -1)).mean((1, 2)).numpy()
+            scaled, mask = torch.from_numpy(actions.astype(np.float32)), torch.from_numpy(movable).float()
+            return self.critic(torch.cat([states, self._without_common_step(scaled, mask)], -1)).mean((1, 2)).numpy()
 
     def remember(
         self,
         observation: np.ndarray,
         action: np.ndarray,
         reward: float,
-        following: np.ndarray,
-        over: bool,
-        bound: bool = True,
+        next_observation: np.ndarray,
+        done: bool,
+        movable: bool = True,
     ) -> None:
         """Store a transition; ``action`` is in the environment's units.
 
-        over: if True, ``following`` is terminal. bound: if True, a step common to a group moves this action too.
+        done: if True, ``next_observation`` is terminal. movable: False if a step common to a group leaves this action.
         """
         scaled = 2 * (action - self.low) / (self.high - self.low) - 1
         row, stored = self.seen % self.capacity, len(self.memory["reward"])
         if row == stored:
             more = min(2 * stored, self.capacity)
             self.memory = {key: np.resize(array, (more, array.shape[1])) for key, array in self.memory.items()}
-        values = (observation, scaled, reward, following, over, bound)
+        values = (observation, scaled, reward, next_observation, done, movable)
         for array, value in zip(self.memory.values(), values, strict=True):
             array[row] = np.ravel(np.asarray(value))
         self.seen += 1
@@ -175,7 +175,7 @@ class Agent:
         self.mean = self.mean + away / self.seen
         self.squares = self.squares + away * (np.ravel(observation) - self.mean)
 
-    def follow_reward(self, reward: float) -> None:
+    def update_baseline(self, reward: float) -> None:
         """Update the baseline to ``decay * b + (1 - decay) * reward``, once per episode; it starts at the first reward.
 
         Stored rewards are not changed: an update subtracts the current b (PocketFlow).
@@ -184,55 +184,55 @@ class Agent:
             before = reward if self.baseline is None else self.baseline
             self.baseline = self.baseline_decay * before + (1 - self.baseline_decay) * reward
 
-    def train(self, updates: int, odds: np.ndarray | None = None, distance: float = 0.0) -> None:
+    def train(self, updates: int, probabilities: np.ndarray | None = None, distance: float = 0.0) -> None:
         """Update critic, actor and target networks ``updates`` times.
 
-        odds: sampling probabilities of the stored groups, ``(groups,)``; None for uniform. distance: desired mean
-        change of actions by parameter noise, whose scale is adapted at every update.
+        probabilities: of drawing each stored group, ``(groups,)``; None for uniform. distance: desired mean change of
+        actions by parameter noise, whose scale is adapted at every update.
         """
         groups = len(self) // self.group
         memory = {key: array[: groups * self.group] for key, array in self.memory.items()}
         memory = {key: array.reshape(groups, self.group, -1) for key, array in memory.items()}
         for _ in range(updates):
-            drawn = self.rng.choice(groups, self.batch, p=odds)
+            drawn = self.rng.choice(groups, self.batch, p=probabilities)
             state = self._normal(memory["observation"][drawn])
-            action, bound = (torch.from_numpy(memory[key][drawn]) for key in ("action", "bound"))
+            action, movable = (torch.from_numpy(memory[key][drawn]) for key in ("action", "bound"))
             if self.parameter_noise is not None:
                 with torch.no_grad():
                     moved = (self.actor(state) - self.perturbed()(state)).abs().mean().item()
                 self.parameter_noise.adapt(moved, distance)
-            value = self.returns(*(memory[key][drawn] for key in ("reward", "next", "over")))
-            action = self._leveled(action, bound)
+            value = self.td_targets(*(memory[key][drawn] for key in ("reward", "next", "over")))
+            action = self._without_common_step(action, movable)
             error = (self.critic(torch.cat([state, action], -1)) - value).mean(1)
             _descend(self.optimizers["critic"], self.group * error.square().mean())
             if "actor" in self.optimizers:
-                chosen = self._leveled(self.actor(state), bound)
+                chosen = self._without_common_step(self.actor(state), movable)
                 _descend(self.optimizers["actor"], -self.critic(torch.cat([state, chosen], -1)).mean())
             if self.gamma:
-                self.follow()
+                self.update_targets()
 
-    def returns(self, reward: np.ndarray, following: np.ndarray, over: np.ndarray) -> torch.Tensor:
+    def td_targets(self, reward: np.ndarray, next_observation: np.ndarray, done: np.ndarray) -> torch.Tensor:
         """Targets of Q, ``(..., 1)``: r - b + gamma Q'(s', mu'(s')), without the last term at the end of an episode.
 
-        reward, over: ``(..., 1)``; following: s' ``(..., F)``.
+        reward, done: ``(..., 1)``; next_observation: s' ``(..., F)``.
         """
         value = torch.from_numpy(reward - np.float32(self.baseline or 0.0))
         if self.gamma:
             with torch.no_grad():
-                ahead = self._normal(following)
+                ahead = self._normal(next_observation)
                 action = self.networks["target_actor"](ahead)
                 next_value = self.networks["target_critic"](torch.cat([ahead, action], -1))
-            value = value + self.gamma * torch.from_numpy(1 - over) * next_value
+            value = value + self.gamma * torch.from_numpy(1 - done) * next_value
         return value
 
-    def _leveled(self, actions: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-        """Actions ``(..., G, A)``, with ``level`` minus the mean over the bound ones of their group."""
-        if not self.level:
+    def _without_common_step(self, actions: torch.Tensor, movable: torch.Tensor) -> torch.Tensor:
+        """Actions ``(..., G, A)``, with ``ignore_common_step`` minus the mean of the movable ones in their group."""
+        if not self.ignore_common_step:
             return actions
-        common = (actions * bound).sum(-2, keepdim=True) / bound.sum(-2, keepdim=True)
-        return actions - bound * common
+        common = (actions * movable).sum(-2, keepdim=True) / movable.sum(-2, keepdim=True)
+        return actions - movable * common
 
-    def follow(self) -> None:
+    def update_targets(self) -> None:
         """Soft update: move the target networks by the share tau towards the trained ones."""
         with torch.no_grad():
             for name in ("actor", "critic"):

@@ -87,7 +87,7 @@ class Critic(PlanSearcher):
             gamma=0.0,
             batch=set_.batch,
             group=knobs,
-            level=self.use_full_budget,
+            ignore_common_step=self.use_full_budget,
             capacity=knobs * 10**9,  # all episodes, for their rewards change with every score
         )
         # Score of each episode in the buffer; None for a failed trial.
@@ -129,17 +129,17 @@ class Critic(PlanSearcher):
             states.append(observation)
             actions.append(np.clip(env.unwrapped.action_for(best[knobs[-1]]), -1.0, 1.0))
             observation = env.step(actions[-1])[0]
-        observed, bound = np.array(states), ~self.space.free[knobs, None]
-        drawn = self.agent.draws(self._centers(np.array(actions)), self.noise, self.settings.candidates)
-        return knobs, drawn[self._choice(observed, drawn, bound)]
+        observed, movable = np.array(states), ~self.space.free[knobs, None]
+        drawn = self.agent.sample(self._centers(np.array(actions)), self.noise, self.settings.candidates)
+        return knobs, drawn[self._choice(observed, drawn, movable)]
 
     def _centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
         """Centers of the draws, ``(L, 1)`` each. best: actions of the best plan; those of the first plan are 0."""
         return np.zeros_like(best, dtype=float), best
 
-    def _choice(self, observations: np.ndarray, drawn: np.ndarray, bound: np.ndarray) -> int:
+    def _choice(self, observations: np.ndarray, drawn: np.ndarray, movable: np.ndarray) -> int:
         """Index of the draw to try. drawn: ``(N, L, 1)``."""
-        return int(self.agent.values(observations, drawn, bound).argmax())
+        return int(self.agent.values(observations, drawn, movable).argmax())
 
     @property
     def noise(self) -> float:
@@ -155,9 +155,9 @@ class Critic(PlanSearcher):
         # Every transition has its episode's reward; sqrt(L) because a sum of L independent shares grows with it.
         count = len(self.space)
         self.agent.memory["reward"][: len(self.agent), 0] = np.repeat(rewards, count) / count**0.5
-        odds = np.exp(self.settings.elite * (rewards - rewards.max()))
+        weights = np.exp(self.settings.elite * (rewards - rewards.max()))
         if len(self.scores) >= self.settings.warmup:
-            self.agent.train(self.settings.updates, odds / odds.sum())
+            self.agent.train(self.settings.updates, weights / weights.sum())
 
     def _replay(self, plan: Plan) -> None:
         """Store the transitions of a plan of any origin, with the observations of the environment.
@@ -170,10 +170,10 @@ class Critic(PlanSearcher):
         for step in range(len(positions)):
             knob = env.unwrapped.knob
             action = env.unwrapped.action_for(positions[knob])
-            following = env.step(action)[0]
-            bound = not self.space.free[knob]
-            self.agent.remember(observation, action, 0.0, following, step == len(positions) - 1, bound)
-            observation = following
+            next_observation = env.step(action)[0]
+            movable = not self.space.free[knob]
+            self.agent.remember(observation, action, 0.0, next_observation, step == len(positions) - 1, movable)
+            observation = next_observation
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         values, tensors = super().state()

@@ -112,8 +112,8 @@ class DDPG(PlanSearcher):
             action = self.agent.act(observation, noise, actor=actor)
             if warming and self.space.free[env.unwrapped.knob]:
                 action = self.rng.uniform(-1.0, 1.0, 1)
-            observation, _, over, _, info = env.step(action)
-            if over:
+            observation, _, done, _, info = env.step(action)
+            if done:
                 return info["plan"]
 
     @property
@@ -128,7 +128,7 @@ class DDPG(PlanSearcher):
             return  # a failure with no score so far to stand for it
         self.worst = score if self.worst is None else min(self.worst, score)
         self._walk(plan, score)
-        self.agent.follow_reward(score)
+        self.agent.update_baseline(score)
         if self.episodes > self.settings.warmup:
             self.agent.train(self.settings.updates * len(self.space), distance=self.noise)
 
@@ -138,14 +138,14 @@ class DDPG(PlanSearcher):
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
-        over, reward = False, 0.0
-        while not over:
+        done, reward = False, 0.0
+        while not done:
             action = env.unwrapped.action_for(positions[env.unwrapped.knob])
-            following, reward, over, _, _ = env.step(action)
-            steps.append((observation, action, following, over))
-            observation = following
-        for observation, action, following, over in steps:
-            self.agent.remember(observation, action, reward, following, over)
+            next_observation, reward, done, _, _ = env.step(action)
+            steps.append((observation, action, next_observation, done))
+            observation = next_observation
+        for observation, action, next_observation, done in steps:
+            self.agent.remember(observation, action, reward, next_observation, done)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         values, tensors = super().state()

@@ -71,11 +71,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Student:
-    """actions: ``(L,)``. masks: ``(L, A)``, 1 for allowed actions. log_odds: log mu ``(L,)`` of the actions."""
+    """actions: ``(L,)``. masks: ``(L, A)``, 1 for allowed actions. log_probs: log mu ``(L,)`` of the actions."""
 
     actions: np.ndarray
     masks: np.ndarray
-    log_odds: np.ndarray
+    log_probs: np.ndarray
     score: float | None
 
 
@@ -114,8 +114,10 @@ class PolicyGradient(PlanSearcher):
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         values, tensors = super().state()
         tensors |= module_tensors("policy", self.policy) | optimizer_tensors("adam", self.optimizer)
-        for key in ("actions", "masks", "log_odds") if self.students else ():
-            tensors[key] = torch.from_numpy(np.stack([getattr(one, key) for one in self.students]))
+        if self.students:
+            tensors["actions"] = torch.from_numpy(np.stack([one.actions for one in self.students]))
+            tensors["masks"] = torch.from_numpy(np.stack([one.masks for one in self.students]))
+            tensors["log_odds"] = torch.from_numpy(np.stack([one.log_probs for one in self.students]))
         scores = [one.score for one in self.students]
         return {**values, "baseline": self.baseline, "students": scores, "new": self.new}, tensors
 
@@ -145,8 +147,8 @@ class PolicyGradient(PlanSearcher):
         _, info = env.reset()
         for own in logits:
             allowed = np.where(info["action_mask"], own, -np.inf)
-            odds = np.exp(allowed - allowed.max())
-            info = env.step(int(self.rng.choice(len(odds), p=odds / odds.sum())))[-1]
+            weights = np.exp(allowed - allowed.max())
+            info = env.step(int(self.rng.choice(len(weights), p=weights / weights.sum())))[-1]
         positions = self.space.encode(info["plan"])
         # A continuous knob is drawn uniformly around the level of its action.
         loose = np.array([not knob.choices for knob in self.space.knobs])
@@ -171,8 +173,8 @@ class PolicyGradient(PlanSearcher):
             info = env.step(env.unwrapped.action_for(position))[-1]
             actions.append(info["action"])
         with torch.inference_mode():
-            odds = self._log_odds(torch.from_numpy(np.array(masks)))
-            own = odds.gather(1, torch.tensor(actions)[:, None])[:, 0]
+            log_probs = self._log_probs(torch.from_numpy(np.array(masks)))
+            own = log_probs.gather(1, torch.tensor(actions)[:, None])[:, 0]
         return np.array(actions), np.array(masks), own.numpy()
 
     def _improve(self) -> None:
@@ -188,12 +190,12 @@ class PolicyGradient(PlanSearcher):
         advantages = torch.from_numpy((rewards - baseline) / (rewards.std() or 1.0)).float()[:, None]
         actions = torch.from_numpy(np.stack([one.actions for one in self.students]))
         masks = torch.from_numpy(np.stack([one.masks for one in self.students]))
-        drawn = torch.from_numpy(np.stack([one.log_odds for one in self.students]))
+        drawn = torch.from_numpy(np.stack([one.log_probs for one in self.students]))
         for _ in range(self.settings.steps):
-            log_odds = self._log_odds(masks)
-            ratio = (log_odds.gather(2, actions[:, :, None])[:, :, 0] - drawn).exp()
+            log_probs = self._log_probs(masks)
+            ratio = (log_probs.gather(2, actions[:, :, None])[:, :, 0] - drawn).exp()
             gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
-            entropy = -(log_odds.exp() * log_odds).sum(2)
+            entropy = -(log_probs.exp() * log_probs).sum(2)
             loss = -(gain + self.settings.entropy * entropy).sum(1).mean()
             self.optimizer.zero_grad()
             loss.backward()
@@ -202,7 +204,7 @@ class PolicyGradient(PlanSearcher):
         if self.folder is not None:
             save_tensors(self.folder / POLICY, self.policy.state_dict())
 
-    def _log_odds(self, masks: Tensor) -> Tensor:
+    def _log_probs(self, masks: Tensor) -> Tensor:
         """log pi ``(..., L, A)`` over the allowed actions; about -1e9 for the others."""
         return self.policy(self.descriptions).masked_fill(masks == 0, -1e9).log_softmax(-1)
 
