@@ -50,7 +50,7 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     import torch.distributed as dist
 
     from benchmarks.sparse_resnet import job, plans_without_search
-    from pfray.learner.build import compressed
+    from pfray.learner.build import compress_candidate
     from pfray.measure.evaluation import evaluate
     from pfray.training.comm_hooks import distribute
     from pfray.training.loop import Shard, choose_precision, fit, steps_per_epoch
@@ -63,7 +63,7 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     training = Training(epochs=epochs, lr=0.05, batch_size=128, warmup_epochs=0)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     candidate = work.recipe.candidate(plans_without_search(work)["uniform"])
-    start = compressed(candidate, work.context, device, steps)
+    start = compress_candidate(candidate, work.context, device, steps)
     sparse, hook = start.model, start.hook
     wrapped, exchange = distribute(sparse, Distributed(**WAYS[way]), seed)
 

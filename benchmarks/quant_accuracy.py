@@ -62,7 +62,7 @@ def retrain(piece: Sequence[Any]) -> Record:
     """piece: (model, learner, settings, seed, epochs, plan). Prints the loss after each epoch."""
     import torch
 
-    from pfray.learner.build import compressed
+    from pfray.learner.build import compress_candidate
     from pfray.measure.evaluation import evaluate
     from pfray.training.loop import choose_precision, fit, steps_per_epoch
     from pfray.training.settings import Training
@@ -72,7 +72,7 @@ def retrain(piece: Sequence[Any]) -> Record:
     training = Training(epochs=epochs, lr=LR / 10 if settings["fold"] else LR, **TRAINING)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     device, started = torch.device("cpu"), time.time()
-    start = compressed(work.recipe.candidate(plan), work.context, device, steps)
+    start = compress_candidate(work.recipe.candidate(plan), work.context, device, steps)
     quantized, hook = start.model, start.hook
 
     def show(epoch: int, loss: float, optimizer: Any) -> None:

@@ -27,39 +27,39 @@ class Weights:
     state: dict[str, Tensor]
 
 
-def bound(candidate: Candidate, context: Context, device: torch.device) -> Algorithm:
+def bind_candidate(candidate: Candidate, context: Context, device: torch.device) -> Algorithm:
     """The candidate's algorithm on a copy of the context's model, which Ray's object store may hold read-only."""
     return candidate.bind(place(copy.deepcopy(context.model), device), context.task)
 
 
-def compressed(candidate: Candidate, context: Context, device: torch.device, steps: int) -> Compressed:
+def compress_candidate(candidate: Candidate, context: Context, device: torch.device, steps: int) -> Compressed:
     """The candidate's model by ``Algorithm.compress``, for a training of ``steps`` optimizer steps."""
-    return bound(candidate, context, device).compress(candidate.plan, steps)
+    return bind_candidate(candidate, context, device).compress(candidate.plan, steps)
 
 
-def finished(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
+def finish_candidate(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
     """The candidate's model by ``Algorithm.finish``. start: the trained model of an earlier stage."""
     torch.manual_seed(context.seed)
-    begun = None if start is None else rebuilt(candidate, context, start, device)
-    return bound(candidate, context, device).finish(candidate.plan, begun)
+    begun = None if start is None else rebuild_candidate(candidate, context, start, device)
+    return bind_candidate(candidate, context, device).finish(candidate.plan, begun)
 
 
-def rebuilt(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:
+def rebuild_candidate(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:
     """The model of a structure with the weights loaded. Raises RuntimeError if they do not fit."""
-    algorithm = bound(candidate, context, torch.device("cpu"))
+    algorithm = bind_candidate(candidate, context, torch.device("cpu"))
     structure = algorithm.structure(candidate.plan) if weights.structure is None else weights.structure
     model = algorithm.rebuild(structure)
     model.load_state_dict(weights.state)
     return place(model, device)
 
 
-def untrained(candidate: Candidate, context: Context) -> nn.Module:
+def untrained_model(candidate: Candidate, context: Context) -> nn.Module:
     """The candidate's model without training, on the CPU.
 
     Batch norms are re-estimated, as in a trial, if that raises the validation accuracy: with 8-bit weights the
     statistics of the full training are better.
     """
-    model = compressed(candidate, context, torch.device("cpu"), steps=0).model
+    model = compress_candidate(candidate, context, torch.device("cpu"), steps=0).model
     if not candidate.plan or not batch_norms(model):
         return model
     again = copy.deepcopy(model)

@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
 
 from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
-from pfray.learner.build import Weights, finished
+from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
@@ -119,7 +119,7 @@ def finish(
 
 def _finish(candidate: Candidate, context: Context, start: Weights | None, cpus: int) -> Weights:
     torch.set_num_threads(cpus)
-    done = finished(candidate, context, start, _task_device())
+    done = finish_candidate(candidate, context, start, _task_device())
     return Weights(done.structure, _on_cpu(done.model))
 
 

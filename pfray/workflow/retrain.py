@@ -21,7 +21,7 @@ from torch import nn
 from pfray.cluster import ray_cluster
 from pfray.config.sections import Resources
 from pfray.errors import StorageError
-from pfray.learner.build import Weights, rebuilt, untrained
+from pfray.learner.build import Weights, rebuild_candidate, untrained_model
 from pfray.learner.context import Candidate, Context, Recipe, updated
 from pfray.learner.pipeline import Pipeline, parts
 from pfray.reporting.progress import Progress
@@ -212,11 +212,11 @@ class Trainer:
     def _model(self, link: Link, context: Context) -> nn.Module:
         """The link's model, on the CPU."""
         if not link.trains:
-            return untrained(link.last.candidate, context)
+            return untrained_model(link.last.candidate, context)
         weights = self._kept(link.last)
         if weights is None:
             raise StorageError(f"{self._done(link.last)} was damaged meanwhile. Remedy: continue with --resume")
-        return rebuilt(link.last.candidate, context, weights, torch.device("cpu"))
+        return rebuild_candidate(link.last.candidate, context, weights, torch.device("cpu"))
 
     def _is_missing(self, link: Link) -> bool:
         return link.trains and self._kept(link.last) is None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pfray.learner.base import Compressed
-from pfray.learner.build import Weights, compressed, rebuilt
+from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
 from pfray.learner.context import Candidate, Context, updated
 from pfray.nn.modes import place
 from pfray.training.comm_hooks import distribute
@@ -58,9 +58,9 @@ def train_candidate(
     torch.manual_seed(context.seed)
     steps = training.epochs * steps_per_epoch(context.task.train, training.batch_size)
     if work.start is None:
-        begun = compressed(candidate, context, device, steps)
+        begun = compress_candidate(candidate, context, device, steps)
     else:
-        begun = Compressed(rebuilt(candidate, context, work.start, device))
+        begun = Compressed(rebuild_candidate(candidate, context, work.start, device))
     model, hook = begun.model, begun.hook
     if known is not None:
         model.load_state_dict(known["model"])

@@ -11,7 +11,7 @@ from torch import nn
 
 from learners.weight_sparse import Settings, WeightSparse
 from pfray.learner.base import Compressed
-from pfray.learner.build import untrained
+from pfray.learner.build import untrained_model
 from pfray.learner.context import Context, Recipe
 from pfray.measure.evaluation import evaluate
 from pfray.space import Plan
@@ -54,7 +54,7 @@ def accuracy(model: nn.Module, context: Context) -> float:
 
 
 def untrained_by(learner: type[WeightSparse], context: Context, plan: Plan) -> nn.Module:
-    return untrained(Recipe(learner, Settings(), Training(epochs=0)).candidate(plan), context)
+    return untrained_model(Recipe(learner, Settings(), Training(epochs=0)).candidate(plan), context)
 
 
 def test_batch_norms_are_put_right(context):
