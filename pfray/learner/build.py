@@ -40,8 +40,8 @@ def compress_candidate(candidate: Candidate, context: Context, device: torch.dev
 def finish_candidate(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
     """The candidate's model by ``Algorithm.finish``. start: the trained model of an earlier stage."""
     torch.manual_seed(context.seed)
-    begun = None if start is None else rebuild_candidate(candidate, context, start, device)
-    return bind_candidate(candidate, context, device).finish(candidate.plan, begun)
+    trained = None if start is None else rebuild_candidate(candidate, context, start, device)
+    return bind_candidate(candidate, context, device).finish(candidate.plan, trained)
 
 
 def rebuild_candidate(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:
@@ -62,6 +62,6 @@ def untrained_model(candidate: Candidate, context: Context) -> nn.Module:
     model = compress_candidate(candidate, context, torch.device("cpu"), steps=0).model
     if not candidate.plan or not batch_norms(model):
         return model
-    again = copy.deepcopy(model)
-    reestimate_batch_norm(again, context.task, BN_IMAGES, "float32")
-    return max((model, again), key=lambda each: evaluate(each, context.task, context.task.validation).accuracy)
+    reestimated = copy.deepcopy(model)
+    reestimate_batch_norm(reestimated, context.task, BN_IMAGES, "float32")
+    return max((model, reestimated), key=lambda each: evaluate(each, context.task, context.task.validation).accuracy)

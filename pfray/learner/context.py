@@ -75,15 +75,15 @@ class Recipe:
             chosen[section][key] = plan[name]
         return Candidate(
             self.algorithm,
-            updated(self.settings, chosen["learner"]),
+            with_values(self.settings, chosen["learner"]),
             {name: value for name, value in plan.items() if name not in self.searched},
-            updated(self.training, chosen["finetune"]),
-            updated(self.distill, chosen["distill"]),
+            with_values(self.training, chosen["finetune"]),
+            with_values(self.distill, chosen["distill"]),
             {name: plan[name] for name in self.searched},
         )
 
 
-def updated(settings: Any, chosen: Mapping[str, float]) -> Any:
+def with_values(settings: Any, chosen: Mapping[str, float]) -> Any:
     """A copy of validated settings with ``chosen`` values, validated again (a whole float becomes an int or bool).
 
     Raises pydantic's ValidationError for an invalid value.

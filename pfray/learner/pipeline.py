@@ -127,7 +127,7 @@ class Pipeline(Algorithm):
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """Applies the algorithms in sequence; the hook is the last one's."""
-        (_, own), *rest = parts(self.settings, plan)
+        (_, own), *rest = split_plan(self.settings, plan)
         result = self.first.compress(own, steps)
         for step, own in rest:
             # Before the next algorithm, because it may fold batch norms into the weights, which fixes their statistics.
@@ -138,13 +138,13 @@ class Pipeline(Algorithm):
     def rebuild(self, structure: Plan) -> nn.Module:
         """A model with the structure that all algorithms together give a plan."""
         model = self.model
-        for step, own in parts(self.settings, structure):
+        for step, own in split_plan(self.settings, structure):
             algorithm = step.bind(model, self.task)
             model = algorithm.rebuild(algorithm.structure(own))
         return model
 
 
-def parts(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
+def split_plan(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
     """Learners of a pipeline, in order, each with its part of the plan."""
     return [
         (step, {name.removeprefix(f"{step.name}:"): v for name, v in plan.items() if name.startswith(f"{step.name}:")})

@@ -118,6 +118,6 @@ def _costs(
     if whole is not None and sizes is not None:
         weights = np.array([left.get(name, size) for name, size in sizes.items()])
         # Ranges and codebooks are counted with all channels present: an upper bound.
-        described = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
-        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + described
+        qparam_bytes = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
+        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + qparam_bytes
     return costs

@@ -135,7 +135,7 @@ class Scorer:
             fit(
                 model,
                 task,
-                halved(training) if self.halved else training,
+                with_half_batch(training) if self.halved else training,
                 seed=self.context.seed + self.round,
                 precision=self.precision,
                 teacher=self.teacher,
@@ -204,6 +204,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def halved(training: Training) -> Training:
+def with_half_batch(training: Training) -> Training:
     """The same training with half the batch size, at least 1."""
     return training.model_copy(update={"batch_size": max(1, training.batch_size // 2)})

@@ -22,8 +22,8 @@ from pfray.cluster import ray_cluster
 from pfray.config.sections import Resources
 from pfray.errors import StorageError
 from pfray.learner.build import Weights, rebuild_candidate, untrained_model
-from pfray.learner.context import Candidate, Context, Recipe, updated
-from pfray.learner.pipeline import Pipeline, parts
+from pfray.learner.context import Candidate, Context, Recipe, with_values
+from pfray.learner.pipeline import Pipeline, split_plan
 from pfray.reporting.progress import Progress
 from pfray.space import Plan
 from pfray.training.settings import Distributed
@@ -72,10 +72,10 @@ def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]
     if not issubclass(recipe.algorithm, Pipeline):
         return [_link(name, whole, "", context)]
     row: list[Link] = []
-    steps = parts(whole.settings, whole.plan)
+    steps = split_plan(whole.settings, whole.plan)
     for step, own in steps:
         label = name if step is steps[-1][0] else f"{name}-{step.name}"
-        training = updated(whole.training, step.finetune)
+        training = with_values(whole.training, step.finetune)
         candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill)
         row.append(_link(label, candidate, row[-1].last.key if row else "", context))
     return row
@@ -89,7 +89,7 @@ def _link(name: str, candidate: Candidate, before: str, context: Context) -> Lin
     for label, plan, epochs in [*ways, (name, candidate.plan, candidate.training.epochs)]:
         decided = json.dumps({**plan, **candidate.chosen}, sort_keys=True)
         key = content_key(key, candidate.algorithm.__qualname__, decided, epochs)
-        training = updated(candidate.training, {"epochs": epochs})
+        training = with_values(candidate.training, {"epochs": epochs})
         stages.append(TrainingStage(label, replace(candidate, plan=plan, training=training), key))
     return Link(tuple(stages))
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pfray.learner.base import Compressed
 from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
-from pfray.learner.context import Candidate, Context, updated
+from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
@@ -75,7 +75,7 @@ def train_candidate(
         if known is not None and known["exchange"]:
             exchange.load_state_dict(known["exchange"])
         if work.distributed.scale_lr:
-            training = updated(training, {"lr": training.lr * shard.world})
+            training = with_values(training, {"lr": training.lr * shard.world})
     sent_bytes = 0
 
     def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
