@@ -78,22 +78,22 @@ class Architecture(Algorithm):
         names = [knob.name for knob in knobs]
         smallest = {knob.name: knob.compressed for knob in knobs}
         with torch.random.fork_rng(devices=[]):
-            check_output(network(smallest, settings, task_arguments(task)), task)
+            check_output(build_network(smallest, settings, task_arguments(task)), task)
         return CompressionSpace(
             tuple(knobs), partial(_costs, names=names, settings=settings, shape=shape, outputs=task.num_outputs)
         )
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """The network of the plan, with weights drawn from torch's generator."""
-        return Compressed(place(network(plan, self.settings, task_arguments(self.task)), self.device))
+        return Compressed(place(build_network(plan, self.settings, task_arguments(self.task)), self.device))
 
 
-def network(plan: Plan, settings: Settings, known: Mapping[str, int]) -> nn.Module:
-    """The network of a plan, with weights drawn from torch's generator. known: arguments that the task determines."""
-    return VGG(stages(plan, settings), **known)
+def build_network(plan: Plan, settings: Settings, task_args: Mapping[str, int]) -> nn.Module:
+    """The network of a plan, with weights drawn from torch's generator. task_args: arguments given by the task."""
+    return VGG(stage_channels(plan, settings), **task_args)
 
 
-def stages(plan: Plan, settings: Settings) -> list[list[int]]:
+def stage_channels(plan: Plan, settings: Settings) -> list[list[int]]:
     """Channels of each layer, by stage."""
     found = []
     for number, channels in enumerate(settings.channels):
@@ -111,7 +111,7 @@ def _costs(
 ) -> dict[str, float]:
     channels, height, width = shape
     params = macs = 0
-    for stage in stages(dict(zip(names, values.tolist(), strict=True)), settings):
+    for stage in stage_channels(dict(zip(names, values.tolist(), strict=True)), settings):
         for count in stage:
             weights = 9 * channels * count
             params += weights + 2 * count  # a scale and a shift for each channel

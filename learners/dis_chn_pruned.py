@@ -122,7 +122,7 @@ class DisChnPruned(Algorithm):
         kept: dict[str, np.ndarray] = {}
         removed: list[tuple[Columns, np.ndarray]] = []
 
-        def hold(step: int) -> None:
+        def clear_removed(step: int) -> None:
             for columns, gone in removed:
                 columns.clear(gone)
 
@@ -132,7 +132,7 @@ class DisChnPruned(Algorithm):
             alive = left(graph, kept)
             head = make_heads(student, [stage], alive, task).get(stage.layer)
             if settings.steps:
-                tune(student, stage, head, task, training, settings.steps, number, hold)
+                tune(student, stage, head, task, training, settings.steps, number, clear_removed)
             reference = copy.deepcopy(student)
             for group in stage.groups:
                 if counts[group] == group.units:

@@ -32,7 +32,7 @@ WIDTH = "width"
 STEP = 1 / 64
 
 
-def _known(name: str) -> str:
+def _check_model(name: str) -> str:
     try:
         find_function("model", name)
     except ConfigError as error:
@@ -45,7 +45,7 @@ class Settings:
     """student: the model's name, or an import path, as in the section ``model``. width: its largest width multiplier. A
     student without one, such as resnet20, has a single size, which meets a target or not."""
 
-    student: Annotated[str, AfterValidator(_known)] = "vgg7"
+    student: Annotated[str, AfterValidator(_check_model)] = "vgg7"
     width: Annotated[float, Field(ge=2 * STEP, le=4)] = 1.0
 
     @property
@@ -63,30 +63,30 @@ class Distilled(Algorithm):
 
         Raises ConfigError if the student cannot be built, UnsupportedModel if it cannot run on the data.
         """
-        settings, known, example = self.settings, task_arguments(self.task), example_input(self.task)
+        settings, task_args, example = self.settings, task_arguments(self.task), example_input(self.task)
         with torch.random.fork_rng(devices=[]):
-            largest = student(settings, {WIDTH: settings.width}, known)
+            largest = build_student(settings, {WIDTH: settings.width}, task_args)
         layer_macs(largest, example)
         check_output(largest, self.task)
         if not settings.has_width:
-            return CompressionSpace((), _Costs(settings, known, example))
+            return CompressionSpace((), _Costs(settings, task_args, example))
         widths = (*np.arange(STEP, settings.width, STEP).tolist(), settings.width)
         facts = {"params": float(count_params(largest)[0])}
         knob = Knob(WIDTH, widths[0], settings.width, choices=widths, facts=facts, kind="width")
-        return CompressionSpace((knob,), _Costs(settings, known, example))
+        return CompressionSpace((knob,), _Costs(settings, task_args, example))
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """The student of the plan's width, with weights drawn from torch's generator."""
-        return Compressed(place(student(self.settings, plan, task_arguments(self.task)), self.device))
+        return Compressed(place(build_student(self.settings, plan, task_arguments(self.task)), self.device))
 
 
-def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Module:
+def build_student(settings: Settings, plan: Plan, task_args: Mapping[str, int]) -> nn.Module:
     """The student of the plan's width, with weights drawn from torch's generator.
 
-    known: arguments that the task determines. Raises ConfigError if the student's function returns no module.
+    task_args: arguments that the task determines. Raises ConfigError if the student's function returns no module.
     """
     own = {WIDTH: plan[WIDTH]} if settings.has_width else {}
-    made: Any = build("learner.student", find_function("model", settings.student), known, own)
+    made: Any = build("learner.student", find_function("model", settings.student), task_args, own)
     if not isinstance(made, nn.Module):
         raise ConfigError(
             f"learner.student: '{settings.student}' returned a {type(made).__name__}, not a torch.nn.Module. "
@@ -98,8 +98,8 @@ def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Modu
 class _Costs:
     """``costs_of`` of the space: costs of the student of a width, counted on a built one and cached."""
 
-    def __init__(self, settings: Settings, known: Mapping[str, int], example: Tensor) -> None:
-        self.settings, self.known, self.example = settings, known, example
+    def __init__(self, settings: Settings, task_args: Mapping[str, int], example: Tensor) -> None:
+        self.settings, self.task_args, self.example = settings, task_args, example
         self._of = lru_cache(maxsize=None)(self._count)
 
     def __call__(self, values: np.ndarray) -> dict[str, float]:
@@ -107,9 +107,9 @@ class _Costs:
 
     def _count(self, width: float) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
-            model = student(self.settings, {WIDTH: width}, self.known)
+            model = build_student(self.settings, {WIDTH: width}, self.task_args)
         params = float(count_params(model)[0])
         return {"macs": float(total_macs(model, self.example)), "params": params, "size_bytes": stored_bytes(params)}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Costs, (self.settings, self.known, self.example)
+        return _Costs, (self.settings, self.task_args, self.example)

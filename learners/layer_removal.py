@@ -75,7 +75,7 @@ class LayerRemoval(Algorithm):
                 f"{type(self.model).__name__} has no layer that can be removed "
                 f"({reasons or 'all are in learner.skip'}). Remedy: another learner, such as channel_pruned"
             )
-        facts = descriptions(self.model, found, chosen, example_input(self.task))
+        facts = layer_features(self.model, found, chosen, example_input(self.task))
         knobs = tuple(Knob(n, 0.0, 1.0, choices=(0.0, 1.0), facts=facts[n], kind="layer") for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
@@ -90,7 +90,7 @@ class LayerRemoval(Algorithm):
         return {name: np.array([self.maps.errors[name], 0.0]) for name in self.space().names}
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        return Compressed(take_out(self.model, self.maps, removed(plan)))
+        return Compressed(take_out(self.model, self.maps, removed_names(plan)))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The student, with fewer filters in the second stage. start: the trained student of the first stage."""
@@ -110,7 +110,7 @@ class LayerRemoval(Algorithm):
 
     def structure(self, plan: Plan) -> dict[str, Any]:
         """``removed``: names of the removed layers and blocks. ``filters``: keep ratio of all remaining filters."""
-        return {"removed": removed(plan), "filters": plan.get(FILTERS, self.settings.filters)}
+        return {"removed": removed_names(plan), "filters": plan.get(FILTERS, self.settings.filters)}
 
     def rebuild(self, structure: dict[str, Any]) -> nn.Module:
         model = copy.deepcopy(self.model)
@@ -126,15 +126,15 @@ class LayerRemoval(Algorithm):
         return [Stage({**plan, FILTERS: 1.0}, self.settings.filter_epochs)]
 
 
-_found: WeakKeyDictionary[nn.Module, tuple[Any, Removable]] = WeakKeyDictionary()
+_removable_cache: WeakKeyDictionary[nn.Module, tuple[Any, Removable]] = WeakKeyDictionary()
 
 
 def removable_of(model: nn.Module, task: Task) -> Removable:
     """``find_removable`` on the task's inputs, cached per model object until its structure changes."""
-    return once_for_structure(_found, model, example_input(task), find_removable)
+    return once_for_structure(_removable_cache, model, example_input(task), find_removable)
 
 
-def removed(plan: Plan) -> list[str]:
+def removed_names(plan: Plan) -> list[str]:
     """Names of the layers and blocks that a plan removes."""
     return [name for name, value in plan.items() if value < 0.5 and name != FILTERS]
 
@@ -153,24 +153,26 @@ class _Costs:
 
     def __init__(self, found: Removable, names: tuple[str, ...]) -> None:
         self.found, self.names = found, names
-        self._of = lru_cache(maxsize=100_000)(lambda gone: found.costs(gone))
+        self._of = lru_cache(maxsize=100_000)(lambda removed: found.costs(removed))
 
     def __call__(self, values: np.ndarray) -> dict[str, float]:
-        costs = self._of(self._gone(values))
+        costs = self._of(self._removed(values))
         return {"params": costs["params"], "macs": costs["macs"], "size_bytes": stored_bytes(costs["params"])}
 
     def weights(self, values: np.ndarray) -> dict[str, float]:
         """``weights_left`` of the space."""
-        return self.found.weights(self._gone(values))
+        return self.found.weights(self._removed(values))
 
-    def _gone(self, values: np.ndarray) -> tuple[str, ...]:
+    def _removed(self, values: np.ndarray) -> tuple[str, ...]:
         return tuple(name for name, value in zip(self.names, values, strict=True) if value < 0.5)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Costs, (self.found, self.names)
 
 
-def descriptions(model: nn.Module, found: Removable, names: list[str], example: Tensor) -> dict[str, dict[str, float]]:
+def layer_features(
+    model: nn.Module, found: Removable, names: list[str], example: Tensor
+) -> dict[str, dict[str, float]]:
     """(t, k, s, p, n, s_start, s_end) of Pahwa et al. 2019 for every knob, and the params and MACs that it removes.
 
     t: ``KINDS`` of ``pruning/layers/graph.py``. k, s, p, n: kernel, stride, padding, outputs, for a block of its first

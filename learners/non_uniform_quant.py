@@ -41,7 +41,7 @@ class Settings(BitSettings):
     cluster_rate: Annotated[float, Field(gt=0)] = 0.01
 
 
-def numbers(bits: np.ndarray) -> np.ndarray:
+def floats_per_bucket(bits: np.ndarray) -> np.ndarray:
     """Floats stored per bucket: its codewords."""
     return 2.0**bits
 
@@ -53,11 +53,11 @@ class NonUniformQuant(Algorithm):
 
     def space(self) -> CompressionSpace:
         """One knob, the bits, per convolution and linear layer except the first and the last; cost ``bits``."""
-        return bit_space.bit_space(self.model, self.task, self.settings, numbers)
+        return bit_space.bit_space(self.model, self.task, self.settings, floats_per_bucket)
 
     @cached_property
     def prepared(self) -> Prepared:
-        codebooks, weighed = partial(fit, settings=self.settings), self.settings.codebook == "weighted"
+        codebooks, weighed = partial(fit_codebooks, settings=self.settings), self.settings.codebook == "weighted"
         return bit_space.prepare(self.model, self.task, self.settings, codebooks, weighed=weighed)
 
     def error_curves(self) -> dict[str, np.ndarray]:
@@ -89,7 +89,9 @@ class MovingCodewords(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings) -> Lattice:
+def fit_codebooks(
+    weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings
+) -> Lattice:
     """Codebooks of a weight in ``count`` buckets. information: Fisher information per weight, for ``weighted``.
 
     Its square root is the importance: in a mean over few images the largest values are mostly noise. On ResNet-20 the

@@ -38,7 +38,7 @@ class Settings(BitSettings):
     interval: Annotated[int, Field(ge=0)] = 0
 
 
-def numbers(bits: np.ndarray) -> float:
+def floats_per_bucket(bits: np.ndarray) -> float:
     """Floats stored per bucket: its lowest level and the step."""
     return 2.0
 
@@ -50,11 +50,11 @@ class UniformQuant(Algorithm):
 
     def space(self) -> CompressionSpace:
         """One knob, the bits, per convolution and linear layer except the first and the last; cost ``bits``."""
-        return bit_space.bit_space(self.model, self.task, self.settings, numbers)
+        return bit_space.bit_space(self.model, self.task, self.settings, floats_per_bucket)
 
     @cached_property
     def prepared(self) -> Prepared:
-        return bit_space.prepare(self.model, self.task, self.settings, partial(fit, settings=self.settings))
+        return bit_space.prepare(self.model, self.task, self.settings, partial(fit_ranges, settings=self.settings))
 
     def error_curves(self) -> dict[str, np.ndarray]:
         return self.prepared.error_curves(self.model, self.task)
@@ -76,7 +76,7 @@ class MovingRanges(StraightThrough):
         interval, layer = self.settings.interval, self.layers[name]
         if interval and step % interval == 0:
             low: Any = layer.get_buffer("weight_low")
-            found = fit(self.latents[name] + change, self.lattice(name).bits, len(low), settings=self.settings)
+            found = fit_ranges(self.latents[name] + change, self.lattice(name).bits, len(low), settings=self.settings)
             assert found.low is not None
             assert found.step is not None
             low.copy_(found.low)
@@ -84,7 +84,7 @@ class MovingRanges(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
+def fit_ranges(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
     """Ranges of a weight in ``count`` buckets, by the settings' ``range_from``."""
     low, step = affine.fit(
         weight,

@@ -107,7 +107,7 @@ class WeightSparse(Algorithm):
         return CompressionSpace(knobs, costs)
 
     @cached_property
-    def order(self) -> dict[str, Tensor]:
+    def magnitude_order(self) -> dict[str, Tensor]:
         """Indices ``(n_l,)`` of each layer's weights by ascending magnitude; a prefix is the mask of any sparsity."""
         layers = weight_layers(self.model)
         return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
@@ -130,7 +130,7 @@ class WeightSparse(Algorithm):
     def error_curves(self) -> dict[str, np.ndarray]:
         """Shares of a layer's squared magnitude in its smallest weights, ``(GRID,)`` per layer.
 
-        e_l(s) = sum of w^2 over the ``zeros(s)`` smallest magnitudes / sum of w^2 over all.
+        e_l(s) = sum of w^2 over the ``zero_count(s)`` smallest magnitudes / sum of w^2 over all.
         """
         space = self.space()
         plans = [space.decode(np.full(len(space), position)) for position in np.linspace(0.0, 1.0, GRID)]
@@ -138,7 +138,7 @@ class WeightSparse(Algorithm):
         for name in space.names:
             squares = layers[name].weight.detach().flatten().double().square().sort().values
             lost = np.concatenate([[0.0], squares.cumsum(0).numpy()]) / max(squares.sum().item(), 1e-30)
-            curves[name] = lost[[zeros(plan[name], len(squares)) for plan in plans]]
+            curves[name] = lost[[zero_count(plan[name], len(squares)) for plan in plans]]
         return curves
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
@@ -149,19 +149,20 @@ class WeightSparse(Algorithm):
         if steps == 0:
             with torch.no_grad():
                 for name, weight in weights.items():
-                    gone = _at(self.order[name][: zeros(plan[name], weight.numel())], weight)
+                    pruned_mask = _mask_at(self.magnitude_order[name][: zero_count(plan[name], weight.numel())], weight)
                     if name in self.moments:
-                        self._refit(model, name, gone)
-                    weight.masked_fill_(gone, 0.0)
-        hook = partial(_advance, weights=weights, pruned={}, plan=plan, settings=self.settings, steps=steps)
+                        self._regress(model, name, pruned_mask)
+                    weight.masked_fill_(pruned_mask, 0.0)
+        hook = partial(_update_masks, weights=weights, pruned={}, plan=plan, settings=self.settings, steps=steps)
         return Compressed(model, hook)
 
-    def _refit(self, model: nn.Module, name: str, gone: Tensor) -> None:
+    def _regress(self, model: nn.Module, name: str, pruned_mask: Tensor) -> None:
         """Regress the remaining weights of a layer on its outputs with all weights."""
         layer, moments = model.get_submodule(name), self.moments[name]
         weight = layer.get_parameter("weight")
         whole = weight_rows(layer).to(weight)
-        fitted = fit_kept(moments.covariance.to(weight), whole, ~gone.flatten(1).T, self.settings.regression_steps)
+        kept = ~pruned_mask.flatten(1).T
+        fitted = fit_kept(moments.covariance.to(weight), whole, kept, self.settings.regression_steps)
         weight.copy_(fitted.T.reshape(weight.shape))
         if can_shift(model, name, self.norms):
             shift_output(model, name, self.norms, moments.mean.to(weight) @ (whole - fitted))
@@ -176,17 +177,17 @@ def gradual_sparsity(final: float, progress: float, settings: Settings) -> float
     return final * (1 - (1 - ramp) ** settings.exponent)
 
 
-def zeros(sparsity: float, size: int) -> int:
+def zero_count(sparsity: float, size: int) -> int:
     """Number of zeros among ``size`` weights at a sparsity."""
     return int(np.rint(sparsity * size))
 
 
-def smallest(weight: Tensor, sparsity: float) -> Tensor:
-    """Boolean mask of the weight's shape, True at the ``zeros(sparsity)`` smallest magnitudes; ties by position."""
-    return _at(weight.abs().flatten().argsort(stable=True)[: zeros(sparsity, weight.numel())], weight)
+def smallest_mask(weight: Tensor, sparsity: float) -> Tensor:
+    """Mask of the weight's shape: True at the ``zero_count(sparsity)`` smallest magnitudes, ties by position."""
+    return _mask_at(weight.abs().flatten().argsort(stable=True)[: zero_count(sparsity, weight.numel())], weight)
 
 
-def _at(indices: Tensor, weight: Tensor) -> Tensor:
+def _mask_at(indices: Tensor, weight: Tensor) -> Tensor:
     """Boolean mask of the weight's shape, True at the flat ``indices`` of any memory format."""
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[indices] = True
@@ -194,7 +195,7 @@ def _at(indices: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _advance(
+def _update_masks(
     step: int, *, weights: dict[str, Tensor], pruned: dict[str, Tensor], plan: Plan, settings: Settings, steps: int
 ) -> None:
     """Reset pruned weights to 0.0 and prune more when due. Called before the training and after each of its steps."""
@@ -205,7 +206,7 @@ def _advance(
         # Filled, not multiplied by a mask: -0.0 would cost bytes in the packed file.
         weight.masked_fill_(pruned.setdefault(name, weight == 0), 0.0)
         if due:
-            pruned[name] = smallest(weight, gradual_sparsity(plan[name], step / max(1, steps), settings))
+            pruned[name] = smallest_mask(weight, gradual_sparsity(plan[name], step / max(1, steps), settings))
             weight.masked_fill_(pruned[name], 0.0)
 
 

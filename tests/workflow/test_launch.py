@@ -61,7 +61,7 @@ def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(trained, conte
     # 359 test images: two points are about two standard errors of the difference.
     assert abs(accuracies[1] - accuracies[2]) <= 0.02
     sizes = {name: context.teacher.get_submodule(name).weight.numel() for name in plan}
-    assert counts[1] == counts[2] == {name: weight_sparse.zeros(plan[name], sizes[name]) for name in plan}
+    assert counts[1] == counts[2] == {name: weight_sparse.zero_count(plan[name], sizes[name]) for name in plan}
 
 
 def test_one_worker_does_exactly_what_the_plain_loop_does(trained, context, candidate):
