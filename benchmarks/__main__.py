@@ -1,4 +1,4 @@
-"""Run every benchmark in turn, each in a process of its own, and print their closing lines together."""
+"""Runs every benchmark in sequence, each in its own process, and prints their closing lines together."""
 
 from __future__ import annotations
 

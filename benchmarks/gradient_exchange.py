@@ -1,7 +1,7 @@
-"""ResNet-20 with 90 % of its weights gone, retrained on CIFAR-10 by two workers that exchange their gradients in
-several ways: the accuracy on the test split after the last epoch, and the bytes that a worker sends.
+"""ResNet-20 with 90 % sparsity, retrained on CIFAR-10 by two workers that exchange gradients in several ways.
 
-The workers are two processes of one thread on this machine, the batches and their order the same for all ways.
+Reports the accuracy on the test split after the last epoch, and the bytes that a worker sends. The workers are two
+processes of one thread on this machine, with the same batches in the same order for all ways.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""ResNet-20 and ResNet-56 on CIFAR-10 with 8, 4, 3 and 2 bits a weight on average: uniform, allocated and searched
-bits.
+"""ResNet-20 and ResNet-56 on CIFAR-10 with 8, 4, 3 and 2 bits per weight: uniform, allocated and searched bits.
 
-The accuracy on the test split right after quantizing, batch-norm statistics put right, and after the same training for
-every plan. The test split is read for the chosen plans only; the search scores candidates on validation images. With
---fold, batch norms are folded before quantizing, and the training has a tenth of the learning rate.
+Reports the accuracy on the test split directly after quantization, with re-estimated batch norms, and after the same
+training for every plan. The test split is read for the chosen plans only; the search scores candidates on validation
+images. With --fold, batch norms are folded before quantization, and the training has a tenth of the learning rate.
 """
 
 from __future__ import annotations

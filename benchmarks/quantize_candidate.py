@@ -1,7 +1,7 @@
-"""How long a candidate of the bits search takes on ResNet-56: copy the teacher and quantize every layer, no evaluation.
+"""Time of a candidate of the bits search on ResNet-56: copy the teacher and quantize every layer, without evaluation.
 
-Random plans of 1 to 8 bits a layer, for both learners with their defaults; the median, on one thread, in process time,
-so that other work on the machine does not count.
+Random plans of 1 to 8 bits a layer, for both learners with their defaults. Reports the median, on one thread, in
+process time, so that other load on the machine does not count.
 """
 
 from __future__ import annotations

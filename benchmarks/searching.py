@@ -1,4 +1,4 @@
-"""A whole search in one process and without Ray, as benchmarks compare searchers and plans by."""
+"""A whole search in one process without Ray, for benchmarks that compare searchers and plans."""
 
 from __future__ import annotations
 
