@@ -95,7 +95,7 @@ class PersistentSearch:
     def save_state(self) -> None:
         """Save to ``folder`` the state beyond ``trials.jsonl``."""
         assert self.folder is not None
-        _state.write(self.folder, self._state_of(len(self.records), self.log_checksum), *self.state())
+        _state.write(self.folder, self._identity(len(self.records), self.log_checksum), *self.state())
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(JSON values, tensors): everything besides the finished trials that determines the next plans.
@@ -130,8 +130,8 @@ class PersistentSearch:
         """
         assert self.folder is not None
         records = read_trials(self.folder / TRIALS, self.space, self.trials)
-        self._check_given(records)
-        known, note = self._take_up(records) if self.open_ended else (0, None)
+        self._check_user_plan(records)
+        known, note = self._load_saved_state(records) if self.open_ended else (0, None)
         for record in records[known:]:
             self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
             self.asked = max(self.asked, record["trial"] + 1)
@@ -145,7 +145,7 @@ class PersistentSearch:
         self.lost_trials = [number for number in range(self.asked) if number not in accounted]
         return None if self.finished() else note
 
-    def _take_up(self, records: list[dict[str, Any]]) -> tuple[int, str | None]:
+    def _load_saved_state(self, records: list[dict[str, Any]]) -> tuple[int, str | None]:
         """Load the saved state. Returns the number of ``records`` that it covers, and a note if it is not used."""
         assert self.folder is not None
         fresh = copy.deepcopy(self.state())
@@ -179,11 +179,11 @@ class PersistentSearch:
         told = of.get("told")
         if not isinstance(told, int) or not 0 <= told <= len(records):
             raise UnusableState(f"it is of {told} trials, and there are {len(records)}")
-        if of != self._state_of(told, checksum(records[:told])):
+        if of != self._identity(told, checksum(records[:told])):
             raise UnusableState("it is of other trials")
         return told
 
-    def _state_of(self, told: int, written: int) -> dict[str, Any]:
+    def _identity(self, told: int, written: int) -> dict[str, Any]:
         """Identity of a state: the searcher, its trials (number and checksum), and the checksum of its warm start."""
         searcher, warm = type(self).__qualname__, self.warm_trials_checksum
         return {"searcher": searcher, "told": told, "written": written, "earlier": warm}
@@ -198,7 +198,7 @@ class PersistentSearch:
         if any(plan_mistakes(entry["plan"], self.space) or set(entry) != ENTRY for entry in known.queue):
             raise UnusableState("it is of another space")
 
-    def _check_given(self, records: list[dict[str, Any]]) -> None:
+    def _check_user_plan(self, records: list[dict[str, Any]]) -> None:
         """Raise StorageError if the user's plan differs from the recorded one."""
         if self.plan_source is None:
             return

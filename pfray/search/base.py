@@ -24,13 +24,13 @@ from pfray.space import CompressionSpace, Limits, Plan
 
 # After so many duplicate plans in a row a searcher is taken to have no others: a small discrete space, or a single knob
 # that the target determines.
-RETRIES = 20
+MAX_DUPLICATES = 20
 # Growth of the exploration radius with each duplicate: knobs that all move by less than half a step of theirs give the
 # same plan.
-WIDER = 1.25
+SPREAD_GROWTH = 1.25
 # Restarts of a trial whose worker died, in addition to Tune's own retries: a worker's death while it receives the plan
 # counts for Tune as an error of the trial.
-RESTARTS = 2
+MAX_RESTARTS = 2
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PlanSearcher(PersistentSearch, Searcher):
         self.running: dict[str, int] = {}
         # Restarts of each trial whose worker died.
         self.restarts: Counter[int] = Counter()
-        # Duplicate plans of ``ask`` in a row, and whether they reached RETRIES: no plan is left.
+        # Duplicate plans of ``ask`` in a row, and whether they reached MAX_DUPLICATES: no plan is left.
         self.duplicates = 0
         self.no_plans_left = False
         self.log_checksum, self.next_save = 0, 0.0
@@ -111,7 +111,7 @@ class PlanSearcher(PersistentSearch, Searcher):
     @property
     def spread_factor(self) -> float:
         """Factor of the exploration radius, which grows with every duplicate plan in a row; 1 at first."""
-        return WIDER**self.duplicates
+        return SPREAD_GROWTH**self.duplicates
 
     def warm_start(self, trials: Sequence[tuple[Plan, float | None]]) -> None:
         """Learn from another run's trials first. Its best plan is tried in this run too, after the first plans."""
@@ -168,7 +168,7 @@ class PlanSearcher(PersistentSearch, Searcher):
         entry, result = self.pending.pop(number), result or {}
         score = result.get("score")
         failure = result.get("error")
-        if failure is None and score is None and self.restarts[number] < RESTARTS:
+        if failure is None and score is None and self.restarts[number] < MAX_RESTARTS:
             self.restarts[number] += 1
             self.queue.insert(0, entry)
             return
@@ -260,7 +260,7 @@ class PlanSearcher(PersistentSearch, Searcher):
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask``, moved onto the target, that was not tried before; None if there is none."""
         tried = self.tried_plans
-        for self.duplicates in range(RETRIES):
+        for self.duplicates in range(MAX_DUPLICATES):
             asked = self.ask()
             if asked is None:
                 return None

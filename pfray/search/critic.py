@@ -36,7 +36,7 @@ from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
 # Attributes of the environment that the search uses.
-NEEDS = ("action_for", "knob")
+REQUIRED = ("action_for", "knob")
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Critic(PlanSearcher):
             return self.sample_near_best(self.settings.spread * len(self.space) ** 0.5)
         env = self._env()
         seed = int(self.rng.integers(2**31))
-        knobs, actions = self._explored(env, seed) if warming else self._proposed(env, seed)
+        knobs, actions = self._random_actions(env, seed) if warming else self._chosen_actions(env, seed)
         wanted = np.empty(len(self.space))
-        wanted[knobs] = self._middle[knobs] + self._spread[knobs] * actions[:, 0]
+        wanted[knobs] = self._action_center[knobs] + self._action_radius[knobs] * actions[:, 0]
         # Moved onto the limits here already: the second move uses the budget that rounding left in the first.
         return self._within_limits(self.space.decode(wanted))
 
-    def _explored(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
+    def _random_actions(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
         """(knobs in decision order, actions ``(L, 1)``) around the first plan; searched settings are uniform."""
         knobs, actions = [], []
         observation, _ = env.reset(seed=seed)
@@ -119,7 +119,7 @@ class Critic(PlanSearcher):
             actions.append(drawn)
         return knobs, np.array(actions)
 
-    def _proposed(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
+    def _chosen_actions(self, env: Any, seed: int) -> tuple[list[int], np.ndarray]:
         """(knobs in decision order, actions ``(L, 1)``): the critic's choice near the first plan or the best one."""
         best = self.best_positions
         knobs, states, actions = [], [], []
@@ -150,7 +150,7 @@ class Critic(PlanSearcher):
 
     def tell(self, plan: Plan, score: float | None) -> None:
         self.scores.append(score)
-        self._replay(plan)
+        self._store_episode(plan)
         rewards = normalized(self.scores)
         # Every transition has its episode's reward; sqrt(L) because a sum of L independent shares grows with it.
         count = len(self.space)
@@ -159,7 +159,7 @@ class Critic(PlanSearcher):
         if len(self.scores) >= self.settings.warmup:
             self.agent.train(self.settings.updates, weights / weights.sum())
 
-    def _replay(self, plan: Plan) -> None:
+    def _store_episode(self, plan: Plan) -> None:
         """Store the transitions of a plan of any origin, with the observations of the environment.
 
         The actions are those of the measured plan, even if it misses this search's target.
@@ -186,13 +186,13 @@ class Critic(PlanSearcher):
         self.agent.load_state(values["agent"], tensors)
 
     @property
-    def _middle(self) -> np.ndarray:
+    def _action_center(self) -> np.ndarray:
         """Positions ``(L,)`` of actions of 0. For a searched setting, the middle of its range."""
         return np.where(self.space.free, 0.5, self.center)
 
     @property
-    def _spread(self) -> np.ndarray:
-        """Distances ``(L,)`` from the middle to actions of 1; for a searched setting, half its range."""
+    def _action_radius(self) -> np.ndarray:
+        """Distances ``(L,)`` from ``_action_center`` to actions of 1; for a searched setting, half its range."""
         return np.where(self.space.free, 0.5, self.settings.spread)
 
     def _env(self) -> Any:
@@ -201,10 +201,10 @@ class Critic(PlanSearcher):
             self.settings.env,
             self.space,
             self.limits,
-            NEEDS,
+            REQUIRED,
             Settings.env,
-            center=self._middle,
-            spread=self._spread,
+            center=self._action_center,
+            spread=self._action_radius,
             shuffle=self.settings.shuffle,
             observe="static",
         )

@@ -31,9 +31,9 @@ from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
 # Attributes of the environment that the search uses.
-NEEDS = ("action_for", "knob")
+REQUIRED = ("action_for", "knob")
 # Minimum noise, in half ranges of an action, for drawing a plan in place of a duplicate.
-AGAIN = 0.05
+MIN_DUPLICATE_NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class DDPG(PlanSearcher):
         self.origin = "random" if warming else "searched"
         noise, actor = self.noise, None
         if self.duplicates:
-            noise = min(1.0, self.spread_factor * max(noise, AGAIN))
+            noise = min(1.0, self.spread_factor * max(noise, MIN_DUPLICATE_NOISE))
         elif self.agent.parameter_noise is not None and not warming:
             noise, actor = 0.0, self.agent.perturbed()
         env = self._env()
@@ -127,12 +127,12 @@ class DDPG(PlanSearcher):
         if score is None:
             return  # a failure with no score so far to stand for it
         self.worst = score if self.worst is None else min(self.worst, score)
-        self._walk(plan, score)
+        self._store_episode(plan, score)
         self.agent.update_baseline(score)
         if self.episodes > self.settings.warmup:
             self.agent.train(self.settings.updates * len(self.space), distance=self.noise)
 
-    def _walk(self, plan: Plan, score: float) -> None:
+    def _store_episode(self, plan: Plan, score: float) -> None:
         """Run an episode of a plan of any origin, and store each transition with the reward of the last step."""
         env = self._env(score)
         positions = self.space.encode(plan)
@@ -165,7 +165,7 @@ class DDPG(PlanSearcher):
             self.settings.env,
             self.space,
             self.limits,
-            NEEDS,
+            REQUIRED,
             Settings.env,
             reward=reward,
             center=np.where(whole, 0.5, self.center),

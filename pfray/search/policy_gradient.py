@@ -32,15 +32,15 @@ from pfray.errors import ConfigError, short
 from pfray.search._environment import make_environment
 from pfray.search._plan_file import expand_home
 from pfray.search._state import load_module, load_optimizer, module_tensors, optimizer_tensors
-from pfray.search.base import RETRIES, PlanSearcher
+from pfray.search.base import MAX_DUPLICATES, PlanSearcher
 from pfray.space import Plan
 from pfray.utils.cache import load_tensors, save_tensors
 
 POLICY = "policy.safetensors"
 # Attributes of the environment that the search uses.
-NEEDS = ("action_for", "descriptions", "action_space.n")
+REQUIRED = ("action_for", "descriptions", "action_space.n")
 # Duplicate students drawn before the policy is flattened.
-DRAWS = 5
+DRAWS_BEFORE_FLATTENING = 5
 # Clip range of pi / mu around 1.
 CLIP = 0.3
 
@@ -104,12 +104,12 @@ class PolicyGradient(PlanSearcher):
             torch.manual_seed(seed)
             self.policy = Policy(self.descriptions.shape[1], set_.hidden, actions)
         if set_.policy_from is not None:
-            _load(self.policy, expand_home(set_.policy_from))
+            _load_policy(self.policy, expand_home(set_.policy_from))
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=set_.rate)
         self.baseline: float | None = None
-        # Students of the last iterations; the last ``new`` of them were not used in an update yet.
+        # Students of the last iterations; the last ``new_students`` of them were not used in an update yet.
         self.students: list[Student] = []
-        self.new = 0
+        self.new_students = 0
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         values, tensors = super().state()
@@ -119,13 +119,13 @@ class PolicyGradient(PlanSearcher):
             tensors["masks"] = torch.from_numpy(np.stack([one.masks for one in self.students]))
             tensors["log_odds"] = torch.from_numpy(np.stack([one.log_probs for one in self.students]))
         scores = [one.score for one in self.students]
-        return {**values, "baseline": self.baseline, "students": scores, "new": self.new}, tensors
+        return {**values, "baseline": self.baseline, "students": scores, "new": self.new_students}, tensors
 
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         super().load_state(values, tensors)
         load_module("policy", self.policy, tensors)
         load_optimizer("adam", self.optimizer, tensors)
-        self.baseline, self.new = values["baseline"], values["new"]
+        self.baseline, self.new_students = values["baseline"], values["new"]
         self.students = [
             Student(tensors["actions"][i].numpy(), tensors["masks"][i].numpy(), tensors["log_odds"][i].numpy(), score)
             for i, score in enumerate(values["students"])
@@ -135,14 +135,14 @@ class PolicyGradient(PlanSearcher):
         with torch.inference_mode():
             logits = self.policy(self.descriptions).double().numpy()
         tried = self.tried_plans
-        for draw in range(RETRIES):
+        for draw in range(MAX_DUPLICATES):
             # A converged policy draws the same student repeatedly, so it is flattened.
-            plan = self._within_limits(self._drawn(logits / 2.0 ** max(0, draw - DRAWS)))
+            plan = self._within_limits(self._sample_plan(logits / 2.0 ** max(0, draw - DRAWS_BEFORE_FLATTENING)))
             if plan not in tried:
                 break
         return plan
 
-    def _drawn(self, logits: np.ndarray) -> Plan:
+    def _sample_plan(self, logits: np.ndarray) -> Plan:
         env = self._env()
         _, info = env.reset()
         for own in logits:
@@ -156,14 +156,14 @@ class PolicyGradient(PlanSearcher):
         return self.space.decode(positions + loose * self.rng.uniform(-reach, reach, len(positions)))
 
     def tell(self, plan: Plan, score: float | None) -> None:
-        self.students.append(Student(*self._replayed(plan), score))
-        self.new += 1
-        if self.new >= self.settings.students:
-            self._improve()
+        self.students.append(Student(*self._replay(plan), score))
+        self.new_students += 1
+        if self.new_students >= self.settings.students:
+            self._update_policy()
             self.students = self.students[-self.settings.students * (self.settings.memory - 1) :]
-            self.new = 0
+            self.new_students = 0
 
-    def _replayed(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _replay(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(actions ``(L,)``, masks ``(L, A)``, log mu ``(L,)``) of a plan of any origin."""
         env = self._env()
         actions, masks = [], []
@@ -177,14 +177,14 @@ class PolicyGradient(PlanSearcher):
             own = log_probs.gather(1, torch.tensor(actions)[:, None])[:, 0]
         return np.array(actions), np.array(masks), own.numpy()
 
-    def _improve(self) -> None:
+    def _update_policy(self) -> None:
         """Update the policy on the students; a failed one gets the worst score so far."""
         scores = [score for _, score in self.history if score is not None]
         scores += [student.score for student in self.students if student.score is not None]
         if not scores:
             return
         rewards = np.array([min(scores) if one.score is None else one.score for one in self.students])
-        fresh = float(rewards[-self.new :].mean())
+        fresh = float(rewards[-self.new_students :].mean())
         baseline = fresh if self.baseline is None else self.baseline
         # In standard deviations, so that one learning rate suits scores of any unit.
         advantages = torch.from_numpy((rewards - baseline) / (rewards.std() or 1.0)).float()[:, None]
@@ -211,11 +211,11 @@ class PolicyGradient(PlanSearcher):
     def _env(self) -> Any:
         """A new environment for each episode; it is cheap, so its state need not be saved."""
         return make_environment(
-            self.settings.env, self.space, self.limits, NEEDS, Settings.env, levels=self.settings.levels
+            self.settings.env, self.space, self.limits, REQUIRED, Settings.env, levels=self.settings.levels
         )
 
 
-def _load(policy: Policy, folder: Path) -> None:
+def _load_policy(policy: Policy, folder: Path) -> None:
     """Load a run's policy. Raises ConfigError if there is none, or it is for other descriptions or actions."""
     remedy = "Remedy: the folder of a finished run with search.name policy_gradient"
     tensors = load_tensors(folder / "search" / POLICY)
