@@ -35,11 +35,12 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed model, on the device of the algorithm's.
+    """A compressed model, on the device of the algorithm's model.
 
     hook: for the training that follows. It may approach the plan step by step, and must have reached it at the end. One
         with ``state_dict`` and ``load_state_dict`` has its state kept in checkpoints.
-    structure: JSON from which ``Algorithm.rebuild`` makes a model that the trained weights fit into.
+    structure: of ``finish`` only: JSON from which ``Algorithm.rebuild`` makes a model that the trained weights fit
+        into; None for the one that ``Algorithm.structure`` gives the plan.
     """
 
     model: nn.Module
@@ -81,6 +82,12 @@ class Algorithm:
                     f"learner: {cls.__name__}.{name} is a static function. Remedy: def {name}(self, ...), which finds "
                     "self.model, self.task and self.settings"
                 )
+        if "stages" in vars(cls) and not cls.has_finish:
+            # A stage goes on from the one before through ``finish`` only.
+            raise ConfigError(
+                f"learner: {cls.__name__} has stages and no finish. Remedy: a finish that goes on from start, and "
+                "has_finish = True in the class"
+            )
         for method in ("finish", "error_curves"):
             if method in vars(cls) and not getattr(cls, f"has_{method}"):
                 raise ConfigError(
@@ -117,7 +124,7 @@ class Algorithm:
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The model of the chosen plan before its training, made with all the care that a search has no time for.
 
-        start: the trained model of an earlier stage; None for ``model`` itself. The structure is part of the result.
+        start: the trained model of an earlier stage, not to be changed; None for ``model`` itself.
         """
         return Compressed(self.compress(plan).model, structure=self.structure(plan))
 
@@ -126,9 +133,15 @@ class Algorithm:
         return plan
 
     def rebuild(self, structure: Any) -> nn.Module:
-        """A model of this structure, its weights without meaning: a trained state dict is loaded into it."""
+        """A model of this structure, its weights without meaning: a trained state dict is loaded into it.
+
+        The default goes with the default ``structure``: it compresses by the plan.
+        """
         return self.compress(structure).model
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """Milder plans that are finished and trained first, each from the one before."""
+        """Milder plans that are finished and trained first, each from the one before; for algorithms with a ``finish``.
+
+        They may depend on the plan and the settings, and on nothing else.
+        """
         return []

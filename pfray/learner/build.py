@@ -37,10 +37,12 @@ def compressed(candidate: Candidate, context: Context, device: torch.device, ste
     return bound(candidate, context, device).compress(candidate.plan, steps)
 
 
-def finished(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
-    """The candidate's model as ``Algorithm.finish`` makes it. start: the trained model of an earlier stage."""
+def finished(
+    candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, device: torch.device
+) -> Compressed:
+    """The candidate's model as ``Algorithm.finish`` makes it. start: an earlier stage's candidate and trained model."""
     torch.manual_seed(context.seed)
-    begun = None if start is None else rebuilt(candidate, context, start, device)
+    begun = None if start is None else rebuilt(start[0], context, start[1], device)
     return bound(candidate, context, device).finish(candidate.plan, begun)
 
 

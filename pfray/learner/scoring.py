@@ -72,6 +72,7 @@ class Scorer:
         self.reference: Measurement | None = None
         self.soft_labels: list[Tensor] | None = None
         self.algorithm: Algorithm | None = None
+        self.bound_settings: Any = None
         self.candidate: Candidate | None = None
         self.compressed: Compressed | None = None
         self.latencies: dict[str, tuple[float, float]] = {}
@@ -133,6 +134,7 @@ class Scorer:
         task, scoring, steps = self.context.task, self.scoring, self.scoring.finetune_steps
         torch.manual_seed(self.context.seed)  # for models with random layers of their own
         if self.round == 1:
+            self.compressed = None  # the memory of the plan before, which this one needs
             self.candidate = self.recipe.candidate(self.plan)
             self.compressed = self._bound(self.candidate).compress(self.candidate.plan, steps)
             self.macs = total_macs(self.compressed.model, example_input(task, self.device))
@@ -162,8 +164,9 @@ class Scorer:
 
     def _bound(self, candidate: Candidate) -> Algorithm:
         """The algorithm, bound again only where a searched setting of its own has changed what it computes once."""
-        if self.algorithm is None or self.algorithm.settings != candidate.settings:
+        if self.algorithm is None or self.bound_settings != candidate.settings:
             self.algorithm = candidate.bind(self.teacher, self.context.task)
+            self.bound_settings = candidate.settings
         return self.algorithm
 
     def _measure_teacher(self) -> Measurement:

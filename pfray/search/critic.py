@@ -41,8 +41,9 @@ NEEDS = ("action_for", "knob")
 
 @dataclass(frozen=True)
 class Settings:
-    """env: the Gymnasium environment that the agent walks. spread: how far from the first plan an action leads at most,
-    as a share of a knob's range. shuffle: whether the knobs are decided in another order in every episode.
+    """env: the Gymnasium environment that the agent walks for what it observes; the plan that is tried is the draw
+    itself, moved onto the target. spread: how far from the first plan an action leads at most, as a share of a knob's
+    range. shuffle: whether the knobs are decided in another order in every episode.
 
     warmup: trials before the critic decides, random around the first plan. noise: standard deviation of the draws, as a
     share of ``spread``; after the warm-up it is multiplied by ``noise_decay`` each trial, down to ``noise_floor``.

@@ -75,7 +75,7 @@ def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]
     for step, own in steps:
         label = name if step is steps[-1][0] else f"{name}-{step.name}"
         training = updated(whole.training, step.finetune)
-        candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill)
+        candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill, whole.chosen)
         row.append(_link(label, candidate, row[-1].last.key if row else "", context))
     return row
 
@@ -162,7 +162,7 @@ class Trainer:
                 weights = self._train_stage(stage, context, before, at_once, on_epoch)
                 _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
-            before = ray.put(weights)
+            before = ray.put((stage.candidate, weights))
         return earlier
 
     def _train_stage(
@@ -176,7 +176,7 @@ class Trainer:
         """The weights after the stage's training, and before that the algorithm's ``finish`` where it has one."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
-        start, structure = None, stage.candidate.plan
+        start, structure = None, None
         if stage.candidate.algorithm.has_finish:
             path = self.run.start(stage.name)
             start = self._read(path, stage.key)
@@ -236,7 +236,8 @@ class Trainer:
 
 
 def _save(path: Path, weights: Weights, made_from: str) -> None:
-    save_tensors(path, weights.state, made_from, json.dumps(weights.structure))
+    structure = "" if weights.structure is None else json.dumps(weights.structure)
+    save_tensors(path, weights.state, made_from, structure)
 
 
 def _show_epoch(

@@ -35,8 +35,8 @@ def search(experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunF
     """Search the best plan, or go on with a search that was interrupted. Raises SearchFailed."""
     components = loaded.components
     with observers.stage("plans without search"):
-        algorithm = components.learner(spec.context.teacher, loaded.task, components.learner_settings)
-        curves = algorithm.error_curves()
+        # Not kept: what an algorithm computes once may be large, and the workers compute it for themselves.
+        curves = components.learner(spec.context.teacher, loaded.task, components.learner_settings).error_curves()
         known = plans_without_search(loaded.space, loaded.limits, curves)
     searcher = _make_searcher(experiment, loaded, known, run)
     if (note := searcher.resume()) is not None:

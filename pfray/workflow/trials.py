@@ -53,6 +53,7 @@ def run_trials(
     bound = tune.with_parameters(Learner, spec=spec)
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
     # The actors' name on Ray's dashboard.
+    trainable.__name__ = spec.recipe.algorithm.__name__
     trainable.__qualname__ = spec.recipe.algorithm.__qualname__
     rounds, asha = spec.scoring.rounds, None
     if scheduler == "asha":
