@@ -12,13 +12,14 @@ KIND_FILES := $(foreach kind,float sparse int8 weights8 weights4,$(KINDS)/$(kind
 # tflite-runtime's last release is older than the int4 kernels.
 NEWER := $(KINDS)/weights4.tflite
 
-.PHONY: help demo test lint bench device-check clean
+.PHONY: help demo test test-fast lint bench device-check clean
 
 help:
 	@echo "make demo          compress a MobileNet on the embedded data, from nothing to a checked .tflite"
-	@echo "make test          run the tests"
+	@echo "make test          run all tests"
+	@echo "make test-fast     run those that take no Ray, no whole run and no .tflite file: under a minute"
 	@echo "make lint          ruff and mypy"
-	@echo "make bench         run the benchmarks, and print what they measure against their goals"
+	@echo "make bench         run the benchmarks but the finished studies, and print what they measure against their goals"
 	@echo "make device-check  run .tflite files of every kind on tflite-runtime, in an environment of its own"
 	@echo "make clean         remove the environments and caches; runs/ stays"
 
@@ -29,6 +30,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m trains
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

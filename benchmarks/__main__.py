@@ -1,4 +1,4 @@
-"""Runs every benchmark in sequence, each in its own process, and prints their closing lines together."""
+"""Run every benchmark but the finished studies in turn, each in a process of its own, and print their closing lines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import ROOT, SKIPPED
 
-# Those that take an hour and more, or what such a one has left.
-LONG = (
-    "search_quality", "reward_fidelity", "quant_accuracy", "channel_pruning", "channel_retraining", "pruned_int8",
-    "layer_removal", "policy_transfer", "gradient_exchange", "dcp_steps", "group_finetuning",
-    "sparse_regression",
-)  # fmt: skip
-# Those that measure nothing: `make device-check` runs the first two, the last follows the guide's way to a cluster.
+# They measure nothing: `make device-check` runs the first two, the last follows the guide's way to a cluster.
 CHECKS = ("device_check", "device_files", "cluster_walk")
-# Module and options of each.
+# Module and options.
 RUNS = (
     ("search_overhead",),
     ("ddpg_pendulum",),
@@ -37,7 +31,6 @@ RUNS = (
     ("kills",),
     ("train_throughput",),
     ("train_throughput", "--model", "mobilenet_v1"),
-    ("sparse_accuracy",),
 )
 
 
@@ -90,9 +83,9 @@ def _environment() -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Run every benchmark in turn and print their closing lines together. "
+        description="Run every benchmark but the finished studies in turn and print their closing lines together. "
         "Each runs by itself as well, with options of its own: python -m benchmarks.search_overhead --help. "
-        f"By themselves only, as they take an hour and more: {', '.join(LONG)}",
+        "benchmarks/studies has the finished ones, an hour and more each.",
     )
 
 

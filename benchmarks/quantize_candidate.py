@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import SKIPPED, close, is_missing
-from benchmarks.searching import job_with
 from benchmarks.sparse_resnet import needed
+from benchmarks.studies.searching import job_with
 
 NAME = "quantize_candidate"
 MODEL = "resnet56"

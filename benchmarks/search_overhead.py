@@ -32,7 +32,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import DATA, ROOT, SKIPPED, close, is_missing
-from benchmarks.sparse_resnet import Job, scoring_of
 
 NAME = "search_overhead"
 GOAL = "<= 1.25"
@@ -110,16 +109,15 @@ def seconds_alone(raw: dict[str, Any], plan: dict[str, Any]) -> float:
     import torch
 
     from pfray.config import schema
-    from pfray.learner.context import Context, Recipe
-    from pfray.reporting.progress import Progress
+    from pfray.learner.scoring import Scorer
+    from pfray.reporting.observers import Observers
     from pfray.workflow import setup
 
     settings = schema.Experiment.model_validate(raw)
-    start = setup.load(settings, Progress())
+    start = setup.load(settings, Observers())
     torch.set_num_threads(settings.resources.trial.cpu)
-    context = Context(start.task, start.model, settings.seed, settings.resources.precision)
-    recipe = Recipe(start.parts.learner, start.parts.learner_settings, settings.finetune, settings.distill)
-    scorer = Job(context, recipe, scoring_of(settings.search, start.objective)).scorer()
+    spec = setup.trial_spec(settings, start, start.model)
+    scorer = Scorer(spec.context, spec.recipe, spec.scoring, torch.device("cpu"))
     times = []
     for _ in range(1 + ALONE_REPEATS):
         began = time.perf_counter()

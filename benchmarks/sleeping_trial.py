@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 
 
-class Sleeping(tune.Trainable):
-    """context: ``seconds`` that a trial takes in the mean, ``parallel`` trials at once, ``folder`` where workers meet.
+@dataclass(frozen=True)
+class SleepingSpec:
+    """seconds: of a trial in the mean. parallel: trials at once. folder: where workers meet.
 
-    The first trial of each worker waits until all have started, however long that takes on a busy machine.
+    recipe, scoring: the fields of a TrialSpec that ``run_trials`` reads. Workers unpickle nothing that imports torch.
     """
 
-    def setup(
-        self, config: dict[str, Any], context: dict[str, Any] | None = None, recipe: Any = None, scoring: None = None
-    ) -> None:
-        assert context is not None
-        self.seconds, self.number = context["seconds"], config["trial"]
-        (Path(context["folder"]) / str(self.number)).touch()
-        while len(list(Path(context["folder"]).iterdir())) < context["parallel"]:
+    seconds: float
+    parallel: int
+    folder: str
+    recipe: Any = field(default_factory=lambda: SimpleNamespace(algorithm=Sleeping))
+    scoring: Any = field(default_factory=lambda: SimpleNamespace(rounds=1))
+
+
+class Sleeping(tune.Trainable):
+    """The first trial of each worker waits until all have started, however long that takes on a busy machine."""
+
+    def setup(self, config: dict[str, Any], spec: SleepingSpec | None = None) -> None:
+        assert spec is not None
+        self.seconds, self.number = spec.seconds, config["trial"]
+        (Path(spec.folder) / str(self.number)).touch()
+        while len(list(Path(spec.folder).iterdir())) < spec.parallel:
             time.sleep(0.5)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

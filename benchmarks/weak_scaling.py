@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -57,11 +56,10 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
     """(records of the trials, the driver's processor seconds a trial) of one search."""
     import ray
 
-    from benchmarks.sleeping_trial import Sleeping
+    from benchmarks.sleeping_trial import Sleeping, SleepingSpec
     from benchmarks.suggestions import make_space
-    from pfray.config.sections import Resources, Search
-    from pfray.objective import Objective
-    from pfray.reporting.progress import Progress
+    from pfray.config.sections import Resources
+    from pfray.reporting.observers import Observers
     from pfray.search.random import Random, Settings
     from pfray.workflow import trials as tuned
 
@@ -75,15 +73,12 @@ def measure(raylets: int, options: argparse.Namespace) -> tuple[list[dict[str, A
         ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             searcher = Random(space, limits, Settings(), trials=trials, folder=folder / "search")
-            context: Any = {"seconds": options.seconds, "parallel": parallel, "folder": str(folder / "workers")}
+            spec: Any = SleepingSpec(options.seconds, parallel, str(folder / "workers"))
             began = time.process_time()
-            # Nothing that a worker unpickles may import torch.
-            recipe: Any = SimpleNamespace(algorithm=Sleeping)
-            with patch.multiple(tuned, Learner=Sleeping, Scoring=lambda *settings: None):
+            with patch.object(tuned, "Learner", Sleeping):
                 tuned.run_trials(
-                    context, recipe, Objective("accuracy"), searcher, Search(), Resources(parallel=parallel), folder,
-                    Progress(), None,
-                )  # fmt: skip
+                    spec, searcher, Resources(parallel=parallel), folder / "tune" / "search", Observers()
+                )
             spent = time.process_time() - began
         finally:
             ray.shutdown()

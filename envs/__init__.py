@@ -3,4 +3,4 @@
 from gymnasium import register
 
 register(id="pfray/Layerwise-v0", entry_point="envs.layerwise:LayerwiseEnv")
-register(id="pfray/Removal-v0", entry_point="envs.removal:RemovalEnv")
+register(id="pfray/Removal-v0", entry_point="envs.layer_removal:RemovalEnv")

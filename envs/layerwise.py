@@ -1,6 +1,6 @@
 """LayerwiseEnv: one episode is one plan, one step is one knob (He et al. 2018, "AMC", arXiv 1802.03494).
 
-Notation: L knobs; ``position`` is a knob's place on its range, 0 compressed .. 1 full (see pfray.space); step t of an
+Notation: L knobs; ``position`` is a knob's value on its range, 0 compressed .. 1 full (see pfray.space); step t of an
 episode decides the knob order[t]. A unit's cost is signed so that less is better: cost <= limit for macs, and
 -sparsity <= -limit. Its floor is the cost of the most compressed plan, so limit - floor is the budget to be spent.
 
@@ -18,38 +18,37 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
 
+from envs._problem import Problem, check_open, problem
 from pfray.space import SHAPE, CompressionSpace, Knob, Limits, Plan
 from pfray.units import AT_LEAST
 
-# Halvings of a knob's range: far below what one weight of a layer is of its range.
+# Halvings of a knob's range; one weight of a layer is a far larger part of it.
 HALVINGS = 40
-# Cosines that tell the place of a knob.
+# Cosines that encode a knob's index.
 WAVES = 63
 
 
 class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """Decide a plan knob by knob; the reward is 0 until the last step, then ``evaluate(plan)``.
 
-    space, target, evaluate: what to decide, the limits by unit that every plan keeps, and the reward of a whole plan;
-        none of the three gives a toy landscape, whose best plan and reward are in ``optimum``.
+    space, target, evaluate: see ``Problem``; without them a toy landscape with a known ``optimum``.
     center, spread: ``(L,)`` positions that the action 0 leads to, and how far the actions -1 and 1 lead from them, one
         number for all or ``(L,)``. By default the actions span the whole range.
     shuffle: decide the knobs in another order every episode.
     observe: which observation ``(F,)``, all within -1..1:
 
-    - ``all``: static facts of the knob to decide (see ``_static``), the share of steps done, for each unit what is
-      spent of the budget, what remains, and what the knobs still to be decided could spend at most (as a share of the
-      whole range), and the action executed last.
-    - ``static``: the facts only, which do not depend on the actions before.
+    - ``all``: static facts of the knob to decide (see ``_static``); the share of steps done; for each unit the shares
+      of the budget that are spent and left, and the most that the undecided knobs could spend (as a share of the whole
+      range); the last executed action.
+    - ``static``: the facts only, which do not depend on earlier actions.
     - ``amc``: AMC's layer embedding (its equation 1): t, n, c, h, w, stride, k, FLOPs[t], each scaled to 0..1 over the
-      knobs; for each unit of the target what is reduced so far, and what the knobs after this one could spend at most,
-      both as a share of the whole range; the action executed last.
+      knobs; for each unit of the target the reduction so far, and the most that later knobs could spend, both as a
+      share of the whole range; the last executed action.
 
     After the last step the facts are 0.
 
-    ``info`` after a step: ``position``, the executed one of the knob just decided; at the end ``plan`` as well.
+    ``info`` after a step: ``position``, as executed for the knob just decided; at the end ``plan`` as well.
     Raises InfeasibleTarget where no plan meets the target.
     """
 
@@ -67,14 +66,10 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         observe: Literal["all", "static", "amc"] = "all",
         render_mode: str | None = None,
     ) -> None:
-        self.optimum: tuple[Plan, float] | None = None
-        if space is None and target is None and evaluate is None:
-            space, target, evaluate, self.optimum = toy()
-        if space is None or target is None or evaluate is None:
-            raise ValueError("LayerwiseEnv wants space, target and evaluate, or none of them for the toy landscape")
-        if not len(space) or np.min(spread) <= 0:
-            raise ValueError(f"LayerwiseEnv wants knobs and a spread above 0, not {len(space)} knobs and {spread}")
-        self.space, self.target, self.evaluate = space, dict(target), evaluate
+        self.space, self.target, self.evaluate, self.optimum = problem("LayerwiseEnv", space, target, evaluate, toy)
+        space = self.space
+        if np.min(spread) <= 0:
+            raise ValueError(f"LayerwiseEnv wants a spread above 0, not {spread}")
         self.center = np.full(len(space), 0.5) if center is None else np.asarray(center, dtype=float)
         if self.center.shape != (len(space),):
             raise ValueError(f"center has the shape {self.center.shape}, and there are {len(space)} knobs")
@@ -101,10 +96,9 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return int(self._order[self._step])
 
     def action_for(self, position: float) -> np.ndarray:
-        """The action ``(1,)`` that takes the present knob to ``position``: with it, any plan can be replayed.
+        """The action ``(1,)`` that takes the present knob to ``position``; with it any plan can be replayed.
 
-        It lies outside the action space where the position is further than ``spread`` from the center; ``step`` takes
-        that too.
+        It lies outside the action space for a position further than ``spread`` from the center; ``step`` accepts it.
         """
         return np.array([(position - self.center[self.knob]) / self.spread[self.knob]], dtype=np.float32)
 
@@ -115,8 +109,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._step == len(self.space):
-            raise ResetNeeded("this episode is over. Remedy: call reset first")
+        check_open(self._step, self.space)
         knob, wanted = self.knob, float(np.asarray(action).reshape(1)[0])
         if not math.isfinite(wanted):
             raise ValueError(f"an action is a finite number, not {wanted}")
@@ -135,7 +128,7 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _begin(self, order: np.ndarray) -> None:
         self._order, self._step, self._last = order, 0, 0.0
-        # What is decided, with the rest at its most compressed and at its least compressed end.
+        # The decided values, with all others at their most compressed and at their least compressed end.
         self._values: np.ndarray = self._lowest.copy()
         self._full: np.ndarray = self._highest.copy()
 
@@ -151,12 +144,12 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return float(self._single[knob].encode({self.space.names[knob]: float(self._values[knob])})[0])
 
     def _fits(self, knob: int, position: float) -> bool:
-        """Set the knob's value; whether the limits can then still be met."""
+        """Set the knob's value. True if the limits can then still be met."""
         self._values[knob] = self._single[knob].decode(np.array([position]))[self.space.names[knob]]
         return bool((self._costs(self._values) <= self._limits).all())
 
     def _costs(self, values: np.ndarray) -> np.ndarray:
-        """Signed costs ``(U,)``, one a unit of the target."""
+        """Signed costs ``(U,)``, one for each unit of the target."""
         costs = self.space.costs_of(values[~self.space.free])
         return self._sign * np.array([costs[unit] for unit in self.target], dtype=float)
 
@@ -180,14 +173,14 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return [reduced, self._share(self._costs(following) - self._costs(self._values)), [self._last]]
 
     def _share(self, costs: np.ndarray) -> np.ndarray:
-        """``(U,)`` of the range of each unit; 0 where that is empty."""
+        """Costs as shares ``(U,)`` of each unit's range; 0 where it is empty."""
         whole = self._ceiling - self._floor
         return np.divide(costs, whole, out=np.zeros_like(whole), where=whole > 0)
 
     def _embedding(self) -> np.ndarray:
-        """``(L, 8)``: AMC's t, n, c, h, w, stride, k, FLOPs[t], from the least 0 to the largest 1 of the knobs.
+        """AMC's t, n, c, h, w, stride, k, FLOPs[t], ``(L, 8)``, scaled over the knobs to 0..1.
 
-        What a knob does not know counts as 0, and what is the same for all of them is 0.
+        Facts that a knob lacks count as 0; facts that are equal for all knobs are 0.
         """
         knobs = self.space.knobs
         rows = [[t, *(knob.facts.get(name, 0.0) for name in (*SHAPE, "macs"))] for t, knob in enumerate(knobs)]
@@ -195,12 +188,11 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.divide(rows - low, high - low, out=np.zeros((len(knobs), len(low))), where=high > low)
 
     def _static(self) -> np.ndarray:
-        """``(L, S)``: what is known of each knob before anything is decided.
+        """Facts ``(L, S)`` of each knob that are known before anything is decided.
 
-        Its place in the network, as index / L and as cosines of 1, 2, 3, ... half waves over it, which up to WAVES + 1
-        knobs tell each from all others as well as an indicator of its own would; the logarithm of every fact (params,
-        macs, ...) but ``SHAPE`` over the largest knob's; the ends of its range over the largest end; whether it takes
-        integers only; its center.
+        The index, as index / L and as cosines of 1, 2, 3, ... half waves, which separate up to WAVES + 1 knobs as well
+        as an indicator for each would; the logarithm of every fact (params, macs, ...) but ``SHAPE``, over the largest
+        knob's; the ends of the range over the largest end; 1 for integers only; the center.
         """
         knobs = self.space.knobs
         place = np.arange(len(knobs)) / len(knobs)
@@ -214,10 +206,10 @@ class LayerwiseEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.concatenate(columns, axis=1)
 
 
-def toy() -> tuple[CompressionSpace, Limits, Callable[[Plan], float], tuple[Plan, float]]:
-    """Six layers, three quarters of whose weights must go: (space, target, evaluate, (best plan, its reward 1)).
+def toy() -> Problem:
+    """Six layers, three quarters of whose weights must go; the best plan's reward is 1.
 
-    The reward is 1 minus the squared distance of the positions to those of the best plan, which lies on the target.
+    The reward is 1 minus the squared distance of the positions from the best plan's, which lies on the target.
     """
     sizes = np.array([500, 1_000, 2_000, 4_000, 8_000, 16_000])
 
@@ -236,4 +228,4 @@ def toy() -> tuple[CompressionSpace, Limits, Callable[[Plan], float], tuple[Plan
     def evaluate(plan: Plan) -> float:
         return 1.0 - float(((space.encode(plan) - positions) ** 2).sum())
 
-    return space, target, evaluate, (best, evaluate(best))
+    return Problem(space, target, evaluate, (best, evaluate(best)))

@@ -24,12 +24,14 @@ from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, Cut, Kept, left, prune
+from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
+from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
-from pfray.pruning.reconstruction.sequential import refit_in_order
+from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task, example_input
 
@@ -83,7 +85,7 @@ class ChannelPruned(Algorithm):
         kept = {group.name: calibration.kept[group.name][count] for group, count in counts.items()}
         images, positions = self.settings.images, self.settings.positions
         try:
-            pruned = refit_in_order(model, calibration.graph, kept, self.task, images, positions)
+            pruned = reconstruct_in_order(model, calibration.graph, kept, self.task, images, positions)
         except Untraceable as error:
             logging.getLogger("pfray").warning(
                 "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
@@ -137,7 +139,7 @@ def calibrate(model: nn.Module, task: Task, settings: Settings) -> Calibration:
 def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.Module:
     """A pruned copy, each layer reconstructed from its inputs in the uncompressed model. kept: kept units, by group."""
     pruned = copy.deepcopy(model)
-    stays = left(calibration.graph, kept)
+    stays = kept_positions(calibration.graph, kept)
     prune(pruned, calibration.graph, kept)
     for name, moments in calibration.moments.items():
         if (name, "in") not in stays:
@@ -185,7 +187,7 @@ def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup,
     if count == group.units:
         return 0.0
     kept, explained = calibration.kept[group.name][count], 1.0
-    stays = left(calibration.graph, {group.name: kept})
+    stays = kept_positions(calibration.graph, {group.name: kept})
     cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
     for cut in cuts:
         layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]

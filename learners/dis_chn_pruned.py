@@ -36,9 +36,10 @@ from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, left, prune
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
+from pfray.pruning.channels.prune import kept_positions, prune
 from pfray.pruning.discrimination.auxiliary_losses import divide, make_heads, outputs_for, tune
 from pfray.pruning.discrimination.greedy_selection import (
     Columns,
@@ -129,7 +130,7 @@ class DisChnPruned(Algorithm):
         pace = settings.per_step, settings.inner_steps, settings.inner_lr, settings.epsilon
         training = Training(lr=settings.lr, batch_size=settings.batch_size, warmup_epochs=0)
         for number, stage in enumerate(divide(model, list(counts), settings.losses, task)):
-            alive = left(graph, kept)
+            alive = kept_positions(graph, kept)
             head = make_heads(student, [stage], alive, task).get(stage.layer)
             if settings.steps:
                 tune(student, stage, head, task, training, settings.steps, number, clear_removed)
@@ -137,7 +138,7 @@ class DisChnPruned(Algorithm):
             for group in stage.groups:
                 if counts[group] == group.units:
                     continue
-                alive = left(graph, kept)
+                alive = kept_positions(graph, kept)
                 criterion = Criterion(student, reference, task, group, alive, stage.layer, head, settings.weight)
                 kept[group.name] = chosen = choose(criterion, counts[group], batches, *pace)
                 gone = np.setdiff1d(np.arange(group.units), chosen)

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from learners import filter_ranked
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed, Stage
-from pfray.measure.cost import once_for_structure, stored_bytes
+from pfray.measure.cost import stored_bytes
 from pfray.nn.layers import without_skipped
+from pfray.nn.structure_cache import once_for_structure
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.importance import Ranking, keep_highest
-from pfray.pruning.layers import graph as removable
-from pfray.pruning.layers.find import find_removable
-from pfray.pruning.layers.graph import KINDS, Removable
+from pfray.pruning.layers.find import layer_graph
+from pfray.pruning.layers.graph import KINDS, LayerGraph, remove_layers
 from pfray.pruning.layers.linear_maps import Maps, fit_maps, take_out
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
@@ -114,7 +114,7 @@ class LayerRemoval(Algorithm):
 
     def rebuild(self, structure: dict[str, Any]) -> nn.Module:
         model = copy.deepcopy(self.model)
-        removable.remove(model, removable_of(self.model, self.task), structure["removed"])
+        remove_layers(model, removable_of(self.model, self.task), structure["removed"])
         if structure["filters"] < 1:
             model = keep_ratios.with_counts(model, filter_counts(model, self.task, self.settings), self.task)
         return model
@@ -126,12 +126,12 @@ class LayerRemoval(Algorithm):
         return [Stage({**plan, FILTERS: 1.0}, self.settings.filter_epochs)]
 
 
-_removable_cache: WeakKeyDictionary[nn.Module, tuple[Any, Removable]] = WeakKeyDictionary()
+_removable_cache: WeakKeyDictionary[nn.Module, tuple[Any, LayerGraph]] = WeakKeyDictionary()
 
 
-def removable_of(model: nn.Module, task: Task) -> Removable:
-    """``find_removable`` on the task's inputs, cached per model object until its structure changes."""
-    return once_for_structure(_removable_cache, model, example_input(task), find_removable)
+def removable_of(model: nn.Module, task: Task) -> LayerGraph:
+    """``layer_graph`` on the task's inputs, cached per model object until its structure changes."""
+    return once_for_structure(_removable_cache, model, example_input(task), layer_graph)
 
 
 def removed_names(plan: Plan) -> list[str]:
@@ -151,7 +151,7 @@ def filter_counts(model: nn.Module, task: Task, settings: Settings) -> dict[str,
 class _Costs:
     """``costs_of`` of the space, cached by the names of the removed layers."""
 
-    def __init__(self, found: Removable, names: tuple[str, ...]) -> None:
+    def __init__(self, found: LayerGraph, names: tuple[str, ...]) -> None:
         self.found, self.names = found, names
         self._of = lru_cache(maxsize=100_000)(lambda removed: found.costs(removed))
 
@@ -171,13 +171,13 @@ class _Costs:
 
 
 def layer_features(
-    model: nn.Module, found: Removable, names: list[str], example: Tensor
+    model: nn.Module, found: LayerGraph, names: list[str], example: Tensor
 ) -> dict[str, dict[str, float]]:
     """(t, k, s, p, n, s_start, s_end) of Pahwa et al. 2019 for every knob, and the params and MACs that it removes.
 
-    t: ``KINDS`` of ``pruning/layers/graph.py``. k, s, p, n: kernel, stride, padding, outputs, for a block of its first
-    layer. s_start, s_end: first and last layer, counted from 1, of the shortcut around it; 0 without. block: position,
-    counted from 1, of the knob that removes the block around it; 0 without.
+    t: ``graph.KINDS``. k, s, p, n: kernel, stride, padding, outputs, for a block of its first layer. s_start, s_end:
+    first and last layer, counted from 1, of the shortcut around it; 0 without. block: position, counted from 1, of the
+    knob that removes the block around it; 0 without.
     """
     whole = found.costs(())
     places = {name: place for place, name in enumerate(names, start=1)}

@@ -31,7 +31,7 @@ from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.granularity import bucket_count, check_finite
 from pfray.quantization.pt2e import int8_model
 from pfray.quantization.pt2e.int8_model import Int8Model
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.space import CompressionSpace, Plan
 from pfray.task import example_input
 
@@ -84,7 +84,7 @@ class LitertQuant(Algorithm):
         return foldable_norms(self.model, example_input(self.task, self.device))
 
     @cached_property
-    def lattices(self) -> dict[str, Lattice]:
+    def levels(self) -> dict[str, QParams]:
         """Quantization levels of the folded weights. Raises WeightsError for weights that are not finite."""
         whole, found = folded(self.model, self.norms), {}
         for name in self.names:
@@ -92,7 +92,7 @@ class LitertQuant(Algorithm):
             check_finite(name, weight)
             count = bucket_count(weight, "channel", 0)
             low, step = affine.fit(weight, BITS, count, symmetric=True, method="min_max")
-            found[name] = Lattice(BITS, low, step)
+            found[name] = QParams(BITS, low, step)
         return found
 
     @cached_property
@@ -105,8 +105,8 @@ class LitertQuant(Algorithm):
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Second-order damage to the predictions by a layer's weight in 8 bits; 0 in float."""
-        lattices = {name: [own] for name, own in self.lattices.items()}
-        curves = bit_space.error_curves(self.model, self.task, self.norms, lattices)
+        levels = {name: [own] for name, own in self.levels.items()}
+        curves = bit_space.error_curves(self.model, self.task, self.norms, levels)
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
@@ -114,8 +114,8 @@ class LitertQuant(Algorithm):
         model = copy.deepcopy(self.model)
         fold(model, self.norms)
         for name, width in plan.items():
-            if width == BITS and name in self.lattices:  # an earlier learner may have removed the layer
-                qparams.attach(model.get_submodule(name), self.lattices[name])
+            if width == BITS and name in self.levels:  # not where an earlier learner has taken the layer out
+                qparams.attach(model.get_submodule(name), self.levels[name])
                 activations.attach(model.get_submodule(name), *self.inputs[name], BITS)
         return Compressed(model, with_delays(model, None, self.settings.delay) if steps else None)
 

@@ -20,7 +20,7 @@ from pfray.quantization import bit_space, codebook
 from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.quantization.codebook import Codebook
 from pfray.quantization.granularity import Buckets
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
 
@@ -91,13 +91,13 @@ class MovingCodewords(StraightThrough):
 
 def fit_codebooks(
     weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings
-) -> Lattice:
-    """Codebooks of a weight in ``count`` buckets. information: Fisher information per weight, for ``weighted``.
+) -> QParams:
+    """The codebooks of a weight in ``count`` buckets. information: of each weight, for ``weighted`` codebooks.
 
     Its square root is the importance: in a mean over few images the largest values are mostly noise. On ResNet-20 the
     root is as good as the information itself with one codebook per layer, and better with one per channel.
     """
     if settings.codebook == "weighted":
         assert information is not None
-        return Lattice(bits, codebook=codebook.fit(weight, bits, count, importance=information.sqrt()))
-    return Lattice(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))
+        return QParams(bits, codebook=codebook.fit(weight, bits, count, importance=information.sqrt()))
+    return QParams(bits, codebook=codebook.fit(weight, bits, count, method=settings.codebook))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pfray.learner.base import Algorithm, Compressed
 from pfray.quantization import affine, bit_space
 from pfray.quantization.bit_space import BitSettings, Prepared
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
 from pfray.space import CompressionSpace, Plan
 
@@ -76,7 +76,7 @@ class MovingRanges(StraightThrough):
         interval, layer = self.settings.interval, self.layers[name]
         if interval and step % interval == 0:
             low: Any = layer.get_buffer("weight_low")
-            found = fit_ranges(self.latents[name] + change, self.lattice(name).bits, len(low), settings=self.settings)
+            found = fit_ranges(self.latents[name] + change, self.qparams(name).bits, len(low), settings=self.settings)
             assert found.low is not None
             assert found.step is not None
             low.copy_(found.low)
@@ -84,7 +84,7 @@ class MovingRanges(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit_ranges(weight: Tensor, bits: int, count: int, *, settings: Settings) -> Lattice:
+def fit_ranges(weight: Tensor, bits: int, count: int, *, settings: Settings) -> QParams:
     """Ranges of a weight in ``count`` buckets, by the settings' ``range_from``."""
     low, step = affine.fit(
         weight,
@@ -94,4 +94,4 @@ def fit_ranges(weight: Tensor, bits: int, count: int, *, settings: Settings) -> 
         method=settings.range_from,
         percentile=settings.percentile,
     )
-    return Lattice(bits, low, step)
+    return QParams(bits, low, step)

@@ -93,9 +93,9 @@ def predict(path: str | Path, inputs: np.ndarray, threads: int = 1) -> np.ndarra
         raise BenchError(f"{path} takes inputs of shape {shape}, not {(1, *inputs.shape[1:])}. Remedy: export it again")
     outputs = np.empty((len(inputs), *outs[0]["shape"][1:]), np.float32)
     for sample, output in zip(inputs, outputs, strict=True):
-        interpreter.set_tensor(ins[0]["index"], _to_stored(sample[None], ins[0]))
+        interpreter.set_tensor(ins[0]["index"], quantize(sample[None], ins[0]))
         interpreter.invoke()
-        output[...] = _to_real(interpreter.get_tensor(outs[0]["index"])[0], outs[0])
+        output[...] = dequantize(interpreter.get_tensor(outs[0]["index"])[0], outs[0])
     return outputs
 
 
@@ -141,14 +141,14 @@ def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> 
     return {"runtime": package.__name__, "version": package.__version__, **settings, "files": files}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, or 2 after a one-line message on stderr."""
+def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.bench") -> int:
+    """Returns the exit code: 0, or 2 after a one-line message on stderr."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return command.run_command(partial(_main, given), given)
+    return command.run_command(partial(_main, given, program), given)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    options = _parser(program).parse_args(arguments)
     result = compare(options.files, options.rounds, options.threads)
     print(json.dumps(result, indent=2) if options.json else _table(result))
     return 0
@@ -181,7 +181,7 @@ def _check_whole(content: bytes) -> None:
         raise ValueError("it ends too early") from None
 
 
-def _to_stored(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     dtype = np.dtype(detail["dtype"])
     scale, zero_point = detail["quantization"]
     if not np.issubdtype(dtype, np.integer) or scale == 0:
@@ -190,7 +190,7 @@ def _to_stored(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
 
 
-def _to_real(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     if not np.issubdtype(values.dtype, np.integer) or scale == 0:
         return values.astype(np.float32)
@@ -202,7 +202,7 @@ def _repeats(interpreter: Any, round_seconds: float) -> int:
     generator = np.random.default_rng(0)
     for detail in interpreter.get_input_details():
         values = generator.standard_normal(tuple(detail["shape"]), np.float32)
-        interpreter.set_tensor(detail["index"], _to_stored(values, detail))
+        interpreter.set_tensor(detail["index"], quantize(values, detail))
     deadline = time.perf_counter() + WARMUP_ROUNDS * round_seconds
     times = [_seconds(interpreter, 1), _seconds(interpreter, 1)]
     while time.perf_counter() < deadline:
@@ -231,12 +231,13 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pfray.bench",
-        description="Time .tflite files against each other. The files run by turns, and medians of the rounds are "
-        "printed; the ratio is to the first file (below 1 is faster).",
-        epilog="Needs numpy and one of the packages ai-edge-litert and tflite-runtime.",
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = command.make_parser(
+        program,
+        "Time .tflite files against each other. The files run by turns, and medians of the rounds are printed; the "
+        "ratio is to the first file (below 1 is faster).",
+        ["model.tflite teacher.tflite", "model.tflite --threads 4 --rounds 50 --json"],
+        "Needs numpy and one of the packages ai-edge-litert and tflite-runtime.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE.tflite", help="the files; the first is the reference")
     parser.add_argument("--threads", type=_positive, default=1, help="threads of the interpreter (default 1)")

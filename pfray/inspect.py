@@ -1,6 +1,6 @@
-"""What of an experiment's model can be pruned: ``python -m pfray.inspect experiment.yaml [key=value ...]``.
+"""Channel groups of an experiment's model: ``pfray inspect experiment.yaml [key=value ...]`` shows what can be pruned.
 
-Nothing is trained and nothing written. The model is the experiment's, whatever its learner and target.
+Nothing is trained and nothing written. Learner and target of the experiment play no part.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pfray.config import schema
+from pfray.workflow.experiment_file import load_experiment
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,19 +37,18 @@ WIDTH = 120
 
 
 def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Tensor, ChannelGraph]:
-    """The experiment's model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
+    """Model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
 
-    note: told what is worth knowing of data and weights, a line at a time. Raises PfrayError for everything a user can
-    put right.
+    note: gets remarks on data and weights, a line at a time. Raises PfrayError for everything a user can put right.
     """
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray.pruning.channels.graph import channel_graph
     from pfray.task import example_input
     from pfray.workflow import setup
 
-    parts = setup.resolve(experiment)
-    task = setup.build_task(experiment, parts, note)
-    model, example = setup.build_model(experiment, parts, task, note), example_input(task)
+    components = setup.resolve(experiment)
+    task = setup.build_task(experiment, components, note)
+    model, example = setup.build_model(experiment, components, task, note), example_input(task)
     return model, example, channel_graph(model, example)
 
 
@@ -96,29 +96,29 @@ def _layers(group: ChannelGroup) -> str:
     return ", ".join(names[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
 
 
-def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Returns the exit code: 0, or that of the error: 2 for a wrong request, 1 for what failed otherwise."""
+def main(
+    arguments: Sequence[str] | None = None, program: str = "python -m pfray.inspect", console: Console | None = None
+) -> int:
+    """Returns the exit code: 0, 2 for a wrong request, 1 for another failure."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return command.run_command(partial(_main, given, console), given)
+    return command.run_command(partial(_main, given, program, console), given)
 
 
-def _main(arguments: Sequence[str], console: Console | None) -> int:
-    options = _parser().parse_intermixed_args(arguments)
+def _main(arguments: Sequence[str], program: str, console: Console | None) -> int:
+    options = _parser(program).parse_intermixed_args(arguments)
     # Not rich's markup: reasons and names may hold brackets.
     console = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    from pfray.workflow.setup import component_mistakes
-
-    experiment = schema.load(options.experiment, options.overrides, component_mistakes)
+    experiment = load_experiment(options.experiment, options.overrides)
     show(*inspect(experiment, lambda remark: console.print(f"note: {remark}", soft_wrap=True)), console)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pfray.inspect",
-        description="Show what of an experiment's model can be pruned: its channel groups, what each of them costs, "
-        "and the layers that stay whole with the reason. Nothing is trained.",
-        epilog="example: python -m pfray.inspect experiments/mobilenet_sparse.yaml model=resnet20",
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = command.make_parser(
+        program,
+        "Show what of an experiment's model can be pruned: its channel groups, what each of them costs, and the layers "
+        "that stay whole with the reason. Nothing is trained.",
+        ["experiments/mobilenet_sparse.yaml", "experiments/mobilenet_sparse.yaml model=resnet20"],
     )
     parser.add_argument("experiment", type=Path, help="the experiment file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
-from scipy.special import expit
 
-from pfray.measure.evaluation import Measurement
 from pfray.utils.settings import Section
+
+if TYPE_CHECKING:  # it imports torch, and the thresholds are part of the experiment's schema
+    from pfray.measure.evaluation import Measurement
 
 # Slope of the sigmoids of ``ddc``.
 SLOPE = 15.0
@@ -88,6 +90,8 @@ def ddc(objective: Objective, measured: Measurement, teacher: Measurement) -> fl
     R3 = 1 / (1 + exp(15 (C / C_0 - C_th))): shifted sigmoids, 1/2 at their threshold and nowhere flat. T is the
     inference time, C the number of parameters left, whatever the target's unit.
     """
+    from scipy.special import expit  # takes long to import, for this one score
+
     assert measured.latency_ms is not None
     assert teacher.latency_ms is not None
     wanted = objective.thresholds

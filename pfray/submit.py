@@ -1,8 +1,6 @@
-"""Send experiments to a Ray cluster, one job each: ``python -m pfray.submit experiments/*.yaml --address http://...``.
+"""Jobs on a Ray cluster, one per experiment: ``pfray submit experiments/*.yaml --address http://...``.
 
-A job runs ``pfray.run`` on the cluster and outlives this command. Its id is kept beside the run folder and not in it:
-``runs/.<name>.job.json``, because a run folder with other files in it is not taken for a new run's, and --force
-removes it.
+A job runs ``pfray.run`` on the cluster and outlives this command. Its id is kept in a file beside the run folder.
 """
 
 from __future__ import annotations
@@ -23,20 +21,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pfray.cluster import jobs
 from pfray.config import schema
 from pfray.errors import ConfigError, UnknownJob, shown
 from pfray.utils.files import write_atomically
-from pfray.utils.url import is_url
+from pfray.workflow.experiment_file import load_experiment
+
+if TYPE_CHECKING:
+    from pfray.storage.run_folder import RunFolder
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 @dataclass(frozen=True)
 class Request:
-    """name: of the experiment. ticket: the file that keeps the job's id. entrypoint: the job's command."""
+    """A job to send. name: of the experiment. ticket: file for the job's id. entrypoint: the job's command."""
 
     name: str
     ticket: Path
@@ -45,22 +46,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Ticket:
-    """What is kept of a job that was sent."""
+    """The file that is kept of a sent job."""
 
     job: str
     address: str
     entrypoint: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: with --wait the highest of the jobs' own, 2 for a wrong request, 1 for a failure."""
+def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.submit") -> int:
+    """Returns the exit code: with --wait the highest of the jobs, 2 for a wrong request, 1 for a failure."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     then = "The jobs that were sent go on; --status asks after them, --stop ends them"
-    return command.run_command(partial(_main, given), given, then)
+    return command.run_command(partial(_main, given, program), given, then)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_intermixed_args(arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    options = _parser(program).parse_intermixed_args(arguments)
     overrides = [text for text in options.experiments if "=" in text]
     names = [text for text in options.experiments if "=" not in text]
     if options.status or options.stop:
@@ -70,10 +71,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Request:
     """Raises ConfigError for every mistake of the experiment, before anything is sent."""
-    from pfray.storage.run_folder import storage_folder
-    from pfray.workflow.setup import component_mistakes
-
-    experiment = schema.load(path, overrides, component_mistakes)
+    experiment = load_experiment(path, overrides)
     working_dir = options.working_dir.resolve()
     if not path.resolve().is_relative_to(working_dir):
         raise ConfigError(
@@ -81,13 +79,13 @@ def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) 
             "Remedy: --working-dir with a folder that holds it"
         )
     # A job runs in a copy of the working directory that is removed after it.
-    kept = storage_folder(experiment)
-    storage = experiment.storage if is_url(experiment.storage) else kept
+    run = _run_folder(experiment)
+    storage = experiment.storage if run.url else run.path.parent
     entrypoint = [
         "python", "-m", "pfray.run", str(path.resolve().relative_to(working_dir)), *overrides, f"storage={storage}",
         *(["--resume"] if options.resume else []), *(["--force"] if options.force else []),
     ]  # fmt: skip
-    return Request(experiment.name, kept / f".{experiment.name}.job.json", shlex.join(entrypoint))
+    return Request(experiment.name, run.job, shlex.join(entrypoint))
 
 
 def _send(requests: Sequence[Request], options: argparse.Namespace) -> int:
@@ -145,10 +143,7 @@ def _ask(names: Sequence[str], overrides: Sequence[str], options: argparse.Names
 
 
 def _ticket(path: Path, overrides: Sequence[str]) -> Ticket:
-    from pfray.storage.run_folder import storage_folder
-
-    experiment = schema.load(path, overrides)
-    file = storage_folder(experiment) / f".{experiment.name}.job.json"
+    file = _run_folder(schema.load(path, overrides)).job
     try:
         return Ticket(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -157,11 +152,17 @@ def _ticket(path: Path, overrides: Sequence[str]) -> Ticket:
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pfray.submit",
-        description="Run experiments as jobs of a Ray cluster, one each.",
-        epilog="example: python -m pfray.submit experiments/mobilenet_sparse.yaml search.trials=60 --wait",
+def _run_folder(experiment: schema.Experiment) -> RunFolder:
+    from pfray.storage.run_folder import RunFolder
+
+    return RunFolder.at(experiment.storage, experiment.name)
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = command.make_parser(
+        program,
+        "Run experiments as jobs of a Ray cluster, one each.",
+        ["experiments/mobilenet_sparse.yaml search.trials=60 --wait", "experiments/mobilenet_sparse.yaml --status"],
     )
     parser.add_argument(
         "experiments", nargs="*", metavar="experiment",
@@ -176,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace the runs that the run folders hold")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--wait", action="store_true", help="show the logs until all end; the exit code is theirs")
-    action.add_argument("--status", action="store_true", help="print how the jobs are")
+    action.add_argument("--status", action="store_true", help="print the state of the jobs")
     action.add_argument("--stop", action="store_true", help="stop the jobs")
     return parser
 

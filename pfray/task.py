@@ -1,4 +1,4 @@
-"""A task: what a model is for. Data splits, loss and score; nothing else in pfray knows what a target value means.
+"""Tasks: data splits, loss and score of a model. Nothing else in pfray knows what a target value means.
 
 Notation: M samples in a split, N in a batch, C x H x W one input, K outputs.
 """
@@ -26,12 +26,12 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """One split, held in memory and shuffled once when it was made, so that its head is a fair sample.
+    """One split in memory, already shuffled, so that its head is a fair sample.
 
-    inputs: ``(M, C, H, W)`` uint8 for images, float32 for anything else.
+    inputs: ``(M, C, H, W)`` uint8 for images, float32 for other data.
     targets: ``(M, ...)``; int64 class numbers for classification.
-    Gradients with respect to either are not kept. Raises DataError for tensors of unequal lengths; the rest is looked
-    at where a task is made of splits.
+    Gradients with respect to either are dropped. Raises DataError for tensors of unequal lengths; ``Task`` checks the
+    rest.
     """
 
     inputs: Tensor
@@ -45,7 +45,7 @@ class Split:
             )
         for name in ("inputs", "targets"):
             value = getattr(self, name)
-            # Neither a tensor with a gradient nor a view of negated numbers can be made a numpy array.
+            # Tensors with gradients and negated views cannot become numpy arrays.
             if isinstance(value, Tensor) and (value.requires_grad or value.is_neg()):
                 object.__setattr__(self, name, value.detach().resolve_neg())
 
@@ -53,7 +53,7 @@ class Split:
         return len(self.inputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled as numpy arrays, because Ray's object store maps those into every worker without a copy.
+        # As numpy arrays, which Ray's object store maps into every worker without a copy.
         return _split_from_arrays, (self.inputs.numpy(), self.targets.numpy())
 
     def head(self, count: int | None) -> Split:
@@ -67,20 +67,20 @@ def _is_number(value: object) -> bool:
 
 def _split_from_arrays(inputs: np.ndarray, targets: np.ndarray) -> Split:
     with warnings.catch_warnings():
-        # The store's arrays are read-only and torch warns of it; nothing writes into a split.
+        # torch warns that the store's arrays are read-only, but nothing writes into a split.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return Split(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``(N, K)`` logits and ``(N,)`` class numbers to ``(N,)``: 1.0 where the largest logit is the right class."""
+    """Scores ``(N,)`` of logits ``(N, K)`` and class numbers ``(N,)``: 1.0 if the largest logit is the right class."""
     return (outputs.argmax(1) == targets).float()
 
 
 def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al. 2015, section 2).
 
-    The factor T^2 keeps the gradient's size the same when the temperature changes.
+    The factor T^2 keeps the gradient's size independent of the temperature.
     """
     student = F.log_softmax(outputs / temperature, 1)
     teacher = F.log_softmax(teacher_outputs / temperature, 1)
@@ -89,14 +89,14 @@ def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: fl
 
 @dataclass(frozen=True)
 class Task:
-    """Everything a learner needs to know about what the model is for.
+    """Data, loss and score that a model is trained for and measured by.
 
     loss(outputs, targets): scalar mean over the batch.
     score(outputs, targets): ``(N,)``, higher is better; its mean over a split is reported as ``accuracy``.
     soft_loss(outputs, teacher_outputs, temperature): scalar, the distillation term.
-    augment(inputs, generator): inputs of a training batch, changed at random, of the same type and shape.
+    augment(inputs, generator): randomly changed inputs of a training batch, of the same type and shape.
     mean, std: one number a channel (or one for all), applied to inputs scaled to 0..1.
-    classes: where only some classes of a data set are left, the numbers they had in it.
+    classes: for a task with some classes of a data set, their numbers in the data set.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Task:
     classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raises DataError, one line, for splits and settings that no run can work with."""
+        """Raise DataError, one line, for splits and settings that no run can work with."""
         title = f"task {short(str(self.name))}"
         splits = {name: getattr(self, name) for name in SPLITS}
         for name, split in splits.items():
@@ -154,24 +154,25 @@ class Task:
 
     @property
     def has_soft_labels(self) -> bool:
-        """Whether a distance from a teacher's outputs is defined: by the default loss, or by a ``soft_loss`` given."""
+        """True if a distance from a teacher's outputs is defined, by the default loss or a ``soft_loss`` of the task.
+        """
         return self.loss is F.cross_entropy or self.soft_loss is not soft_cross_entropy
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """uint8 inputs are scaled to 0..1, then mean and std are applied; float32 comes out."""
+        """Inputs in float32, scaled to 0..1 if they are uint8, minus mean, over std."""
         x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
         shape = (1, -1, *(1,) * (x.dim() - 2))
         return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
 
     def batches(self, split: Split, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The split in order, normalized, without augmentation: for evaluation."""
+        """Batches of the split in order, normalized, without augmentation, for evaluation."""
         for start in range(0, len(split), size):
             part = slice(start, start + size)
             yield self.normalize(split.inputs[part].to(device)), split.targets[part].to(device)
 
     def fingerprint(self) -> str:
-        """A hash of the splits' types, shapes and values, the classes and the normalization, for what is cached."""
-        # The last bits of a mean depend on how many threads computed it.
+        """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys."""
+        # The last bits of a mean depend on the number of threads.
         numbers = [[f"{value:.9g}" for value in values] for values in (self.mean, self.std)]
         digest = hashlib.sha256(repr((self.num_outputs, self.classes, *numbers)).encode())
         for split in (self.train, self.validation, self.test):
@@ -182,5 +183,5 @@ class Task:
 
 
 def example_input(task: Task, device: torch.device | str = "cpu") -> Tensor:
-    """``(1, C, H, W)``: the first training input, normalized."""
+    """The first training input ``(1, C, H, W)``, normalized."""
     return task.normalize(task.train.inputs[:1]).to(device)

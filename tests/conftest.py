@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from pfray.learner.context import Context, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 
 # Worker processes of several tests share two cores: threads that wait for each other must not spin. OpenBLAS's always
 # do, which on a busy machine makes the Gaussian process's small matrices five times slower than one thread is.
@@ -23,26 +24,78 @@ os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
+# Fixtures that start Ray, or train a model for whole runs.
+RUNS = {"ray_cluster", "quick", "context", "teacher_file"}
+# Tests that take longest without one of them, by the beginning of their names. Each folder of pfray/ has others.
+LONG = (
+    "benchmarks/", "cluster/test_access.py", "cluster/test_preflight.py", "cluster/test_ray_cluster.py",
+    "data/test_cifar10.py", "envs/test_layerwise.py::test_the_toys_optimum",
+    "export/packed/test_file.py::test_mobilenet", "export/test_pt2_archive.py::test_an_int8_program",
+    "learner/test_pipeline.py::test_what_is_left_of_the_layers_is_trained", "learners/test_channel_pruned.py",
+    "learners/test_dis_chn_pruned.py", "learners/test_layer_removal.py", "learners/test_algorithm_contract.py",
+    "learners/test_weight_sparse.py", "models/test_models.py::test_public_weights",
+    "pruning/channels/test_graph.py::test_a_deep_network", "quantization/pt2e/test_zoo.py", "search/test_critic.py",
+    "search/test_damaged_states.py", "search/test_ddpg.py", "search/test_ddpg_agent.py",
+    "search/test_gp.py::test_it_finds_the_best", "search/test_learning.py",
+    "search/test_policy_gradient.py::test_a_policy_that_was_learned", "search/test_policy_gradient.py::test_it_beats",
+    "search/test_resume.py", "search/test_searcher_contract.py", "search/test_unusual_spaces.py",
+    "storage/test_remote.py", "test_continued.py", "test_damages.py", "test_inspect.py",
+    "test_mutated_experiments.py", "test_space.py::test_no_common_step_further", "training/test_comm_hooks.py",
+    "utils/test_command.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that need Ray come first: they take longest, and the short ones then fill whichever xdist worker is free.
 
     xdist hands out whole files (``--dist loadfile``), so that what a file's tests share is made once.
 
-    Tests that lean on what training gave are marked ``trains``: those of modules that call ``fit``, and those that take
-    the trained LeNet. Whole runs are not among them.
+    Marked ``slow``: tests that take one of the fixtures RUNS, files that export .tflite files, and LONG.
+
+    Marked ``trains``: tests that lean on what training gave, because they call ``fit`` (or a function or fixture of
+    their module does) or take the trained LeNet. Whole runs are not among them.
     """
+    from pfray.export.tflite import convert
     from pfray.training.loop import fit
 
     ray = {item.path for item in items if _fixtures(item) & {"ray_cluster", "quick"}}
     items.sort(key=lambda item: item.path not in ray)
     for item in items:
-        calls_fit = any(value is fit for value in vars(getattr(item, "module", item)).values())
+        imported = list(vars(getattr(item, "module", item)).values())
+        calls_fit = any(value is fit for value in imported) and _names(item, "fit")
         if item.path not in ray and (calls_fit or "context" in _fixtures(item)):
             item.add_marker("trains")
+        exports = any(value is convert or value is convert.export for value in imported)
+        if _fixtures(item) & RUNS or exports or item.nodeid.removeprefix("tests/").startswith(LONG):
+            item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported is kept out of the garbage collector's sight: exports, which make many objects, then take a
+    sixth less."""
+    gc.collect()
+    gc.freeze()
 
 
 def _fixtures(item: pytest.Item) -> set[str]:
     return set(getattr(item, "fixturenames", ()))
+
+
+def _names(item: pytest.Item, wanted: str) -> bool:
+    """True if the test names ``wanted``, or a function or fixture of its module does that it names."""
+    module = vars(getattr(item, "module", item))
+    ahead, seen = [getattr(item, "function", None), *(module.get(name) for name in _fixtures(item))], set()
+    while ahead:
+        code = getattr(inspect.unwrap(ahead.pop()), "__code__", None)
+        if code is None or code in seen:
+            continue
+        seen.add(code)
+        inner = [code, *(constant for constant in code.co_consts if inspect.iscode(constant))]
+        names = {name for each in inner for name in each.co_names}
+        if wanted in names:
+            return True
+        ahead += [module[name] for name in names if inspect.isroutine(module.get(name))]
+    return False
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,11 @@ def _count(settings: Settings) -> int:
     return os.path.getsize(settings.counter)
 
 
+def _driver(settings: Settings) -> int:
+    """The process that a test has started the run in, which left its number."""
+    return int(Path(f"{settings.counter}.driver").read_text())
+
+
 def _strike(settings: Settings, model: nn.Module) -> None:
     fault = settings.fault
     if fault == "wait":
@@ -84,8 +89,8 @@ def _strike(settings: Settings, model: nn.Module) -> None:
     if fault == "node":
         os.kill(os.getppid(), signal.SIGKILL)  # the raylet that started this worker
     if fault == "driver":
-        os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGKILL)
+        os.kill(_driver(settings), signal.SIGKILL)
     if fault == "interrupt":
-        os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGINT)
+        os.kill(_driver(settings), signal.SIGINT)
     if fault == "terminate":
-        os.kill(int(os.environ["PFRAY_TEST_DRIVER"]), signal.SIGTERM)
+        os.kill(_driver(settings), signal.SIGTERM)

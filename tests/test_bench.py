@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,9 +47,9 @@ def test_predict_names_both_shapes_when_they_differ(file: Path) -> None:
 
 def test_integer_inputs_and_outputs_go_through_scale_and_zero_point() -> None:
     detail = {"dtype": np.int8, "quantization": (0.5, 10)}
-    stored = bench._to_stored(np.array([-1.0, 0.0, 0.3, 1000.0], np.float32), detail)
+    stored = bench.quantize(np.array([-1.0, 0.0, 0.3, 1000.0], np.float32), detail)
     assert stored.tolist() == [8, 10, 11, 127]
-    assert bench._to_real(stored, detail).tolist() == [-1.0, 0.0, 0.5, 58.5]
+    assert bench.dequantize(stored, detail).tolist() == [-1.0, 0.0, 0.5, 58.5]
 
 
 def test_latency_gives_one_positive_median_a_file(file: Path) -> None:
@@ -57,18 +59,22 @@ def test_latency_gives_one_positive_median_a_file(file: Path) -> None:
 
 
 def test_files_take_turns_and_times_are_of_one_inference(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, now = [], 0.0
 
-    def seconds(interpreter: str, count: int) -> float:
-        calls.append(interpreter)
-        return {"a": 0.001, "b": 0.004}[interpreter] * count
+    def interpreter(path: str, threads: int) -> SimpleNamespace:
+        def invoke() -> None:
+            nonlocal now
+            now += {"a": 2**-10, "b": 2**-8}[path]  # their sums are exact
+            calls.append(path)
 
-    monkeypatch.setattr(bench, "open_interpreter", lambda path, threads: path)
-    monkeypatch.setattr(bench, "_repeats", lambda interpreter, round_seconds: 7)
-    monkeypatch.setattr(bench, "_seconds", seconds)
-    times = bench.round_times_ms(["a", "b"], rounds=3)
-    assert calls == ["a", "b", "a", "b", "a", "b"]
-    np.testing.assert_allclose(times, [[1.0] * 3, [4.0] * 3])
+        return SimpleNamespace(invoke=invoke, get_input_details=list)
+
+    monkeypatch.setattr(bench, "open_interpreter", interpreter)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    times = bench.round_times_ms(["a", "b"], rounds=3, round_seconds=20 / 2**10)
+    _, _, *rounds = [(path, len(list(own))) for path, own in groupby(calls)]  # the first two warm up
+    assert rounds == [("a", 20), ("b", 5)] * 3
+    np.testing.assert_allclose(times, [[1000 / 2**10] * 3, [1000 / 2**8] * 3])
 
 
 def test_comparison_quotes_bytes_quartiles_and_ratio(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:

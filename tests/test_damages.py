@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import pfray
 from pfray.errors import StorageError
 from pfray.run import main
-from pfray.storage.run_folder import damaged
+from pfray.storage.run_folder import RunFolder
 from pfray.training import checkpoints
 from tests.without_ray import without_ray
 
@@ -185,7 +185,7 @@ def test_each_file_of_a_finished_run_is_made_again_or_named(experiment, finished
         if code == 0:
             assert files(copy) == files(finished)
             assert any(Path(file).name in line for line in lines) or file == "seconds.json", (file, lines)
-            assert damaged(copy) is None
+            assert RunFolder(copy).find_damage() is None
             if file.endswith((".safetensors", ".packed")):
                 one, other = (tensors(folder / file) for folder in (copy, finished))
                 assert one.keys() == other.keys()

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
+import ray
 import yaml
 
 from pfray.config.schema import load
@@ -20,19 +21,22 @@ from pfray.search._trial_log import read_trials
 from pfray.search.base import PlanSearcher
 
 DRIVER = """
-import os, runpy, signal, sys
-os.environ["PFRAY_TEST_DRIVER"] = str(os.getpid())
+import os, pathlib, runpy, signal, sys
+pathlib.Path(sys.argv[1]).with_name("counter.driver").write_text(str(os.getpid()))
 if "PFRAY_TEST_EXPORT" in os.environ:
     from pfray.workflow import finalize
-    finalize.export_model = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    finalize.export_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
 runpy.run_module("pfray.run", run_name="__main__", alter_sys=True)
 """
 
 
-def start(experiment: Path, *arguments: str, stdout: int = subprocess.PIPE, **env: str) -> subprocess.CompletedProcess:
+def start(
+    experiment: Path, address: str = "local", stdout: int = subprocess.PIPE, **env: str
+) -> subprocess.CompletedProcess:
+    """A run in a process of its own, in the Ray at ``address`` or one of its own."""
     return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(experiment), *arguments],
-        env={**os.environ, "RAY_ADDRESS": "local", **env},  # whatever else is up on the machine
+        [sys.executable, "-c", DRIVER, str(experiment)],
+        env={**os.environ, "RAY_ADDRESS": address, **env},  # whatever else is up on the machine
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -40,6 +44,12 @@ def start(experiment: Path, *arguments: str, stdout: int = subprocess.PIPE, **en
         # Tests that were started in the background are deaf to Ctrl-C, and so would be what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+@pytest.fixture
+def address(ray_cluster: None) -> str:
+    """Of the Ray that is up, which outlives its drivers; starting another one takes as long as a run."""
+    return ray.get_runtime_context().gcs_address
 
 
 def write(tmp_path: Path, raw: dict, **fault: object) -> tuple[Path, Path]:
@@ -84,11 +94,11 @@ def test_a_driver_killed_in_the_search_resumes_without_repeating_a_trial(tmp_pat
     assert plans[0] == plans[1]
 
 
-def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw, ray_cluster):
+def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, raw, address):
     search = {"name": "uniform", "trials": 1, "baselines": ["uniform"]}
     raw = {**raw, "search": search, "finetune": {**raw["finetune"], "epochs": 6}}
     killed, folder = write(tmp_path, raw, fault="driver", stage="training", at=80)
-    assert start(killed).returncode == -9
+    assert start(killed, address).returncode == -9
     trials = (folder / "search" / "trials.jsonl").read_text()
 
     assert main([str(killed), "--resume"]) == 0
@@ -100,16 +110,16 @@ def test_a_driver_killed_in_the_retraining_resumes_from_a_checkpoint(tmp_path, r
     assert epochs.count(1) == epochs.count(2) == 1
 
 
-@pytest.mark.parametrize(("fault", "code", "epochs"), [
-    ({"fault": "interrupt", "at": 3}, 130, 0),
-    ({"fault": "interrupt", "stage": "training", "at": 20}, 130, 3),
-    ({"fault": "terminate", "at": 3}, 143, 0),
-    ({"fault": "terminate", "stage": "training", "at": 20}, 143, 3),
+@pytest.mark.parametrize(("fault", "code", "epochs", "own_ray"), [
+    ({"fault": "interrupt", "at": 3}, 130, 0, True),
+    ({"fault": "interrupt", "stage": "training", "at": 20}, 130, 3, False),
+    ({"fault": "terminate", "at": 3}, 143, 0, False),
+    ({"fault": "terminate", "stage": "training", "at": 20}, 143, 3, True),
 ])  # fmt: skip
-def test_ctrl_c_and_sigterm_leave_a_run_that_resumes(tmp_path, raw, fault, code, epochs, ray_cluster):
+def test_ctrl_c_and_sigterm_leave_a_run_that_resumes(tmp_path, raw, fault, code, epochs, own_ray, address):
     raw = {**raw, "finetune": {**raw["finetune"], "epochs": epochs}}
     stopped, folder = write(tmp_path, raw, **fault)
-    first = start(stopped)
+    first = start(stopped, "local" if own_ray else address)
     assert first.returncode == code, first.stderr
     assert first.stderr == f"interrupted. Continue with: python -m pfray.run {stopped} --resume\n"
     assert main([str(stopped), "--resume"]) == 0
@@ -182,7 +192,7 @@ def test_a_full_disk_in_the_search_is_a_clear_error_and_the_run_resumes(
         raise OSError(errno.ENOSPC, "No space left on device", "trials.jsonl")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PlanSearcher, "_write", full)
+        patch.setattr(PlanSearcher, "write_record", full)
         assert main([str(path)]) == 1
     assert "trials.jsonl cannot be written (No space left on device)" in capsys.readouterr().err
     assert main([str(path), "--resume"]) == 0

@@ -24,7 +24,7 @@ LAYERS = [
     {"learner"},
     {"storage", "cluster", "reporting"},
     {"workflow"},
-    {"run", "inspect", "submit"},
+    {"run", "inspect", "submit", "__main__"},
 ]
 # Each may import from itself only, and from higher rows.
 APART = {"pruning", "quantization"}
@@ -63,7 +63,7 @@ def test_environments_know_the_space_and_its_units_only(path):
 
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():
-    names = ("bench.py", "utils/__init__.py", "utils/command.py", "errors.py", "__init__.py")
+    names = ("bench.py", "utils/__init__.py", "utils/command.py", "errors.py", "__init__.py", "__main__.py")
     paths = [ROOT / "pfray" / name for name in names]
     found = {name.split(".")[0] for path in paths for name in imports(path)}
     assert not found & {"torch", "ray", "pydantic", "yaml", "rich", "safetensors"}

@@ -114,7 +114,7 @@ def test_a_cluster_that_has_just_been_started_is_asked_again_for_a_while(server,
     server.young = 3
     jobs.submit(client, "mine", "python -m pfray.run first.yaml", {})
     assert "mine" in server.jobs
-    monkeypatch.setattr(jobs, "YOUNG", 0.0)
+    monkeypatch.setattr(jobs, "STARTUP_TIMEOUT", 0.0)
     server.young = 3
     with pytest.raises(ClusterError, match="No available agent"):
         jobs.submit(client, "yours", "python -m pfray.run first.yaml", {})
@@ -177,8 +177,8 @@ def test_an_address_where_nobody_is_or_nobody_answers_is_an_error(folder, capsys
         assert main(["first.yaml", "--address", address]) == 1
         assert f"no job server answers at '{address}'" in capsys.readouterr().err
         silent.listen()
-        assert jobs.PATIENCE <= 30
-        monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+        assert jobs.ANSWER_TIMEOUT <= 30
+        monkeypatch.setattr(jobs, "ANSWER_TIMEOUT", 0.1)
         assert main(["first.yaml", "--address", address]) == 1
         assert "timed out" in capsys.readouterr().err
     assert main(["first.yaml", "--address", "nonsense"]) == 1

@@ -25,23 +25,24 @@ def without_ray() -> Iterator[list[str]]:
 
     def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, torch.Tensor]:
         trained.append(config["folder"].name)
-        return launch._work_alone(config, cpus)
+        return launch.work_alone(config, cpus)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_cluster, "ray_session", lambda *_: contextlib.nullcontext())
+        patch.setattr(ray_cluster, "ray_session", lambda *_, **__: contextlib.nullcontext())
+        patch.setattr(ray_cluster, "check_room", lambda *_: None)
         patch.setattr(preflight, "check_nodes", lambda *_: None)
-        patch.setattr(prometheus, "Metrics", MagicMock())
+        patch.setattr(prometheus, "Prometheus", MagicMock())
         patch.setattr(trials, "run_trials", _run_trials)
         patch.setattr(ray_cluster, "total", lambda kind: 1)
         patch.setattr(ray_cluster, "processors_per_worker", lambda workers: 1)
         patch.setattr(ray, "put", lambda value: value)
-        patch.setattr(launch, "_train_alone", train_alone)
-        patch.setattr(launch, "_task_device", lambda: torch.device("cpu"))
-        patch.setattr(finalize, "export_model", lambda *_: None)
+        patch.setattr(launch, "train_alone", train_alone)
+        patch.setattr(launch, "task_device", lambda: torch.device("cpu"))
+        patch.setattr(finalize, "export_model", lambda *_, **__: None)
         yield trained
 
 
-def _run_trials(context: Any, recipe: Any, objective: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
+def _run_trials(spec: Any, searcher: PlanSearcher, *_: Any, **__: Any) -> None:
     while (entry := searcher.suggest("one")) != Searcher.FINISHED:
         assert isinstance(entry, dict)
         searcher.on_trial_complete("one", {"score": 0.1 * entry["trial"], "standard_error": 0.01})

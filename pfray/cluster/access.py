@@ -1,9 +1,9 @@
-"""Who can reach a Ray: the user's token, looked at before Ray is, and a Ray of the run's own that nobody else reaches.
+"""Access to Ray: the user's token, checked before Ray is started, and a Ray of the run's own for this user only.
 
 Whoever reaches a Ray can run code in it. Ray asks for a token from version 2.52 on, and for one of its own local
 clusters without being told from 2.59 on (docs.ray.io/en/latest/ray-security/token-auth.html; pull requests 57835 and
-64755 of ray-project/ray). The token that it then makes lies in ~/.ray/auth_token, and its sockets, logs and spilled
-objects in /tmp/ray; other users of the machine may read the one and replace the others.
+64755 of ray-project/ray). Ray's own token is in ~/.ray/auth_token, its sockets, logs and spilled objects in
+/tmp/ray; other users of the machine may read the token and replace the other files.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pfray.errors import ConfigError, PfrayError
 from pfray.utils.url import MODE, TOKEN, TOKEN_PATH
 
 DEFAULT_TOKEN = Path("~/.ray/auth_token")
-# Without clusters Ray listens on 127.0.0.1, and otherwise on all interfaces; the name is that of where this is its
-# default, but it holds everywhere. An address of 127.0.0.1 Ray replaces by that of an interface.
+# "0" makes Ray listen on 127.0.0.1 only, on every system despite the name; otherwise it listens on all interfaces. Ray
+# replaces an address of 127.0.0.1 by an interface's.
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-# Characters of a folder for temporary files, so that the names of Ray's sockets below it stay under the system's limit.
+# Characters of a temporary folder's path at most, so that the paths of Ray's sockets stay under the system's limit.
 SHORT = 20
-# Bytes of a token file that are looked at.
+# Bytes read of a token file.
 LONG = 10_000
 
 
 def check_token() -> None:
-    """Raise ConfigError for what RAY_AUTH_* ask for and cannot be. The token itself is never shown."""
+    """Raise ConfigError for wrong values of RAY_AUTH_*. The token itself is never shown."""
     mode = os.environ.get(MODE, "")
     if mode.lower() not in ("", "token", "disabled"):
         raise ConfigError(f"{MODE}: {mode[:100]!r} is not allowed. Remedy: token, or disabled")
@@ -57,8 +57,9 @@ def check_token() -> None:
 
 
 def show_token() -> None:
-    """Show clusters the token that Ray finds, unless RAY_AUTH_MODE says otherwise; Ray itself would not, or only with a
-    warning.
+    """Show clusters the token that Ray finds, unless RAY_AUTH_MODE says otherwise.
+
+    Ray itself would not, or only with a warning.
     """
     if not os.environ.get(MODE) and (_names_token() or DEFAULT_TOKEN.expanduser().exists()):
         _set({MODE: "token"})
@@ -66,14 +67,14 @@ def show_token() -> None:
 
 @contextlib.contextmanager
 def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
-    """A Ray that is started in the block listens on 127.0.0.1 alone, and asks for a token that was made for it.
+    """Make a Ray that is started in the block listen on 127.0.0.1 only and ask for a token made for it.
 
     Ray's sockets, logs and spilled objects are in a folder that only this user can enter. It is removed after the
-    block; after a failure it stays, because the logs may tell the reason. With ``token_file`` the token is in a file
-    of it, which is what the block gets, for those who look at the dashboard. Where Ray is still up after the block, all
-    stays as it is.
-    What the user has set in the environment is kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, RAY_TMPDIR and
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+    block; after a failure it stays, because the logs may tell the reason. Where Ray is still up after the block,
+    nothing is changed back. The user's variables are kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH,
+    RAY_TMPDIR and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+
+    token_file: write the token to a file in that folder, for users of the dashboard. Yields the file, or None.
     """
     import ray
     from ray._private import ray_constants
@@ -132,11 +133,11 @@ def _set(variables: Mapping[str, str | None]) -> None:
         else:
             os.environ[name] = value
     if variables:
-        _read_again()
+        read_again()
 
 
-def _read_again() -> None:
-    """Have Ray read RAY_AUTH_* from the environment, which it otherwise does once in a process."""
+def read_again() -> None:
+    """Make Ray read RAY_AUTH_* from the environment again, which it otherwise does once per process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")

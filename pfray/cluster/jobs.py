@@ -1,6 +1,6 @@
-"""Jobs on a Ray cluster's job server: sent, asked after, followed to their end and stopped.
+"""Jobs on a Ray cluster's job server: submit, status, logs, stop.
 
-The server's own client waits for ever for an address that does not answer; here every address is tried first.
+Ray's client waits for ever for an address that does not answer; here every address is tried first.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 # Seconds for an address to answer.
-PATIENCE = 10
-# What a working directory holds that no job needs; what .gitignore names stays behind too.
-LEFT_BEHIND = [".git", ".venv*", "runs", "**/__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"]
-# Seconds for a cluster that was just started to be able to start jobs, and between two questions whether it is.
-YOUNG, PAUSE = 60.0, 1.0
+ANSWER_TIMEOUT = 10
+# Files of a working directory that no job needs; files that .gitignore names are not sent either.
+NOT_SENT = [".git", ".venv*", "runs", "**/__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"]
+# Seconds that a newly started cluster may take until it can start jobs, and between two attempts.
+STARTUP_TIMEOUT, PAUSE = 60.0, 1.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str) -> JobSubmissionClient:
     """The client of the job server at ``address``.
 
-    Raises ConfigError for an address with a secret in it and for a token that cannot be read, ClusterError where none
-    answers, or none that lets one in.
+    Raises ConfigError for an address with a secret in it and for a token that cannot be read, ClusterError where no
+    server answers or where it refuses the token.
     """
     try:
         check_address(address)
@@ -43,9 +43,9 @@ def connect(address: str) -> JobSubmissionClient:
         raise ConfigError(f"--address: {error}") from error
     access.check_token()
     try:
-        # A refusal is an answer too; what it says is the client's to tell.
+        # A refusal is an answer too; the client below reports it.
         with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=PATIENCE).close()
+            urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=ANSWER_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"--address: no job server answers at {address!r} ({first_line(error)}). Remedy: the address of the "
@@ -64,12 +64,12 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:
-    """The runtime environment of a job: the working directory, pfray where it is not in it, and what pip installs."""
+    """Runtime environment of a job: the working directory, pfray where that lacks it, and requirements for pip."""
     import pfray
 
     # Beside the package are the learners and environments that an experiment names.
     home = Path(pfray.__file__).parent.parent
-    shipped: dict[str, Any] = {"working_dir": str(working_dir), "excludes": LEFT_BEHIND}
+    shipped: dict[str, Any] = {"working_dir": str(working_dir), "excludes": NOT_SENT}
     if not home.is_relative_to(working_dir):
         shipped["py_modules"] = [str(home / name) for name in ("pfray", "envs", "learners")]
     if requirements is not None:
@@ -78,8 +78,8 @@ def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:
 
 
 def submit(client: JobSubmissionClient, job: str, entrypoint: str, shipped: Mapping[str, Any]) -> None:
-    """Raises ClusterError for what the server refuses, such as a working directory that is too large."""
-    deadline = time.monotonic() + YOUNG
+    """Send a job. Raises ClusterError where the server refuses it, such as for too large a working directory."""
+    deadline = time.monotonic() + STARTUP_TIMEOUT
     while True:
         try:
             with _refusals(client.get_address()):
@@ -93,19 +93,19 @@ def submit(client: JobSubmissionClient, job: str, entrypoint: str, shipped: Mapp
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:
-    """What the server knows of a job. Raises UnknownJob, ClusterError."""
+    """The server's record of a job. Raises UnknownJob, ClusterError."""
     with _refusals(client.get_address(), job):
         return client.get_job_info(job)
 
 
 def stop(client: JobSubmissionClient, job: str) -> bool:
-    """Whether there was anything to stop. Raises UnknownJob, ClusterError."""
+    """Stop a job; False where it had ended already. Raises UnknownJob, ClusterError."""
     with _refusals(client.get_address(), job):
         return client.stop_job(job)
 
 
 def follow(client: JobSubmissionClient, jobs: Mapping[str, str], say: Callable[[str, str], None]) -> dict[str, int]:
-    """The exit code of each job (name to id), once all have ended. say(name, line): called for every line of a log.
+    """Exit code of each job, by name, once all have ended. say(name, line): called for every line of a log.
 
     A job that was stopped, or that ended before its command could start, has exit code 1.
     """
@@ -139,7 +139,7 @@ def _exit_code(client: JobSubmissionClient, name: str, job: str, say: Callable[[
 
 @contextlib.contextmanager
 def _refusals(address: str, job: str = "") -> Iterator[None]:
-    """The client's errors as ours."""
+    """Raise the client's errors as PfrayErrors."""
     from ray.exceptions import AuthenticationError
 
     try:

@@ -1,4 +1,4 @@
-"""Whether the other machines of a cluster can do a run's work, asked before its first trial and not found out by it.
+"""Check of a cluster's other machines, before the first trial: can they do the run's work?
 
 The data and the teacher come to a trial through Ray's object store, so no machine needs their files. It needs the
 modules that they and the learner are made of, and for a retraining the run's folder, where checkpoints are kept.
@@ -20,11 +20,11 @@ from pfray.errors import ClusterError, StorageError, first_line
 from pfray.task import Task
 
 # Seconds to wait for the machines' answers; one that takes longer to start a process is left to prove itself.
-PATIENCE = 25.0
+ANSWER_TIMEOUT = 25.0
 
 
 def check_nodes(task: Task, used: Any, folder: Path) -> None:
-    """Ask every machine but this one to load what trials are made of, and to find ``folder``.
+    """Ask every other machine to load the code of a trial, and to find ``folder``.
 
     used: learner, settings and model. Raises ClusterError for what a machine lacks, StorageError where ``folder``
     cannot be written here.
@@ -33,7 +33,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
     others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here and n["Resources"].get("CPU", 0) > 0]
     if not others:
         return
-    # All that is written in Python, and next to nothing of the data.
+    # All of the Python code, and next to nothing of the data.
     small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
     pickled = ray.cloudpickle.dumps((small, used))
     mark = folder / f".{uuid.uuid4().hex}.here"
@@ -51,7 +51,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
             ).remote(pickled, str(mark)): node["NodeManagerAddress"]
             for node in others
         }
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_TIMEOUT)
         lacking = {asked[answer]: problem for answer in ready if (problem := _answer(answer))}
     finally:
         with contextlib.suppress(OSError):
@@ -61,7 +61,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
 
 
 def what_is_missing(pickled: bytes, mark: str) -> str | None:
-    """What keeps this machine from the run's work, and the remedy; None for nothing."""
+    """The reason why this machine cannot do the run's work, and the remedy; None where it can."""
     try:
         pickle.loads(pickled)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The Ray of a run, one of its own or a cluster: whether it can be used, and what it has of what is asked of it."""
+"""Ray for a run: started on this machine or found on a cluster, and its room for trials and workers."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from typing import Any
 import ray
 
 from pfray.cluster import access
-from pfray.config.sections import Resources, Share
 from pfray.errors import TOKEN_REMEDY, ClusterError, ConfigError, first_line
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
 from pfray.utils import command
 from pfray.utils.quiet import mute_stderr
-from pfray.utils.timeout import within
+from pfray.utils.timeout import with_timeout
 from pfray.utils.url import check_address
 
 # Seconds for a cluster to answer.
-PATIENCE = 15.0
+ANSWER_TIMEOUT = 15.0
 
 
 @contextlib.contextmanager
-def ray_session(resources: Resources, progress: Progress) -> Iterator[None]:
-    """Ray for the length of the block: the cluster at ``resources.address``, one already started, or one of its own."""
+def ray_session(observers: Observers, *, address: str | None = None, dashboard: bool = False) -> Iterator[None]:
+    """Ray for the length of the block: the cluster at ``address``, one already started, or one of the run's own.
+
+    dashboard: whether one of the run's own has a dashboard. Raises ConfigError, ClusterError.
+    """
     if ray.is_initialized():
-        check(resources)
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
     # A raylet whose agents take longer to start gives up; by default after 30 s, which a busy machine may need.
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     with contextlib.ExitStack() as closing:
-        with progress.stage("start ray"):
-            own = reach(resources.address) is None
-            token = closing.enter_context(access.private_ray(token_file=resources.dashboard)) if own else None
+        with observers.stage("start ray"):
+            own = reach(address) is None
+            token = closing.enter_context(access.private_ray(token_file=dashboard)) if own else None
             try:
                 with command.own_signals():
                     context = ray.init(
-                        address="local" if own else resources.address, include_dashboard=resources.dashboard,
+                        address="local" if own else address, include_dashboard=dashboard,
                         dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
                     )  # fmt: skip
             except (ConnectionError, ValueError) as error:
-                raise nobody_at(resources.address, error) from error
+                raise no_cluster_at(address, error) from error
             except OSError:
                 raise  # a full disk, say, of which main knows more to tell
             except Exception as error:  # Ray has no type of its own for a start that takes too long
@@ -56,12 +57,11 @@ def ray_session(resources: Resources, progress: Progress) -> Iterator[None]:
                     f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
                     "what earlier sessions may have left with 'ray stop', which ends all Rays of yours here"
                 ) from error
-        if resources.dashboard:
-            progress.say(f"dashboard: http://{context.dashboard_url}")
+        if dashboard:
+            observers.note(f"dashboard: http://{context.dashboard_url}")
             if token is not None:
-                progress.say(f"the dashboard's token is in {token}")
+                observers.note(f"the dashboard's token is in {token}")
         try:
-            check(resources)
             yield
         except KeyboardInterrupt:
             # Threads may be waiting in Ray, and a shutdown could then wait for ever. Its processes end with this one.
@@ -103,12 +103,12 @@ def reach(address: str | None) -> str | None:
         access.show_token()  # as Ray does for a cluster that nobody named
     try:
         with mute_stderr():  # Ray itself warns of another token
-            found = within(PATIENCE, lambda: _versions(address))
+            found = with_timeout(ANSWER_TIMEOUT, lambda: cluster_versions(address))
     except AuthenticationError:
         raise ClusterError(f"{which} wants another token. {TOKEN_REMEDY}{otherwise}") from None
     except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, OSError) as error:
         if asked:
-            raise nobody_at(address, error) from error
+            raise no_cluster_at(address, error) from error
         raise ConfigError(f"{which} does not answer ({first_line(error)}). Remedy: 'ray stop'{otherwise}") from error
     own = {"ray_version": ray.__version__, "python_version": platform.python_version()}
     if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor":
@@ -127,25 +127,25 @@ def reach(address: str | None) -> str | None:
     return address
 
 
-def nobody_at(address: str | None, error: Exception) -> ConfigError:
-    """What to raise where no cluster answers at the address that was asked for, in whatever form it is."""
+def no_cluster_at(address: str | None, error: Exception) -> ConfigError:
+    """The error of an address, in any form, where no cluster answers."""
     return ConfigError(
         f"resources.address: no Ray cluster answers at {address!r} ({first_line(error)}). "
         "Remedy: start one with 'ray start --head', or leave the address out"
     )
 
 
-def _versions(address: str) -> dict[str, Any]:
+def cluster_versions(address: str) -> dict[str, Any]:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     # Ray's client would go on trying where nobody listens.
     host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), PATIENCE / 2).close()
+    socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT / 2).close()
     return json.loads(GcsClient(address=address).internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster") or b"{}")
 
 
 def total(kind: str) -> int:
-    """All of ``CPU`` or ``GPU`` that the cluster has."""
+    """``CPU`` or ``GPU`` of the whole cluster."""
     return int(ray.cluster_resources().get(kind, 0))
 
 
@@ -154,40 +154,42 @@ def largest(kind: str) -> int:
     return max((int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
-def check(resources: Resources) -> None:
-    """Raise ConfigError for a share or a number of workers that the cluster can never give; Ray would wait for ever."""
+def check_room(cpu: int, gpu: float, workers: int) -> None:
+    """Raise ConfigError for shares that the cluster can never give, for which Ray would wait for ever.
+
+    cpu, gpu: of one trial. workers: of a retraining.
+    """
     asked = [
-        ("resources.trial.cpu", resources.trial.cpu, largest("CPU")),
-        ("resources.trial.gpu", resources.trial.gpu, largest("GPU")),
-        ("resources.workers", resources.workers, total("GPU" if resources.trial.gpu else "CPU")),
+        ("resources.trial.cpu", cpu, largest("CPU")),
+        ("resources.trial.gpu", gpu, largest("GPU")),
+        ("resources.workers", workers, total("GPU" if gpu else "CPU")),
     ]
     mistakes = [
         f"{key}: {value:g} is not allowed, the cluster has {most}. Remedy: at most {most}, or a larger cluster"
         for key, value, most in asked
         if value > most
     ]
-    share = resources.trial
-    if not mistakes and not any(node["Alive"] and _room(node["Resources"], share) for node in ray.nodes()):
+    if not mistakes and not any(node["Alive"] and _room(node["Resources"], cpu, gpu) for node in ray.nodes()):
         mistakes = [
-            f"resources.trial: no machine of the cluster has {share.cpu} CPU and {share.gpu:g} GPU together. "
+            f"resources.trial: no machine of the cluster has {cpu} CPU and {gpu:g} GPU together. "
             "Remedy: a smaller share, or a larger machine"
         ]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 
 
-def parallel_trials(resources: Resources) -> int:
-    """How many trials fit on the cluster at once; one trial is on one machine."""
-    return max(1, sum(_room(node["Resources"], resources.trial) for node in ray.nodes() if node["Alive"]))
+def parallel_trials(cpu: int, gpu: float) -> int:
+    """Number of trials that fit on the cluster at once; one trial is on one machine."""
+    return max(1, sum(_room(node["Resources"], cpu, gpu) for node in ray.nodes() if node["Alive"]))
 
 
-def _room(has: dict[str, float], share: Share) -> int:
-    fits = [has.get("CPU", 0) / share.cpu]
-    if share.gpu:
-        fits.append(has.get("GPU", 0) / share.gpu)
+def _room(has: dict[str, float], cpu: int, gpu: float) -> int:
+    fits = [has.get("CPU", 0) / cpu]
+    if gpu:
+        fits.append(has.get("GPU", 0) / gpu)
     return int(min(fits) + 1e-9)  # 1 / 0.1 and the like are not exact
 
 
 def processors_per_worker(workers: int) -> int:
-    """The share of each of so many workers that train at the same time."""
+    """CPUs of each of ``workers`` that train at the same time."""
     return max(1, min(largest("CPU"), total("CPU") // workers))

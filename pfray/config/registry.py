@@ -64,7 +64,7 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
         return found
     known = _functions(kind)
     if name not in known:
-        raise _unknown(kind, name, known)
+        raise unknown_name(kind, name, known)
     return known[name]
 
 
@@ -75,7 +75,7 @@ def find_class(kind: str, name: str, base: type) -> type:
     else:
         known = component_modules(kind)
         if name not in known:
-            raise _unknown(kind, name, known)
+            raise unknown_name(kind, name, known)
         module = importlib.import_module(known[name])
         own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
         found = next((value for value in own if inspect.isclass(value) and issubclass(value, base)), None)
@@ -144,7 +144,8 @@ def _functions(kind: str) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error of a short name that no component has."""
     names = sorted(known)
     return ConfigError(
         f"{kind}: unknown name {shown(name)}. Allowed: {', '.join(names)}, or an import path "

@@ -98,14 +98,19 @@ def _well_formed(raw: Mapping[str, Any]) -> dict[str, Component]:
     return components
 
 
-def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML; ``load`` of it gives the same experiment."""
+def plain(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment as the plain data of its file."""
     plain = experiment.model_dump(mode="json")
     for key, value in plain.items():
         if isinstance(getattr(experiment, key), Component):
             settings = value.pop("settings")
             plain[key] = settings["steps"] if value["name"] == PIPELINE else {**value, **settings}
-    return strict_yaml.dump(plain)
+    return plain
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML; ``load`` of it gives the same experiment."""
+    return strict_yaml.dump(plain(experiment))
 
 
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Image files decoded once: the tensors of both parts of a data set, kept in the cache folder."""
+"""Image files decoded once, with both parts of a data set as tensors in the cache folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 
 def decoded_once(name: str, key: Sequence[object], read: Callable[[str], list[Labelled]]) -> tuple[Split, Split]:
-    """(training samples, test samples) of a data set, from the cache where it holds them.
+    """(training samples, test samples) of a data set, from the cache if it holds them.
 
-    key: what else the decoded tensors depend on, such as the files' stamps. read(part): what the files of the part
-    ``train`` or ``test`` hold, in order.
+    key: everything that the decoded tensors depend on, such as the files' stamps. read(part): the contents of the files
+    of ``train`` or ``test``, in order.
     """
     cached = cache.cache_dir() / f"{name}-{cache.cache_key(*key)}.safetensors"
     tensors = cache.load_tensors(cached)

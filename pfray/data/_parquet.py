@@ -21,15 +21,15 @@ IMAGE_COLUMNS = ("image", "img")
 def read_file(path: Path, size: tuple[int, int], label: str = "label") -> tuple[np.ndarray, np.ndarray]:
     """``(M, 3, H, W)`` uint8 images and ``(M,)`` int64 labels of one parquet file.
 
-    size: the (H, W) that every image must have. Columns: the one called ``label``, and ``image`` or ``img``, a struct
-    whose ``bytes`` is an encoded image. Raises DataError.
+    size: (H, W) that every image must have. label: name of the labels' column. Images are in a column ``image`` or
+    ``img``, a struct whose ``bytes`` is an encoded image. Raises DataError.
     """
     # Imported here because finding a data set by name imports every module of this folder.
     import datasets
 
     with _quiet():
         try:
-            # Streamed: the other way copies the file into a cache of the library's own first.
+            # Streamed, because otherwise the library copies the file into its own cache first.
             rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
             return _decode(_records(rows, rows.features, str(path), label), None, str(path), size)
         except DataError:
@@ -40,7 +40,7 @@ def read_file(path: Path, size: tuple[int, int], label: str = "label") -> tuple[
 
 
 def read_hub(name: str, split: str, size: tuple[int, int], label: str = "label") -> tuple[np.ndarray, np.ndarray]:
-    """The same of one split of a data set on the hub. Raises DataError where it cannot be downloaded."""
+    """As ``read_file``, for one split of a data set on the hub. Raises DataError if the download fails."""
     import datasets
 
     with _quiet():
@@ -98,7 +98,7 @@ def _decode(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no log lines of the libraries' own: what went wrong is said once, in the error."""
+    """Suppress the libraries' progress bars and log lines; the error alone reports a failure."""
     import datasets
 
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "httpx")]

@@ -20,7 +20,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
-# Everything a pickled array needs, under the names that old and new numpy and Python give it.
+# Everything that a pickled array needs, by its names in old and new versions of numpy and Python.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -35,7 +35,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """A pickle may call anything it can name; this one can name nothing but arrays."""
+    """An unpickler for arrays only; a pickle can otherwise call anything that it names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:

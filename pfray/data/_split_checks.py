@@ -1,6 +1,6 @@
-"""Whether a task's splits are what a run can work with: tensors that fit together, labels in range, finite values.
+"""Checks of a task's splits: tensors that fit together, labels in range, finite values.
 
-Labels and floats are read once, at some 7 GB/s: 60,000 CIFAR images take a tenth of a second as float32, and nothing
+Labels and floats are read once, at about 7 GB/s: 60,000 CIFAR images take a tenth of a second as float32, and no time
 as bytes, which are always finite.
 
 Notation: M samples in a split, K outputs of the model.
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pfray.errors import DataError
 
-# Types that can be indexed, kept as numpy arrays and made float32 without loss of the sign or of the imaginary part.
+# Types that can be indexed, stored as numpy arrays, and converted to float32 without losing sign or imaginary part.
 TYPES = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
     torch.float16, torch.float32, torch.float64,
@@ -28,9 +28,9 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def check_splits(title: str, splits: Mapping[str, Any], num_outputs: int, loss: Callable[..., Any], top1: bool) -> None:
-    """Raises DataError, one line that names the split, for what cannot be trained on or measured.
+    """Raise DataError, one line that names the split, for data that cannot be trained on or measured.
 
-    title: begins each message. splits: train, validation and test, with ``inputs`` and ``targets``. top1: whether the
+    title: begins each message. splits: train, validation and test, with ``inputs`` and ``targets``. top1: True if the
     score compares class numbers with the largest output.
     """
     for name, split in splits.items():
@@ -50,7 +50,7 @@ def check_splits(title: str, splits: Mapping[str, Any], num_outputs: int, loss: 
     kept_out = ignored_label(loss)
     if top1 or (kept_out is not None and not train.targets.is_floating_point()):
         for name, split in splits.items():
-            # A label that the loss leaves out makes sense in training; a measurement would count it as a mistake.
+            # An ignored label makes sense in training; a measurement would count it as a mistake.
             ignored = kept_out if name == first else None
             if name != first or kept_out is not None:
                 check_labels(f"{title}: the {name} split's targets", split.targets, num_outputs, top1, ignored)
@@ -59,7 +59,7 @@ def check_splits(title: str, splits: Mapping[str, Any], num_outputs: int, loss: 
 
 
 def ignored_label(loss: Callable[..., Any]) -> int | None:
-    """The label that a cross entropy leaves out; None where the loss is not known to be one."""
+    """The label that a cross entropy ignores; None for other and unknown losses."""
     if isinstance(loss, nn.CrossEntropyLoss):
         return int(loss.ignore_index)
     if isinstance(loss, partial) and loss.func is F.cross_entropy:
@@ -68,7 +68,8 @@ def ignored_label(loss: Callable[..., Any]) -> int | None:
 
 
 def check_labels(where: str, targets: Tensor, num_outputs: int, top1: bool, ignored: int | None) -> None:
-    """Class numbers: int64, 0 to K - 1, one a sample for ``top1``. Raises DataError, which begins with ``where``."""
+    """Raise DataError unless targets are int64 from 0 to K - 1, one a sample for ``top1``. where: begins the message.
+    """
     if targets.dtype != torch.int64:
         remedy = "targets.long()" if not targets.is_floating_point() else "class numbers, or a score of the task's own"
         raise DataError(
@@ -90,7 +91,7 @@ def check_labels(where: str, targets: Tensor, num_outputs: int, top1: bool, igno
     index = int(wrong.flatten().nonzero()[0])
     label, sample = int(targets.flatten()[index]), index // max(1, targets[0].numel())
     count = int(wrong.sum())
-    # In training the loss leaves it out; a mean over an evaluation split would count it.
+    # The loss ignores the label in training; a mean over an evaluation split would count it.
     also = " (ignored labels are for training alone)" if label == -100 and ignored is None else ""
     raise DataError(
         f"{where} hold the label {label} (sample {sample}, {count} in all); allowed are 0 to {num_outputs - 1}{also}. "
@@ -156,7 +157,7 @@ def _check_finite(where: str, value: Tensor) -> None:
 
 
 def _check_probabilities(title: str, targets: Tensor, num_outputs: int) -> None:
-    """Targets of a cross entropy that are floats: a probability for each class, along the second axis."""
+    """Raise DataError unless float targets of a cross entropy have a probability for each class on the second axis."""
     if targets.dim() < 2 or targets.shape[1] != num_outputs:
         raise DataError(
             f"{title}: targets are {_kind(targets)} a sample, and a cross entropy needs class numbers (int64), or a "

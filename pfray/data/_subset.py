@@ -1,4 +1,4 @@
-"""A data set cut to some of its classes: what a device that meets no others needs to tell apart."""
+"""A data set cut to some of its classes, for devices that meet no others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pfray.task import Split, Task
 
 
 def check_classes(wanted: object, known: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of the classes named in the setting ``data.classes``, in its order.
+    """Numbers of the classes named in the setting ``data.classes``, in its order.
 
     known: the names of all classes. Raises ConfigError for anything but a list of two or more of them.
     """
@@ -33,9 +33,9 @@ def check_classes(wanted: object, known: Sequence[str]) -> tuple[int, ...]:
 
 
 def keep_classes(task: Task, classes: Sequence[int]) -> Task:
-    """The samples of ``classes`` alone, numbered anew from 0 in that order; the model then has as many outputs.
+    """The task with the samples of ``classes`` alone, renumbered from 0 in that order, and as many outputs.
 
-    The split of a sample and the normalization are those of the whole data set.
+    Splits and normalization stay as in the whole data set.
     """
     numbers = torch.full((task.num_outputs,), -1)
     numbers[list(classes)] = torch.arange(len(classes))

@@ -1,4 +1,4 @@
-"""What of a task only shows when it is used: its classes, its augmentation, and whether it can be sent to workers."""
+"""Checks of a task in use: its classes, its augmentation, and that it can be sent to workers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MOST = 10
 
 
 def check_task(task: Task) -> list[str]:
-    """What a reader of the results should know about the data, a line each. Raises DataError where no run makes sense.
+    """Remarks on the data for readers of the results, a line each. Raises DataError if no run makes sense.
 
-    Augmentation is tried on two samples; random numbers that it draws are not missed afterwards.
+    Augmentation is tried on two samples; the global random generators are restored.
     """
     title = f"task {short(str(task.name))}"
     remarks = _classes(title, task)
@@ -34,7 +34,7 @@ def check_task(task: Task) -> list[str]:
 
 
 def _classes(title: str, task: Task) -> list[str]:
-    """Remarks on classes without samples. Raises DataError where the training split has a single class."""
+    """Remarks on classes without samples. Raises DataError if the training split has a single class."""
     targets = task.train.targets
     labelled = task.score is top1 or ignored_label(task.loss) is not None
     if not labelled or targets.dtype != torch.int64 or task.num_outputs == 1:
@@ -63,7 +63,7 @@ def _check_augmentation(title: str, task: Task) -> None:
     if task.augment is None:
         return
     inputs = task.train.inputs[:2]
-    # A copy: one that works in place is not to change the data here already.
+    # A copy, because the augmentation may work in place.
     with kept_generators():
         try:
             changed: Any = task.augment(inputs.clone(), torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ def _check_augmentation(title: str, task: Task) -> None:
 
 
 def _check_sendable(title: str, task: Task) -> None:
-    """Trials get the task through Ray, which pickles functions by cloudpickle."""
+    """Raise DataError if cloudpickle, by which Ray sends the task to trials, fails."""
     small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
     try:
         cloudpickle.dumps(small)

@@ -1,4 +1,4 @@
-"""Progress of a long loop, shown only where the loop turns out to be long."""
+"""Progress of a loop, shown only if it takes long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int | None, label: str, delay: float = 2.0) -> Iterator[T]:
-    """Yield ``items``; after ``delay`` seconds show a bar on stderr, or one plain line where stderr is no terminal."""
+    """Yield ``items``; after ``delay`` seconds show a bar on stderr, or a plain line if stderr is no terminal."""
     start = time.monotonic()
     bar: Progress | None = None
     told = False

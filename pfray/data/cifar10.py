@@ -6,21 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from pfray.data import _parquet, _pickles
-from pfray.data._arrays import check_count, hold_out, random_crop_flip, shuffled
-from pfray.data._decoded import Labelled, decoded_once
-from pfray.data._subset import check_classes, keep_classes
+from pfray.data import _cifar, _parquet, _pickles
+from pfray.data._decoded import Labelled
 from pfray.errors import DataError
-from pfray.task import Split, Task
-from pfray.utils import cache
+from pfray.task import Task
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CLASSES = len(NAMES)
-SIZE = (32, 32)
-# Part of the cache's key: changed whenever the same files would be decoded to something else.
-FORMAT = 1
 FORMS = "data_batch_1 ... data_batch_5 and test_batch, or train*.parquet and test*.parquet"
 
 
@@ -35,46 +26,28 @@ def build(
     """CIFAR-10 as 3x32x32 uint8 images.
 
     path: folder with the python pickles or with parquet files (train*.parquet, test*.parquet, columns image or img, and
-    label); without it the data set ``hub`` is downloaded. Either is decoded once into the cache folder.
+    label); without it the data set ``hub`` is downloaded. The images are decoded once into the cache folder.
     validation_size: images held out of the training files, stratified; the rest is cut to its first ``limit_train``.
-    classes: only the images of these, numbered in this order; the sizes before are those of all classes.
+    classes: only the images of these, numbered in this order; the sizes above count all classes.
     All splits are shuffled by ``split_seed``. Training batches are padded by 4, cropped and mirrored at random.
     Raises DataError for files that are missing, damaged or of another form; ConfigError for impossible sizes and
     unknown classes.
     """
-    chosen = None if classes is None else check_classes(classes, NAMES)
-    check_count("validation_size", validation_size, 1)
-    check_count("split_seed", split_seed, 0)
-    if limit_train is not None:
-        check_count("limit_train", limit_train, 1)
-    everything, test = _load(None if path is None else Path(path).expanduser().absolute(), hub)
-    train, validation = hold_out(everything, validation_size, split_seed, "validation_size")
-    task = Task(
-        name="cifar10",
-        train=train.head(limit_train),
-        validation=validation,
-        test=shuffled(test, split_seed),
-        num_outputs=CLASSES,
+    return _cifar.make_task(
+        "cifar10",
+        NAMES,
+        partial(_cifar.load, "cifar10", "CIFAR-10", path, hub, _find, _read_file, "label", len(NAMES)),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        augment=partial(random_crop_flip, pad=4),
+        validation_size=validation_size,
+        split_seed=split_seed,
+        limit_train=limit_train,
+        classes=classes,
     )
-    return task if chosen is None else keep_classes(task, chosen)
-
-
-def _load(folder: Path | None, hub: str) -> tuple[Split, Split]:
-    """(training files, test files), from the cache where it holds them."""
-    files = None if folder is None else _find(folder)
-
-    def read(part: str) -> list[Labelled]:
-        return [_read_hub(hub, part)] if files is None else [_read_file(file) for file in files[part]]
-
-    source = hub if files is None else [cache.file_stamp(file) for found in files.values() for file in found]
-    return decoded_once("cifar10", (FORMAT, str(folder), source), read)
 
 
 def _find(folder: Path) -> dict[str, list[Path]]:
-    """The files of both parts in a folder, or in a folder in it, as archives and hub snapshots are unpacked."""
+    """Files of both parts in a folder or, as archives and hub snapshots are unpacked, in a folder in it."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Remedy: give data.path a folder with {FORMS}")
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
@@ -94,20 +67,4 @@ def _find(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read_file(file: Path) -> Labelled:
-    images, labels = _parquet.read_file(file, SIZE) if file.suffix == ".parquet" else _pickles.read_batch(file)
-    return images, _checked(labels, str(file))
-
-
-def _read_hub(hub: str, part: str) -> Labelled:
-    images, labels = _parquet.read_hub(hub, part, SIZE)
-    return images, _checked(labels, f"{hub} ({part})")
-
-
-def _checked(labels: np.ndarray, where: str) -> np.ndarray:
-    if not len(labels):
-        raise DataError(f"{where}: holds no images. Remedy: copy the file again, or give data.path another folder")
-    if labels.min() < 0 or labels.max() >= CLASSES:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise DataError(f"{where}: label {wrong} is out of range; allowed are 0 to {CLASSES - 1}. "
-                        "Remedy: give data.path a folder with CIFAR-10")
-    return labels
+    return _parquet.read_file(file, _cifar.SIZE) if file.suffix == ".parquet" else _pickles.read_batch(file)

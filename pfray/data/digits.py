@@ -24,8 +24,8 @@ def build(
 ) -> Task:
     """Digits 0..9 as 1x32x32 uint8 images, enlarged from 8x8 by bilinear interpolation.
 
-    The fractions are of all 1,797 images; splits are stratified and shuffled by ``split_seed``. Training batches are
-    moved by up to 2 pixels. classes: only these digits, numbered in this order.
+    The fractions are of all 1,797 images; splits are stratified and shuffled by ``split_seed``. Training images are
+    shifted by up to 2 pixels. classes: only these digits, numbered in this order.
     Raises ConfigError for fractions that leave a split without some class, and for unknown classes.
     """
     chosen = None if classes is None else check_classes(classes, NAMES)
@@ -35,7 +35,7 @@ def build(
     if validation_fraction + test_fraction >= 1:
         raise ConfigError(f"data: validation_fraction {validation_fraction} and test_fraction {test_fraction} leave "
                           "nothing to train on. Remedy: make their sum less than 1")
-    everything = _load()
+    everything = read_images()
     rest, test = hold_out(everything, round(test_fraction * len(everything)), split_seed, "test_fraction")
     train, validation = hold_out(
         rest, round(validation_fraction * len(everything)), split_seed, "validation_fraction"
@@ -54,7 +54,8 @@ def build(
     return task if chosen is None else keep_classes(task, chosen)
 
 
-def _load() -> Split:
+def read_images() -> Split:
+    """All digits as ``(1797, 1, 32, 32)`` uint8 images with their labels, in scikit-learn's order."""
     # Imported here because finding a data set by name imports every module of this folder.
     from sklearn.datasets import load_digits
 

@@ -9,10 +9,10 @@ from pfray.errors import ConfigError
 
 
 def load(path: str | Path) -> Any:
-    """A ``.pt2`` file as an ``nn.Module``, a ``.packed`` file as a state dict.
+    """The ``nn.Module`` of a ``.pt2`` file, or the state dict of a ``.packed`` file.
 
-    A program (``.pt2``) is code, which does when it is called what its author wants: load only those you trust. Weights
-    (``.packed``) are data and hold none, so they may come from anywhere.
+    A program (``.pt2``) is code, and calling it runs what its author wrote: load only programs that you trust. Weights
+    (``.packed``) are data without code, and may come from anywhere.
 
     Raises ConfigError for any other suffix, ExportError or WeightsError for a missing or damaged file.
     """

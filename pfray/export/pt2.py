@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from pathlib import Path
 from types import MethodType
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from pfray.errors import ExportError, StorageError, first_line, short
 from pfray.export import pt2_archive
-from pfray.quantization.pt2e.int8_model import Int8Model
+from pfray.export.shipped import shipped
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
 
@@ -23,13 +22,13 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
     example: ``(N, C, H, W)``, only its shape past N matters. Raises ExportError where torch.export cannot trace the
     model or the model fixes its batch size, StorageError where the file cannot be written.
     """
-    # Two samples, because torch.export would take a batch of one for a constant.
+    # Two samples, because torch.export would make a batch size of one a constant.
     batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
     try:
-        clone = model.converted(folded=True) if isinstance(model, Int8Model) else copy.deepcopy(model).cpu().eval()
+        module = shipped(model).converted(folded=True)
         with quiet():
-            program = torch.export.export(clone, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            # To memory first: torch's own writer does not say that the disk is full.
+            program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            # To memory first, because torch's own writer does not name a full disk as the cause.
             torch.export.save(program, content := io.BytesIO())
         write_atomically(path, content.getvalue())
     except StorageError:
@@ -43,17 +42,17 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
 
 
 def load(path: str | Path) -> nn.Module:
-    """The program as a module for inputs ``(N, C, H, W)``, in evaluation mode for good.
+    """The program as a module for inputs ``(N, C, H, W)``, permanently in evaluation mode.
 
-    A program is code: it does what its author wants when it is called. Loading alone runs nothing, as archives with
-    pickles or with more than a program of pfray's are refused (``pt2_archive.py``). ``.packed`` files are data.
+    A program is code, and calling it runs what its author wrote. Loading alone runs nothing: archives with pickles or
+    with more than pfray's programs need are refused (``pt2_archive.py``). ``.packed`` files are data.
 
-    Raises ExportError where the file is missing, damaged, refused or of another torch version.
+    Raises ExportError if the file is missing, damaged, refused or of another torch version.
     """
     if not Path(path).is_file():
         raise ExportError(f"{path}: no such file. Remedy: give the path of a .pt2 file")
     try:
-        # Read once, so that what is loaded is what was looked at.
+        # Read once, so that the checked content is the loaded one.
         content = Path(path).read_bytes()
         pt2_archive.check(content)
     except OSError as error:
@@ -66,14 +65,14 @@ def load(path: str | Path) -> nn.Module:
     except Exception as error:
         raise _damaged(path, error) from error
     try:
-        # The operators of int8 models, which are known only after this.
+        # Registers the operators of int8 models.
         import torch.ao.quantization.fx._decomposed
 
-        with quiet():  # torch prints tracebacks besides
+        with quiet():  # torch prints tracebacks too
             module = torch.export.load(io.BytesIO(content)).module()
     except Exception as error:
         raise _damaged(path, error) from error
-    # torch makes these raise; they are harmless here, and whatever measures a model calls eval() first.
+    # torch makes these raise, but measuring a model calls eval() first, which is harmless here.
     for name in ("train", "eval"):
         setattr(module, name, MethodType(_keep_mode, module))
     for child in module.modules():

@@ -1,10 +1,10 @@
-"""What a ``.pt2`` archive may hold, looked at before torch sees it.
+"""Check of a ``.pt2`` archive's parts before torch reads it.
 
-torch.export.load is not made for files of strangers (torch 2.13). It unpickles without a restriction where
-``weights_only`` refuses an example input, where a weight says ``use_pickle``, and for constants that are objects; it
-loads shared libraries; it gives texts of the graph to ``sympify`` and ``exec``. pfray's programs need none of that:
-their tensors are raw bytes, their example inputs plain tensors, and their texts names and sums of symbols. Everything
-else is refused. What remains is a program of tensor operators: it does when it is called what its author wants.
+torch.export.load is unsafe for untrusted files (torch 2.13). It unpickles without restriction if ``weights_only``
+refuses an example input, if a weight says ``use_pickle``, and for constants that are objects; it loads shared
+libraries; it passes texts of the graph to ``sympify`` and ``exec``. pfray's programs need none of that: their tensors
+are raw bytes, their example inputs plain tensors, and their texts names and sums of symbols. Everything else is
+refused. A program of tensor operators remains, and calling it runs what its author wrote.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ import torch
 from torch.export.pt2_archive import PT2ArchiveReader
 
 GRAPH, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
-# Folder of tensors, and what its files are named.
+# Folders of tensors, and the stem of the file names in each.
 TENSORS = {"weights": "weight", "constants": "tensor"}
 PARTS = re.compile(
     rf"{re.escape(GRAPH)}|{re.escape(INPUTS)}|archive_format|archive_version|byteorder|\.data/(version|serialization_id)|"
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
 )
-# Names of modules, symbols and modes, equations of einsum, versions: nothing that ends a quoted text.
+# Names of modules, symbols and modes, equations of einsum, versions: no character that ends a quoted text.
 NAME = re.compile(r"[\w .,:+/>@-]*")
-# What torch keeps for people to read.
+# Metadata that torch keeps for people to read.
 NOTES = ("stack_trace", "nn_module_stack", "torch_fn", "from_node", "custom")
 OPERATORS = re.compile(
     r"torch\.ops\.(higher_order|\w+\.\w+)\.\w+|torch\._?sym_\w+|math\.[a-z]\w*|"
     r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
-# Functions of symbols that torch writes (its SYMPY_INTERP, and sympy's own).
+# Functions of symbols that torch writes (from its SYMPY_INTERP, and sympy's own).
 FUNCTIONS = frozenset(re.findall(r"\w+", """
     Symbol Integer Float Rational Add Mul Pow Max Min Abs floor ceiling Eq Ne Equality Unequality StrictLessThan
     LessThan StrictGreaterThan GreaterThan Lt Le Gt Ge And Or Not FloorDiv ModularIndexing Where PythonMod Mod CleanDiv
     CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt
     RoundToInt RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator
 """))  # fmt: skip
-# In them and in conditions on inputs, such as L['x'].size()[1] == 3.
+# Syntax of such expressions and of conditions on inputs, such as L['x'].size()[1] == 3.
 NODES = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.keyword, ast.UnaryOp, ast.BinOp, ast.BoolOp,
     ast.Compare, ast.Subscript, ast.Attribute, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
@@ -52,11 +52,11 @@ CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collect
 
 
 def check(content: bytes) -> None:
-    """Raise ValueError, with the reason in one line, where the archive holds anything but a plain program."""
+    """Raise ValueError, with the reason in one line, if the archive holds anything but a plain program."""
     _check_zip(content)
     reader = PT2ArchiveReader(io.BytesIO(content))
     sizes = {name: reader.archive_file.get_record_size(name) for name in reader.get_file_names()}
-    # Two readers may find two tables of contents in one file, and torch uses both.
+    # Two zip readers may find different tables of contents in one file, and torch uses both.
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         seen = {info.filename.partition("/")[2]: info.file_size for info in archive.infolist()}
     if seen != sizes:
@@ -71,7 +71,7 @@ def check(content: bytes) -> None:
 
 
 def _check_zip(content: bytes) -> None:
-    """One folder of files, each once, which are stored as they are: nothing grows when it is read."""
+    """Raise ValueError unless it holds one folder of uncompressed files, each once."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         parts = archive.infolist()
     stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
@@ -100,7 +100,7 @@ def _check_tensors(config: Any, folder: str, kind: str, sizes: dict[str, int]) -
             raise ValueError(f"{name} is stored as a pickle")
         stored = sizes[f"data/{folder}/{entry['path_name']}"]
         shape = [size["as_int"] for size in entry["tensor_meta"]["sizes"]]
-        # torch makes the tensor of an empty part by its shape.
+        # torch allocates the tensor of an empty part by its shape.
         if any(type(size) is not int or size < 0 for size in shape) or (not stored and prod(shape)):
             raise ValueError(f"{name} has the shape {shape} and {stored} bytes")
 
@@ -120,7 +120,7 @@ def _check_graph(graph: Any) -> None:
 
 
 def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text of parsed JSON, names of keys among them, with the keys that lead to it."""
+    """(path of keys, text) of every text in parsed JSON, including the keys themselves."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, list):
@@ -138,7 +138,7 @@ def _check_expression(text: str) -> None:
     for node in nodes:
         known = isinstance(node, NODES)
         if isinstance(node, ast.Name):
-            # torch names symbols with letters and a number; anything else could be a function of Python or sympy.
+            # torch names symbols by letters and a number; other names could be functions of Python or sympy.
             known = node.id in FUNCTIONS if id(node) in called else bool(re.fullmatch(r"[a-z]+\d+|L", node.id))
         elif isinstance(node, ast.Attribute):
             known = node.attr in ("size", "stride", "storage_offset") and isinstance(node.value, ast.Subscript)

@@ -35,11 +35,12 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed model, on the algorithm's device.
+    """A compressed model, on the device of the algorithm's model.
 
     hook: called by the training that follows. It may approach the plan gradually and must meet it at the last step. If
         it has ``state_dict`` and ``load_state_dict``, checkpoints keep its state.
-    structure: JSON from which ``Algorithm.rebuild`` makes a model that the trained state dict fits.
+    structure: from ``finish`` only: JSON from which ``Algorithm.rebuild`` makes a model that the trained state dict
+        fits; None for ``Algorithm.structure`` of the plan.
     """
 
     model: nn.Module
@@ -81,6 +82,12 @@ class Algorithm:
                     f"learner: {cls.__name__}.{name} is a static function. Remedy: def {name}(self, ...), which finds "
                     "self.model, self.task and self.settings"
                 )
+        if "stages" in vars(cls) and not cls.has_finish:
+            # A stage goes on from the one before through ``finish`` only.
+            raise ConfigError(
+                f"learner: {cls.__name__} has stages and no finish. Remedy: a finish that goes on from start, and "
+                "has_finish = True in the class"
+            )
         for method in ("finish", "error_curves"):
             if method in vars(cls) and not getattr(cls, f"has_{method}"):
                 raise ConfigError(
@@ -117,7 +124,7 @@ class Algorithm:
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """The model of the chosen plan before its training, by a method too slow for a search.
 
-        start: the trained model of an earlier stage; None for ``self.model``. The result includes the structure.
+        start: the trained model of an earlier stage, not to be changed; None for ``self.model``.
         """
         return Compressed(self.compress(plan).model, structure=self.structure(plan))
 
@@ -126,9 +133,15 @@ class Algorithm:
         return plan
 
     def rebuild(self, structure: Any) -> nn.Module:
-        """A model of this structure with arbitrary weights, for a trained state dict to be loaded into."""
+        """A model of this structure with arbitrary weights, for a trained state dict to be loaded into.
+
+        The default belongs to the default ``structure``: it compresses by the plan.
+        """
         return self.compress(structure).model
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """Milder plans that are finished and trained first, each starting from the previous one."""
+        """Milder plans that are finished and trained first, each from the previous one, for algorithms with ``finish``.
+
+        They may depend only on the plan and the settings.
+        """
         return []

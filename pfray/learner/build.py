@@ -37,10 +37,12 @@ def compress_candidate(candidate: Candidate, context: Context, device: torch.dev
     return bind_candidate(candidate, context, device).compress(candidate.plan, steps)
 
 
-def finish_candidate(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
-    """The candidate's model by ``Algorithm.finish``. start: the trained model of an earlier stage."""
+def finish_candidate(
+    candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, device: torch.device
+) -> Compressed:
+    """The candidate's model by ``Algorithm.finish``. start: candidate and trained model of an earlier stage."""
     torch.manual_seed(context.seed)
-    trained = None if start is None else rebuild_candidate(candidate, context, start, device)
+    trained = None if start is None else rebuild_candidate(start[0], context, start[1], device)
     return bind_candidate(candidate, context, device).finish(candidate.plan, trained)
 
 

@@ -49,6 +49,15 @@ class Scoring:
     shrink_on_oom: bool = False
 
 
+@dataclass(frozen=True)
+class TrialSpec:
+    """Inputs of a search's workers."""
+
+    context: Context
+    recipe: Recipe
+    scoring: Scoring
+
+
 class Scorer:
     """Scores plans in sequence on ``device``; shared quantities are computed once.
 
@@ -57,12 +66,13 @@ class Scorer:
 
     def __init__(self, context: Context, recipe: Recipe, scoring: Scoring, device: torch.device) -> None:
         self.context, self.recipe, self.scoring, self.device = context, recipe, scoring, device
-        self.teacher = place(context.teacher, device)
+        self.teacher = place(self.context.teacher, device)
         self.precision = choose_precision(self.teacher, device, context.precision)
         self.validation = context.task.validation.head(scoring.validation_images)
         self.reference: Measurement | None = None
         self.soft_labels: list[Tensor] | None = None
         self.algorithm: Algorithm | None = None
+        self.bound_settings: Any = None
         self.candidate: Candidate | None = None
         self.compressed: Compressed | None = None
         self.latencies: dict[str, tuple[float, float]] = {}
@@ -124,6 +134,7 @@ class Scorer:
         task, scoring, steps = self.context.task, self.scoring, self.scoring.finetune_steps
         torch.manual_seed(self.context.seed)  # for models with random layers
         if self.round == 1:
+            self.compressed = None  # frees the memory of the previous plan
             self.candidate = self.recipe.candidate(self.plan)
             self.compressed = self._bound(self.candidate).compress(self.candidate.plan, steps)
             self.macs = total_macs(self.compressed.model, example_input(task, self.device))
@@ -153,8 +164,9 @@ class Scorer:
 
     def _bound(self, candidate: Candidate) -> Algorithm:
         """The algorithm, bound again only if a searched setting has changed, because its caches depend on settings."""
-        if self.algorithm is None or self.algorithm.settings != candidate.settings:
+        if self.algorithm is None or self.bound_settings != candidate.settings:
             self.algorithm = candidate.bind(self.teacher, self.context.task)
+            self.bound_settings = candidate.settings
         return self.algorithm
 
     def _measure_teacher(self) -> Measurement:

@@ -8,26 +8,18 @@ from typing import Any
 import torch
 from ray import tune
 
-from pfray.learner.context import Context, Recipe
-from pfray.learner.scoring import Scorer, Scoring
+from pfray.learner.scoring import Scorer, TrialSpec
 
 
 class Learner(tune.Trainable):
     """Trainable around any ``Algorithm``: ``setup`` once per actor, ``reset_config`` for each further plan."""
 
-    def setup(
-        self,
-        config: dict[str, Any],
-        context: Context | None = None,
-        recipe: Recipe | None = None,
-        scoring: Scoring | None = None,
-    ) -> None:
-        """``context``, ``recipe`` and ``scoring`` come through ``tune.with_parameters``."""
-        assert context is not None
-        assert recipe is not None
-        assert scoring is not None
+    def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
+        """``spec`` comes through ``tune.with_parameters``."""
+        assert spec is not None
         torch.set_num_threads(max(1, int(self._resources().get("CPU", 1))))
-        self.scorer = Scorer(context, recipe, scoring, torch.device("cuda" if self._has_gpu() else "cpu"))
+        device = torch.device("cuda" if self._has_gpu() else "cpu")
+        self.scorer = Scorer(spec.context, spec.recipe, spec.scoring, device)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

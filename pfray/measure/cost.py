@@ -1,10 +1,6 @@
-"""What a model costs: parameters, multiply-adds and bits, counted exactly."""
+"""Parameters, multiply-adds and bits of a model, counted exactly."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,32 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from pfray.errors import UnsupportedModel, first_line
 from pfray.nn.modes import evaluating, evaluation_mode
 
-T = TypeVar("T")
-
 FLOAT_BITS = 32
 
 
-def once_for_structure(
-    known: WeakKeyDictionary[nn.Module, tuple[Any, T]], model: nn.Module, example: Tensor, find: Callable[..., T]
-) -> T:
-    """``find(model, example)``, once for a model object, and again where its structure or the example's has changed.
-
-    known: what was found before, of all models.
-    """
-    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
-    if model not in known or known[model][0] != shapes:
-        known[model] = shapes, find(model, example)
-    return known[model][1]
-
-
 def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-adds of one forward pass of ``example``, by the name of the module that does them.
-
-    Raises UnsupportedModel where the model's forward fails on the input.
-    """
+    """Multiply-adds of one forward pass of ``example``, by module name. Raises UnsupportedModel if the pass fails."""
     names = {module: name for name, module in model.named_modules()}
-    # Not in inference mode: there lazy layers would make weights that cannot learn, and the counter trips over weights
-    # that are computed.
+    # Not in inference mode: lazy layers would then make weights that cannot learn, and the counter fails on computed
+    # weights.
     with FlopCounterMode(display=False) as counter, evaluation_mode(model), torch.no_grad():
         try:
             model(example)
@@ -56,7 +34,7 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 def total_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-adds of one forward pass, convolutions and matrix products counted."""
-    # Without parameters that want a gradient: the counter trips over one that is handed from module to module.
+    # Without gradients: the counter fails on a parameter that is passed from module to module.
     trained = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     try:
@@ -69,26 +47,26 @@ def total_macs(model: nn.Module, example: Tensor) -> int:
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:
-    """(all parameters, those that are not zero)."""
+    """(count of all parameters, count of nonzero ones)."""
     params = list(model.parameters())
     return sum(p.numel() for p in params), sum(int(torch.count_nonzero(p)) for p in params)
 
 
 def stored_bits(model: nn.Module) -> int:
-    """Bits of all parameters, each counted once; of a quantized weight its codes, not what describes its buckets."""
+    """Bits of all parameters, each counted once; quantized weights by their codes, without bucket descriptions."""
     found: dict[nn.Parameter, int] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             bits = getattr(module, f"{name}_bits", None)
-            # Of layers that share a weight one says how many bits it has.
+            # Only one of the layers that share a weight says how many bits it has.
             if bits is not None or parameter not in found:
                 found[parameter] = 8 * parameter.element_size() if bits is None else int(bits)
     return sum(parameter.numel() * bits for parameter, bits in found.items())
 
 
 def stored_bytes(params: float, weights: np.ndarray | float = 0.0, bits: np.ndarray | float = FLOAT_BITS) -> float:
-    """Bytes of ``params`` parameters in float32 of which, in each layer, so many ``weights`` have so many ``bits``.
+    """Bytes of ``params`` float32 parameters, of which ``weights`` in each layer have ``bits`` bits instead.
 
-    As ``stored_bits``: without what describes the buckets. Nor is a file's own overhead in it.
+    As ``stored_bits``, without bucket descriptions; also without a file's overhead.
     """
     return float(params * FLOAT_BITS - np.sum(weights * (FLOAT_BITS - bits))) / 8

@@ -19,17 +19,17 @@ GROUP = 10
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a model is worth and what it costs.
+    """Quality and costs of a model.
 
     accuracy: mean score of the task, a fraction for classification. loss: mean loss.
     accuracy_error: the accuracy's standard error, for samples drawn at random.
     agreement: minus the mean KL divergence from the teacher's soft labels, in nats (the task's ``soft_loss`` at a
-        temperature of 1); None where there was no teacher. agreement_error: its standard error.
-    params: all parameters. nonzero_params: those that are not 0.0.
-    stored_bits: of all parameters: 32 for each float32, k for each weight quantized to k bits (``qparams.py``).
+        temperature of 1); None without a teacher. agreement_error: its standard error.
+    params: count of all parameters. nonzero_params: count of those that are not 0.0.
+    stored_bits: bits of all parameters: 32 for each float32, k for each weight quantized to k bits (``qparams.py``).
     macs: multiply-adds of one input through the dense model (1 MAC = one multiply and one add).
-    size_bytes: bytes of the weights' file on disk; None where no file was written (in a trial).
-    latency_ms: median time of one input; None where it was not timed.
+    size_bytes: bytes of the weights' file on disk; None if no file was written (in a trial).
+    latency_ms: median time of one input; None if it was not timed.
     """
 
     accuracy: float
@@ -50,7 +50,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's outputs on a split, judged. The fields are those of Measurement."""
+    """The fields of Measurement that a model's outputs on a split give."""
 
     accuracy: float
     loss: float
@@ -62,7 +62,7 @@ class Evaluation:
 def outputs_of(
     model: nn.Module, task: Task, split: Split, batch_size: int = 250, precision: str = "float32"
 ) -> list[Tensor]:
-    """The model's outputs on ``split``, a float32 tensor ``(N, ...)`` for each batch, on the model's device."""
+    """The model's outputs on ``split``: a float32 tensor ``(N, ...)`` for each batch, on the model's device."""
     device = next(model.parameters()).device
     outputs = []
     with evaluating(model):
@@ -75,9 +75,10 @@ def outputs_of(
 def judge(
     task: Task, split: Split, outputs: Sequence[Tensor], soft_labels: Sequence[Tensor] | None = None
 ) -> Evaluation:
-    """Score, loss and agreement of ``outputs_of`` a model on ``split``; ``soft_labels`` are those of the teacher.
+    """Score, loss and agreement of the ``outputs_of`` a model on ``split``. soft_labels: the teacher's ``outputs_of``
+    it.
 
-    The soft loss is a batch's mean, so its standard error is that of the means of groups of ``GROUP`` samples.
+    The soft loss is a batch mean, so its standard error comes from the means of groups of ``GROUP`` samples.
     """
     scores, losses, groups, start = [], [], [], 0
     with torch.inference_mode():
@@ -120,16 +121,16 @@ def measure(
     macs: int | None = None,
     soft_labels: Sequence[Tensor] | None = None,
 ) -> Measurement:
-    """Measure ``model`` on ``split``. ``macs`` may be given where it is already known, to save a pass.
+    """Measure ``model`` on ``split``. macs: given if known already, to save a pass.
 
-    soft_labels: the teacher's ``outputs_of`` the split, to measure the agreement with.
+    soft_labels: the teacher's ``outputs_of`` the split, for the agreement.
     """
     evaluation = judge(task, split, outputs_of(model, task, split, precision=precision), soft_labels)
     return measurement_of(model, task, evaluation, macs)
 
 
 def measurement_of(model: nn.Module, task: Task, evaluation: Evaluation, macs: int | None = None) -> Measurement:
-    """What was evaluated, together with what the model costs."""
+    """The measurement of an evaluation and the model's costs."""
     params, nonzero = count_params(model)
     if macs is None:
         macs = total_macs(model, example_input(task, next(model.parameters()).device))

@@ -14,8 +14,8 @@ from pfray.nn.modes import evaluating
 def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
     """Median milliseconds of one forward pass of ``example`` for each model.
 
-    They are timed in turns, so that all are disturbed alike; passes that another process interrupted do not count,
-    since on a busy machine that befalls the slower model more often. Where less than a third are left, all count.
+    The models are timed in turns, so that disturbances hit all alike. Interrupted passes do not count, because on a
+    busy machine the slower model is interrupted more often; if less than a third are left, all count.
     """
     times: list[list[tuple[float, bool]]] = [[] for _ in models]
     for turn in range(rounds + 3):
@@ -33,7 +33,7 @@ def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30)
 
 
 def _interruptions() -> int:
-    """How often this thread has lost its processor to another; 0 where the system does not tell."""
+    """Involuntary context switches of this thread; 0 if the system does not count them."""
     try:
         import resource
 

@@ -13,8 +13,8 @@ BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),
 class MobileNetV1(nn.Module):
     """``(N, in_channels, H, W)`` images to ``(N, num_outputs)`` logits.
 
-    Height and width are divided by 32 on the way, so both 224x224 and 32x32 fit. The pooling keeps its axes until
-    the flatten: a ``mean((2, 3))`` would put a transpose into the exported file.
+    Height and width are divided by 32, so both 224x224 and 32x32 fit. The pooling keeps its axes until the flatten: a
+    ``mean((2, 3))`` would add a transpose to the exported file.
     """
 
     def __init__(self, num_outputs: int = 10, in_channels: int = 3, width: float = 1.0) -> None:

@@ -1,13 +1,14 @@
 """ResNet-18 and ResNet-34 (He et al. 2016, table 1) for 32x32 images, with the width multiplier.
 
-As is usual for images of this size the first convolution is 3x3 with stride 1, and no pooling follows it. Shortcuts
-into a new stage are 1x1 convolutions (option B). Module names follow the public weights, as in resnet.py.
+For images of this size the first convolution is 3x3 with stride 1, and no pooling follows it. Shortcuts into a new
+stage are 1x1 convolutions (option B). Module names follow the public weights, as in resnet.py.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pfray.models._residual import residual_stage
 from pfray.nn.width_multiplier import check_width, scaled
 
 # (output channels at width 1, stride of the first block) of the four stages, and the blocks of each.
@@ -15,25 +16,11 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-class ProjectedBlock(nn.Module):
-    """Two 3x3 convolutions; the shortcut is a 1x1 convolution where the shape changes."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(out + self.shortcut(x))
+def _option_b(in_channels: int, channels: int, stride: int) -> nn.Module:
+    """He et al.'s option B: a 1x1 convolution where the shape changes."""
+    if stride == 1 and in_channels == channels:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
 
 class StagedResNet(nn.Module):
@@ -49,8 +36,7 @@ class StagedResNet(nn.Module):
         stages = []
         for (base, stride), blocks in zip(STAGES, BLOCKS[depth], strict=True):
             out = scaled(base, width)
-            first = ProjectedBlock(channels, out, stride)
-            stages.append(nn.Sequential(first, *(ProjectedBlock(out, out, 1) for _ in range(blocks - 1))))
+            stages.append(residual_stage(channels, out, blocks, stride, _option_b))
             channels = out
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.pool = nn.AdaptiveAvgPool2d(1)

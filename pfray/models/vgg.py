@@ -1,7 +1,6 @@
-"""VGG for 32x32 images, with batch norm (Simonyan and Zisserman 2015, table 1: configurations A, B and D), and a
-student with seven layers in the same manner.
+"""VGG with batch norm for 32x32 images (Simonyan and Zisserman 2015, table 1: A, B and D), and a seven-layer student.
 
-For 32x32 images the five poolings leave one position, so that a single linear layer follows instead of three.
+At 32x32 the five poolings leave one position, so a single linear layer follows instead of three.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ STAGES = {
 class VGG(nn.Module):
     """``(N, in_channels, 32, 32)`` images to ``(N, num_outputs)`` logits.
 
-    stages: the output channels of the convolutions, 3x3, of each stage; other sizes fit that can be halved as often.
+    stages: output channels of the 3x3 convolutions of each stage. Other sizes fit if they can be halved once a stage.
     """
 
     def __init__(self, stages: Sequence[Sequence[int]], num_outputs: int = 10, in_channels: int = 3) -> None:

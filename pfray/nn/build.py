@@ -1,4 +1,4 @@
-"""Models that take the teacher's place: built for its task, with random weights of their own."""
+"""Models built for a task, with random weights, and checked against its loss and score."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from pfray.utils.signatures import call, check_arguments
 
 
 def task_arguments(task: Task) -> dict[str, int]:
-    """What a model's function is given of its task, as far as it takes it."""
+    """Arguments that a model's function may take from its task."""
     return {"num_outputs": task.num_outputs, "in_channels": task.input_shape[0]}
 
 
 def build(
     kind: str, function: Callable[..., nn.Module], known: Mapping[str, int], settings: Mapping[str, Any]
 ) -> nn.Module:
-    """What ``function`` makes of its settings and, where it takes them, the ``task_arguments``; weights are drawn from
-    torch's own generator. Raises ConfigError, naming the section ``kind``, where it fails."""
+    """The model of ``function(**settings)``, given also those ``task_arguments`` that it takes.
+
+    Weights are drawn from torch's global generator. Raises ConfigError that names the section ``kind``.
+    """
     taken = {key: value for key, value in known.items() if not check_arguments(kind, function, {key: value})}
     return call(kind, function, {**taken, **settings})
 
 
 def check_output(model: nn.Module, task: Task) -> None:
-    """Two samples of every split through model, loss and score, so that what does not fit is found now and not later.
-
-    Raises UnsupportedModel.
-    """
+    """Run two samples of every split through model, loss and score. Raises UnsupportedModel if they do not fit."""
     outputs = None
     try:
         for name in SPLITS:
@@ -54,14 +53,14 @@ def check_output(model: nn.Module, task: Task) -> None:
 
 
 def _extremes(split: Split) -> tuple[Tensor, Tensor]:
-    """The samples with the smallest and the largest target: a loss that knows fewer classes fails on one of them."""
+    """The samples with the smallest and the largest target; a loss for fewer classes fails on one of them."""
     flat = split.targets.flatten(1) if split.targets.dim() > 1 else split.targets[:, None]
     found = torch.stack([flat.amin(1).float().argmin(), flat.amax(1).float().argmax()])
     return split.inputs[found], split.targets[found]
 
 
 def _check_judged(task: Task, name: str, outputs: Tensor, targets: Tensor) -> None:
-    """Raises ValueError unless the loss is one finite number with a gradient, and the score one number a sample."""
+    """Raise ValueError unless the loss is one finite number with a gradient and the score one number a sample."""
     loss: Any = task.loss(outputs.requires_grad_(), targets)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"loss gives {_form(loss)}, not one number for the batch")

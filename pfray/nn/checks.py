@@ -1,4 +1,4 @@
-"""Whether a model can be worked with: float32 parameters with values, the same outputs every time, copies."""
+"""Checks of a user's model: dense float32 parameters, deterministic outputs, and that it can be copied."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pfray.nn.modes import evaluating
 from pfray.task import Task
 from pfray.utils.random_state import generators, kept_generators
 
-# Passes over the same inputs of a model that draws random numbers: a branch taken half of the time is then missed once
-# in 30,000.
+# Passes over the same inputs for a model that draws random numbers; a branch with probability 1/2 is then missed once
+# in 30,000 checks.
 PASSES = 16
-# Of the largest output, by how much two passes may differ.
+# Allowed difference of two passes, as a share of the largest output.
 TOLERANCE = 1e-4
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Dense float32 on the CPU, at least one, of modules in Python. Raises UnsupportedModel that names what is not."""
+    """Raise UnsupportedModel unless there are parameters, all dense float32 on the CPU, and no TorchScript."""
     kind, known = type(model).__name__, False
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -50,7 +50,7 @@ def check_parameters(model: nn.Module) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Parameters are finite, and no buffer holds NaN (masks hold infinities). Raises UnsupportedModel."""
+    """Raise UnsupportedModel for parameters that are not finite and for NaN in buffers (masks hold infinities)."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if (count := unfit_values(tensor, isinstance(tensor, nn.Parameter))) and not is_lazy(tensor):
             raise UnsupportedModel(
@@ -60,7 +60,7 @@ def check_values(model: nn.Module) -> None:
 
 
 def unfit_values(tensor: Tensor, parameter: bool) -> int:
-    """How many numbers are NaN or, of a parameter, infinite."""
+    """Count of NaN and, in a parameter, of infinite values."""
     if is_lazy(tensor) or not tensor.numel() or not tensor.is_floating_point():
         return 0
     low, high = torch.aminmax(tensor.detach())
@@ -70,9 +70,8 @@ def unfit_values(tensor: Tensor, parameter: bool) -> int:
 
 
 def check_evaluation(model: nn.Module, task: Task) -> None:
-    """Finite outputs in evaluation mode, the same every time, and a model that can be copied and sent to workers.
-
-    Random numbers that the model draws are not missed afterwards. Raises UnsupportedModel.
+    """Raise UnsupportedModel unless outputs in evaluation mode are finite and repeat, and the model can be copied and
+    pickled. The global random generators are restored.
     """
     kind, inputs = type(model).__name__, task.normalize(task.train.inputs[:2])
     with kept_generators(), evaluating(model):
@@ -83,7 +82,7 @@ def check_evaluation(model: nn.Module, task: Task) -> None:
                 f"the model {kind} gives NaN or infinite outputs for the first training inputs. Remedy: look at its "
                 "forward pass, its weights and the task's mean and std"
             )
-        # Two passes would miss a branch taken at random half of the time, and one that draws nothing needs no more.
+        # Two passes miss a random branch half of the time; a model that draws no random numbers needs no more.
         passes = PASSES if generators() != before else 2
         apart = max(float((model(inputs).float() - first).abs().max()) for _ in range(passes - 1))
     if not apart <= TOLERANCE * float(first.abs().max()):

@@ -1,4 +1,4 @@
-"""Dense layers, and the batch norms that read their outputs."""
+"""Dense layers, the batch norms behind them, and constants added to their outputs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from torch import Tensor, nn
 from pfray.nn.modes import evaluation_mode
 
 Dense = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-
-
-# Wider rows than this would make matrices of gigabytes.
+# Wider rows of ``weight.flatten(1)`` would make matrices of gigabytes.
 MAX_WIDTH = 8192
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether every output of the layer sees every input channel, so that it is one matrix product; and one that can
-    be solved for, with rows of at most ``MAX_WIDTH``."""
+    """True for a layer that is one matrix product, every output reading every input channel, and small enough to be
+    solved for: rows of at most ``MAX_WIDTH``."""
     dense = isinstance(module, Dense) and getattr(module, "groups", 1) == 1
     return dense and module.get_parameter("weight")[0].numel() <= MAX_WIDTH
 
 
+def can_shift(model: nn.Module, name: str, norms: Mapping[str, str]) -> bool:
+    """True if ``shift_output`` has a bias or a batch norm to change."""
+    return model.get_submodule(name).bias is not None or name in norms
+
+
 def shift_output(model: nn.Module, name: str, norms: Mapping[str, str], shift: Tensor) -> None:
-    """Add a constant ``(O,)`` to the layer's outputs: in its bias, or else in the batch norm behind it."""
+    """Add a constant ``(O,)`` to the layer's outputs, in its bias or else in the batch norm behind it."""
     layer: Any = model.get_submodule(name)
     if layer.bias is not None:
         layer.bias.data += shift.to(layer.bias)
@@ -35,17 +38,12 @@ def shift_output(model: nn.Module, name: str, norms: Mapping[str, str], shift: T
         norm.running_mean -= shift.to(norm.running_mean)
 
 
-def can_shift(model: nn.Module, name: str, norms: Mapping[str, str]) -> bool:
-    """Whether there is a place for such a constant."""
-    return model.get_submodule(name).bias is not None or name in norms
-
-
 @torch.no_grad()
 def norms_behind(model: nn.Module, example: Tensor, wanted: Callable[[nn.Module], bool] = is_dense) -> dict[str, str]:
-    """Which batch norm reads a layer's output directly, channel by channel, by the layer's name.
+    """The batch norm that reads a layer's output directly, channel by channel, by the layer's name.
 
-    Layers and batch norms that are run more than once, and layers that several batch norms read, are left out.
-    wanted: which modules are asked about.
+    Layers and batch norms that run more than once, and layers that several batch norms read, are left out.
+    wanted: selects the layers.
     """
     makers: dict[int, tuple[str, int]] = {}
     pairs: list[tuple[str, str]] = []
@@ -57,14 +55,14 @@ def norms_behind(model: nn.Module, example: Tensor, wanted: Callable[[nn.Module]
     def made(name: str, layer: nn.Module, output: Tensor) -> None:
         runs[name] += 1
         alive.append(output)
-        # A batch norm takes the second axis for channels, which of (N, T, F) are not what the linear layer makes.
+        # Batch norm normalizes the second axis; the features of a linear layer are the last axis of (N, T, F).
         if not isinstance(layer, nn.Linear) or output.dim() == 2:
             makers[id(output)] = name, output._version
 
     def read(name: str, inputs: tuple[Tensor, ...]) -> None:
         runs[name] += 1
         layer, version = makers.get(id(inputs[0]), ("", 0)) if inputs else ("", 0)
-        # An operation in between may have been done in place, which its version tells.
+        # The version shows whether an in-place operation came between.
         if layer and inputs[0]._version == version:
             pairs.append((layer, name))
             reads[layer] += 1

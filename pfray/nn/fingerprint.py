@@ -1,4 +1,4 @@
-"""What tells one model from another, for the keys of cached results: what it is made of, and what it does."""
+"""Fingerprints of models, for the keys of cached results: structure, state and outputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pfray.utils.cache import state_bytes
 
 
 def fixed_batch_outputs(model: nn.Module, task: Task) -> Tensor:
-    """``(4, ...)`` float32: the model's outputs on the first two training inputs, and on three times their values,
-    which reach where activations saturate; ``(2, ...)`` where it takes no such inputs. One thread computes them, so
-    that one machine always gives the same.
+    """The model's outputs ``(4, ...)`` float32 on the first two training inputs and on three times their values, where
+    activations saturate; ``(2, ...)`` for a model that refuses those. Computed by one thread, so that one machine
+    always gives the same.
     """
     inputs = task.normalize(task.train.inputs[:2]).to(next(model.parameters()).device)
     threads = torch.get_num_threads()
@@ -23,17 +23,17 @@ def fixed_batch_outputs(model: nn.Module, task: Task) -> Tensor:
             torch.manual_seed(0)
             try:
                 return model(torch.cat([inputs, 3 * inputs])).float().cpu()
-            except Exception:  # numbers of words, say, or a check of the inputs' range
+            except Exception:  # word indices, say, or a check of the inputs' range
                 return model(inputs).float().cpu()
     finally:
         torch.set_num_threads(threads)
 
 
 def model_parts(model: nn.Module, task: Task) -> tuple[object, ...]:
-    """What a cached result depends on of a model, for ``cache_key``: its printed form, its state, its outputs.
+    """Parts of a ``cache_key`` for a model: its printed form, its state, its outputs.
 
-    The last tell what ``forward`` does. They are rounded to a thousandth of the largest one. Machines differ in the
-    last bits of theirs, so that one may in rare cases not find what another has cached, and makes it again.
+    The outputs identify ``forward``. They are rounded to a thousandth of the largest, because machines differ in the
+    last bits. A machine that still rounds otherwise misses another one's cached result and computes it again.
     """
     outputs = fixed_batch_outputs(model, task)
     steps = (outputs / outputs.abs().max().clamp_min(1e-30) * 1000).nan_to_num().round().int()

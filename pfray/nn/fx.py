@@ -1,4 +1,4 @@
-"""Graphs of a forward pass by torch.fx, and the tensors among what a model gives."""
+"""The forward pass as a torch.fx graph, and walks through it node by node."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.utils import _pytree
 
 from pfray.errors import first_line
 
+# Targets of the nodes that add two tensors.
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """All tensors of a model's outputs: one tensor, or tuples, lists and dictionaries of them."""
+    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
 
 class Untraceable(Exception):
     """The model's operations cannot be followed. The text says why, in plain words."""
 
 
-def tensors(outputs: Any) -> list[Tensor]:
-    """The tensors among a model's outputs: a tensor, or tuples, lists and dictionaries of them."""
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-
-
 def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.Node]:
-    """torch.fx's operations of the forward pass in order, down to the layers that are cut. Raises Untraceable."""
+    """The nodes of the forward pass in order, with every layer in ``cut`` as a node of its own. Raises Untraceable."""
     arguments = list(inspect.signature(model.forward).parameters.values())[1:]
     defaults = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
     try:
@@ -35,16 +35,16 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.No
         found, wanted = tensors(Walk(nodes, model, [example]).value(nodes[-1])), tensors(model(example))
     except Exception as error:
         raise Untraceable(first_line(error)) from error
-    # What asks for the type of a tensor, say, has gone another way with torch.fx.
+    # Code that asks for the type of a tensor, say, takes another branch under torch.fx.
     if len(found) != len(wanted) or not all(
         torch.allclose(own, other, equal_nan=True) for own, other in zip(found, wanted, strict=True)
     ):
-        raise Untraceable("its outputs are others when it is traced")
+        raise Untraceable("its outputs change when it is traced")
     return nodes
 
 
 class _Tracer(fx.Tracer):
-    """Follows what torch's own modules do where a layer inside them is cut; otherwise they are one node."""
+    """Traces into torch's own modules only if a layer inside is cut; otherwise they are one node."""
 
     def __init__(self, cut: set[str]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Tracer(fx.Tracer):
 
 
 class Walk:
-    """The values of a graph's nodes in one model, a list over the batches; computed when they are asked for."""
+    """The values of a graph's nodes in one model, a list over the batches; computed on demand."""
 
     def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: list[Tensor]) -> None:
         self.model, self.batches, self.first = model, batches, nodes[0]
@@ -71,14 +71,14 @@ class Walk:
         return self.values[node]
 
     def release(self, node: fx.Node) -> None:
-        """Forget what only nodes up to this one read; to be called in the graph's order."""
+        """Forget values that only nodes up to this one read; to be called in the graph's order."""
         for read in node.all_input_nodes:
             if self.last_use[read] is node:
                 self.values.pop(read, None)
 
     def _compute(self, node: fx.Node, batch: int) -> Any:
         if node.op == "placeholder":
-            # What follows the first are arguments with defaults.
+            # Placeholders after the first are arguments with defaults.
             return self.batches[batch] if node is self.first else node.args[0]
         args = fx.node.map_arg(node.args, lambda read: self.values[read][batch])
         kwargs = fx.node.map_arg(node.kwargs, lambda read: self.values[read][batch])

@@ -1,4 +1,4 @@
-"""Shapes of layers, as the search's agents observe them (He et al. 2018, arXiv 1802.03494, section 3.1)."""
+"""Layer shapes that the search's agents observe (He et al. 2018, arXiv 1802.03494, section 3.1)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pfray.space import SHAPE, CompressionSpace
 
 
 def with_layer_shapes(space: CompressionSpace, model: nn.Module, example: Tensor) -> CompressionSpace:
-    """The space whose knobs know the ``SHAPE`` of the convolution or linear layer that they are named after.
+    """``space`` with the ``SHAPE`` of a layer added to the facts of the knob that is named after it.
 
-    In a pipeline the layer's name follows a learner's and a colon. Knobs of other names stay as they are.
+    In a pipeline the layer's name follows a learner's and a colon. Other knobs stay as they are.
     """
     shapes = layer_shapes(model, example)
     knobs = (replace(knob, facts={**knob.facts, **shapes.get(_layer(knob.name), {})}) for knob in space.knobs)
@@ -25,8 +25,8 @@ def with_layer_shapes(space: CompressionSpace, model: nn.Module, example: Tensor
 def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, dict[str, float]]:
     """``SHAPE`` of every convolution and linear layer that runs on the input ``example``, by name.
 
-    A linear layer has the stride 0 and the kernel 1 (AMC's code); of one that runs more than once the first input
-    counts; of a kernel that is not square, and of its strides, the first number.
+    A linear layer has the stride 0 and the kernel 1 (AMC's code). The first run of a layer counts, and the first number
+    of its kernel and strides.
     """
     found: dict[str, dict[str, float]] = {}
 

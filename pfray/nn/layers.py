@@ -1,4 +1,4 @@
-"""The layers of a model that have a weight worth compressing."""
+"""Convolutions and linear layers of a model, by name and in the order in which they run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WeightLayer = nn.modules.conv._ConvNd | nn.Linear
 
 
 def weight_layers(model: nn.Module, *, computed: bool = False) -> dict[str, WeightLayer]:
-    """All convolutions and linear layers, by name; of layers that share one weight, the first.
+    """All convolutions and linear layers, by name; the first of layers that share a weight.
 
-    computed: whether there may be weights that are computed from others, which are left out then. Raises
-    UnsupportedModel where there are and may not, because a change of them would not last.
+    computed: skip layers whose weight is computed from other tensors. Otherwise they raise UnsupportedModel, because a
+    change of such a weight would not last.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
     plain = {name: module for name, module in layers.items() if "weight" in module._parameters}
@@ -33,19 +33,19 @@ def weight_layers(model: nn.Module, *, computed: bool = False) -> dict[str, Weig
 
 
 def sharing(model: nn.Module, name: str) -> list[str]:
-    """The names of all layers that have the weight of the layer ``name``, itself among them."""
+    """Names of all layers that share the weight of the layer ``name``, itself included."""
     weight = model.get_submodule(name).get_parameter("weight")
     layers = ((other, module) for other, module in model.named_modules() if isinstance(module, WeightLayer))
     return [other for other, module in layers if module.weight is weight]
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether each output channel of a convolution sees one input channel only."""
+    """True for a convolution whose output channels each read one input channel."""
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
 def run_order(model: nn.Module, example: Tensor) -> list[str]:
-    """The names of ``weight_layers`` in the order in which they run; without those that do not."""
+    """Names of the ``weight_layers`` that run, in the order of their first run."""
     ran: dict[str, None] = {}
     layers = weight_layers(model).items()
     run_hooked(model, example, ((layer, lambda *_, name=name: ran.setdefault(name)) for name, layer in layers))
@@ -53,7 +53,7 @@ def run_order(model: nn.Module, example: Tensor) -> list[str]:
 
 
 def run_hooked(model: nn.Module, example: Tensor, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> None:
-    """Run the model once, in evaluation mode, with a forward hook on each of the layers; none of them stays."""
+    """Run the model once, in evaluation mode, with temporary forward hooks on the layers."""
     handles = [layer.register_forward_hook(hook) for layer, hook in hooks]
     try:
         with evaluating(model):
@@ -64,9 +64,9 @@ def run_hooked(model: nn.Module, example: Tensor, hooks: Iterable[tuple[nn.Modul
 
 
 def without_skipped(names: Iterable[str], skip: Sequence[str], kind: str = "layer") -> list[str]:
-    """Those of ``names`` that are not in the setting ``skip``. kind: what they are names of.
+    """``names`` without those in the setting ``skip``. kind: the noun for messages.
 
-    Raises UnsupportedModel for an unknown name.
+    Raises UnsupportedModel for an unknown name in ``skip``.
     """
     names = list(names)
     unknown = [name for name in skip if name not in names]

@@ -1,4 +1,4 @@
-"""Where a model is and how it runs: device, memory format, evaluation mode, mixed precision."""
+"""Device, memory format, evaluation mode and mixed precision of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """The same model on ``device``, its convolutions in the memory format that is fastest there."""
+    """The same model, moved to ``device`` with convolutions in channels_last, the fastest memory format."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -41,5 +41,5 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def channels_last(inputs: Tensor) -> Tensor:
-    """Images in the memory format that is fastest; anything else as it is."""
+    """Images ``(N, C, H, W)`` in channels_last; other inputs unchanged."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs

@@ -1,4 +1,4 @@
-"""A state-dict file into a model: read without running code, checked entry by entry, and loaded whole or not at all."""
+"""State-dict files: read without running code, checked entry by entry, and loaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SAVE = "Remedy: save it again with torch.save(model.state_dict(), path)"
 
 
 def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> list[str]:
-    """Load a state-dict file strictly, torch's or ``.safetensors``; what was converted, a line each.
+    """Load a state-dict file strictly, torch's or ``.safetensors``. Returns notes on conversions, a line each.
 
-    classes: where the task has some classes of a data set only, the outputs of a head for all of them that stay.
+    classes: for a task with some classes of a data set, the outputs to keep of a head for all of them.
     Raises WeightsError that names the file, or the entries that do not fit.
     """
     title = f"model.weights: {short(str(path), 200)}"
@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = N
             )
     try:
         model.load_state_dict(state)
-    except Exception as error:  # of a module that loads its entries in its own way
+    except Exception as error:  # from a module with its own way of loading
         raise WeightsError(
             f"{title} cannot be loaded ({first_line(error)}). Remedy: choose the model it is for"
         ) from error
@@ -54,7 +54,7 @@ def _read(title: str, path: Path) -> Any:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         raise WeightsError(f"model.weights: no file {short(str(path), 200)}. Remedy: check the path") from None
-    # Anything else may never end, and a pipe that nobody writes to never begins.
+    # A device may never end, and a pipe without a writer never begins.
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(mode), "a device")
@@ -63,14 +63,14 @@ def _read(title: str, path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of is refused below, or an error already
+            warnings.simplefilter("ignore")  # everything torch warns of is refused below
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise WeightsError(f"{title} is not a readable state-dict file ({first_line(error)}). {SAVE}") from error
 
 
 def _check_state(title: str, state: Any) -> None:
-    """Raises WeightsError unless it is a dict of names and dense tensors with values."""
+    """Raise WeightsError unless it is a dict of names and dense tensors with values."""
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{title} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
     for name, value in state.items():
@@ -90,7 +90,7 @@ def _check_state(title: str, state: Any) -> None:
 
 
 def _check_fit(title: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError where names, shapes or types are not the model's. Between types of floats is a conversion."""
+    """Raise WeightsError if names, shapes or types are not the model's. Floats of any precision are convertible."""
 
     def differing(fits: Callable[[Tensor, Tensor], bool], shape: Callable[[Tensor], object]) -> list[str]:
         both = [(name, state[name], own[name]) for name in own if name in state]
@@ -111,7 +111,7 @@ def _convertible(value: Tensor, mine: Tensor) -> bool:
 
 
 def _cut_head(tensor: Tensor, own: Tensor, classes: Sequence[int]) -> Tensor:
-    """The rows of ``classes``, where there is one of each in the model's own tensor, and more in the file's."""
+    """The rows of ``classes`` if the model has one row for each class and the file has more; else the tensor."""
     if not own.dim() == tensor.dim() > 0 or tensor.shape[1:] != own.shape[1:] or len(own) != len(classes):
         return tensor
     return tensor[list(classes)] if len(tensor) > max(len(own), *classes) else tensor

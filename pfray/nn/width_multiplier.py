@@ -1,4 +1,4 @@
-"""The width multiplier of a network (Howard et al. 2017, section 3.3), with channel counts that run well."""
+"""The width multiplier of a network (Howard et al. 2017, section 3.3), rounded to fast channel counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ def scaled(channels: int, width: float) -> int:
 
 
 def check_width(width: float) -> None:
-    """Raises ValueError unless ``0 < width <= 4``."""
+    """Raise ValueError unless ``0 < width <= 4``."""
     if not 0 < width <= 4:
         raise ValueError(f"width is {width}; allowed are numbers above 0 and up to 4")

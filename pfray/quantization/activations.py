@@ -1,8 +1,7 @@
-"""Activations of few bits: what a quantized layer reads is rounded to 2^k levels, by a range found once.
+"""Activations of few bits: inputs of quantized layers, rounded to 2^k levels of a range that is found once.
 
-The range is that of a fixed set of training inputs, in the model whose weights are not quantized yet, so it is the same
-for every plan. It lies in a submodule of the layer, with a hook of this module that applies it: whatever copies,
-pickles or exports the layer takes both along.
+The range comes from a fixed set of training inputs through the model with float weights, so it is the same for every
+plan. A submodule of the layer holds it and a forward pre-hook applies it; copies, pickles and exports keep both.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pfray.quantization import affine
 from pfray.task import Task
 
 NAME = "input_quantizer"
-# Values of a batch's inputs of one layer that are looked at, beside its smallest and its largest one.
+# Values sampled from a batch's inputs of one layer, in addition to the smallest and the largest.
 SAMPLE = 4096
 
 Ranges = dict[str, tuple[Tensor, Tensor]]
@@ -27,7 +26,7 @@ Ranges = dict[str, tuple[Tensor, Tensor]]
 class InputQuantizer(nn.Module):
     """Rounds to the 2^bits levels low, low + step, ...; gradients pass where nothing is clipped.
 
-    waiting: whether a training is not so far yet (``delayed_start.py``); in evaluation mode it makes no difference.
+    waiting: True in a training before its delay is over (``delayed_start.py``); ignored in evaluation mode.
     """
 
     low: Tensor
@@ -76,7 +75,7 @@ def input_ranges(
 ) -> Ranges:
     """(low ``(1,)``, step ``(1,)``) of the inputs of each layer, from the first ``images`` training inputs.
 
-    Raises UnsupportedModel for a layer that does not run on them, or that reads what is no number.
+    Raises UnsupportedModel for a layer that does not run on them, or that reads NaN or infinite values.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 

@@ -3,9 +3,8 @@
     Q(x) = a round((2^k - 1) (x - b) / a) / (2^k - 1) + b,    b <= x <= b + a
 
 Notation: code c = 0 .. 2^k - 1; step s = a / (2^k - 1); low b; so Q(x) = c s + b with c = round((x - b) / s). A weight
-in B buckets has b and s ``(B,)``. What lies outside the range gets the nearest end. ``symmetric``: zero is a level, as
-kernels for integers want it: c - 2^(k-1) is the signed integer, of which s is the scale (k = 1: the two levels -s/2,
-s/2).
+in B buckets has b and s ``(B,)``. Values outside the range are clipped to its ends. ``symmetric``: zero is a level, as
+integer kernels need it: c - 2^(k-1) is the signed integer and s its scale (k = 1: the two levels -s/2, s/2).
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def fit(
 ) -> tuple[Tensor, Tensor]:
     """(low ``(B,)``, step ``(B,)``) of the weight's ``count`` buckets.
 
-    method: the range is that of ``min_max``; leaves out what is beyond the ``percentile`` at each end; or is the
-    share of the whole range with the least squared error (``mse``).
+    method: the range from the smallest to the largest value (``min_max``), without values beyond the ``percentile`` at
+    both ends, or shrunk to the share with the least squared error (``mse``).
     A constant bucket has the step 0 and is exact. Raises ConfigError for bits other than 1 to 8.
     """
     check_bits(bits)
@@ -49,25 +48,25 @@ def fit(
 
 
 def encode(weight: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
-    """The codes, whole numbers in the weight's dtype and shape: those of the nearest level."""
+    """Codes of the nearest levels: whole numbers in the weight's dtype and shape."""
     step = spread(torch.where(step == 0, 1.0, step), weight)
     return weight.sub(spread(low, weight)).div_(step).round_().clamp_(0, 2**bits - 1)
 
 
 def decode(codes: Tensor, low: Tensor, step: Tensor) -> Tensor:
-    """The weights. Two operations that round as IEEE 754 says, so that the same codes always give the same bits."""
+    """The weights of the codes. Both operations round by IEEE 754, so the same codes always give the same bits."""
     return codes.mul(spread(step, codes)).add_(spread(low, codes))
 
 
 def quantize(weight: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Q of the weight."""
+    """Q(weight)."""
     return decode(encode(weight, low, step, bits), low, step)
 
 
 def fake_quantize(values: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Q of ``values`` by a range for all, whose gradient is that of the clipping alone (straight-through estimator).
+    """Q(values) with one range, whose gradient is the clipping's alone: the straight-through estimator.
 
-    Bengio et al. 2013: the rounding is taken for the identity.
+    Bengio et al. 2013: the rounding counts as the identity.
     """
     clipped = torch.minimum(torch.maximum(values.float(), low), low + step * (2**bits - 1))
     rounded = quantize(clipped.detach(), low, step, bits)
@@ -94,7 +93,7 @@ def _fit_rows(rows: Tensor, bits: int, symmetric: bool, method: Range, percentil
     if method != "mse":
         return best
     least = _squared_error(rows, *best, bits)
-    # Towards zero, which is where activations after a ReLU end and weights are most.
+    # Ranges shrink towards zero, where activations after a ReLU end and weights are densest.
     anchor = torch.where((bottom <= 0) & (top >= 0), 0.0, (bottom + top) / 2)
     for share in SHRUNK[1:]:
         grid = _grid(torch.lerp(anchor, bottom, share), torch.lerp(anchor, top, share), bits, symmetric)
@@ -112,12 +111,12 @@ def _grid(bottom: Tensor, top: Tensor, bits: int, symmetric: bool) -> tuple[Tens
     if bits == 1:
         return -largest, 2 * largest
     step = largest / (2 ** (bits - 1) - 1)
-    # A power of two times the step: exact, and so is then the zero.
+    # A power of two times the step is exact, and so zero is a level exactly.
     return -(2 ** (bits - 1)) * step, step
 
 
 def _squared_error(rows: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
-    """``(B,)``"""
+    """Squared errors ``(B,)`` of rows ``(B, R)``."""
     safe = torch.where(step == 0, 1.0, step)
     codes = rows.sub(low[:, None]).div_(safe[:, None]).round_().clamp_(0, 2**bits - 1)
     return codes.mul_(step[:, None]).add_(low[:, None]).sub_(rows).square_().sum(1)

@@ -1,7 +1,7 @@
-"""What the quantization learners share: a number of bits for every layer, the folded model, and its quantized weights.
+"""A number of bits for every layer, the folded model and its quantized weights: shared by the quantization learners.
 
-Notation: layer t has the weight W_t of |W_t| elements, which a plan gives b_t bits. The cost ``bits`` is their mean
-over all weights, sum(b_t |W_t|) / sum(|W_t|), layers without a knob left out (Wu et al. 2018, section 3.3).
+Notation: layer t has a weight W_t of |W_t| elements, which a plan gives b_t bits. The cost ``bits`` is the mean over
+all weights of layers with a knob, sum(b_t |W_t|) / sum(|W_t|) (Wu et al. 2018, section 3.3).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pfray.quantization.bn_folding import fold, foldable_norms, folded
 from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.fisher import fisher, lost_share
 from pfray.quantization.granularity import Buckets, bucket_count, check_finite
-from pfray.quantization.qparams import Lattice
+from pfray.quantization.qparams import QParams
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
 from pfray.training.loop import Hook
@@ -36,21 +36,21 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 
 @dataclass(frozen=True)
 class BitSettings:
-    """What every quantization learner lets one set.
+    """Settings of every quantization learner.
 
     min_bits, max_bits: the ends of every layer's knob. skip: layers left float, by name.
-    ends: whether the first and the last layer are quantized too; they hold few weights and lose much.
-    fold: whether batch norms are first folded into the layers before them. Off, because with a bucket for each channel
-        folding changes no output (a channel's scale is its range's too), and takes something away: batch norms whose
-        statistics a search puts right again, which is most of the accuracy at 2 and 3 bits, and that keep a training
-        stable at the usual learning rates; a folded network needs about a tenth of them. For 8 bits without training.
-    buckets: what has a range or codebook of its own: the whole ``tensor``, every output ``channel`` (of a transposed
+    ends: quantize the first and the last layer too; they hold few weights and lose much.
+    fold: fold batch norms into the layers before them first. Off by default: with a bucket for each channel folding
+        changes no output, because a channel's scale scales its range too, but it costs two things. A search
+        re-estimates batch-norm statistics, which is most of the accuracy at 2 and 3 bits; and batch norms keep a
+        training stable, without which it needs about a tenth of the learning rate. Useful for 8 bits without training.
+    buckets: granularity of ranges and codebooks: the whole ``tensor``, every output ``channel`` (of a transposed
         convolution every input channel), or every ``run`` of at most bucket_size weights.
-    activation_bits: of what the quantized layers read, 2 to 8; null leaves it float. images: training inputs that its
-        range is found on. range_from: how, and how that of even levels of the weights: ``min_max``, the ``percentile``
+    activation_bits: bits of the quantized layers' inputs, 2 to 8; null leaves them float. images: training inputs that
+        their ranges are found on. range_from: how, also for even levels of the weights: ``min_max``, the ``percentile``
         at both ends, or ``mse``, the least squared error.
-    delay: optimizer steps of a training until it rounds activations. freeze_norms: steps after which the statistics of
-        batch norms that are not folded stay as they are; null for never (``delayed_start.py``).
+    delay: optimizer steps of a training before activations are rounded. freeze_norms: steps after which the statistics
+        of batch norms that are not folded stay fixed; null for never (``delayed_start.py``).
     """
 
     min_bits: Bits = 1
@@ -71,28 +71,28 @@ class BitSettings:
         if self.min_bits >= self.max_bits:
             raise ValueError(f"min_bits is {self.min_bits} and max_bits is {self.max_bits}; min_bits must be below")
         if self.delay and self.activation_bits is None:
-            raise ValueError(f"delay is {self.delay} and activation_bits is null; delay is that of activations. "
+            raise ValueError(f"delay is {self.delay} and activation_bits is null, so there is nothing to delay. "
                              "Remedy: activation_bits=8, or delay=0")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What does not depend on the plan.
+    """Results that are the same for every plan.
 
-    norms: the batch norms to fold, by layer. lattices: by layer and bits. inputs: the ranges of what the layers read;
-    empty where that stays float. information: the Fisher information of the weights, by layer; empty where the
-    lattices do not depend on it.
+    norms: the batch norms to fold, by layer. levels: quantization parameters by layer and bits. inputs: ranges of the
+    layers' inputs; empty if those stay float. information: Fisher information of the weights, by layer; empty if the
+    levels do not depend on it.
     """
 
     norms: dict[str, str]
-    lattices: dict[str, dict[int, Lattice]]
+    levels: dict[str, dict[int, QParams]]
     inputs: Ranges
     information: dict[str, Tensor] = field(default_factory=dict)
 
     def error_curves(self, model: nn.Module, task: Task) -> dict[str, np.ndarray]:
         """What the predictions lose, to second order, by a layer's bits."""
-        lattices = {name: list(own.values()) for name, own in self.lattices.items()}
-        return error_curves(model, task, self.norms, lattices, self.information)
+        levels = {name: list(own.values()) for name, own in self.levels.items()}
+        return error_curves(model, task, self.norms, levels, self.information)
 
 
 def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
@@ -104,10 +104,10 @@ def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> lis
 def bit_space(
     model: nn.Module, task: Task, settings: BitSettings, numbers: Callable[[np.ndarray], np.ndarray | float]
 ) -> CompressionSpace:
-    """One whole number, the bits, for the weight of every quantized layer; costs as of ``layer_space``.
+    """A knob, the bits, for the weight of every quantized layer; costs as in ``layer_space``.
 
-    numbers(bits): how many numbers in float32 describe a bucket of so many bits, which ``size_bytes`` counts. Raises
-    UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
+    numbers(bits): float32 numbers that describe a bucket of so many bits, for ``size_bytes``. Raises UnsupportedModel
+    for an unknown name in ``skip``, and if no layer is left.
     """
     without_skipped(run_order(model, example_input(task)), settings.skip)
     names = quantized_layers(model, task, settings)
@@ -129,10 +129,10 @@ def layer_space(
     described: Callable[[np.ndarray], float] | None = None,
     **knob: Any,
 ) -> CompressionSpace:
-    """One knob, of the fields ``knob``, for each layer of ``names``.
+    """A knob with the fields ``knob`` for each layer of ``names``.
 
-    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes`` of all parameters at their bits, and of
-    what describes the buckets, ``described(bits)``.
+    Costs: ``bits``, the mean over the weights of these layers; ``size_bytes``, all parameters at their bits plus
+    ``described(bits)`` for the buckets' descriptions.
     """
     layers, macs = weight_layers(model), layer_macs(model, example_input(task))
     facts = {name: {"params": layers[name].weight.numel(), "macs": macs[name]} for name in names}
@@ -142,12 +142,13 @@ def layer_space(
 
 
 def prepare(
-    model: nn.Module, task: Task, settings: BitSettings, fit: Callable[..., Lattice], *, weighed: bool = False
+    model: nn.Module, task: Task, settings: BitSettings, fit: Callable[..., QParams], *, weighed: bool = False
 ) -> Prepared:
-    """All of ``Prepared``. fit(weight, bits, buckets): the lattice of a weight; ``weighed``, fit(weight, bits, buckets,
-    information) with the Fisher information of the weight.
+    """Fold, calibrate, and fit the levels of every layer for every number of bits.
 
-    Raises WeightsError for weights that are not finite, UnsupportedModel for a layer that calibration does not reach.
+    fit(weight, bits, buckets): quantization parameters of a weight. weighed: fit gets the weight's Fisher information
+    as a fourth argument. Raises WeightsError for weights that are not finite, UnsupportedModel for a layer that
+    calibration does not reach.
     """
     names = quantized_layers(model, task, settings)
     for name, layer in weight_layers(model).items():
@@ -155,13 +156,13 @@ def prepare(
     norms = foldable_norms(model, example_input(task, next(model.parameters()).device)) if settings.fold else {}
     whole = folded(model, norms)
     information = fisher(whole, names, task) if weighed else {}
-    lattices: dict[str, dict[int, Lattice]] = {}
+    levels: dict[str, dict[int, QParams]] = {}
     for name in names:
         weight = whole.get_submodule(name).get_parameter("weight").detach()
         count = bucket_count(weight, settings.buckets, settings.bucket_size)
         widths = range(settings.min_bits, settings.max_bits + 1)
         beside = (information[name],) if weighed else ()
-        lattices[name] = {bits: fit(weight, bits, count, *beside) for bits in widths}
+        levels[name] = {bits: fit(weight, bits, count, *beside) for bits in widths}
     inputs: Ranges = {}
     if settings.activation_bits is not None:
         ran = layer_macs(whole, example_input(task, next(model.parameters()).device))
@@ -174,27 +175,27 @@ def prepare(
             method=settings.range_from,
             percentile=settings.percentile,
         )
-    return Prepared(norms, lattices, inputs, information)
+    return Prepared(norms, levels, inputs, information)
 
 
 def error_curves(
     model: nn.Module,
     task: Task,
     norms: dict[str, str],
-    lattices: Mapping[str, Sequence[Lattice]],
+    levels: Mapping[str, Sequence[QParams]],
     information: Mapping[str, Tensor] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What the predictions lose by each of a layer's lattices, the widest last, from 0 to 1 (``fisher.py``).
+    """Predicted damage, 0 to 1, of each of a layer's levels, most bits last (``fisher.py``).
 
-    information: the Fisher information of the folded weights where it is known already.
+    information: the Fisher information of the folded weights, if it is known already.
     """
     whole = folded(model, norms)
-    information = information or fisher(whole, list(lattices), task)
+    information = information or fisher(whole, list(levels), task)
     curves = {}
-    for name, own in lattices.items():
+    for name, own in levels.items():
         weight = whole.get_submodule(name).get_parameter("weight").detach()
         lost = [lost_share(information[name], each.quantize(weight) - weight) for each in own]
-        curves[name] = np.minimum.accumulate(lost)  # a wider code can do what a narrower one does
+        curves[name] = np.minimum.accumulate(lost)  # more bits can do what fewer do
     return curves
 
 
@@ -226,14 +227,14 @@ def quantize(model: nn.Module, plan: Plan, settings: BitSettings, prepared: Prep
     fold(model, prepared.norms)
     floats = {}
     for name, bits in plan.items():
-        if name not in prepared.lattices:
+        if name not in prepared.levels:
             continue  # an earlier learner has taken the layer out
-        if bits not in prepared.lattices[name]:
+        if bits not in prepared.levels[name]:
             raise ConfigError(f"{name}: {bits:g} bits are not allowed. Allowed: whole numbers from {settings.min_bits} "
                               f"to {settings.max_bits}. Remedy: learner.min_bits and learner.max_bits")  # fmt: skip
         layer = model.get_submodule(name)
         floats[name] = layer.get_parameter("weight").detach().clone()
-        qparams.attach(layer, prepared.lattices[name][int(bits)])
+        qparams.attach(layer, prepared.levels[name][int(bits)])
         if settings.activation_bits is not None:
             for each in prepared.inputs.keys() & sharing(model, name):
                 activations.attach(model.get_submodule(each), *prepared.inputs[each], settings.activation_bits)
@@ -248,5 +249,5 @@ def _costs(
 
 
 def _described(bits: np.ndarray, counts: np.ndarray, numbers: Callable[[np.ndarray], np.ndarray | float]) -> float:
-    """Bytes of so many numbers for each of a layer's buckets."""
+    """Bytes that describe all buckets."""
     return float(np.sum(counts * numbers(bits))) * FLOAT_BITS / 8

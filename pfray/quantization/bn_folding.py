@@ -1,11 +1,11 @@
-"""Batch norm folded into the layer before it: a fixed scale and shift of each channel are the layer's own.
+"""Batch norm folded into the layer before it.
 
 Notation: the layer gives y = W x + c, and the batch norm, with its running statistics, g (y - m) / sqrt(v + e) + h.
-With t = g / sqrt(v + e) that is the layer W' = t W, c' = t (c - m) + h, output channel by output channel.
+With t = g / sqrt(v + e) both together are the layer W' = t W, c' = t (c - m) + h, output channel by output channel.
 
-A step of r on W with the norm's statistics and g as they are is a step of r t^2 on W': dL/dW = t dL/dW', and W' moves t
-times as far as W. So a folded layer's gradient is multiplied by t^2, or else small t, as trained networks have them,
-make the learning rate that the network was trained with many times too large.
+A step of r on W, with fixed statistics and g, is a step of r t^2 on W': dL/dW = t dL/dW', and W' moves t times as far
+as W. A folded layer's gradient is therefore multiplied by t^2. Otherwise the small t of trained networks would make
+their learning rate many times too large.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pfray.nn.dense import Dense, norms_behind
 from pfray.nn.fx import tensors
 from pfray.nn.modes import evaluating
 
-# In float64, so that what changes the model is told from rounding.
+# Relative, in float64, where rounding is far smaller than any real change of the model.
 TOLERANCE = 1e-6
 
 
 def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """The batch norms that can be folded into a layer, by the layer's name.
+    """Batch norms that can be folded into a layer, by the layer's name; ``model`` stays as it is.
 
-    Those that a layer's output goes to directly and nowhere else, and of which both run once. Proven by the outputs for
-    ``example``; the model is left as it is. Where they cannot be proven, none.
+    The layer's output goes to the batch norm directly and nowhere else, and both run once. Proven by the outputs for
+    ``example`` in float64; empty if the model cannot run so.
     """
     weights = [id(m.weight) for m in model.modules() if isinstance(m, Dense)]
     pairs = {
@@ -43,15 +43,16 @@ def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
         return {}  # it cannot run in float64, so nothing can be proven
     if _same(exact, pairs, example, before):
         return pairs
-    # Where another module reads what is between layer and norm, the outputs tell; each is then tried by itself.
+    # The outputs differ if another module reads the tensor between layer and norm; then each pair is tried by itself.
     return {layer: norm for layer, norm in pairs.items() if _same(exact, {layer: norm}, example, before)}
 
 
 @torch.no_grad()
 def fold(model: nn.Module, norms: dict[str, str]) -> None:
-    """Fold batch norms, by layer name, in place; an identity takes the place of each.
+    """Fold batch norms, by layer name, in place; an identity replaces each.
 
-    The layers then train as they did in front of their norms; their copies do not, and want ``train_as_unfolded``.
+    The layers then train as they did in front of their norms. Copies of them lose the hook and need
+    ``train_as_unfolded``.
     """
     scales = channel_scales(model, norms)
     for name, norm_name in norms.items():
@@ -67,7 +68,7 @@ def fold(model: nn.Module, norms: dict[str, str]) -> None:
 
 @torch.no_grad()
 def channel_scales(model: nn.Module, norms: dict[str, str]) -> dict[str, Tensor]:
-    """The t of each output channel, by layer name; float64."""
+    """t of each output channel, ``(O,)`` float64, by layer name."""
     scales = {}
     for name, norm_name in norms.items():
         norm: Any = model.get_submodule(norm_name)
@@ -77,7 +78,7 @@ def channel_scales(model: nn.Module, norms: dict[str, str]) -> dict[str, Tensor]
 
 
 def train_as_unfolded(weight: nn.Parameter, scale: Tensor) -> None:
-    """Multiply the gradient of a folded weight by t^2, so that a learning rate means what it did before."""
+    """Multiply the gradient of a folded weight by t^2, so that a learning rate means the same as before."""
     if weight.requires_grad:
         factors = _by_channel(scale.square(), weight).to(weight)
         weight.register_hook(lambda gradient: gradient * factors)

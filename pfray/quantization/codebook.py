@@ -5,9 +5,9 @@ weight's code is the index of the nearest one. In one dimension the weights of a
 sorted weights only the K - 1 borders have to be found, and with cumulative sums a step of Lloyd's algorithm (k-means)
 costs K log R.
 
-Where the weights are of unequal importance f_1, ..., f_R, what is least is sum f_r (x_r - c)^2, and a codeword the mean
-of its weights so weighed (Choi, El-Khamy & Lee 2017, "Towards the limit of network quantization", section 3.2, with the
-Hessian's diagonal as importance). Without, f_r = 1.
+With importances f_1, ..., f_R of the weights, sum f_r (x_r - c)^2 is minimized, and a codeword is the weighted mean of
+its weights (Choi, El-Khamy & Lee 2017, "Towards the limit of network quantization", section 3.2, with the Hessian's
+diagonal as importance). Without them f_r = 1.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pfray.quantization.granularity import per_bucket, run_length
 
 Codebook = Literal["kmeans", "quantile", "uniform"]
 
-# Where k-means starts, as Lloyd's algorithm ends in whichever minimum is near: powers of the gaps between neighbouring
-# weights, whose sum each codeword gets an equal share of. 0 gives the quantiles and 1 evenly spaced codewords. The best
-# ones for many codewords lie as the density to the power of 1/3 (Panter & Dite 1951), which is the power 2/3 of gaps.
+# Starts of k-means, because Lloyd's algorithm ends in the nearest local minimum. Each is a power p: codewords get equal
+# shares of the sum of (gap between neighbouring weights)^p. p = 0 gives the quantiles, p = 1 evenly spaced codewords.
+# For many codewords the optimal density is the weights' to the power 1/3 (Panter & Dite 1951), which is p = 2/3.
 STARTS = (0.0, 1 / 3, 2 / 3, 5 / 6, 1.0)
-# The least importance of a weight, as a share of the mean of its bucket. Weights that matter little each are many: left
-# to chance, they are all rounded to the same side, and together move what the next layer reads.
+# Least importance of a weight, as a share of its bucket's mean. Weights of little importance are many: without this
+# they may all be rounded to the same side, and together shift the next layer's inputs.
 LEAST = 0.5
-# Steps from each start, and from the best of what these gave; the last ones end where no codeword moves by more than
-# TOLERANCE of their mean distance.
+# Steps from each start, then from the best result; they end early when no codeword moves by more than TOLERANCE of the
+# codewords' mean distance.
 TRIES, STEPS = 20, 200
 TOLERANCE = 1e-3
 
@@ -41,9 +41,9 @@ def fit(
 ) -> Tensor:
     """Codebooks ``(B, 2^k)``, rising, of the weight's ``count`` buckets, in the weight's dtype.
 
-    method: ``uniform``, evenly spaced from the smallest to the largest weight (Han et al.: linear); ``quantile``, as
-    many weights to each codeword; ``kmeans``, the least squared error. importance: of each weight, none below 0, for
-    the squared error of ``kmeans``; None for all the same. Raises ConfigError for bits other than 1 to 8.
+    method: ``uniform``, evenly spaced from the smallest to the largest weight (Han et al.: linear); ``quantile``,
+    equally many weights for each codeword; ``kmeans``, the least squared error. importance: of each weight, 0 or more,
+    for the squared error of ``kmeans``; None for equal ones. Raises ConfigError for bits other than 1 to 8.
     """
     check_bits(bits)
     importance = torch.ones_like(weight) if importance is None else importance
@@ -52,7 +52,7 @@ def fit(
 
 
 def encode(weight: Tensor, codebook: Tensor) -> Tensor:
-    """The codes, int64 of the weight's shape: the index of the nearest codeword in its bucket's codebook."""
+    """Codes, int64 of the weight's shape: the index of the nearest codeword in the bucket's codebook."""
     borders = (codebook[:, 1:] + codebook[:, :-1]) / 2
     flat, run = weight.detach().flatten(), run_length(weight.numel(), len(codebook))
     padded = torch.nn.functional.pad(flat, (0, run * len(codebook) - len(flat))).view(len(codebook), run)
@@ -60,21 +60,21 @@ def encode(weight: Tensor, codebook: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor, codebook: Tensor) -> Tensor:
-    """The weights."""
+    """The codewords of the codes, in the codes' shape."""
     return codebook.flatten()[_places(codes, codebook)]
 
 
 def sum_by_codeword(values: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
-    """``(B, 2^k)``: the sum of ``values``, of the weight's shape, over the weights of each codeword.
+    """Sums ``(B, 2^k)`` of ``values``, of the weight's shape, over the weights of each codeword.
 
-    Of a weight's gradients this is the codeword's gradient (Han et al. 2016, equation 3).
+    For a weight's gradient this is the codewords' gradient (Han et al. 2016, equation 3).
     """
     sums = torch.zeros_like(codebook).flatten()
     return sums.index_add_(0, _places(codes, codebook).flatten(), values.flatten()).view(codebook.shape)
 
 
 def _places(codes: Tensor, codebook: Tensor) -> Tensor:
-    """The codes as indices into all codebooks, one after the other."""
+    """The codes as indices into the flattened codebooks."""
     count, size = codebook.shape
     if count == 1:
         return codes
@@ -90,7 +90,7 @@ def _fit_rows(rows: Tensor, importance: Tensor, size: int, method: Codebook) -> 
         return (_spaced(ordered, size, 0.0 if method == "quantile" else 1.0).to(rows.dtype),)
     mass = importance.double().gather(1, order)
     mean = mass.mean(1, keepdim=True)
-    # A row of which no weight matters is fitted as if all did.
+    # A row of zero importance is fitted as if all its weights were equally important.
     mass = torch.where(mean > 0, mass / mean, 1.0).clamp_min(LEAST)
     sums = _Sums(ordered, _cumulative(mass), _cumulative(mass * ordered), _cumulative(mass * ordered.square()))
     runs = [_lloyd(sums, _spaced(ordered, size, power), TRIES) for power in STARTS]
@@ -103,7 +103,7 @@ def _fit_rows(rows: Tensor, importance: Tensor, size: int, method: Codebook) -> 
 
 
 class _Sums(NamedTuple):
-    """The sorted weights ``(B, R)``, and from 0 the sums of f, f x and f x^2 over them, each ``(B, R + 1)``."""
+    """The sorted weights ``(B, R)`` and the cumulative sums of f, f x and f x^2, each ``(B, R + 1)`` from 0."""
 
     ordered: Tensor
     mass: Tensor
@@ -112,22 +112,22 @@ class _Sums(NamedTuple):
 
 
 def _spaced(ordered: Tensor, size: int, power: float) -> Tensor:
-    """``(B, K)``: codewords with equal shares of the sum of the gaps to the ``power`` between them."""
+    """Codewords ``(B, K)`` with equal shares of the sum of gap^power between them."""
     if power == 1.0:
         places = torch.linspace(0, 1, size, dtype=ordered.dtype, device=ordered.device)
         return torch.lerp(ordered[:, :1], ordered[:, -1:], places)
-    # 0^0 is 1, so that for the quantiles equal weights count too.
+    # 0^0 is 1, so equal weights count for the quantiles too.
     shares = _cumulative(ordered.diff(dim=1).pow(power))
     wanted = (torch.arange(size, dtype=ordered.dtype, device=ordered.device) + 0.5) / size * shares[:, -1:]
     return ordered.gather(1, torch.searchsorted(shares, wanted).clamp_max(ordered.shape[1] - 1))
 
 
 def _lloyd(sums: _Sums, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """(codebooks ``(B, K)`` after so many steps or when they are still, their squared errors ``(B,)``)."""
+    """(codebooks ``(B, K)`` after ``steps`` steps or at convergence, their squared errors ``(B,)``)."""
     tolerance = TOLERANCE * (sums.ordered[:, -1] - sums.ordered[:, 0]) / codebook.shape[1]
     for _ in range(steps):
         counts, mass, first, _ = _clusters(sums, codebook)
-        # A codeword that no weight is nearest to stays where it is.
+        # A codeword without weights stays where it is.
         moved = torch.where(counts > 0, first / mass, codebook)
         still = (moved - codebook).abs().amax(1) <= tolerance
         codebook = moved
@@ -140,7 +140,7 @@ def _lloyd(sums: _Sums, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _clusters(sums: _Sums, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each codeword ``(B, K)``: how many weights are nearest to it, and their sums of f, f x and f x^2."""
+    """(weights nearest to each codeword, their sums of f, f x and f x^2), each ``(B, K)``."""
     borders = torch.searchsorted(sums.ordered, (codebook[:, 1:] + codebook[:, :-1]) / 2, right=True)
     start = torch.zeros_like(borders[:, :1])
     ends = torch.cat([start, borders, torch.full_like(start, sums.ordered.shape[1])], 1)
@@ -149,5 +149,5 @@ def _clusters(sums: _Sums, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _cumulative(values: Tensor) -> Tensor:
-    """``(B, R + 1)``, from 0."""
+    """Cumulative sums ``(B, R + 1)``, from 0."""
     return torch.nn.functional.pad(values.cumsum(1), (1, 0))

@@ -1,12 +1,11 @@
-"""What a quantization-aware training does not begin with: rounded activations, and batch norms that stay as they are.
+"""Delays of a quantization-aware training: rounded activations and frozen batch norms start after some steps.
 
-* Activations are rounded only after ``delay`` steps, so that at first the network can settle and the rounding does not
-  cut off what is still on its way (Jacob et al. 2018, section 3.1; PocketFlow: ``uqtf_quant_delay``, which waits with
-  the weights too).
-* After ``freeze_norms`` steps the statistics of batch norms stay, and are those that normalize in training as well, as
-  they do in what is shipped (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.1; ``uqtf_freeze_bn_delay``).
+* Activations are rounded only after ``delay`` steps, so that ranges that still change cut nothing off (Jacob et al.
+  2018, section 3.1; PocketFlow's ``uqtf_quant_delay`` delays the weights too).
+* After ``freeze_norms`` steps the statistics of batch norms stay fixed and normalize in training as well, as in the
+  shipped model (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.1; ``uqtf_freeze_bn_delay``).
 
-Outside of a training everything is rounded, from the first step on.
+In evaluation mode everything is rounded, from the first step on.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from pfray.training.loop import Hook, StatefulHook
 
 
 class Delays:
-    """A training's hook that keeps both, around the learner's own ``hook``, whose state it passes on."""
+    """A training hook for both delays, around the learner's own ``hook``, whose state it passes on."""
 
     def __init__(self, model: nn.Module, hook: Hook | None, delay: int, freeze_norms: int | None) -> None:
         self.model, self.hook, self.delay, self.freeze_norms = model, hook, delay, freeze_norms
 
     def __call__(self, step: int) -> None:
-        # Looked for each time, because several workers may put other batch norms in their place.
+        # Searched each time, because training on several workers may replace batch norms.
         for module in self.model.modules():
             if isinstance(module, InputQuantizer):
                 module.waiting = step < self.delay
@@ -46,5 +45,5 @@ class Delays:
 
 
 def with_delays(model: nn.Module, hook: Hook | None, delay: int = 0, freeze_norms: int | None = None) -> Hook | None:
-    """The ``hook`` of the model's training with what is to come late; as it is where nothing is."""
+    """The ``hook`` of the model's training with the delays; ``hook`` itself if there are none."""
     return Delays(model, hook, delay, freeze_norms) if delay or freeze_norms is not None else hook

@@ -1,13 +1,13 @@
-"""What a change of a layer's weight does to the model's predictions, to second order, without a measurement.
+"""The Fisher information of weights: how much a change of them moves the model's predictions, to second order.
 
 Notation: weights w, their change d, predictions p(y | x, w). For small d the predictions move by
 
     KL(p(. | w) || p(. | w + d)) = 1/2 d^T F d + ...,   F = E_x E_{y ~ p(. | x, w)} [grad log p grad log p^T],
 
-the Fisher information (Kunstner et al. 2019, "Limitations of the empirical Fisher approximation", section 2). Of F the
-diagonal is kept, as in Optimal Brain Damage (LeCun et al. 1990): rounding errors of two weights are nearly independent.
-Because the labels are drawn from the predictions, gradients have a mean of zero, so the mean gradient g of B labels
-gives B E[g^2] = diag F, whatever B.
+the Fisher information (Kunstner et al. 2019, "Limitations of the empirical Fisher approximation", section 2). Only the
+diagonal of F is kept, as in Optimal Brain Damage (LeCun et al. 1990): rounding errors of two weights are nearly
+independent. Labels are drawn from the predictions, so gradients have a mean of zero, and the mean gradient g of B
+labels gives B E[g^2] = diag F for any B.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ IMAGES, BATCH = 500, 10
 
 
 def fisher(model: nn.Module, names: Sequence[str], task: Task, images: int = IMAGES) -> dict[str, Tensor]:
-    """The diagonal of F, in nats, for the weight of each layer of ``names``, of the weight's shape.
+    """The diagonal of F, in nats and in the weight's shape, for each layer of ``names``.
 
-    images: training inputs that it is the mean over. Where the task's loss is not the cross entropy there is nothing to
-    draw labels from; the targets take their place, and it is the empirical Fisher information.
+    images: training inputs to average over. For a loss other than the cross entropy no labels can be drawn; the targets
+    are used, which gives the empirical Fisher information.
     """
     model = copy.deepcopy(model).eval().requires_grad_(True)
     weights = {name: model.get_submodule(name).get_parameter("weight") for name in names}
@@ -51,14 +51,14 @@ def fisher(model: nn.Module, names: Sequence[str], task: Task, images: int = IMA
 
 
 def _drawn(outputs: Tensor, draws: torch.Generator) -> Tensor:
-    """Labels ``(N, ...)`` by the chances that outputs ``(N, K, ...)`` give the K classes, on the CPU."""
+    """Labels ``(N, ...)`` drawn by the class probabilities of outputs ``(N, K, ...)``, on the CPU."""
     chances = outputs.softmax(1).nan_to_num(nan=1.0).movedim(1, -1).cpu()
     return torch.multinomial(chances.flatten(0, -2), 1, generator=draws).view(chances.shape[:-1])
 
 
 def lost_share(information: Tensor, change: Tensor) -> float:
-    """1 - exp(-KL) of a weight's ``change``: 0 where the predictions stay, towards 1 where they are gone.
+    """1 - exp(-KL) of a weight's ``change``: 0 for unchanged predictions, towards 1 for lost ones.
 
-    The shares that several layers leave, multiplied, are then what all of them leave together.
+    The shares 1 - lost of several layers multiply.
     """
     return -math.expm1(-0.5 * float((information * change.square()).sum()))

@@ -1,8 +1,8 @@
-"""A weight cut into buckets, each quantized by itself.
+"""Granularity of a quantized weight: it is cut into buckets, each quantized by itself.
 
 Notation: a weight has n elements, in the order of ``weight.flatten()``, cut into B runs of R = ceil(n / B); the last
-run may be shorter. B alone says where every bucket begins, so nothing else has to be stored. One bucket is the whole
-tensor, and as many as the first axis is long are the output channels of a convolution or linear layer.
+run may be shorter. B alone gives the start of every bucket, so nothing else has to be stored. B = 1 is the whole
+tensor, B = O the output channels of a convolution or linear layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Buckets = Literal["tensor", "channel", "run"]
 
 
 def bucket_count(weight: Tensor, buckets: Buckets, bucket_size: int) -> int:
-    """B. ``run``: as few runs of equal length as have at most ``bucket_size`` weights each."""
+    """B. ``run``: the fewest runs of equal length with at most ``bucket_size`` weights each."""
     if buckets == "run":
         return max(1, math.ceil(weight.numel() / bucket_size))
     return len(weight) if buckets == "channel" else 1
@@ -34,10 +34,10 @@ def run_length(size: int, count: int) -> int:
 def per_bucket(
     function: Callable[..., tuple[Tensor, ...]], weight: Tensor, count: int, *beside: Tensor
 ) -> list[Tensor]:
-    """``function`` of the buckets as the rows of a matrix ``(B, R)``; each tensor it gives has B for its first axis.
+    """Results of ``function`` on the buckets as rows ``(B, R)``; each tensor that it returns has B as the first axis.
 
-    beside: tensors of the weight's shape that are cut like it, for the function's further arguments. Where the last run
-    is shorter it is a matrix of its own.
+    beside: tensors of the weight's shape, cut likewise and passed as further arguments. A shorter last run is passed as
+    a matrix of its own.
     """
     run = run_length(weight.numel(), count)
     whole = weight.numel() // run
@@ -51,7 +51,7 @@ def per_bucket(
 
 
 def spread(values: Tensor, weight: Tensor) -> Tensor:
-    """Each bucket's value ``(B,)`` at all of its weights: broadcastable to the weight's shape."""
+    """Values ``(B,)`` of the buckets, broadcastable to the weight's shape."""
     if len(values) == 1:
         return values
     if len(values) == len(weight):
@@ -61,7 +61,7 @@ def spread(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def check_finite(name: str, weight: Tensor) -> None:
-    """Raises WeightsError where a weight cannot be quantized."""
+    """Raise WeightsError for a weight with NaN or infinite values."""
     bad = weight.numel() - int(weight.isfinite().sum())
     if bad:
         raise WeightsError(

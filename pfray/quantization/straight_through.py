@@ -1,11 +1,11 @@
-"""Training weights that stay quantized: the straight-through estimator, as a hook after each optimizer step.
+"""Training of weights that stay quantized: the straight-through estimator, as a hook after each optimizer step.
 
-Notation: a layer has a latent float weight V and shows the model W = Q(V). The estimator takes the gradient at W for
-that at V (Bengio et al. 2013; Hubara et al. 2016). So after a step of any linear optimizer that has moved W by D,
+Notation: a layer has a latent float weight V and shows the model W = Q(V). The estimator uses the gradient at W as the
+gradient at V (Bengio et al. 2013; Hubara et al. 2016). After a step of any linear optimizer that has moved W by D,
 
     V <- V + D,    W <- Q(V)
 
-which needs no other module, parameter or backward pass: only the weight decay differs, as it is that of W.
+which needs no further module, parameter or backward pass. Only the weight decay differs: it acts on W.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pfray.quantization.qparams import Lattice, lattice_of
+from pfray.quantization.qparams import QParams, qparams_of
 
 
 class StraightThrough:
-    """The hook of a quantized model's training. A subclass may move the lattice too.
+    """The hook of a quantized model's training. A subclass may move the levels too.
 
-    layers: quantized layers, by name. latents: their float weights. The state is in the latents and in the layers'
-    buffers; a checkpoint keeps the first by ``state_dict``, and the second with the model.
+    layers: quantized layers, by name. latents: their float weights. A checkpoint keeps the latents by ``state_dict``
+    and the layers' buffers with the model.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], latents: Mapping[str, Tensor]) -> None:
         self.layers, self.latents = dict(layers), dict(latents)
-        # What each weight was before the step.
+        # Each weight before the step.
         self.shown: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -41,11 +41,11 @@ class StraightThrough:
     def moved(self, name: str, change: Tensor, step: int) -> Tensor:
         """The layer's weight after a step that changed it by ``change``."""
         self.latents[name] += change
-        return self.lattice(name).quantize(self.latents[name])
+        return self.qparams(name).quantize(self.latents[name])
 
-    def lattice(self, name: str) -> Lattice:
-        """The layer's, as its buffers say."""
-        found = lattice_of(dict(self.layers[name].named_buffers(recurse=False)), "weight")
+    def qparams(self, name: str) -> QParams:
+        """Quantization parameters of the layer, from its buffers."""
+        found = qparams_of(dict(self.layers[name].named_buffers(recurse=False)), "weight")
         assert found is not None, "a quantized layer"
         return found
 

@@ -1,21 +1,47 @@
-"""What the user sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run for its user: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pfray.reporting.observers import Observer, SearchState
+
 # Seconds between two plain lines of one stage.
 PAUSE = 5.0
 
 
-class Stage:
-    """One stage of a run: ``update`` with what is done of ``total``, and a few words."""
+class Progress(Observer):
+    """Shows stages and notes on one console."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.lines: dict[str, _Line] = {}
+
+    def stage_started(self, stage: str, total: int | None) -> None:
+        self.lines[stage] = _Line(self.console, stage, total)
+
+    def stage_advanced(self, stage: str, done: int, words: str) -> None:
+        if line := self.lines.get(stage):  # none where a thread is late
+            line.update(done, words)
+
+    def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:
+        self.lines.pop(stage).close(seconds, failed)
+
+    def trial_finished(self, search: SearchState) -> None:
+        best, failed = search.best, search.failed
+        words = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
+        self.stage_advanced(search.stage, len(search.records), words + (f", {failed} failed" if failed else ""))
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Line:
+    """The line, or lines, of one stage."""
 
     def __init__(self, console: Console, name: str, total: int | None) -> None:
         self.console, self.name, self.total = console, name, total
@@ -26,19 +52,20 @@ class Stage:
         if console.is_terminal:
             columns = (
                 TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.fields[words]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = Bar(*columns, console=console)
-            self.task = self.bar.add_task(name, total=total, note="")
+            self.task = self.bar.add_task(name, total=total, words="")
             self.bar.start()
         else:
             self._print("started")
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, words: str) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, note=note)
+            self.bar.update(self.task, completed=done, words=words)
             return
         now = time.monotonic()
+        # Work that an earlier session did does not enter the rate.
         self.first_done = done - 1 if self.first_done is None else self.first_done
         if now - self.last_line < PAUSE and done != self.total:
             return
@@ -47,43 +74,13 @@ class Stage:
         if self.total and done < self.total and done > self.first_done:
             rate = (now - self.started) / (done - self.first_done)
             left = f", about {rate * (self.total - done):.0f} s left"
-        self._print(f"{done}/{self.total} {note}{left}" if self.total else f"{done} {note}")
+        self._print(f"{done}/{self.total} {words}{left}" if self.total else f"{done} {words}")
 
-    def close(self, failed: bool) -> None:
+    def close(self, seconds: float, failed: bool) -> None:
         if self.bar is not None:
             self.bar.stop()
         elif not failed:
-            self._print(f"done in {time.monotonic() - self.started:.1f} s")
+            self._print(f"done in {seconds:.1f} s")
 
     def _print(self, text: str) -> None:
         self.console.print(f"[{self.name}] {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-class Progress:
-    """The stages of one run, on one console, and the seconds each of them took.
-
-    on_stage(name, running): called where a stage begins and where it ends, while it is set.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.seconds: dict[str, float] = {}
-        self.on_stage: Callable[[str, bool], None] | None = None
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        stage = Stage(self.console, name, total)
-        started, failed = time.monotonic(), True
-        if self.on_stage is not None:
-            self.on_stage(name, True)
-        try:
-            yield stage
-            failed = False
-        finally:
-            stage.close(failed)
-            if self.on_stage is not None:
-                self.on_stage(name, False)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

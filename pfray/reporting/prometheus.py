@@ -1,20 +1,21 @@
-"""A run's numbers as Ray metrics: what a cluster's Prometheus collects, and its dashboard shows.
+"""Ray metrics of a run: a cluster's Prometheus collects them, and its dashboard shows them.
 
 All are gauges of the driver with the tag ``experiment``; ``docs/guide.md`` lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ray.util.metrics import Gauge
+
+from pfray.reporting.observers import Observer, SearchState
 
 # Finished trials that the rate is taken over: enough to smooth it, few enough to show a change.
 RECENT = 20
 
 
-class Metrics:
+class Prometheus(Observer):
     """experiment: the name of the run. Needs a Ray that this process is connected to."""
 
     def __init__(self, experiment: str) -> None:
@@ -29,21 +30,22 @@ class Metrics:
         self.rate = gauge("candidates_per_minute", f"Trials finished in a minute, of the last {RECENT}.")
         self.stage = gauge("stage", "1 for the stage that the run is in, 0 for those it was in.", "stage")
 
-    def trial(
-        self, records: Sequence[Mapping[str, Any]], count: Mapping[str, Any], best: Mapping[str, Any] | None
-    ) -> None:
-        """What the search knows after another trial: a searcher's ``records``, ``count`` and ``best``."""
-        self.done.set(count["finished"])
-        self.failed.set(count["failed"])
-        if best is not None:
-            self.best.set(best["score"])
-        times = [record["finished_at"] for record in records if record["finished_at"] is not None]
+    def trial_finished(self, search: SearchState) -> None:
+        if search.stage != "search":
+            return
+        self.done.set(len(search.records) - search.failed)
+        self.failed.set(search.failed)
+        if search.best is not None:
+            self.best.set(search.best["score"])
+        times = [record["finished_at"] for record in search.records if record["finished_at"] is not None]
         if (rate := per_minute(times[-RECENT:])) is not None:
             self.rate.set(rate)
 
-    def enter(self, stage: str, running: bool) -> None:
-        """A stage began, or ended."""
-        self.stage.set(float(running), {"stage": stage})
+    def stage_started(self, stage: str, total: int | None) -> None:
+        self.stage.set(1.0, {"stage": stage})
+
+    def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:
+        self.stage.set(0.0, {"stage": stage})
 
 
 def per_minute(times: Sequence[float]) -> float | None:

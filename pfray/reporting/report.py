@@ -16,6 +16,7 @@ from pfray.reporting.remarks import headline, remarks, score_text
 from pfray.reporting.report_input import Record, number, read_trials
 from pfray.reporting.summary import Summary
 from pfray.reporting.template import PAGE
+from pfray.storage.run_folder import RunFolder
 from pfray.units import UNITS, latency_text, size_text
 from pfray.utils.files import write_atomically
 
@@ -28,15 +29,15 @@ def write(run_dir: Path) -> Path:
 
     Raises StorageError where the run's own files are missing or damaged, or the report cannot be written.
     """
-    summary = Summary.read(run_dir / "summary.json")
-    trials, unreadable = read_trials(run_dir / "search" / "trials.jsonl")
+    run = RunFolder(run_dir)
+    summary = Summary.read(run.summary)
+    trials, unreadable = read_trials(run.trials)
     notes = remarks(summary)
     if unreadable:
         total = len(trials) + unreadable
-        notes.append(f"{unreadable} of {total} lines of trials.jsonl cannot be read and are left out")
-    path = run_dir / "report.html"
-    write_atomically(path, _page(summary, trials, notes))
-    return path
+        notes.append(f"{unreadable} of {total} lines of {run.trials.name} cannot be read and are left out")
+    write_atomically(run.report, _page(summary, trials, notes))
+    return run.report
 
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:
@@ -58,12 +59,12 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     sections = [
         ("Result", "Measured on the test split, which the search never saw. Small print: relative to the teacher.",
          _table(summary)),
-        ("Score by trial", "", _draw(figures.scores(trials), "scores") + _origins(trials)),
+        ("Score by trial", "", draw(figures.scores(trials), "scores") + _origins(trials)),
         ("Accuracy against cost", "Trials are measured before the final retraining, and on the validation split.",
-         _draw(figures.accuracy_by_cost(trials, final, unit), "cost")),
+         draw(figures.accuracy_by_cost(trials, final, unit), "cost")),
         ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
-         _draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
-        ("Time", "", _draw(figures.stage_bars(summary.seconds), "seconds")),
+         draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
+        ("Time", "", draw(figures.stage_bars(summary.seconds), "seconds")),
     ]  # fmt: skip
     if choice.get("rescored"):
         note = "The best trials, and the first, measured again on all validation images; the best of them was chosen."
@@ -88,7 +89,7 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     return PAGE.substitute(parts)
 
 
-def _draw(figure: Any, name: str) -> str:
+def draw(figure: Any, name: str) -> str:
     config = {"displayModeBar": False, "responsive": True}
     return plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=name)
 

@@ -128,7 +128,7 @@ class Agent:
         mean = np.zeros(self.low.size)
         if not explore:
             with torch.no_grad():
-                mean = (actor or self.actor)(self._normal(observation.reshape(1, -1)))[0].double().numpy()
+                mean = (actor or self.actor)(self.normalized(observation.reshape(1, -1)))[0].double().numpy()
         action = _truncated(mean, noise, self.rng.random(mean.shape)) if noise > 0 else mean
         scaled = self.low.ravel() + (action + 1) / 2 * (self.high - self.low).ravel()
         return scaled.reshape(self.low.shape).astype(np.float32)
@@ -145,7 +145,7 @@ class Agent:
     def values(self, observations: np.ndarray, actions: np.ndarray, movable: np.ndarray) -> np.ndarray:
         """Mean Q ``(N,)`` of actions ``(N, G, A)`` for a group. movable ``(G, 1)``: see ``remember``."""
         with torch.no_grad():
-            states = self._normal(observations).expand(len(actions), -1, -1)
+            states = self.normalized(observations).expand(len(actions), -1, -1)
             scaled, mask = torch.from_numpy(actions.astype(np.float32)), torch.from_numpy(movable).float()
             return self.critic(torch.cat([states, self._without_common_step(scaled, mask)], -1)).mean((1, 2)).numpy()
 
@@ -195,7 +195,7 @@ class Agent:
         memory = {key: array.reshape(groups, self.group, -1) for key, array in memory.items()}
         for _ in range(updates):
             drawn = self.rng.choice(groups, self.batch, p=probabilities)
-            state = self._normal(memory["observation"][drawn])
+            state = self.normalized(memory["observation"][drawn])
             action, movable = (torch.from_numpy(memory[key][drawn]) for key in ("action", "bound"))
             if self.parameter_noise is not None:
                 with torch.no_grad():
@@ -219,7 +219,7 @@ class Agent:
         value = torch.from_numpy(reward - np.float32(self.baseline or 0.0))
         if self.gamma:
             with torch.no_grad():
-                ahead = self._normal(next_observation)
+                ahead = self.normalized(next_observation)
                 action = self.networks["target_actor"](ahead)
                 next_value = self.networks["target_critic"](torch.cat([ahead, action], -1))
             value = value + self.gamma * torch.from_numpy(1 - done) * next_value
@@ -239,7 +239,7 @@ class Agent:
                 target, source = self.networks[f"target_{name}"], self.networks[name]
                 torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), self.tau)
 
-    def _normal(self, observation: np.ndarray) -> torch.Tensor:
+    def normalized(self, observation: np.ndarray) -> torch.Tensor:
         """Observations standardized by running mean and deviation; constant ones are only centered."""
         if not self.normalize:
             return torch.from_numpy(observation.astype(np.float32))

@@ -80,7 +80,7 @@ class PersistentSearch:
     def _learn(self, record: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def write_record(self, record: dict[str, Any]) -> None:
         if self.folder is None:
             return
         line = json.dumps(record)

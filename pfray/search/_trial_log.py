@@ -15,12 +15,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfray.errors import StorageError, shown
-from pfray.search import _plan_file, _state
+from pfray.search import _plan_file
 from pfray.space import CompressionSpace
 from pfray.utils.files import write_atomically
 
-TRIALS = "trials.jsonl"
-TIMED = "timed_plans.json"
+# The folder of a search in the folder of its run, and the file of its trials there.
+FOLDER, TRIALS = "search", "trials.jsonl"
 
 
 class Record(BaseModel):
@@ -103,30 +103,6 @@ def checksum(records: Sequence[dict[str, Any]]) -> int:
 def add_line(total: int, line: str) -> int:
     """Checksum ``total`` extended by one line."""
     return zlib.crc32(line.encode(), total)
-
-
-def check_run(folder: Path, space: CompressionSpace, trials: int) -> None:
-    """Check the search files of a run to resume, so that losses are reported before any work.
-
-    Raises StorageError for damaged files, or if trials are missing that later stages of the run are based on.
-    """
-    search, again = folder / "search" / TRIALS, folder / "rescore" / TRIALS
-    found, rescored = read_trials(search, space, trials), read_trials(again, space, trials)
-    timed = search.with_name(TIMED)
-    # Results of the chosen plan, and of the search.
-    chosen = [*(folder / "training").glob("compressed*"), *([timed] if timed.exists() else [])]
-    begun = [*chosen, *([again] if rescored else [])]
-    finished = _state.saved_trial_count(search.parent)
-    remedy = "Remedy: put the file back, or --force to begin anew"
-    if not found and (finished or begun):
-        what = f"the search had finished {finished}" if finished else f"{begun[0]} was made of some"
-        state = "holds no trial" if search.exists() else "is missing"
-        raise StorageError(f"{search} {state}, and {what}. {remedy}")
-    if len(found) < finished and begun:
-        raise StorageError(f"{search} holds {len(found)} trials; the search had finished {finished}, and {begun[0]} "
-                           f"was made of them. {remedy}")  # fmt: skip
-    if chosen and again.parent.exists() and not rescored:
-        raise StorageError(f"{again} is missing or empty, and {chosen[0]} was made of its best plan. {remedy}")
 
 
 def _record(line: bytes, space: CompressionSpace | None, trials: int | None, seen: set[int]) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class PlanSearcher(PersistentSearch, Searcher):
         }
         self._learn(record)
         try:
-            self._write(record)
+            self.write_record(record)
         except (OSError, PfrayError) as error:
             # Tune would log it and continue; so the search ends, and ``run_trials`` raises it.
             self.failure = error

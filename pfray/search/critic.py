@@ -41,8 +41,9 @@ REQUIRED = ("action_for", "knob")
 
 @dataclass(frozen=True)
 class Settings:
-    """env: id of the Gymnasium environment. spread: maximum distance of an action from the first plan, as a share of a
-    knob's range. shuffle: if True, every episode decides the knobs in a random order.
+    """env: the Gymnasium environment that the agent walks for what it observes; the plan that is tried is the draw
+    itself, moved onto the target. spread: how far from the first plan an action leads at most, as a share of a knob's
+    range. shuffle: whether the knobs are decided in another order in every episode.
 
     warmup: random trials around the first plan before the critic decides. noise: standard deviation of the draws, as a
     share of ``spread``; after the warm-up it is multiplied by ``noise_decay`` each trial, down to ``noise_floor``.
@@ -75,7 +76,7 @@ class Critic(PlanSearcher):
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
         set_, knobs = self.settings, len(self.space)
-        env = self._env()
+        env = self.environment()
         self.agent = Agent(
             env.observation_space,
             env.action_space,
@@ -99,7 +100,7 @@ class Critic(PlanSearcher):
         if self.duplicates:
             # The critic would choose nearly the same plan again, and no draw reaches beyond the spread.
             return self.sample_near_best(self.settings.spread * len(self.space) ** 0.5)
-        env = self._env()
+        env = self.environment()
         seed = int(self.rng.integers(2**31))
         knobs, actions = self._random_actions(env, seed) if warming else self._chosen_actions(env, seed)
         wanted = np.empty(len(self.space))
@@ -130,14 +131,14 @@ class Critic(PlanSearcher):
             actions.append(np.clip(env.unwrapped.action_for(best[knobs[-1]]), -1.0, 1.0))
             observation = env.step(actions[-1])[0]
         observed, movable = np.array(states), ~self.space.free[knobs, None]
-        drawn = self.agent.sample(self._centers(np.array(actions)), self.noise, self.settings.candidates)
-        return knobs, drawn[self._choice(observed, drawn, movable)]
+        drawn = self.agent.sample(self.centers(np.array(actions)), self.noise, self.settings.candidates)
+        return knobs, drawn[self.choice(observed, drawn, movable)]
 
-    def _centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
+    def centers(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
         """Centers of the draws, ``(L, 1)`` each. best: actions of the best plan; those of the first plan are 0."""
         return np.zeros_like(best, dtype=float), best
 
-    def _choice(self, observations: np.ndarray, drawn: np.ndarray, movable: np.ndarray) -> int:
+    def choice(self, observations: np.ndarray, drawn: np.ndarray, movable: np.ndarray) -> int:
         """Index of the draw to try. drawn: ``(N, L, 1)``."""
         return int(self.agent.values(observations, drawn, movable).argmax())
 
@@ -164,7 +165,7 @@ class Critic(PlanSearcher):
 
         The actions are those of the measured plan, even if it misses this search's target.
         """
-        env = self._env()
+        env = self.environment()
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         for step in range(len(positions)):
@@ -195,7 +196,7 @@ class Critic(PlanSearcher):
         """Distances ``(L,)`` from ``_action_center`` to actions of 1; for a searched setting, half its range."""
         return np.where(self.space.free, 0.5, self.settings.spread)
 
-    def _env(self) -> Any:
+    def environment(self) -> Any:
         """A new environment for each episode; it is cheap, so its state need not be saved."""
         return make_environment(
             self.settings.env,

@@ -77,7 +77,7 @@ class DDPG(PlanSearcher):
 
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
-        set_, env = self.settings, self._env()
+        set_, env = self.settings, self.environment()
         self.agent = Agent(
             env.observation_space,
             env.action_space,
@@ -106,7 +106,7 @@ class DDPG(PlanSearcher):
             noise = min(1.0, self.spread_factor * max(noise, MIN_DUPLICATE_NOISE))
         elif self.agent.parameter_noise is not None and not warming:
             noise, actor = 0.0, self.agent.perturbed()
-        env = self._env()
+        env = self.environment()
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         while True:
             action = self.agent.act(observation, noise, actor=actor)
@@ -134,7 +134,7 @@ class DDPG(PlanSearcher):
 
     def _store_episode(self, plan: Plan, score: float) -> None:
         """Run an episode of a plan of any origin, and store each transition with the reward of the last step."""
-        env = self._env(score)
+        env = self.environment(score)
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
@@ -157,7 +157,7 @@ class DDPG(PlanSearcher):
         self.episodes, self.worst = values["episodes"], values["worst"]
         self.agent.load_state(values["agent"], tensors)
 
-    def _env(self, reward: float = 0.0) -> Any:
+    def environment(self, reward: float = 0.0) -> Any:
         """A new environment for each episode, cheap, so its state need not be saved. reward: given for any plan."""
         spread, free = self.settings.spread, self.space.free
         whole = free | (spread is None)

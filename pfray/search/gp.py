@@ -86,8 +86,8 @@ class GP(PlanSearcher):
 
     def _best_bound(self) -> Plan:
         """Plan of the highest upper confidence bound near the best one; a random one near it if that is a duplicate."""
-        moved = self._moved
-        positions, scores = self._near_best(*self._history())
+        moved = self.moved
+        positions, scores = self.near_best(*self.observations())
         reach = np.where(self.space.free, 1.0, self.spread_factor * self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
@@ -101,7 +101,7 @@ class GP(PlanSearcher):
         for z, score in zip(without_common_step(positions, moved), scores, strict=True):
             optimizer.space.register(z, score)
         refit = self.theta is None or len(self.history) >= self.fitted + self.settings.refit
-        kernel = _kernel(len(self.space), self.theta)
+        kernel = make_kernel(len(self.space), self.theta)
         # The noise is part of the kernel; alpha only keeps the matrix positive definite.
         optimizer.set_gp_params(
             kernel=kernel, alpha=1e-8, n_restarts_optimizer=0, optimizer="fmin_l_bfgs_b" if refit else None
@@ -116,18 +116,18 @@ class GP(PlanSearcher):
             return self.sample_around(bound.best, self.settings.spread)
         return plan
 
-    def _near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions ``(m, L)`` and scores ``(m,)`` of the m <= ``nearest`` plans closest to the best-scored one."""
-        away = without_common_step(positions - positions[scores.argmax()], self._moved)
+        away = without_common_step(positions - positions[scores.argmax()], self.moved)
         kept = np.sort(np.argsort((away**2).sum(1), kind="stable")[: self.settings.nearest])
         return positions[kept], scores[kept]
 
     @property
-    def _moved(self) -> np.ndarray:
+    def moved(self) -> np.ndarray:
         """Mask ``(L,)`` of the knobs whose common step the target determines; none if plans may be below it."""
         return ~self.space.free if self.use_full_budget else np.zeros_like(self.space.free)
 
-    def _history(self) -> tuple[np.ndarray, np.ndarray]:
+    def observations(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; the mean score of one tried twice.
 
         A failed plan gets the worst score. A running one gets the mean (a "constant liar", Ginsbourger et al. 2010):
@@ -138,7 +138,7 @@ class GP(PlanSearcher):
         told = [(plan, worst if score is None else score) for plan, score in self.history]
         told += [(entry["plan"], mean) for entry in self.pending.values()]
         positions = np.array([self.space.encode(plan) for plan, _ in told])
-        keys = np.round(without_common_step(positions, self._moved), 9) + 0.0  # -0.0 would be another key
+        keys = np.round(without_common_step(positions, self.moved), 9) + 0.0  # -0.0 would be another key
         found: dict[bytes, tuple[int, list[float]]] = {}
         for number, (_, score) in enumerate(told):
             found.setdefault(keys[number].tobytes(), (number, []))[1].append(score)
@@ -159,7 +159,7 @@ class NearBest(UpperConfidenceBound):
     def __init__(self, positions: np.ndarray, moved: np.ndarray, reach: np.ndarray, kappa: float) -> None:
         super().__init__(kappa=kappa)
         self.positions, self.moved, self.reach = positions, moved, reach
-        # Set by ``suggest``: x of the best plan, and the fitted kernel's parameters (see ``_kernel``).
+        # Known after ``suggest``: x of the best plan, and the fitted kernel's parameters (see ``make_kernel``).
         self.best = positions[0]
         self.theta = np.zeros(3)
 
@@ -180,7 +180,7 @@ class NearBest(UpperConfidenceBound):
         assert isinstance(random_state, np.random.RandomState)
         climbs = [
             minimize(
-                self._loss,
+                self.loss,
                 start,
                 (gp, *np.exp(gp.kernel_.theta[:2])),
                 jac=True,
@@ -192,7 +192,7 @@ class NearBest(UpperConfidenceBound):
         ]
         return min(climbs, key=lambda climb: climb.fun).x
 
-    def _loss(
+    def loss(
         self, x: np.ndarray, gp: GaussianProcessRegressor, variance: float, length: float
     ) -> tuple[float, np.ndarray]:
         """Negative bound at x, in standard deviations of the scores, and its gradient ``(L,)``."""
@@ -214,7 +214,7 @@ def without_common_step(positions: np.ndarray, moved: np.ndarray) -> np.ndarray:
     return positions - moved * positions[..., moved].mean(-1, keepdims=True)
 
 
-def _kernel(knobs: int, theta: np.ndarray | None) -> Kernel:
+def make_kernel(knobs: int, theta: np.ndarray | None) -> Kernel:
     """c Matern(l) + noise, of standardized scores. theta: logarithms of c, l / sqrt(L) and the noise; None at first."""
     variance, length, noise = (1.0, 0.2, 0.1) if theta is None else np.exp(theta)
     root = np.sqrt(knobs)

@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pfray.errors import ConfigError, short
+from pfray.search import _trial_log
 from pfray.search._environment import make_environment
 from pfray.search._plan_file import expand_home
 from pfray.search._state import load_module, load_optimizer, module_tensors, optimizer_tensors
@@ -97,7 +98,7 @@ class PolicyGradient(PlanSearcher):
     def __init__(self, *arguments: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*arguments, seed=seed, **options)
         set_ = self.settings
-        env = self._env().unwrapped
+        env = self.environment().unwrapped
         actions = int(env.action_space.n)
         self.descriptions = torch.from_numpy(env.descriptions).float()
         with torch.random.fork_rng(devices=[]):
@@ -143,7 +144,7 @@ class PolicyGradient(PlanSearcher):
         return plan
 
     def _sample_plan(self, logits: np.ndarray) -> Plan:
-        env = self._env()
+        env = self.environment()
         _, info = env.reset()
         for own in logits:
             allowed = np.where(info["action_mask"], own, -np.inf)
@@ -165,7 +166,7 @@ class PolicyGradient(PlanSearcher):
 
     def _replay(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(actions ``(L,)``, masks ``(L, A)``, log mu ``(L,)``) of a plan of any origin."""
-        env = self._env()
+        env = self.environment()
         actions, masks = [], []
         _, info = env.reset()
         for position in self.space.encode(plan):
@@ -208,7 +209,7 @@ class PolicyGradient(PlanSearcher):
         """log pi ``(..., L, A)`` over the allowed actions; about -1e9 for the others."""
         return self.policy(self.descriptions).masked_fill(masks == 0, -1e9).log_softmax(-1)
 
-    def _env(self) -> Any:
+    def environment(self) -> Any:
         """A new environment for each episode; it is cheap, so its state need not be saved."""
         return make_environment(
             self.settings.env, self.space, self.limits, REQUIRED, Settings.env, levels=self.settings.levels
@@ -218,7 +219,7 @@ class PolicyGradient(PlanSearcher):
 def _load_policy(policy: Policy, folder: Path) -> None:
     """Load a run's policy. Raises ConfigError if there is none, or it is for other descriptions or actions."""
     remedy = "Remedy: the folder of a finished run with search.name policy_gradient"
-    tensors = load_tensors(folder / "search" / POLICY)
+    tensors = load_tensors(folder / _trial_log.FOLDER / POLICY)
     shown = short(str(folder), 200)
     if tensors is None or not all(t.is_floating_point() and t.isfinite().all() for t in tensors.values()):
         raise ConfigError(f"search.policy_from: {shown} holds no learned policy. {remedy}")

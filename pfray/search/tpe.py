@@ -77,7 +77,7 @@ class TPE(PlanSearcher):
     def _history(self) -> Trials:
         """Trials in hyperopt's format; running ones count as bad, so that none is suggested twice."""
         trials = Trials()
-        told = [(plan, score, True) for plan, score in _kept_trials(self.history, self.settings.memory)]
+        told = [(plan, score, True) for plan, score in kept_trials(self.history, self.settings.memory)]
         told += [(entry["plan"], None, False) for entry in self.pending.values()]
         trials.insert_trial_docs([self._document(number, *trial) for number, trial in enumerate(told)])
         trials.refresh()
@@ -107,7 +107,7 @@ class TPE(PlanSearcher):
         }
 
 
-def _kept_trials(
+def kept_trials(
     told: list[tuple[Plan, float | None]], memory: int
 ) -> list[tuple[Plan, float | None]]:
     """The ``GOOD`` best trials and the latest others, ``memory`` in total, in their order."""

@@ -1,4 +1,4 @@
-"""What a run's results depend on beside its experiment file: pfray's version, the model, the data and the user's code.
+"""Identity of a run beyond its experiment file: pfray's version, the model, the data and the user's code.
 
 It is kept in the run folder, so that a run is continued with what it began with.
 """
@@ -18,32 +18,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfray.config.schema import Experiment
 from pfray.nn.fingerprint import fixed_batch_outputs
 from pfray.task import Task
 from pfray.utils.cache import content_key, state_bytes, version
 
 # Their code is known by pfray's version.
 OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
-# Outputs that are kept, at most; and how far apart two machines' may be, as a share of the largest one.
+# Outputs that are kept, at most, and the difference between two machines that is allowed, as a share of the largest.
 KEPT_OUTPUTS = 64
 TOLERANCE = 1e-3
-# The same of the moments of data, in which the last bits of many values cancel out.
+# The difference allowed of the moments of data, in which the last bits of many values cancel out.
 MOMENTS = 1e-7
 # Values whose moments are summed at once: a copy of a large data set in double precision would be twice its size.
 CHUNK = 1_000_000
 
 
-def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, Any]:
-    """All of it as JSON values. model: as the run begins with it, with the user's weights or untrained."""
+def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task) -> dict[str, Any]:
+    """The identity as JSON values.
+
+    experiment: plain data, as ``schema.plain`` gives them. model: as the run begins with it, with the user's weights or
+    untrained.
+    """
     outputs = fixed_batch_outputs(model, task)
     kept = outputs.flatten()[:: max(1, outputs.numel() // KEPT_OUTPUTS)][:KEPT_OUTPUTS].nan_to_num()
     splits = (("train", task.train), ("validation", task.validation), ("test", task.test))
-    given = experiment.model.weights is not None
+    given = experiment["model"].get("weights") is not None
     return {
         "pfray": version(),
         "architecture": content_key(repr(model)),
-        # Those that a seed gives differ between machines in their last bits; the outputs tell of them too.
+        # Weights drawn by a seed differ between machines in their last bits; the outputs tell of them too.
         "weights": content_key(state_bytes(model)) if given else "drawn",
         "outputs": kept.tolist(),
         **{f"{name} data": f"{_form(split.inputs)}, {_form(split.targets)}" for name, split in splits},
@@ -55,7 +58,7 @@ def identity(experiment: Experiment, model: nn.Module, task: Task) -> dict[str, 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What has changed between two identities, a few words for each."""
+    """Changes between two identities, a few words for each."""
     changed = []
     if old.get("pfray") != new["pfray"]:
         changed.append(f"pfray {new['pfray']} instead of {old.get('pfray')}")
@@ -80,7 +83,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _contents(tensor: Tensor) -> str | list[float]:
-    """A hash of whole numbers; of others, whose last bits depend on how many threads computed them, three moments."""
+    """Hash of whole numbers, or three moments of floats, whose last bits depend on the number of threads."""
     if not tensor.is_floating_point():
         return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).hexdigest()[:16]
     count, sums = tensor.numel(), torch.zeros(3, dtype=torch.float64)
@@ -109,9 +112,9 @@ def _close(old: Any, new: list[float], tolerance: float) -> bool:
     return all(abs(one - other) <= allowed for one, other in zip(old, new, strict=True))
 
 
-def _user_modules(experiment: Experiment, task: Task) -> Iterator[tuple[str, str]]:
-    """(name, file) of the modules behind the experiment's import paths and the task's functions, pfray's left out."""
-    names = {text.partition(":")[0] for text in _texts(experiment.model_dump()) if re.fullmatch(r"[\w.]+:\w+", text)}
+def _user_modules(experiment: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
+    """(name, file) of the modules behind the experiment's import paths and the task's functions, without pfray's."""
+    names = {text.partition(":")[0] for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)}
     for each in (task.loss, task.score, task.soft_loss, task.augment):
         while isinstance(each, partial):
             each = each.func
@@ -134,7 +137,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _code_key(file: str) -> str:
-    """A key of what the module says, its comments and line breaks left out."""
+    """Content key of a module's code, without comments and line breaks."""
     source = Path(file).read_bytes()
     try:
         return content_key(ast.dump(ast.parse(source)))

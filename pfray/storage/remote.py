@@ -1,7 +1,7 @@
-"""A storage folder behind an fsspec URL, such as ``s3://bucket/runs``: files listed, read and written.
+"""Storage folder behind an fsspec URL, such as ``s3://bucket/runs``: lists, reads and writes its files.
 
-What fails there is one StorageError, whose text holds no secret. A store is not trusted to keep to the folder: names
-that are no plain relative paths are refused, when they are listed and when they are used (``safe_paths.py``).
+Every failure is one StorageError, whose text holds no secret. A store is not trusted to keep to the folder: names that
+are no plain relative paths are refused, when they are listed and when they are used (``safe_paths.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pfray.errors import StorageError, first_line, short
 from pfray.utils.safe_paths import flaw, inside
 from pfray.utils.url import hidden
 
-# A put of theirs is seen whole or not at all; elsewhere a file is put under another name and then renamed.
+# Stores whose puts are atomic; elsewhere a file is put under another name and then renamed.
 WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
 # A run that goes on must not wait for minutes where nobody answers.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ class Bucket:
     root: str
 
     def names(self, folder: str) -> list[str]:
-        """Paths of all files below ``folder``, relative to it; those that were not finished left out."""
+        """Paths of all finished files below ``folder``, relative to it."""
         top = self._at(folder)
         with self._told("read"):
             self.fs.invalidate_cache()
@@ -79,7 +79,7 @@ class Bucket:
             self.fs.get_file(source, str(local))
 
     def put(self, local: Path, path: str) -> None:
-        """A reader never sees half of it."""
+        """Send a file; a reader never sees half of it."""
         target = self._at(path)
         with self._told("written"):
             if self._puts_whole:
@@ -92,7 +92,7 @@ class Bucket:
             self.fs.mv(temporary, target)
 
     def write(self, path: str, content: bytes, *, new: bool = False) -> bool:
-        """A small file. new: only where there is none; returns whether it was written."""
+        """Write a small file. new: only where there is none. Returns True where it was written."""
         target = self._at(path)
         with self._told("written"):
             if not self._puts_whole:
@@ -121,7 +121,7 @@ class Bucket:
         return bool(WHOLE_PUTS & self._kinds)
 
     def _at(self, path: str) -> str:
-        """The store's name of ``path``. Raises StorageError where that is not below the root."""
+        """The store's name of ``path``. Raises StorageError for a path that is not below the root."""
         if "file" in self._kinds:
             inside(Path(self.root), path)  # of all stores, only folders have links that are followed
         elif reason := flaw(path):
@@ -137,7 +137,7 @@ class Bucket:
 
 
 def open_bucket(url: str) -> Bucket:
-    """The store at ``url``, not asked for anything yet. Raises StorageError where its library is not installed."""
+    """The store at ``url``, not contacted yet. Raises StorageError where its library is not installed."""
     from fsspec.core import url_to_fs
 
     try:
@@ -153,7 +153,7 @@ def open_bucket(url: str) -> Bucket:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a path is of a file that is still being written."""
+    """True for the path of a file that is still being written."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and ".part" in last
 

@@ -29,23 +29,23 @@ from typing import Any
 
 from pfray.errors import RunExists, StorageError, short
 from pfray.storage.remote import Bucket
-from pfray.utils.timeout import within
+from pfray.utils.timeout import with_timeout
 
 # Seconds for a store to answer at all.
-PATIENCE = 20.0
-# Seconds between two signs of life of an owner, for how long one counts, for how long a lock is watched for another
-# one before it is taken over, and from then until it is.
+ANSWER_TIMEOUT = 20.0
+# Seconds between two renewals by an owner; that a renewal counts; that a lock is watched for a renewal before it is
+# taken over; and from then until the new owner counts on it.
 BEAT, HOLD, WATCH, SETTLE = 5.0, 10.0, 23.0, 2.0
 
 
 def _clock() -> float:
-    """Seconds, those that the machine slept among them where the system counts them."""
+    """Seconds, including sleep of the machine where the system counts it."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @contextlib.contextmanager
 def locked(bucket: Bucket, path: str, owner: str) -> Iterator[Lease]:
-    """Nobody else works in what the file at ``path`` stands for, as long as the lease is held.
+    """Hold the lock at ``path`` for the length of the block.
 
     Raises RunExists where another process holds it, StorageError.
     """
@@ -61,8 +61,8 @@ def locked(bucket: Bucket, path: str, owner: str) -> Iterator[Lease]:
 class Lease:
     """The lock file at ``path`` in ``bucket``, for ``owner``.
 
-    left_by_us: whether it was left by the same owner, in a run that was killed.
-    gaps: how often the owner may have been replaced in between, so that what it wrote is to be looked at again.
+    left_by_us: the same owner left the lock, in a run that was killed.
+    gaps: how often another owner may have held it in between, so that the written files are to be checked again.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Lease:
         """Raises RunExists where another owner gives signs of life, StorageError where the store does not answer."""
         started = self.clock()
         try:
-            found = within(PATIENCE, self._create)
+            found = with_timeout(ANSWER_TIMEOUT, self._create)
         except TimeoutError as error:
             raise StorageError(f"{self.bucket.url}: {error}. Remedy: check the address and the network") from error
         if found is not None:
@@ -94,12 +94,12 @@ class Lease:
         self._renewed = started
 
     def held(self) -> bool:
-        """Whether the owner may count on the lease at this moment. To be asked right before every write."""
+        """True while the owner may count on the lease. To be asked right before every write."""
         now = self.clock()
         return not self.lost and self._counts_from <= now < self._renewed + HOLD
 
     def renew(self) -> None:
-        """Give a sign of life, or find that the lease is lost. Raises StorageError where the store does not answer."""
+        """Renew the lock file, or find that the lease is lost. Raises StorageError where the store does not answer."""
         with self._signing:
             if self._ended or self.lost:
                 return
@@ -128,7 +128,7 @@ class Lease:
                 self.bucket.remove(self.path)
 
     def _create(self) -> bytes | None:
-        """None where the lock is ours now; else what its file holds."""
+        """None where the lock is ours now; otherwise the content of its file."""
         for _ in range(3):
             if self.bucket.write(self.path, self._sign(), new=True):
                 return None
@@ -137,7 +137,7 @@ class Lease:
         raise StorageError(f"{self.bucket.url} takes and removes {self.path} at once. Remedy: try again")
 
     def _watch(self, found: bytes) -> float:
-        """The moment of the last look at a lock that gave no sign of life for ``WATCH`` seconds."""
+        """Time of the last look at a lock that was not renewed for ``WATCH`` seconds."""
         end = self.clock() + WATCH
         while True:
             self.sleep(min(1.0, WATCH / 10))
@@ -206,4 +206,4 @@ def repeated(seconds: float, action: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(PATIENCE)
+        thread.join(ANSWER_TIMEOUT)

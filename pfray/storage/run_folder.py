@@ -1,4 +1,4 @@
-"""The run folder: one run's files, made, checked and resumed."""
+"""Layout of a run folder: a property or method for every file, and the few small files that say how far the run is."""
 
 from __future__ import annotations
 
@@ -6,162 +6,242 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pfray.config import schema, strict_yaml
-from pfray.config.schema import Experiment
 from pfray.errors import RunExists, StorageError
-from pfray.storage.identity import differences
+from pfray.search import _state, _trial_log
+from pfray.training import checkpoints
 from pfray.utils.cache import cache_dir, content_key
 from pfray.utils.files import read_json, write_atomically, write_json
-from pfray.utils.safe_paths import refuse_links_outside
 from pfray.utils.url import is_url
 
-# A run is finished when this file is there; it is the last thing written but for the report.
-SUMMARY = "summary.json"
-# What the run began with (``identity.py``), and checksums of the files of a finished run.
-IDENTITY, CHECKSUMS = "identity.json", "checksums.json"
-FOLDERS = ("search", "rescore", "training", "events", "tune")
-SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".pt", ".pt2", ".packed", ".tflite", ".pkl")
+EXPERIMENT, SUMMARY, IDENTITY, CHECKSUMS = "experiment.yaml", "summary.json", "identity.json", "checksums.json"
+SECONDS, REPORT = "seconds.json", "report.html"
+# What a searcher keeps in its folder is named in search/, what a training keeps for itself in training/checkpoints.py.
+SEARCH, RESCORE, TRAINING, EVENTS, TUNE = _trial_log.FOLDER, "rescore", "training", "events", "tune"
+# They say what other files hold, so they are read before those and sent after them: of these states no part is missing.
+INDEXES = (f"{SEARCH}/{_state.STATE}", checkpoints.SNAPSHOT)
+# The model that a run is for; other names are its baselines'.
+MODEL = "compressed"
 
 
-def storage_folder(experiment: Experiment) -> Path:
-    """Where the run's folder is on this machine: for a storage that is a URL, in the cache."""
-    if is_url(experiment.storage):
-        return cache_dir() / "runs" / content_key(experiment.storage)
-    return Path(experiment.storage).expanduser().resolve()
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder at ``path``. url: its address where the run is kept in a store, of which ``path`` is the copy here."""
 
+    path: Path
+    url: str | None = None
 
-def title(experiment: Experiment) -> str:
-    """What the user knows the run's folder by."""
-    if is_url(experiment.storage):
-        return f"{experiment.storage}/{experiment.name}"
-    return str(storage_folder(experiment) / experiment.name)
+    @classmethod
+    def at(cls, storage: str, name: str) -> RunFolder:
+        """The run ``name`` in the folder or URL ``storage``; for a URL, ``path`` is in the cache."""
+        if is_url(storage):
+            return cls(cache_dir() / "runs" / content_key(storage) / name, f"{storage}/{name}")
+        return cls(Path(storage).expanduser().resolve() / name)
 
+    @property
+    def name(self) -> str:
+        return self.path.name
 
-def check_folder(
-    experiment: Experiment, *, resume: bool, force: bool, identity: Mapping[str, Any] | None = None
-) -> Path:
-    """The run's folder, looked at and not touched.
+    @property
+    def title(self) -> str:
+        """The folder as its user knows it."""
+        return self.url or str(self.path)
 
-    identity: what the run to continue has to have begun with; None where only the experiment is compared.
-    Raises RunExists where a run there would mix files or be lost, StorageError where it cannot be read.
-    """
-    folder = storage_folder(experiment) / experiment.name
-    saved = folder / "experiment.yaml"
-    if saved.exists():
-        if resume:
-            refuse_links_outside(folder)
-            _check_kinds(folder)
-            _check_same(saved, experiment, identity)
-        elif not force:
-            state = "finished" if is_finished(folder) else "unfinished"
-            raise RunExists(
-                f"{title(experiment)} holds a run, {state}. "
-                "Remedy: --resume to continue it, --force to replace it, or name=..."
+    # -- beside the folder, because --force removes it and a folder with other files is not taken for a new run's
+
+    @property
+    def lock(self) -> Path:
+        return self.beside("lock")
+
+    @property
+    def job(self) -> Path:
+        """What ``pfray submit`` keeps of the job that runs it."""
+        return self.beside("job.json")
+
+    def beside(self, suffix: str) -> Path:
+        """A hidden file or folder of this run's next to its folder."""
+        return self.path.with_name(f".{self.name}.{suffix}")
+
+    # -- the run as a whole
+
+    @property
+    def experiment(self) -> Path:
+        """The resolved experiment; the first file of a run."""
+        return self.path / EXPERIMENT
+
+    @property
+    def identity(self) -> Path:
+        """What the run began with (``identity.py``)."""
+        return self.path / IDENTITY
+
+    @property
+    def seconds(self) -> Path:
+        """Seconds of each stage, all sessions added up."""
+        return self.path / SECONDS
+
+    @property
+    def checksums(self) -> Path:
+        """Checksums of the files of a finished run."""
+        return self.path / CHECKSUMS
+
+    @property
+    def summary(self) -> Path:
+        """The result. A run is finished when it is there; only the report is written later."""
+        return self.path / SUMMARY
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
+
+    @property
+    def events(self) -> Path:
+        """Folder of the TensorBoard events."""
+        return self.path / EVENTS
+
+    # -- search
+
+    @property
+    def search(self) -> Path:
+        """Folder of the searcher."""
+        return self.path / SEARCH
+
+    @property
+    def trials(self) -> Path:
+        """One line per finished trial."""
+        return self.search / _trial_log.TRIALS
+
+    @property
+    def timed_plans(self) -> Path:
+        """Plans that were compressed further because their files were timed too slow."""
+        return self.search / "timed_plans.json"
+
+    @property
+    def rescore(self) -> Path:
+        """Folder of the searcher that measures the best trials again."""
+        return self.path / RESCORE
+
+    @property
+    def rescored_trials(self) -> Path:
+        return self.rescore / _trial_log.TRIALS
+
+    def tune(self, stage: str) -> Path:
+        """Folder of Ray Tune's own record of a search, which is never read again."""
+        return self.path / TUNE / stage
+
+    # -- training; names are those of the models, or of one stage of a training
+
+    @property
+    def teacher(self) -> Path:
+        """State dict of the teacher that the trials start from."""
+        return self.path / "teacher.safetensors"
+
+    def training(self, name: str) -> Path:
+        """Folder of a training's checkpoints and its curve."""
+        return self.path / TRAINING / name
+
+    def start(self, name: str) -> Path:
+        """State dict that a training starts from, where making it took care."""
+        return self.path / TRAINING / f"{name}.start.safetensors"
+
+    def trained(self, name: str) -> Path:
+        """State dict after a finished training."""
+        return self.path / TRAINING / f"{name}.safetensors"
+
+    def made_of_choice(self) -> list[Path]:
+        """Files and folders that were made of the chosen plan."""
+        timed = [self.timed_plans] if self.timed_plans.exists() else []
+        return [*(self.path / TRAINING).glob(f"{MODEL}*"), *timed]
+
+    # -- export
+
+    def packed(self, name: str = MODEL) -> Path:
+        """Packed weights of the result, or of the baseline ``name``."""
+        return self.path / ("model.packed" if name == MODEL else f"{name}.packed")
+
+    @property
+    def program(self) -> Path:
+        return self.path / "model.pt2"
+
+    @property
+    def tflite(self) -> Path:
+        return self.path / "model.tflite"
+
+    @property
+    def teacher_tflite(self) -> Path:
+        return self.path / "teacher.tflite"
+
+    # -- how far the run is
+
+    @property
+    def is_finished(self) -> bool:
+        return self.summary.exists()
+
+    def find_damage(self) -> str | None:
+        """What is wrong with the files of a finished run, in a few words; None where they are whole."""
+        known = read_json(self.checksums)
+        if known is None:
+            return f"{self.checksums} is missing or damaged"
+        wrong = [name for name, checksum in known.items() if _file_checksum(self.path / name) != checksum]
+        return f"{self.path / wrong[0]} is missing or damaged" if wrong else None
+
+    def read_seconds(self) -> dict[str, float]:
+        """Seconds that each stage took in earlier sessions of this run."""
+        seconds = read_json(self.seconds)
+        if seconds is None and self.seconds.exists():
+            logging.getLogger("pfray").warning(
+                "%s is damaged; the time of earlier sessions is not counted", self.seconds
             )
-    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        # Such files would be taken for an earlier session's, or be lost to a later --force.
-        raise RunExists(f"{folder} holds files but no run. Remedy: move them away, or name=... for another folder")
-    return folder
+        return seconds or {}
+
+    def write_seconds(self, seconds: Mapping[str, float]) -> None:
+        write_json(self.seconds, seconds)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the result, which finishes the run, after the checksums of its files."""
+        content = json.dumps(summary, indent=2).encode()
+        files = [*self.path.glob("*"), *self.search.glob("*"), *self.rescore.glob("*")]
+        names = [path.relative_to(self.path).as_posix() for path in files if path.is_file() and path.name[0] != "."]
+        checksums = {
+            name: _file_checksum(self.path / name)
+            for name in sorted(set(names) - {SUMMARY, CHECKSUMS, REPORT, SECONDS})
+        }
+        write_json(self.checksums, {**checksums, SUMMARY: hashlib.sha256(content).hexdigest()})
+        write_atomically(self.summary, content)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine out of the folder; the system unlocks it however this process ends.
+
+        Raises RunExists where another process is at work there, StorageError where the storage folder cannot be
+        written.
+        """
+        storage = self.path.parent
+        try:
+            storage.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.lock, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise RunExists(
+                f"{self.title} is in use by another process. Remedy: wait for it or stop it, or name=..."
+            ) from None
+        except OSError as error:
+            raise StorageError(
+                f"the folder {storage} cannot be written ({error.strerror or error}). "
+                "Remedy: choose another with storage=..."
+            ) from error
+        with lock:
+            yield
 
 
-def open_folder(
-    experiment: Experiment, *, resume: bool, force: bool, identity: Mapping[str, Any] | None = None
-) -> Path:
-    """The run's folder, ready to work in; with ``force`` an earlier run is gone, and so is a result that is damaged.
-
-    Raises RunExists, StorageError.
-    """
-    folder = check_folder(experiment, resume=resume, force=force, identity=identity)
-    saved = folder / "experiment.yaml"
-    try:
-        if force and saved.exists():
-            shutil.rmtree(folder)
-        if saved.exists() and _differing(saved, experiment) != []:  # and yet the run is known to be of it
-            logging.getLogger("pfray").warning("%s is damaged; it is written again", saved)
-        # Tune's own record of an earlier session is never read, and what is damaged in it would be in the way.
-        shutil.rmtree(folder / "tune", ignore_errors=True)
-        (folder / SUMMARY).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(saved, schema.dump(experiment))
-        if identity is not None:
-            write_json(folder / IDENTITY, {**identity, "experiment": _experiment_key(experiment)})
-        (folder / "search").mkdir(exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"the run folder {folder} cannot be written ({error.strerror or error}). "
-            "Remedy: choose another with storage=..."
-        ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def alone(experiment: Experiment) -> Iterator[None]:
-    """Nobody else works in the run's folder during the block; the system lets go of it however this process ends.
-
-    Raises RunExists where another process is at work there, StorageError where the storage folder cannot be written.
-    """
-    storage = storage_folder(experiment)
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        # Beside the folder and not in it, because --force removes the folder.
-        lock = FileLock(storage / f".{experiment.name}.lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise RunExists(
-            f"{title(experiment)} is in use by another process. Remedy: wait for it or stop it, or name=..."
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            f"the folder {storage} cannot be written ({error.strerror or error}). "
-            "Remedy: choose another with storage=..."
-        ) from error
-    with lock:
-        yield
-
-
-def is_finished(folder: Path) -> bool:
-    return (folder / SUMMARY).exists()
-
-
-def damaged(folder: Path) -> str | None:
-    """What is wrong with the files of a finished run, in a few words; None for nothing."""
-    known = read_json(folder / CHECKSUMS)
-    if known is None:
-        return f"{folder / CHECKSUMS} is missing or damaged"
-    wrong = [name for name, checksum in known.items() if _file_checksum(folder / name) != checksum]
-    return f"{folder / wrong[0]} is missing or damaged" if wrong else None
-
-
-def read_seconds(folder: Path) -> dict[str, float]:
-    """Seconds each stage took in earlier sessions of this run."""
-    path = folder / "seconds.json"
-    seconds = read_json(path)
-    if seconds is None and path.exists():
-        logging.getLogger("pfray").warning("%s is damaged; the time of earlier sessions is not counted", path)
-    return seconds or {}
-
-
-def write_seconds(folder: Path, seconds: dict[str, float]) -> None:
-    write_json(folder / "seconds.json", seconds)
-
-
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """The run's result; writing it is what finishes the run."""
-    content = json.dumps(summary, indent=2).encode()
-    # Written before the summary, so that no finished run is without them.
-    files = [*folder.glob("*"), *folder.glob("search/*"), *folder.glob("rescore/*")]
-    names = [path.relative_to(folder).as_posix() for path in files if path.is_file() and path.name[0] != "."]
-    later = {SUMMARY, CHECKSUMS, "report.html", "seconds.json"}
-    checksums = {name: _file_checksum(folder / name) for name in sorted(set(names) - later)}
-    write_json(folder / CHECKSUMS, {**checksums, SUMMARY: hashlib.sha256(content).hexdigest()})
-    write_atomically(folder / SUMMARY, content)
+def curve_of(training: Path) -> Path:
+    """The curve of the training in a folder: one line per epoch."""
+    return training / "curve.jsonl"
 
 
 def _file_checksum(path: Path) -> str | None:
@@ -169,80 +249,4 @@ def _file_checksum(path: Path) -> str | None:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        return None
-
-
-def _check_kinds(folder: Path) -> None:
-    """Raise StorageError for a folder in the place of a file, and the other way round."""
-    folders = [*(folder / name for name in FOLDERS), *folder.glob("training/[!.]*")]
-    wrong = [path for path in folders if path.suffix not in SUFFIXES and path.exists() and not path.is_dir()]
-    if wrong:
-        raise StorageError(f"{wrong[0]} is no folder, as a run has it. Remedy: remove it, then continue with --resume")
-    inside = [path for path in folder.rglob("*") if "tune" not in path.relative_to(folder).parts]
-    if others := [path for path in inside if path.suffix in SUFFIXES and not path.is_file()]:
-        raise StorageError(f"{others[0]} is no file, as a run has it. Remedy: remove it, then continue with --resume")
-
-
-def _check_same(saved: Path, experiment: Experiment, identity: Mapping[str, Any] | None) -> None:
-    """Raise RunExists where the run to continue is one of another experiment, model, data, code or pfray."""
-    remedy = (
-        "Remedy: resume with what it began with, use --force to replace it, or name=... "
-        f"with --warm-start {saved.parent} to learn from its trials"
-    )
-    known = read_json(saved.parent / IDENTITY)
-    if known is None or known.get("experiment") != _experiment_key(experiment):
-        _compare(saved, experiment, remedy)
-    if identity is None:
-        return
-    if known is None:
-        # Killed before its first result it has nothing that could be mixed with another's.
-        if any((saved.parent / name).exists() for name in ("search/trials.jsonl", "training", "teacher.safetensors")):
-            raise RunExists(
-                f"{title(experiment)} holds a run of an earlier version of pfray, or its {IDENTITY} is missing or "
-                f"damaged: whether model, data and code are still the same cannot be told. {remedy}"
-            )
-        return
-    if changed := differences(known, identity):
-        raise RunExists(f"{title(experiment)} holds a run that began with something else; changed: "
-                        f"{'; '.join(changed)}. {remedy}")  # fmt: skip
-
-
-def _compare(saved: Path, experiment: Experiment, remedy: str) -> None:
-    """What may differ when a run is continued is where it runs and on how much, not what it computes."""
-    changed = _differing(saved, experiment)
-    if changed is None:
-        raise RunExists(f"{saved} is damaged, so that what it was of cannot be told. {remedy}")
-    if changed:
-        raise RunExists(
-            f"{title(experiment)} holds a run of another experiment; these differ: {', '.join(changed)}. "
-            "Remedy: resume with the same file and overrides, use --force to replace it, or name=..."
-        )
-
-
-def _differing(saved: Path, experiment: Experiment) -> list[str] | None:
-    """The sections in which the saved experiment is another one; None where its file is damaged."""
-    old, new = _read_experiment(saved), _compared(experiment)
-    return None if old is None else [key for key in new if old.get(key) != new[key]]
-
-
-def _compared(experiment: Experiment) -> dict[str, Any]:
-    plain = strict_yaml.parse(schema.dump(experiment))
-    plain["resources.precision"] = plain.pop("resources")["precision"]
-    del plain["storage"]
-    return plain
-
-
-def _experiment_key(experiment: Experiment) -> str:
-    return content_key(json.dumps(_compared(experiment), sort_keys=True))
-
-
-def _read_experiment(saved: Path) -> dict[str, Any] | None:
-    """The saved experiment as ``_compared`` gives it, or None where the file is damaged."""
-    try:
-        raw = strict_yaml.parse(saved.read_text(encoding="utf-8"))
-        if not raw.keys() >= Experiment.model_fields.keys():
-            return None
-        raw["resources.precision"] = raw.pop("resources")["precision"]
-        return raw
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

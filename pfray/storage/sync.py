@@ -1,7 +1,7 @@
-"""A run whose storage is a URL: it works in a folder of this machine, and what is there is kept alike at the URL.
+"""Synchronization of a run folder on this machine with its URL in a store.
 
-The URL's files are the run's; the folder here may be gone afterwards. Files are sent in an order that leaves a run
-there which can be resumed whenever the sending stops: what refers to other files after those, ``summary.json`` last.
+The files at the URL are the run; the folder here may be gone afterwards. Wherever the sending stops, the run at the URL
+can be resumed: a file that refers to others is sent after them, and the summary last.
 """
 
 from __future__ import annotations
@@ -16,112 +16,105 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pfray.config.schema import Experiment
 from pfray.errors import RunExists, StorageError
 from pfray.storage.remote import Bucket, is_unfinished, open_bucket
 from pfray.storage.remote_lock import Lease, locked, repeated
+from pfray.storage.run_folder import EXPERIMENT, INDEXES, SUMMARY, TUNE, RunFolder
 from pfray.utils.files import write_atomically
 from pfray.utils.safe_paths import inside, refuse_links_outside
-from pfray.utils.url import is_url
 
 # Seconds between two looks at what is new.
 INTERVAL = 5.0
-EXPERIMENT, SUMMARY = "experiment.yaml", "summary.json"
-# They say what other files hold, so they are read before those and sent after them: of these states no part is missing.
-INDEXES = ("search/state.json", "checkpoint_manager_snapshot.json")
-# Tune's own record of a search, which is never read again.
-LEFT_HERE = "tune"
 
 Stamp = tuple[int, int, int]
 
 
 @contextlib.contextmanager
-def mirrored(experiment: Experiment, working: Path, *, resume: bool) -> Iterator[Callable[[], None]]:
-    """Keep the run in the folder ``working`` alike at ``experiment.storage``, where that is a URL.
+def synchronized(run: RunFolder, *, resume: bool) -> Iterator[Callable[[], None]]:
+    """Synchronize the run's folder with its URL, where it has one.
 
-    At first the folder has what the URL has, whole with ``resume`` and else as much as is needed to judge it. Yields a
-    function to call once the folder is open: from then on, every few seconds and at the end, the URL gets what is new.
+    First the folder is fetched: whole with ``resume``, otherwise only what says whether there is a run. Yields a
+    function to call once the folder is open: from then on, every few seconds and at the end, the URL gets new files.
     Raises RunExists where another machine works there, StorageError.
     """
-    if not is_url(experiment.storage):
+    if run.url is None:
         yield lambda: None
         return
-    bucket = open_bucket(experiment.storage)
-    with locked(bucket, f".{experiment.name}.lock", _owner(working.parent)) as lease:
-        mirror = Mirror(bucket, experiment.name, working, lease)
-        # After a kill here, the files here are newer than those there; after anything else they may be older.
-        if lease.left_by_us and mirror.newest.exists():
-            mirror.sent = dict.fromkeys(bucket.names(experiment.name))
+    bucket = open_bucket(run.url.removesuffix(f"/{run.name}"))
+    with locked(bucket, run.lock.name, _owner(run.path.parent)) as lease:
+        sync = FolderSync(bucket, run, lease)
+        # After a kill on this machine the files here are newer; after anything else they may be older.
+        if lease.left_by_us and sync.newest.exists():
+            sync.sent = dict.fromkeys(bucket.names(run.name))
         else:
-            mirror.fetch(whole=resume)
+            sync.fetch(whole=resume)
         with contextlib.ExitStack() as closing:
 
             def begin() -> None:
                 if not resume:
-                    mirror.clear()
-                mirror.newest.touch()
-                mirror.push()
-                closing.enter_context(repeated(INTERVAL, mirror.push))
+                    sync.clear()
+                sync.newest.touch()
+                sync.push()
+                closing.enter_context(repeated(INTERVAL, sync.push))
 
             try:
                 yield begin
             except BaseException:
                 closing.close()
                 try:
-                    mirror.finish()
+                    sync.push_rest()
                 except StorageError as error:  # which must not hide what ended the run
                     logging.getLogger("pfray").warning("%s", error)
                 raise
             closing.close()
-            mirror.finish()
+            sync.push_rest()
 
 
-class Mirror:
-    """The run ``name`` in ``bucket`` and its folder here. Nothing is written or removed there without the lease."""
+class FolderSync:
+    """A run in ``bucket`` and its folder here. Nothing is written or removed there without the lease."""
 
-    def __init__(self, bucket: Bucket, name: str, folder: Path, lease: Lease) -> None:
-        self.bucket, self.name, self.folder, self.lease = bucket, name, folder, lease
-        # What is there, by the stamp that the file here had when it was sent; None where that is not known.
+    def __init__(self, bucket: Bucket, run: RunFolder, lease: Lease) -> None:
+        self.bucket, self.name, self.folder, self.lease = bucket, run.name, run.path, lease
+        # Files in the bucket, with the stamp that the file here had when it was sent; None where that is not known.
         self.sent: dict[str, Stamp | None] = {}
         self.begun, self.gaps = False, lease.gaps
-        # There from the moment on when the folder here has all of the run, and more than is there.
-        self.newest = folder.with_name(f".{name}.newest")
+        # Exists from the moment on when the folder here has the whole run, and more than the bucket.
+        self.newest, self.arriving, self.outgoing = (run.beside(end) for end in ("newest", "arriving", "sending"))
         self.sending = threading.Lock()
 
     def fetch(self, *, whole: bool) -> None:
-        """Make the folder here what is there; without ``whole``, only what says whether there is a run, and how far."""
+        """Replace the folder here by the bucket's; without ``whole``, only the files that say how far the run is."""
         self.newest.unlink(missing_ok=True)
         names = self.bucket.names(self.name)
         if names and EXPERIMENT not in names:
             raise RunExists(
                 f"{self.bucket.url}/{self.name} holds files but no run. Remedy: move them away, or name=... for another"
             )
-        arriving = self.folder.with_name(f".{self.name}.arriving")
-        _remove(arriving)
+        _remove(self.arriving)
         for name in names:
             if whole or name in (EXPERIMENT, SUMMARY):
-                self.bucket.get(f"{self.name}/{name}", inside(arriving, name))
+                self.bucket.get(f"{self.name}/{name}", inside(self.arriving, name))
         _remove(self.folder)
-        if arriving.exists():
-            os.replace(arriving, self.folder)
+        if self.arriving.exists():
+            os.replace(self.arriving, self.folder)
         self.sent = {name: _stamp(self.folder / name) if whole else None for name in names}
 
     def clear(self) -> None:
-        """Remove the run that is there. Killed in the middle, it is an unfinished run, or none."""
+        """Remove the run in the bucket. Killed in the middle, this leaves an unfinished run, or none."""
         for name in sorted(self.bucket.names(self.name), key=lambda name: (name != SUMMARY, name == EXPERIMENT)):
             self._check_lease()
             self.bucket.remove(f"{self.name}/{name}")
         self.sent = {}
 
     def push(self) -> None:
-        """Send what is new here, then remove there what is gone here. Raises StorageError."""
+        """Send new files, then remove from the bucket those that are gone here. Raises StorageError."""
         with self.sending:
             self._check_lease()
             self.begun = True
             if self.gaps != self.lease.gaps:
                 # Another one may have worked there meanwhile, and was told to stop: what is here counts.
                 self.sent, self.gaps = dict.fromkeys(self.bucket.names(self.name)), self.lease.gaps
-            staging = self.folder.with_name(f".{self.name}.sending")
+            staging = self.outgoing
             try:
                 if (files := _snapshot(self.folder, staging)) is None:
                     return
@@ -142,7 +135,7 @@ class Mirror:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
-    def finish(self) -> None:
+    def push_rest(self) -> None:
         """Send the rest. Raises StorageError that says where the files are."""
         if self.begun:
             self.lease.wait()
@@ -165,7 +158,7 @@ class Mirror:
 
 
 def _remove(folder: Path) -> None:
-    """A folder and all that is in it; of a link, the link."""
+    """Remove a folder and all that is in it, or a link without its target."""
     try:
         if folder.is_symlink():
             folder.unlink()
@@ -179,11 +172,10 @@ def _remove(folder: Path) -> None:
 
 
 def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
-    """Put the folder's files as they are at one moment below ``staging``; returns their stamps by relative path.
+    """Link the folder's files, as they are at one moment, below ``staging``; returns their stamps by relative path.
 
-    None where they change too fast; they are looked at again soon.
-
-    Links and no copies, because files are replaced here and not changed, but for indexes and those that grow by a line.
+    None where they change too fast; they are looked at again soon. Links suffice, because files are replaced here and
+    not changed, but for indexes, which are copied, and files that grow by a line.
     """
     for _ in range(20):
         _remove(staging)
@@ -209,7 +201,7 @@ def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
 
 def _names(folder: Path) -> list[str]:
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in paths if not is_unfinished(name) and name.partition("/")[0] != LEFT_HERE]
+    return [name for name in paths if not is_unfinished(name) and name.partition("/")[0] != TUNE]
 
 
 def _link(source: Path, target: Path) -> None:
@@ -227,12 +219,12 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _turn(name: str) -> int:
-    """When a file is sent: the experiment first, indexes late, the summary last."""
+    """Order of sending: the experiment first, indexes late, the summary last."""
     return 0 if name == EXPERIMENT else 3 if name == SUMMARY else 2 if name.endswith(INDEXES) else 1
 
 
 def _owner(folder: Path) -> str:
-    """The name under which runs of this folder lock; another folder's is another, whatever the machine."""
+    """Name under which runs of this folder lock; no other folder on any machine has it."""
     path = folder / ".owner"
     # An empty one, as a power cut could leave it, would be the same on all machines.
     if not path.exists() or not re.fullmatch("[0-9a-f]{32}", path.read_text(encoding="utf-8", errors="replace")):

@@ -1,4 +1,4 @@
-"""Batch-norm statistics, estimated again after a model has changed."""
+"""Batch-norm statistics, re-estimated after a model has changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: str, batch_size: int = 250) -> None:
     """Set every batch norm's running statistics to their mean over the first ``images`` training images.
 
-    Compression shifts what each layer sees, and statistics are the cheapest part to put right: no gradient is needed.
+    Compression shifts the inputs of each layer. Statistics are the cheapest part to correct, because no gradient is
+    needed.
     """
     norms = batch_norms(model)
     if not norms or not images:
@@ -30,8 +31,8 @@ def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: 
     momenta = [norm.momentum for norm in norms]
     device = next(model.parameters()).device
     split = task.train.head(images)
-    # Batches of nearly one size, because they all count the same, and because of a last one of one image on a 1x1
-    # feature map there is no variance.
+    # Batches of nearly equal size, because all have the same weight, and because a last batch of one image has no
+    # variance on a 1x1 feature map.
     size = math.ceil(len(split) / math.ceil(len(split) / batch_size))
     with evaluation_mode(model):
         for norm in norms:

@@ -1,4 +1,4 @@
-"""The states of a training that is not finished: written whole, checked before they are loaded."""
+"""Checkpoints of unfinished trainings: written whole, and checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pfray.errors import StorageError, first_line
 from pfray.utils.files import write_atomically
 
 STATE = "state.pt"
-# Of each worker, what its exchange of gradients has to remember.
+# State of a worker's gradient exchange.
 EXCHANGE = "exchange-{rank}.pt"
 # Ray Train's list of its checkpoints.
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -25,21 +25,21 @@ ENTRIES = {"model", "epoch", "loss", "optimizer", "hook", "made_from"}
 
 
 class Damaged(StorageError):
-    """A checkpoint that a training cannot go on from."""
+    """A checkpoint that a training cannot continue from."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Raises StorageError."""
-    # To memory first: of a full disk torch's own writer says "file write failed", and no more.
+    """Write the state whole. Raises StorageError."""
+    # To memory first, because torch's own writer does not name a full disk as the cause.
     torch.save(state, content := io.BytesIO())
     write_atomically(path, content.getvalue())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What ``save`` wrote. Raises Damaged."""
+    """The state that ``save`` wrote. Raises Damaged."""
     try:
         content = io.BytesIO(path.read_bytes())
-        # torch does not look at the checksums that the archive has of its parts.
+        # torch ignores the archive's checksums.
         with zipfile.ZipFile(content) as archive:
             broken = archive.testzip()
         if broken is not None:
@@ -48,7 +48,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(content, weights_only=True, map_location=device)
     except Damaged:
         raise
-    except Exception as error:  # torch has many for a damaged file
+    except Exception as error:  # torch raises many types for a damaged file
         raise _damaged(path, first_line(error)) from error
     if not isinstance(state, dict):
         raise _damaged(path, "it holds no state")
@@ -56,7 +56,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def load_training(path: Path, made_from: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state of a training after an epoch, made from what ``made_from`` stands for. Raises Damaged."""
+    """A training's state after an epoch. Raises Damaged, also for a state of another ``made_from``."""
     state = load(path, device)
     if not state.keys() >= ENTRIES or not isinstance(state["epoch"], int):
         raise _damaged(path, "it holds no state of a training")
@@ -70,11 +70,11 @@ def _damaged(path: Path, why: str) -> Damaged:
 
 
 def epochs_done(folder: Path, made_from: str, *, alone: bool) -> int:
-    """The epochs of the checkpoint that the training in ``folder`` goes on from; what is damaged is removed.
+    """Epochs done in the checkpoint that the training in ``folder`` continues from; a damaged folder is emptied.
 
-    Of several workers, Ray Train's own files may be: they are not synchronized to disk, and its list of them is written
-    in place. The training then begins anew, instead of failing each time that it is continued. alone: of one worker.
-    Raises StorageError where the folder cannot be emptied.
+    Ray Train's own files, used with several workers, may be damaged by a power cut: they are not synchronized to disk,
+    and its list of them is written in place. The training then starts over instead of failing at every resume. alone:
+    True for one worker. Raises StorageError if the folder cannot be emptied.
     """
     path = folder / (STATE if alone else SNAPSHOT)
     if not path.exists():
@@ -92,7 +92,7 @@ def epochs_done(folder: Path, made_from: str, *, alone: bool) -> int:
 
 
 def _check_snapshot(path: Path, made_from: str) -> int:
-    """The epochs of Ray Train's last checkpoint. Raises Damaged, also where Ray itself would refuse its list."""
+    """Epochs done in Ray Train's last checkpoint. Raises Damaged, also if Ray itself would refuse its list."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["ray_version"] != ray.__version__:
@@ -116,6 +116,6 @@ def _check_snapshot(path: Path, made_from: str) -> int:
 def _parse_as_ray(snapshot: dict[str, Any]) -> None:
     try:
         from ray.train.v2._internal.execution.checkpoint import checkpoint_manager
-    except ImportError:  # another Ray has it elsewhere, and says itself what it cannot read
+    except ImportError:  # another version of Ray, which reports its own errors
         return
     checkpoint_manager._CheckpointManagerState(**snapshot)

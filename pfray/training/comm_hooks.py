@@ -1,7 +1,7 @@
-"""How the workers of a training exchange their gradients: ``distributed.comm_hook``, and the bytes that it sends.
+"""Gradient exchange between the workers of a training (``distributed.comm_hook``), and the bytes that it sends.
 
-Bytes are those that one worker hands to a collective: an all-reduced gradient of float32 counts four for each element.
-What a ring or a tree of so many workers makes of them is the network's business, and the same for all hooks.
+Bytes are counted as one worker hands them to a collective: four for each element of an all-reduced float32 gradient.
+The traffic of a ring or tree of workers follows from that, in the same way for all hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pfray.training.sync_batch_norm import share_batch_norms
 
 
 class Exchange(Protocol):
-    """What one worker does with its gradients; a checkpoint of the worker keeps its state. sent_bytes: so far."""
+    """The gradient exchange of one worker, whose state its checkpoint keeps. sent_bytes: total so far."""
 
     sent_bytes: int
 
@@ -34,7 +34,7 @@ class Exchange(Protocol):
 
 
 def distribute(model: nn.Module, settings: Distributed, seed: int) -> tuple[nn.Module, Exchange]:
-    """(the model in DistributedDataParallel, its exchange). The process group has to be there.
+    """(the model in DistributedDataParallel, its exchange). The process group has to be initialized.
 
     With ``sync_batch_norm`` the batch norms of ``model`` itself change.
     """
@@ -66,7 +66,7 @@ def _exchange(model: nn.Module, settings: Distributed, seed: int) -> Exchange:
 
 
 class AllReduce:
-    """A hook of PyTorch's that keeps nothing from step to step, and sends ``size`` bytes an element."""
+    """A stateless hook of PyTorch that sends ``size`` bytes for each element."""
 
     def __init__(self, hook: Callable[[Any, dist.GradBucket], Future[Tensor]], size: int) -> None:
         self.hook, self.size = hook, size

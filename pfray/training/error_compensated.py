@@ -1,14 +1,14 @@
 """Error-compensated quantized SGD (Wu, Huang, Huang and Zhang, ICML 2018): gradients of a few bits.
 
-Notation: in a step a worker has the gradient g and, of what quantization has lost in its earlier steps, the error h.
+Notation: in a step a worker has the gradient g and the error h, which quantization has made in its earlier steps.
 
     sent          q = Q(g + alpha h)
     error after   h' = beta h + (g - q)
 
-Q rounds at random to evenly spaced levels, up or down so that its mean is its argument (``quantize``). alpha,
-``compensation``, is how much of the error a step makes up for; beta, ``decay``, how much of it is remembered. With
-alpha = beta = 0 this is plain quantized SGD; with both 1 nothing is ever lost, but two bits are so coarse that the
-error then feeds on itself. Every worker takes the mean of all workers' q, added up in one order, so all have the same.
+Q rounds stochastically to evenly spaced levels, without bias (``quantize``). alpha, ``compensation``, is the share of
+the error that a step corrects; beta, ``decay``, the share that is remembered. alpha = beta = 0 is plain quantized SGD.
+With both 1 nothing is ever lost, but with two bits, which are coarse, the error then grows without bound. Every worker
+adds up all workers' q in one order, so all get the same mean.
 
 Shapes: R rows of n values each, a scale for each row; a parameter fills whole rows, padded by zeros.
 """
@@ -33,14 +33,14 @@ def quantize(values: Tensor, bits: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """
     top = _top(bits)
     scale = values.abs().amax(1)
-    # A row of zeros has no scale to divide by.
+    # A row of zeros has the scale 0.
     position = values / scale.clamp(min=torch.finfo(values.dtype).tiny)[:, None] * top
-    # Rounding may reach past the last level where the noise is nearly one.
+    # Rounding may pass the last level if the noise is nearly one.
     return ((position + noise).floor() + top).clamp(0, 2 * top).to(torch.uint8), scale
 
 
 def dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """The values ``(R, n)`` that codes ``(R, n)`` and scale ``(R,)`` stand for."""
+    """The values ``(R, n)`` of codes ``(R, n)`` and scale ``(R,)``."""
     top = _top(bits)
     return (codes.to(scale.dtype) - top) * (scale / top)[:, None]
 
@@ -56,10 +56,10 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
 
 
 class Ecq:
-    """The communication hook of one worker; sent_bytes: what it has handed to the network so far.
+    """The communication hook of one worker. sent_bytes: total handed to the network so far.
 
-    parameters: those that are trained, by name. The error of each is kept by name and not by bucket, because DDP puts
-    its buckets together anew after the first step.
+    parameters: the trained ones, by name. Errors are kept by name and not by bucket, because DDP rebuilds its buckets
+    after the first step.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Ecq:
         owners = [self.index[parameter] for parameter in bucket.parameters()]
         wished = [g + self.compensation * self.errors[name] for g, (_, name) in zip(gradients, owners, strict=True)]
         rows = torch.cat([self._rows(values) for values in wished])
-        noise = [self._noise(i, values) for values, (i, _) in zip(wished, owners, strict=True)]
+        noise = [self.noise(i, values) for values, (i, _) in zip(wished, owners, strict=True)]
         codes, scale = quantize(rows, self.bits, torch.cat(noise))
         own = self._split(dequantize(codes, scale, self.bits), gradients)
         for gradient, sent, (_, name) in zip(gradients, own, owners, strict=True):
@@ -105,7 +105,7 @@ class Ecq:
             total = torch.zeros_like(rows)
             for each in received:
                 packed, scales = each.split([len(message) - scale.numel() * 4, scale.numel() * 4])
-                # Where the scales begin is no multiple of their size; a copy begins anew.
+                # The scales are not aligned to their size; the copy is.
                 total += dequantize(unpack(packed, self.bits, self.group_size), scales.clone().view(scale.dtype),
                                     self.bits)  # fmt: skip
             for gradient, mean in zip(gradients, self._split(total / len(received), gradients), strict=True):
@@ -127,13 +127,13 @@ class Ecq:
         return functional.pad(flat, (0, -len(flat) % self.group_size)).view(-1, self.group_size)
 
     def _split(self, rows: Tensor, like: list[Tensor]) -> list[Tensor]:
-        """The rows of a bucket as tensors of the shapes of ``like``, without the padding."""
+        """Rows of a bucket as tensors in the shapes of ``like``, without the padding."""
         counts = [-(-tensor.numel() // self.group_size) for tensor in like]
         parts = rows.split(counts)
         return [part.flatten()[: tensor.numel()].view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
-    def _noise(self, index: int, values: Tensor) -> Tensor:
-        """Its own for every step, worker and parameter, whatever was drawn before: a training may be continued."""
+    def noise(self, index: int, values: Tensor) -> Tensor:
+        """Noise that depends on step, worker and parameter alone, so that a resumed training draws the same."""
         generator = torch.Generator(values.device)
         generator.manual_seed(mixed_seed(self.seed, self.step, dist.get_rank(), index))
         shape = -(-values.numel() // self.group_size), self.group_size
@@ -141,7 +141,7 @@ class Ecq:
 
 
 def _top(bits: int) -> int:
-    """The levels on either side of zero."""
+    """Number of levels on either side of zero."""
     return 2 ** (bits - 1) - 1
 
 

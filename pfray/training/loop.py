@@ -16,13 +16,13 @@ from pfray.task import Split, Task
 from pfray.training.batch_norm import batch_norms
 from pfray.training.settings import Distill, Training
 
-# Called with the number of optimizer steps done, before the first and after each: a learner keeps its constraint so.
+# Called with the number of optimizer steps done, before the first and after each; keeps a learner's constraint.
 Hook = Callable[[int], None]
 
 
 @runtime_checkable
 class StatefulHook(Protocol):
-    """A hook with tensors of its own that a checkpoint keeps beside the model's."""
+    """A hook with tensors of its own, which a checkpoint keeps with the model's."""
 
     def __call__(self, step: int) -> None: ...
 
@@ -33,7 +33,7 @@ class StatefulHook(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of every global batch this process trains on."""
+    """This process's part of every global batch."""
 
     rank: int = 0
     world: int = 1
@@ -41,14 +41,14 @@ class Shard:
 
 class EpochReport(Protocol):
     def __call__(self, epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
-        """After each epoch: epochs done, the mean training loss, the optimizer (for a checkpoint)."""
+        """Called after each epoch with the epochs done, the mean training loss, and the optimizer for a checkpoint."""
 
 
 def choose_precision(model: nn.Module, device: torch.device, wish: str = "auto") -> str:
-    """``bf16`` where it is faster to train in, else ``float32``. A fixed rule, so that a run can be repeated exactly.
+    """``bf16`` if training in it is faster, else ``float32``, by a fixed rule, so that runs repeat exactly.
 
-    On processors with bf16 instructions, dense convolutions train about 1.6x faster in bf16; depthwise ones, whose bf16
-    kernels are missing there, 2.3x slower (docs/results.md, precision).
+    On processors with bf16 instructions dense convolutions train about 1.6x faster in bf16, and depthwise ones, for
+    which bf16 kernels are missing, 2.3x slower (docs/results.md, precision).
     """
     if wish != "auto":
         return wish
@@ -60,7 +60,7 @@ def choose_precision(model: nn.Module, device: torch.device, wish: str = "auto")
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches in one epoch; at least one."""
+    """Whole batches in one epoch, at least one."""
     return max(1, len(split) // batch_size)
 
 
@@ -82,9 +82,9 @@ def fit(
 ) -> None:
     """Train ``model`` in place, on the device that holds it.
 
-    The batches depend on ``seed`` and the epoch alone, so a training continued from ``start_epoch`` and
-    ``optimizer_state`` sees the same ones. ``steps`` ends it early and becomes the length of the schedule.
-    Raises TrainingFailed when the loss is not finite.
+    The batches depend on ``seed`` and the epoch alone, so a training resumed from ``start_epoch`` and
+    ``optimizer_state`` sees the same ones. steps: total optimizer steps, also of the schedule, in place of all epochs.
+    Raises TrainingFailed if the loss is not finite.
     """
     shard = shard or Shard()
     device = next(model.parameters()).device
@@ -149,7 +149,7 @@ def fit(
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """The factor on the learning rate before ``step`` of ``total``: linear up over ``warmup``, then a cosine to 0."""
+    """Factor on the learning rate at ``step`` of ``total``: a linear rise over ``warmup`` steps, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
@@ -163,7 +163,7 @@ def _load(task: Task, batch: Tensor, noise: torch.Generator, device: torch.devic
 
 
 def mixed_seed(*parts: int) -> int:
-    """One seed from several numbers, so that epochs and ranks draw unrelated random numbers."""
+    """One seed from several numbers, such as seed, epoch and rank, whose random streams are unrelated."""
     mixed = 0
     for part in parts:
         mixed = (mixed * 1_000_003 + part + 0x9E3779B9) % 2**62

@@ -1,4 +1,4 @@
-"""Settings of a training: the optimizer, distillation, and how workers work together."""
+"""Settings of a training: optimizer, distillation, distributed workers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Distill(Section):
 
 
 class Distributed(Section):
-    """How the workers of a retraining work together, where ``resources.workers`` is more than one.
+    """Cooperation of the workers of a retraining, for ``resources.workers`` above one.
 
-    comm_hook: how gradients are exchanged: as they are (``none``), in half precision (``fp16``), or quantized with the
-        error fed back (``ecq``, Wu et al. 2018; ``error_compensated.py``).
-    bits: of a gradient's element with ecq. group_size: elements that share a scale. compensation, decay: the alpha and
-        beta of ecq, how much of the error is made up for in a step, and how much of it is remembered.
-    scale_lr: multiplies lr by the number of workers (Goyal et al. 2017). ``batch_size`` is that of all workers
-        together, so this is for those who raise it with their number.
-    sync_batch_norm: batch norms see the whole batch and not each worker's share.
+    comm_hook: gradients are exchanged unchanged (``none``), in half precision (``fp16``), or quantized with error
+        feedback (``ecq``, Wu et al. 2018; ``error_compensated.py``).
+    bits: bits of a gradient's element with ecq. group_size: elements that share a scale. compensation, decay: alpha and
+        beta of ecq, the share of the error that a step corrects, and the share that is remembered.
+    scale_lr: multiply lr by the number of workers (Goyal et al. 2017). ``batch_size`` counts all workers together, so
+        this is for a batch size raised with their number.
+    sync_batch_norm: batch norms normalize over the whole batch instead of each worker's share.
     """
 
     comm_hook: Literal["none", "fp16", "ecq"] = "none"

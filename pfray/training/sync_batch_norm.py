@@ -1,4 +1,4 @@
-"""Batch norms over all workers' shares of a batch: ``distributed.sync_batch_norm``. PyTorch's own run on GPUs only."""
+"""Synchronized batch norm over all workers (``distributed.sync_batch_norm``); PyTorch's own runs on GPUs only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 
 class _Sum(Function):
-    """The sum over all workers. A worker's part goes into the losses of them all, so the gradient is summed too."""
+    """The sum over all workers. Each part enters the losses of all workers, so its gradient is a sum too."""
 
     @staticmethod
     def forward(ctx: object, part: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class _Sum(Function):
 
 
 class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Of the whole batch ``(N, C, ...)``: with the workers' means m_r and variances v_r over equal shares,
+    """Normalizes over the whole batch ``(N, C, ...)``: with means m_r and variances v_r of equal shares,
 
         mean = avg(m_r),    variance = avg(v_r) + avg((m_r - mean)^2)
 
@@ -35,7 +35,7 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         over = [axis for axis in range(input.ndim) if axis != 1]
         variance, mean = torch.var_mean(input.float(), over, correction=0)
-        # Each worker fills its own slot, so the sum is a list of them all that gradients pass through.
+        # Each worker fills its own slot, so the sum gathers all values and gradients pass through it.
         slot = (torch.arange(dist.get_world_size(), device=input.device) == dist.get_rank()).float()
         means, variances = _Sum.apply(slot[:, None] * torch.stack([mean, variance])[:, None])
         mean = means.mean(0)
@@ -62,9 +62,9 @@ class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def share_batch_norms(model: nn.Module) -> None:
-    """Let every batch norm of ``model`` use the whole batch's statistics in training, in place.
+    """Make every batch norm of ``model`` use the whole batch's statistics in training, in place.
 
-    The modules stay the same objects, because a learner's hook may hold them, and their state dict the same.
+    The modules stay the same objects, because a learner's hook may hold them; the state dict stays the same.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,4 +1,4 @@
-"""The folder in which dear intermediate results are kept between runs, and the tensors in it."""
+"""The cache folder for expensive intermediate results, its keys, and tensors in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MADE_FROM, NOTE, NOTE_SUM = "//made from", "//note", "//note's checksum"
 def cache_dir() -> Path:
     """The cache folder: ``$PFRAY_CACHE``, else ``$XDG_CACHE_HOME/pfray``, else ``~/.cache/pfray``.
 
-    It is made where it is missing. Raises StorageError where that fails, or where it cannot be written to.
+    A missing folder is made. Raises StorageError if that fails or the folder is not writable.
     """
     if own := os.environ.get("PFRAY_CACHE"):
         folder = Path(own).expanduser().absolute()
@@ -42,17 +42,17 @@ def cache_dir() -> Path:
 
 
 def content_key(*parts: object) -> str:
-    """16 hexadecimal digits that depend on the ``repr`` of every part, so parts should be plain values."""
+    """16 hexadecimal digits from the ``repr`` of every part; parts should be plain values."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def cache_key(*parts: object) -> str:
-    """A ``content_key`` that depends on pfray's version too: another one may compute something else."""
+    """``content_key`` of the parts and pfray's version, since another version may compute something else."""
     return content_key(version(), *parts)
 
 
 def version() -> str:
-    """The version of pfray that is installed."""
+    """The installed version of pfray; ``unknown`` if it is not installed."""
     try:
         return importlib.metadata.version("pfray")
     except importlib.metadata.PackageNotFoundError:
@@ -60,7 +60,7 @@ def version() -> str:
 
 
 def state_bytes(model: nn.Module) -> bytes:
-    """The names, types, shapes and values of the model's weights and buffers, for ``content_key``."""
+    """Names, types, shapes and values of the model's state dict as bytes, for ``content_key``."""
     return b"".join(
         repr((name, str(tensor.dtype), tuple(tensor.shape))).encode()
         + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -69,7 +69,7 @@ def state_bytes(model: nn.Module) -> bytes:
 
 
 def file_stamp(path: Path) -> tuple[str, int, int]:
-    """(name, bytes, modification time in ns): what a cached result depends on where reading the file is dear."""
+    """(name, bytes, modification time in ns), for keys of files that are too expensive to read."""
     stat = path.stat()
     return path.name, stat.st_size, stat.st_mtime_ns
 
@@ -114,6 +114,6 @@ def load_noted(path: Path, made_from: str = "") -> tuple[dict[str, Tensor], str]
 
 
 def _checksum(name: str, tensor: Tensor) -> int:
-    """Of type and shape too, which are elsewhere in the file, and of the name, so that no two can be exchanged."""
+    """CRC-32 of name, type, shape and values, so that exchanged or reinterpreted tensors are found."""
     described = zlib.crc32(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, described)

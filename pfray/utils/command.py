@@ -1,10 +1,11 @@
-"""What all command lines do alike: an error, a signal, a reader of the output that has left, each said in one line.
+"""Behaviour that all commands share: their help, and one line for an error, a signal or a closed output.
 
 Imports little, because ``begin`` is called before a program's own imports, which take seconds.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
@@ -13,21 +14,22 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from pfray.errors import ConfigError, PfrayError, StorageError, print_error, short
 
-# Ctrl-C, and what clusters and ``timeout`` send.
+# Ctrl-C, and the signal that clusters and ``timeout`` send.
 STOPS = (signal.SIGINT, signal.SIGTERM)
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 class _Program:
-    """This process. pid: of the process that ``begin`` was called in. taken: the signals that are ours.
+    """This process. pid: of the process that called ``begin``. taken: the signals that pfray handles.
 
-    then: what the user can do after an interruption. catches: whether ``run_command`` would see an exception now.
+    then: what the user can do after an interruption. catches: True while ``run_command`` would see an exception.
     """
 
     pid = 0
@@ -38,7 +40,7 @@ class _Program:
 
 
 def begin(then: str = "") -> None:
-    """From now on signals, and a standard output that nobody reads, are dealt with. The first thing a program does."""
+    """Handle signals, and a standard output that nobody reads, from now on. A program calls this first."""
     _Program.pid, _Program.then = os.getpid(), then
     # A shell may have programs in the background ignore Ctrl-C.
     _Program.taken = tuple(stop for stop in STOPS if signal.getsignal(stop) is not signal.SIG_IGN)
@@ -46,20 +48,21 @@ def begin(then: str = "") -> None:
     sys.stdout, sys.stderr = _unbreakable(sys.stdout), _unbreakable(sys.stderr)
 
 
-def resume_hint(arguments: Sequence[str]) -> str:
-    """How a run with these arguments goes on; nothing where they ask for none. What may be a secret in a URL is hidden:
-    an interruption can come before it is refused.
+def resume_hint(program: str, arguments: Sequence[str]) -> str:
+    """How the run that ``program`` starts with these arguments is continued; nothing where they start none.
+
+    Possible secrets in a URL are hidden, because an interruption can come before they are refused.
     """
-    if "--show" in arguments:
+    if {"--show", "--check"} & set(arguments):
         return ""
     kept = [re.sub("//[^/@]+@", "//***@", text) for text in arguments if text not in ("--resume", "--force")]
-    return f"Continue with: python -m pfray.run {shlex.join(kept)} --resume"
+    return f"Continue with: {program} {shlex.join(kept)} --resume"
 
 
 def run_command(action: Callable[[], int], arguments: Sequence[str], then: str = "") -> int:
-    """The exit code of ``action``: its own, or 2 or 1 after an error's lines.
+    """Exit code of ``action``, or 2 or 1 after the lines of its error.
 
-    An interruption ends the process with 130 (Ctrl-C) or 143 (SIGTERM). then: what can be done after it.
+    An interruption ends the process with 130 (Ctrl-C) or 143 (SIGTERM). then: what the user can do after it.
     """
     _Program.then, _Program.catches = then, True
     try:
@@ -78,8 +81,19 @@ def run_command(action: Callable[[], int], arguments: Sequence[str], then: str =
         _Program.catches = False
 
 
+def make_parser(program: str, description: str, examples: Sequence[str], more: str = "") -> argparse.ArgumentParser:
+    """Parser of a command. examples: arguments of ``program``. more: paragraphs at the end of the help."""
+    lines = "\n".join(f"  {program} {example}" for example in examples)
+    return argparse.ArgumentParser(
+        prog=program,
+        description=textwrap.fill(description, 100),
+        epilog=f"examples:\n{lines}" + (f"\n\n{more}" if more else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def take_signals() -> None:
-    """Have the signals again, whoever took them since ``begin``; C++ libraries do so behind Python's back."""
+    """Handle the signals again, whoever took them since ``begin``; C++ libraries do so behind Python's back."""
     if _Program.pid == os.getpid():
         for stop in _Program.taken:
             signal.signal(stop, _stop)
@@ -87,7 +101,7 @@ def take_signals() -> None:
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """The signals stay ours while the block calls a library that would take them."""
+    """Keep the signals while the block calls a library that would take them."""
     set_handler = signal.signal
 
     def keep(number: int, handler: Any) -> Any:
@@ -115,11 +129,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _leave() -> NoReturn:
-    """End at once. Python would first wait for threads, which may wait for Ray; what is worth keeping is on disk."""
+    """End at once. Python would first wait for threads, which may wait for Ray; all results are on disk."""
     for stop in _Program.taken:
         signal.signal(stop, signal.SIG_IGN)
     text = f"interrupted. {_Program.then}".rstrip(". ")
-    # Whatever this interrupts may be writing to the same streams.
+    # The interrupted code may be writing to the same streams.
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     with contextlib.suppress(Exception):
@@ -130,7 +144,7 @@ def _leave() -> NoReturn:
 
 
 class _Outlet(io.FileIO):
-    """A standard stream that drops what it is given once nobody reads it: a closed pipe must not end a run half-way."""
+    """Standard stream that drops its input once nobody reads it: a closed pipe must not end a run half-way."""
 
     def write(self, data: Any) -> int:
         try:
@@ -139,7 +153,7 @@ class _Outlet(io.FileIO):
             if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is gone
                 raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())  # for libraries that write there by themselves
+        os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor
         os.close(nowhere)
         if self.fileno() == 1:
             print("note: standard output is closed; the command goes on without it", file=sys.stderr)
@@ -147,7 +161,7 @@ class _Outlet(io.FileIO):
 
 
 def _unbreakable(stream: Any) -> Any:
-    """The standard stream as an outlet, which also writes characters that its encoding lacks, as escapes."""
+    """The standard stream as an outlet, which writes characters that its encoding lacks as escapes."""
     if not isinstance(stream, io.TextIOWrapper):  # it is closed, or somebody else's already
         return stream
     stream.flush()
@@ -160,7 +174,7 @@ def _unbreakable(stream: Any) -> Any:
 
 
 def _check_names(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for names that libraries could not take, in a locale that has no letters for them."""
+    """Raise ConfigError for names that the locale's encoding lacks, which libraries could not open."""
     encoding = sys.getfilesystemencoding()
     try:
         here = os.getcwd()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and outlast a power cut; and those that grow by a line."""
+"""Files written whole or not at all, even in a power cut, and files that grow line by line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ def _usual_mode() -> int:
 
 
 _MODE = _usual_mode()
-
-
 # The key under which ``write_json`` keeps the checksum of the other entries.
 CHECKSUM = "crc32"
 
@@ -33,8 +31,8 @@ CHECKSUM = "crc32"
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block succeeds, and is removed when it fails.
 
-    File and folder are synchronized to disk: a rename alone can be there after a power cut, and what was renamed not.
-    Missing folders are made. Raises StorageError where the folder cannot be written.
+    File and folder are synchronized to disk: after a power cut a rename may have lasted, and the file's content not.
+    Missing folders are made. Raises StorageError if the folder cannot be written.
     """
     path = Path(path)
     # The suffix stays last because writers choose or check the format by it.
@@ -55,7 +53,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def cannot_write(path: str | Path, error: OSError) -> StorageError:
-    """What to raise where ``path`` cannot be written."""
+    """The StorageError for a ``path`` that cannot be written, with a remedy for its cause."""
     remedy = "free space, or choose another folder"
     if error.errno == errno.EISDIR:
         remedy = "remove the folder that is in the file's place"
@@ -63,7 +61,7 @@ def cannot_write(path: str | Path, error: OSError) -> StorageError:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and those above it, as far as they are missing, and synchronize each new one's entry to disk."""
+    """Make the folder and its missing parents, and synchronize each new entry to disk."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -78,7 +76,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file and synchronize it to disk. A half line that a kill left at its end stays one of its own.
+    """Append a line to a file and synchronize it to disk. A half line that a kill left stays a line of its own.
 
     Raises StorageError.
     """
@@ -100,13 +98,13 @@ def append_line(path: Path, line: str) -> None:
 
 def write_json(path: Path, entries: Mapping[str, Any]) -> None:
     """Write a JSON object with a checksum of its entries, for ``read_json``. Raises StorageError."""
-    # As it will be read: numbers and texts may look otherwise after a round trip.
+    # The checksum is of the entries as they will be read: a round trip may change numbers and texts.
     plain = json.loads(json.dumps(entries))
     write_atomically(path, json.dumps({**plain, CHECKSUM: _json_checksum(plain)}, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The entries that ``write_json`` wrote; None where the file is missing, damaged or another's."""
+    """The entries that ``write_json`` wrote; None if the file is missing, damaged or written by others."""
     try:
         entries = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -117,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a file of one a line, and how many lines hold none (a killed run may leave half a line)."""
+    """(JSON objects of a file with one a line, number of lines without one; a killed run may leave half a line)."""
     *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     records = []
     for line in lines:
@@ -139,7 +137,7 @@ def _synchronize(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems have no such thing for a folder.
+        # Some network file systems cannot synchronize a folder.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:

@@ -1,4 +1,4 @@
-"""Silence while libraries talk to themselves."""
+"""Suppressed output of libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what converters and their C++ libraries print; a failure still arrives as an exception."""
+    """Drop the output of converters and their C++ libraries; failures still raise."""
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     with mute_stderr(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -21,7 +21,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def mute_stderr() -> Iterator[None]:
-    """Drop what goes to the process's stderr itself, because C++ libraries know nothing of Python's."""
+    """Drop writes to file descriptor 2, because C++ libraries bypass Python's stderr."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

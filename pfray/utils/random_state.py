@@ -12,14 +12,14 @@ import torch
 
 
 def generators() -> tuple[Any, ...]:
-    """The generators' states; two are equal where nothing was drawn in between."""
+    """States of the generators; two results are equal if nothing was drawn in between."""
     name, keys, *rest = np.random.get_state(legacy=True)
     return random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()  # type: ignore[union-attr]
 
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Whatever the block draws, all three go on afterwards as if it had not."""
+    """Restore all three generators after the block."""
     pythons, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:

@@ -1,4 +1,4 @@
-"""Names of files that come from elsewhere: relative paths that stay inside the folder they are joined to."""
+"""Checks of untrusted file names: relative paths that stay inside the folder they are joined to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pfray.errors import StorageError, short
 
 
 def flaw(name: str) -> str | None:
-    """What forbids the use of ``name`` as a path below a folder, None where nothing does.
+    """The reason why ``name`` cannot be a path below a folder; None if it can.
 
-    A store's keys may hold any character. ``runs//etc/passwd`` is a key, and its rest an absolute path.
+    A store's keys may hold any character: ``runs//etc/passwd`` is a key whose rest is an absolute path.
     """
     if not name.isprintable() or "\\" in name:
         return "a character that no path of a run has"
@@ -27,7 +27,7 @@ def flaw(name: str) -> str | None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder / name``. Raises StorageError where that is not inside the folder, by its name or through a link."""
+    """``folder / name``. Raises StorageError if it leaves the folder, by its name or through a link."""
     path = folder / name
     if reason := flaw(name):
         raise StorageError(f"{folder} cannot take a file named '{short(name)}' ({reason}). Remedy: rename it")
@@ -42,9 +42,9 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_links_outside(folder: Path) -> None:
-    """Raise StorageError where a link anywhere below ``folder`` leads out of it: writing there would write elsewhere.
+    """Raise StorageError if a link below ``folder`` leads out of it, where writing would change other files.
 
-    The folder may be a link itself: where it lies is its owner's choice.
+    The folder itself may be a link, because its owner chose it.
     """
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent) / name for name in (*folders, *files)):

@@ -1,4 +1,4 @@
-"""Base of every section of an experiment file: frozen, strict, and no unknown keys."""
+"""The base of all sections of an experiment file: frozen, and without unknown keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    # A component's own settings may be infinite; in JSON mode that would be dumped as null.
+    # A component's own settings may be infinite, which JSON mode would dump as null.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
@@ -17,9 +17,9 @@ SomeSection = TypeVar("SomeSection", bound=Section)
 
 
 def as_written(section: type[SomeSection], raw: Any) -> SomeSection:
-    """The section of plain data, no scalar of which is converted: no ``true``, ``'5'`` or ``5.0`` where 5 is wanted.
+    """The section of plain data, without conversions: ``true``, ``'5'`` and ``5.0`` are no 5.
 
     Raises pydantic's ValidationError.
     """
-    # As JSON, where being strict is about scalars; of Python's values it would ask for a Section within a section.
+    # Strict validation of Python values would demand Section objects within a section; of JSON it is about scalars.
     return section.model_validate_json(json.dumps(raw), strict=True)

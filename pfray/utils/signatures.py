@@ -1,4 +1,4 @@
-"""Settings as keyword arguments of a function: checked against its signature, and called."""
+"""Settings as keyword arguments: checked against a function's signature, and passed to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pfray.utils.user_code import user_code
 
 
 def check_arguments(path: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> list[str]:
-    """The mistakes in ``settings`` as keyword arguments of ``function``, found without calling it."""
+    """Unknown names among ``settings`` for ``function``, a line each; the function is not called."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return []
@@ -24,6 +24,6 @@ def check_arguments(path: str, function: Callable[..., Any], settings: Mapping[s
 
 
 def call(kind: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-    """What ``function`` makes of its settings. Raises ConfigError, naming the section ``kind``, where it fails."""
+    """``function(**settings)``. Raises ConfigError that names the section ``kind`` if it fails."""
     with user_code(kind, f"correct the settings of '{kind}'"):
         return function(**settings)

@@ -1,4 +1,4 @@
-"""An end to waiting."""
+"""Calls with a timeout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, action: Callable[[], T]) -> T:
-    """The result of ``action``, or TimeoutError where it takes longer. Libraries wait minutes for a dead address."""
+def with_timeout(seconds: float, action: Callable[[], T]) -> T:
+    """The result of ``action``. Raises TimeoutError after ``seconds``; libraries wait minutes for a dead address."""
     results: list[T] = []
     errors: list[BaseException] = []
 

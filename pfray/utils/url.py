@@ -1,4 +1,4 @@
-"""Addresses and storage URLs that an experiment may name."""
+"""Checks of cluster addresses and storage URLs, which are written into files and so must hold no secrets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 # Environment variables by which Ray finds a cluster's token.
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-# What stands before an @ in theirs is a user of a machine, or the name of a container; elsewhere it can only be a key.
+# Schemes with a user of a machine or a container before an @; in other URLs it can only be a key.
 NAMED_USERS = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "abfs", "abfss", "az",
                "oci", "ocilake"}  # fmt: skip
 
 
 def check_address(address: str) -> str:
-    """A cluster's address that may be kept in files and shown. Raises ValueError, whose text has no secret in it."""
+    """The address. Raises ValueError, without the secret in its text, for one that holds a user or a token."""
     if "@" in address:
         raise ValueError(
             "the address has a user, a password or a token in it, and it is written into files. Remedy: leave it out; "
@@ -28,7 +28,7 @@ def is_url(storage: str) -> bool:
 
 
 def check_storage(storage: str) -> str:
-    """A folder or a URL that may be kept in files and shown. Raises ValueError, whose text has no part of a secret."""
+    """The folder or URL. Raises ValueError, without any secret in its text, for one that is unsafe or unknown."""
     if not is_url(storage):
         return storage
     if not storage.isprintable() or " " in storage or "::" in storage:
@@ -37,7 +37,7 @@ def check_storage(storage: str) -> str:
     try:
         parts = urlsplit(storage)
         secret = parts.password is not None or parts.query or parts.fragment
-        # In s3:///KEY@bucket, too, which a library may read as it was meant.
+        # s3:///KEY@bucket counts too: a library may read it as s3://KEY@bucket.
         authority = parts.netloc or parts.path.lstrip("/").partition("/")[0] * (parts.scheme not in ("file", "local"))
     except ValueError:  # whose text repeats the URL
         raise ValueError("the URL cannot be read. Allowed: a folder, or a URL such as s3://bucket/runs") from None
@@ -57,7 +57,7 @@ def check_storage(storage: str) -> str:
 
 
 def hidden(text: str) -> str:
-    """``text`` without the values of environment variables that are named like a secret."""
+    """``text`` with *** for values of environment variables that are named like secrets."""
     for name, value in os.environ.items():
         if len(value) >= 8 and re.search("SECRET|TOKEN|PASSWORD|ACCESS_KEY", name):
             text = text.replace(value, "***")

@@ -9,30 +9,30 @@ from contextlib import contextmanager
 
 from pfray.errors import ConfigError, PfrayError, first_line, short
 
-# Where a traceback is not in a user's own code: pfray's packages, Python's library, and what pip installed.
+# Packages and paths that are no user's own code: pfray's, Python's library, and installed ones.
 OWN_PACKAGES = {"pfray", "learners", "envs"}
 _INSTALLED = ("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
 @contextmanager
 def user_code(what: str, remedy: str) -> Iterator[None]:
-    """Whatever a user's code raises in the block, SystemExit included, is a ConfigError with its file and line.
+    """Turn exceptions of a user's code in the block, SystemExit included, into ConfigErrors with file and line.
 
-    What pfray's own errors say stays, and so does Ctrl-C.
+    PfrayErrors and KeyboardInterrupt pass unchanged.
     """
     try:
         yield
     except (PfrayError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        # A ValueError or TypeError says what is wrong with a setting; of anything else the type says the most.
+        # The text of a ValueError or TypeError explains a wrong setting; for other errors the type says the most.
         kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
         reason = f"{kind}{first_line(error).rstrip('.')}{place_of(error)}"
         raise ConfigError(f"{what}: {reason}. Remedy: {remedy}") from error
 
 
 def place_of(error: BaseException) -> str:
-    """`` (my_models.py, line 3)``, the innermost line of a traceback in a user's own code; nothing without one."""
+    """`` (my_models.py, line 3)``: the innermost line of the traceback in a user's own code; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({short(error.filename)}, line {error.lineno})"
     place = ""

@@ -12,27 +12,27 @@ from torch import nn
 
 from pfray import bench
 from pfray.bench import BenchError
-from pfray.config.sections import Export
 from pfray.errors import ExportError, TrainingFailed
 from pfray.export import pt2
 from pfray.export.packed import file
-from pfray.export.tflite import convert, quantized, sparse
+from pfray.export.shipped import shipped
+from pfray.export.tflite import convert, flatbuffer, quantized, short_names, sparse
 from pfray.export.tflite.quantized import Stored
 from pfray.measure.evaluation import Measurement, evaluate, measure
 from pfray.nn.modes import place
-from pfray.quantization.pt2e.int8_model import Int8Model
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
+from pfray.storage.run_folder import RunFolder
 from pfray.task import Task, example_input
 from pfray.utils.files import write_atomically
 
-# A .tflite whose outputs differ by more than this share of the largest output does not do what the model does.
+# Largest difference of the file's outputs from the model's, as a share of the largest output.
 MAX_RELATIVE_DIFFERENCE = 1e-2
-# Beside it: float32's own rounding, where outputs are next to nothing.
-ROUNDING = 1e-5
-# Of a file that rounds to 8 bits what the model does not, or otherwise: a step of 1/256 here and there, which
-# the layers behind it carry on (0.05 of the largest output for MobileNet-v1 on the digits). A wrong file differs by 1.
+# The same for a file that rounds to 8 bits what the model does not, or otherwise. Steps of 1/256 add up over the layers
+# (0.05 for MobileNet-v1 on the digits); a wrong file differs by 1.
 MAX_INT8_DIFFERENCE = 0.2
-# Nor does one whose accuracy on the same images is further from the model's than this.
+# Added to both, absolute: float32's own rounding, for outputs of nearly 0.
+ROUNDING = 1e-5
+# Largest difference of the accuracies on the same images.
 MAX_ACCURACY_DIFFERENCE = 0.01
 
 
@@ -41,7 +41,7 @@ def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measurement = measure(place(model, device), task, task.test)
     model.to("cpu")
-    # A model of NaNs still has an accuracy, that of always guessing the first class.
+    # A model of NaNs still has an accuracy: it always guesses the first class.
     if not math.isfinite(measurement.loss):
         raise TrainingFailed(
             f"the loss on the test split is {measurement.loss}, so no result holds. Remedy: a model and a loss that "
@@ -51,30 +51,39 @@ def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
 
 
 def export_model(
-    model: nn.Module, teacher: nn.Module, task: Task, export: Export, folder: Path, progress: Progress
+    model: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    run: RunFolder,
+    observers: Observers,
+    *,
+    tflite: bool,
+    images: int | None,
+    rounds: int,
 ) -> dict[str, Any] | None:
-    """Write model.pt2, model.tflite and teacher.tflite into the run folder; run, compare and time what is shipped.
+    """Write model.pt2 and, with ``tflite``, model.tflite and teacher.tflite into the run folder.
 
-    Returns the summary's ``exported`` entry; None where the experiment wants no .tflite. Raises ExportError where the
-    file does not reproduce the model.
+    images: test images that model.tflite is checked on (None: all). rounds: of timing both files in turns.
+    Returns the summary's ``exported`` entry; None without a .tflite. Raises ExportError where the file does not
+    reproduce the model.
     """
     example = example_input(task)
-    path = folder / "model.tflite"
-    with progress.stage("export", total=4) as stage:
-        pt2.save(model, example, folder / "model.pt2")
-        stage.update(1, "model.pt2")
-        if not export.tflite:
+    path = run.tflite
+    with observers.stage("export", total=4) as stage:
+        pt2.save(model, example, run.program)
+        stage.update(1, run.program.name)
+        if not tflite:
             return None
-        checked = write_checked(model, task, path, export.images)
-        stage.update(2, "model.tflite, checked")
-        convert.export(teacher, example, folder / "teacher.tflite")
-        stage.update(3, "teacher.tflite")
-        latency, teacher_latency = bench.latency_ms([path, folder / "teacher.tflite"], rounds=export.rounds)
+        checked = write_checked(model, task, path, images)
+        stage.update(2, f"{path.name}, checked")
+        convert.export(teacher, example, run.teacher_tflite)
+        stage.update(3, run.teacher_tflite.name)
+        latency, teacher_latency = bench.latency_ms([path, run.teacher_tflite], rounds=rounds)
         stage.update(4, "timed")
     return {
         "path": str(path),
         "size_bytes": path.stat().st_size,
-        "teacher_size_bytes": (folder / "teacher.tflite").stat().st_size,
+        "teacher_size_bytes": run.teacher_tflite.stat().st_size,
         **checked,
         "latency_ms": latency,
         "teacher_latency_ms": teacher_latency,
@@ -84,15 +93,18 @@ def export_model(
 def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) -> dict[str, Any]:
     """Write the .tflite with sparse and quantized weights stored as such, and run it on test images (None: all).
 
-    Where a form that rounds makes the outputs too different, the next one is taken. Returns a part of the summary's
-    ``exported`` entry; ``stored`` is how the file has each layer of a quantized model. Raises ExportError.
+    Where a form that rounds makes the outputs too different, the next one is tried. Returns a part of the summary's
+    ``exported`` entry, in which ``stored`` says how the file has each layer of a quantized model. Raises ExportError.
     """
-    convert.export(model, example_input(task), path)
-    dense = path.read_bytes()
+    content = convert.convert(model, example_input(task))
+    large = len(content) >= convert.LARGEST  # as it is, where nothing in it has to change
     for allowed in quantized.CHOICES:
-        write_atomically(path, dense)
-        stored = quantized.quantize(path, path, model, allowed)
-        sparse.sparsify(path, path)
+        parsed = flatbuffer.parse(content)
+        if not large:
+            short_names.shorten(parsed)
+        stored = quantized.quantize(parsed, model, allowed)
+        changed = sparse.sparsify(parsed) or stored or not large
+        write_atomically(path, flatbuffer.pack(parsed) if changed else content)
         try:
             checked = _check(model, task, path, images, stored)
             return {**checked, "stored": _records(model, stored)}
@@ -103,12 +115,12 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
 
 
 def _records(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Any]:
-    """How the file has each layer, as JSON values; nothing for a model in float."""
-    if isinstance(model, Int8Model):
-        operators = model.operators().items()
-        return {name: {"bits": 8 if kind == "int8" else None, "type": kind, "reason": why}
-                for name, (kind, why) in operators}  # fmt: skip
-    return {name: asdict(each) for name, each in stored.items()}
+    """How the file has each layer, as JSON values; empty for a model in float."""
+    operators = {
+        name: {"bits": 8 if kind == "int8" else None, "type": kind, "reason": why}
+        for name, (kind, why) in shipped(model).operators().items()
+    }
+    return operators or {name: asdict(each) for name, each in stored.items()}
 
 
 def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored: dict[str, Stored]) -> dict[str, Any]:
@@ -116,7 +128,7 @@ def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored:
     test = task.test.head(images)
     inputs = task.normalize(test.inputs)
     outputs, difference = convert.compare(path, model, inputs)
-    rounds = isinstance(model, Int8Model) or any(each.rounds for each in stored.values())
+    rounds = shipped(model).rounds or any(each.rounds for each in stored.values())
     allowed = MAX_INT8_DIFFERENCE if rounds else MAX_RELATIVE_DIFFERENCE
     if not difference <= allowed * outputs.abs().max().item() + ROUNDING:
         raise ExportError(
@@ -124,7 +136,7 @@ def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored:
             "Remedy: export.tflite=false to do without it, and report the model"
         )
     accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
-    # Of few images, one that is on the border between two classes says nothing yet.
+    # With few images, a single one on the border between two classes proves nothing.
     if abs(accuracy - torch_accuracy) > max(MAX_ACCURACY_DIFFERENCE, 1.5 / len(test)):
         raise ExportError(
             f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
@@ -134,6 +146,5 @@ def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored:
 
 
 def pack(model: nn.Module, path: Path) -> int:
-    """Write the packed weights and return the file's bytes."""
-    shipped = model.converted(folded=True) if isinstance(model, Int8Model) else model
-    return file.save(path, shipped.state_dict())
+    """Write the packed weights and return the file's size in bytes."""
+    return file.save(path, shipped(model).weights())

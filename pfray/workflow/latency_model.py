@@ -58,10 +58,10 @@ def timed_space(space: CompressionSpace, algorithm: Algorithm, done: Callable[[i
         if (kept := read_json(path)) is None:
             times = _time([(algorithm, plan) for plan in plans], partial(_show, done, name))
             macs = [space.costs(plan)["macs"] for plan in plans]
-            kept = {"curve": _rising(macs, times)}
+            kept = {"curve": rising_curve(macs, times)}
             write_json(path, kept)
         curves[name] = kept["curve"]
-    return replace(space, costs_of=partial(_costs, inner=space.costs_of, curves=curves, bits=_bits(space)))
+    return replace(space, costs_of=partial(costs_with_latency, inner=space.costs_of, curves=curves, bits=_bits(space)))
 
 
 def hold(
@@ -148,13 +148,13 @@ def _time(plans: list[tuple[Algorithm, Plan]], done: Callable[[int], None]) -> l
         return bench.latency_ms(paths, rounds=ROUNDS)
 
 
-def _rising(macs: list[float], times: list[float]) -> Curve:
+def rising_curve(macs: list[float], times: list[float]) -> Curve:
     """Sorted by the multiply-adds, and a time never less than that of fewer."""
     order = np.argsort(macs)
     return [np.array(macs)[order].tolist(), np.maximum.accumulate(np.array(times)[order]).tolist()]
 
 
-def _costs(
+def costs_with_latency(
     values: np.ndarray,
     inner: Callable[[np.ndarray], dict[str, float]],
     curves: Mapping[str, Curve],

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
 from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
+from pfray.storage.run_folder import curve_of
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
-from pfray.workflow.worker import CURVE, Work, add_line, read_curve, read_lines, train_candidate
+from pfray.workflow.worker import Work, add_line, read_curve, read_lines, train_candidate
 
 # Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
 RETRIES = 2
@@ -55,8 +56,8 @@ def retrain(
     """Train the candidate's model on all training data, and return the last epoch's state dict.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
-    folder: of the checkpoints and ``curve.jsonl`` (epoch, loss); a training that finds its own checkpoints there, of
-    the same ``made_from``, continues from the last one. Of several workers, ``curve.jsonl`` also has the bytes of
+    folder: of the checkpoints and the curve (epoch, loss); a training that finds its own checkpoints there, of
+    the same ``made_from``, continues from the last one. Of several workers, the curve also has the bytes of
     gradients that each sent in the epoch.
     on_epoch(epochs done, loss) is called in this process, from the calling thread.
     Raises TrainingFailed.
@@ -70,7 +71,7 @@ def retrain(
         "folder": folder,
         "distributed": distributed or Distributed(),
     }
-    train_all = _train_alone if workers == 1 else partial(_train_together, workers=workers)
+    train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
     seen = 0
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
@@ -105,9 +106,10 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 def finish(
     candidate: Candidate, context: ray.ObjectRef, start: ray.ObjectRef | None, cpus: int, gpus: float
 ) -> Weights:
-    """The weights that the algorithm's ``finish`` gives, computed in a Ray task. start: an earlier stage's Weights.
+    """The weights that the algorithm's ``finish`` gives, computed in a Ray task.
 
-    Raises the task's own PfrayError, or TrainingFailed.
+    start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises the task's own PfrayError, or
+    TrainingFailed.
     """
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
@@ -117,15 +119,17 @@ def finish(
         raise _as_pfray_error(error) from error
 
 
-def _finish(candidate: Candidate, context: Context, start: Weights | None, cpus: int) -> Weights:
+def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int) -> Weights:
     torch.set_num_threads(cpus)
-    done = finish_candidate(candidate, context, start, _task_device())
-    return Weights(done.structure, _on_cpu(done.model))
+    done = finish_candidate(candidate, context, start, task_device())
+    # As it will be read from a file: what JSON cannot hold, or changes, shows before the training and not after it.
+    structure = json.loads(json.dumps(done.structure))
+    return Weights(structure, _on_cpu(done.model))
 
 
-def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
+def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
     # Retried here, because Ray itself would go on for ever where a worker is killed for the memory that it takes.
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work_alone)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work_alone)
     named = task.options(name=f"{config['candidate'].algorithm.__name__}.train")
     for _ in range(RETRIES):
         try:
@@ -137,12 +141,12 @@ def _train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Te
     return ray.get(named.remote(config, cpus))
 
 
-def _work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
+def work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
 
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
-    model = train_candidate(_work(config), Shard(), _task_device(), state, partial(checkpoints.save, path))
+    model = train_candidate(_work(config), Shard(), task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -212,7 +216,7 @@ def _work(config: dict[str, Any]) -> Work:
 
 def _clean_curve(folder: Path, done: int) -> None:
     """Leave of the curve what an earlier session trained of the ``done`` epochs; why it failed is no longer true."""
-    path = folder / CURVE
+    path = curve_of(folder)
     records, unreadable = read_records(path) if path.exists() else ([], 0)
     epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
     write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))
@@ -221,7 +225,7 @@ def _clean_curve(folder: Path, done: int) -> None:
         logging.getLogger("pfray").warning("%s: %d lines cannot be used and are left out", path, left_out)
 
 
-def _task_device() -> torch.device:
+def task_device() -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 

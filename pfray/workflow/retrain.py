@@ -24,13 +24,12 @@ from pfray.errors import StorageError
 from pfray.learner.build import Weights, rebuild_candidate, untrained_model
 from pfray.learner.context import Candidate, Context, Recipe, with_values
 from pfray.learner.pipeline import Pipeline, split_plan
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
 from pfray.space import Plan
+from pfray.storage.run_folder import RunFolder
 from pfray.training.settings import Distributed
 from pfray.utils.cache import content_key, load_noted, save_tensors
 from pfray.workflow.launch import finish, retrain, run_together
-
-EpochCallback = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]
     for step, own in steps:
         label = name if step is steps[-1][0] else f"{name}-{step.name}"
         training = with_values(whole.training, step.finetune)
-        candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill)
+        candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill, whole.chosen)
         row.append(_link(label, candidate, row[-1].last.key if row else "", context))
     return row
 
@@ -96,12 +95,11 @@ def _link(name: str, candidate: Candidate, before: str, context: Context) -> Lin
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where and with what trainings run: Ray resources, the run folder, what to call after each epoch."""
+    """Where and with what trainings run: Ray resources, the run folder, who is told of each epoch."""
 
     resources: Resources
-    folder: Path
-    progress: Progress
-    on_epoch: EpochCallback
+    run: RunFolder
+    observers: Observers
     distributed: Distributed = field(default_factory=Distributed)
 
     def train(self, recipe: Recipe, context: Context, plans: dict[str, Plan]) -> dict[str, nn.Module]:
@@ -120,7 +118,7 @@ class Trainer:
                 at_once = min(at_once, max(1, ray_cluster.total("GPU") // self.resources.workers))
             total = sum(stage.epochs for name in missing for link in wanted[name] for stage in link.stages)
             names = " and ".join(", ".join(missing).rsplit(", ", 1))
-            with self.progress.stage(f"train {names}", total=total) as stage:
+            with self.observers.stage(f"train {names}", total=total) as stage:
                 epochs_done = dict.fromkeys(missing, 0)
                 reference = ray.put(context)  # one for all, where no algorithm comes before another
 
@@ -128,7 +126,7 @@ class Trainer:
                     def show(label: str, epoch: int, loss: float, earlier: int) -> None:
                         epochs_done[name] = earlier + epoch
                         stage.update(sum(epochs_done.values()), f"{label}: loss {loss:.4f}")
-                        self.on_epoch(label, epoch, loss)
+                        self.observers.epoch_done(label, epoch, loss)
 
                     earlier, own, shared = 0, context, reference
                     for link in wanted[name]:
@@ -140,7 +138,7 @@ class Trainer:
 
                 run_together([partial(train_one, name) for name in missing], at_once)
         trained = all(link.trains for row in wanted.values() for link in row)
-        with contextlib.nullcontext() if trained else self.progress.stage("compress without training"):
+        with contextlib.nullcontext() if trained else self.observers.stage("compress without training"):
             built = {name: self._build(row, context) for name, row in wanted.items()}
         return {name: built[same[name]] for name in plans}
 
@@ -162,9 +160,9 @@ class Trainer:
             if weights is None:
                 on_epoch = partial(_show_epoch, show, stage.name, earlier)
                 weights = self._train_stage(stage, context, before, at_once, on_epoch)
-                _save(self._done(stage), weights, stage.key)
+                _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
-            before = ray.put(weights)
+            before = ray.put((stage.candidate, weights))
         return earlier
 
     def _train_stage(
@@ -178,9 +176,9 @@ class Trainer:
         """The weights after the stage's training, and before that the algorithm's ``finish`` where it has one."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
-        start, structure = None, stage.candidate.plan
+        start, structure = None, None
         if stage.candidate.algorithm.has_finish:
-            path = self.folder / "training" / f"{stage.name}.start.safetensors"
+            path = self.run.start(stage.name)
             start = self._read(path, stage.key)
             if start is None:
                 start = finish(stage.candidate, context, before, cpus, gpus)
@@ -191,7 +189,7 @@ class Trainer:
         state = retrain(
             stage.candidate,
             context,
-            self.folder / "training" / stage.name,
+            self.run.training(stage.name),
             start=None if start is None else ray.put(start),
             made_from=stage.key,
             workers=self.resources.workers,
@@ -215,7 +213,8 @@ class Trainer:
             return untrained_model(link.last.candidate, context)
         weights = self._kept(link.last)
         if weights is None:
-            raise StorageError(f"{self._done(link.last)} was damaged meanwhile. Remedy: continue with --resume")
+            damaged = self.run.trained(link.last.name)
+            raise StorageError(f"{damaged} was damaged meanwhile. Remedy: continue with --resume")
         return rebuild_candidate(link.last.candidate, context, weights, torch.device("cpu"))
 
     def _is_missing(self, link: Link) -> bool:
@@ -223,7 +222,7 @@ class Trainer:
 
     def _kept(self, stage: TrainingStage) -> Weights | None:
         """The weights that the stage ended with; None where they have to be made."""
-        return self._read(self._done(stage), stage.key)
+        return self._read(self.run.trained(stage.name), stage.key)
 
     def _read(self, path: Path, made_from: str) -> Weights | None:
         found = load_noted(path, made_from)
@@ -235,12 +234,10 @@ class Trainer:
         state, structure = found
         return Weights(json.loads(structure) if structure else None, state)
 
-    def _done(self, stage: TrainingStage) -> Path:
-        return self.folder / "training" / f"{stage.name}.safetensors"
-
 
 def _save(path: Path, weights: Weights, made_from: str) -> None:
-    save_tensors(path, weights.state, made_from, json.dumps(weights.structure))
+    structure = "" if weights.structure is None else json.dumps(weights.structure)
+    save_tensors(path, weights.state, made_from, structure)
 
 
 def _show_epoch(

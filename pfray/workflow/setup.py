@@ -1,4 +1,4 @@
-"""From an experiment's names and settings to objects: task, model, learner, searcher. All before Ray starts."""
+"""Setup of a run, before Ray starts: from an experiment's names and settings to task, model, space and limits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from pfray.config.sections import Search
 from pfray.data._task_checks import check_task
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
+from pfray.learner.context import Context, Recipe
+from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.measure.cost import layer_macs, total_macs
 from pfray.nn.build import build, check_output, task_arguments
 from pfray.nn.checks import check_evaluation, check_parameters, check_values
@@ -25,7 +27,7 @@ from pfray.nn.layer_shapes import with_layer_shapes
 from pfray.nn.layers import WeightLayer
 from pfray.nn.weights import load_weights
 from pfray.objective import Objective
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task, example_input
@@ -42,17 +44,17 @@ from pfray.workflow.target import (
 )
 from pfray.workflow.warm_start import read_earlier
 
-# Is told what is worth knowing and no error, a line at a time.
+# Takes a remark for the reader of the results that is no error, a line at a time.
 Note = Callable[[str], None]
 
 
-def _unread(remark: str) -> None:
-    """Of whoever has already seen the remarks, or has nobody to show them to."""
+def _ignore(remark: str) -> None:
+    """The note of a caller who has nobody to show remarks to."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The classes and functions that an experiment names, and their validated settings."""
+class Components:
+    """Classes and functions that an experiment names, and their validated settings."""
 
     model: Callable[..., nn.Module]
     data: Callable[..., Task]
@@ -63,13 +65,13 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Start:
-    """All that a run starts from. ``model`` has the experiment's weights, or none worth keeping yet.
+class LoadedRun:
+    """A checked experiment as objects. model: with the experiment's weights, otherwise untrained.
 
-    searched: the names of the knobs that are settings. earlier: the trials of a warm start.
+    searched: names of the knobs that are settings. earlier: trials of a warm start.
     """
 
-    parts: Parts
+    components: Components
     task: Task
     model: nn.Module
     space: CompressionSpace
@@ -79,46 +81,61 @@ class Start:
     earlier: Sequence[tuple[Plan, float | None]]
 
 
-def load(experiment: Experiment, progress: Progress) -> Start:
+def load(experiment: Experiment, observers: Observers) -> LoadedRun:
     """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
     notes: list[str] = []
-    with progress.stage("load"):
-        parts = resolve(experiment)
+    with observers.stage("load"):
+        components = resolve(experiment)
         cache_dir()  # one that cannot be used is found before anything is written
-        task = build_task(experiment, parts, notes.append)
-        model = build_model(experiment, parts, task, notes.append)
-        algorithm = parts.learner(model, task, parts.learner_settings)
+        task = build_task(experiment, components, notes.append)
+        model = build_model(experiment, components, task, notes.append)
+        algorithm = components.learner(model, task, components.learner_settings)
         space = algorithm.space()
         space = with_layer_shapes(space, model, example_input(task))
     for note in notes:
-        progress.say(f"note: {note}")
+        observers.note(f"note: {note}")
     objective = resolve_objective(experiment, task)
-    check_from_scratch(experiment, parts.searcher, parts.learner, len(space), objective.name)
+    check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:
-        with progress.stage("time plans", total=file_count(space)) as stage:
+        with observers.stage("time plans", total=file_count(space)) as stage:
             space = timed_space(space, algorithm, stage.update)
     macs = total_macs(model, example_input(task))
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
     plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
-    check_searcher(experiment, parts.searcher, parts.learner)
+    check_searcher(experiment, components.searcher, components.learner)
 
     def space_of(settings: Any) -> CompressionSpace:
-        return parts.learner(model, task, settings).space()
+        return components.learner(model, task, settings).space()
 
-    knobs = searched_settings(experiment, parts.learner_settings, space_of)
+    knobs = searched_settings(experiment, components.learner_settings, space_of)
     space = space.with_free(knobs)
-    parts.searcher(space, limits, parts.search_settings)  # so are settings that only the searcher can judge
+    components.searcher(space, limits, components.search_settings)  # so are settings that only the searcher can judge
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
-    return Start(parts, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
+    return LoadedRun(components, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
 
 
-def resolve(experiment: Experiment) -> Parts:
+def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) -> TrialSpec:
+    """What the run's workers are given to compress ``teacher``."""
+    search, learner = experiment.search, loaded.components.learner
+    return TrialSpec(
+        Context(loaded.task, teacher, experiment.seed, experiment.resources.precision),
+        Recipe(
+            learner, loaded.components.learner_settings, experiment.finetune, experiment.distill, loaded.searched
+        ),
+        Scoring(
+            loaded.objective, search.rounds, search.finetune_steps, search.bn_images, search.validation_images,
+            search.latency, experiment.resources.shrink_on_oom,
+        ),
+    )  # fmt: skip
+
+
+def resolve(experiment: Experiment) -> Components:
     """Find everything the experiment names. Raises ConfigError with one line for every mistake."""
     sections = {"model": experiment.model, "data": experiment.data, "learner": experiment.learner}
     found, mistakes = _find({**sections, "search": experiment.search})
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Parts(**found)
+    return Components(**found)
 
 
 def component_mistakes(components: Mapping[str, Component]) -> list[str]:
@@ -127,7 +144,7 @@ def component_mistakes(components: Mapping[str, Component]) -> list[str]:
 
 
 def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
-    """(the fields of Parts, the mistakes)."""
+    """(the fields of Components, the mistakes)."""
     found: dict[str, Any] = {}
     mistakes: list[str] = []
 
@@ -157,13 +174,13 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
     return found, mistakes
 
 
-def build_task(experiment: Experiment, parts: Parts, note: Note = _unread) -> Task:
-    """Load the data and look at every split once; ``note`` is told what a reader of the results should know.
+def build_task(experiment: Experiment, components: Components, note: Note = _ignore) -> Task:
+    """Load the data and look at every split once; remarks on it go to ``note``.
 
     Raises DataError for missing or damaged files and for data that no run can work with, ConfigError where no Task
     comes back.
     """
-    task = call("data", parts.data, experiment.data.settings)
+    task = call("data", components.data, experiment.data.settings)
     if not isinstance(task, Task):
         raise ConfigError(
             f"data: '{experiment.data.name}' returned a {type(task).__name__}. Remedy: return a pfray.task.Task"
@@ -173,15 +190,15 @@ def build_task(experiment: Experiment, parts: Parts, note: Note = _unread) -> Ta
     return task
 
 
-def build_model(experiment: Experiment, parts: Parts, task: Task, note: Note = _unread) -> nn.Module:
+def build_model(experiment: Experiment, components: Components, task: Task, note: Note = _ignore) -> nn.Module:
     """The teacher's architecture, with its weights where the experiment gives a file, on the CPU.
 
     The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment
-    does not set them. note: told of weights that are converted. Raises UnsupportedModel where the model cannot run on
+    does not set them. note: gets a remark on converted weights. Raises UnsupportedModel where the model cannot run on
     the data or cannot be worked with, WeightsError for unfit weights.
     """
     torch.manual_seed(experiment.seed)
-    model = build("model", parts.model, task_arguments(task), experiment.model.settings)
+    model = build("model", components.model, task_arguments(task), experiment.model.settings)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
     if isinstance(model, WeightLayer):

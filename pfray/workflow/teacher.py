@@ -17,8 +17,6 @@ from pfray.training.settings import Distributed
 from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.workflow.retrain import Trainer
 
-TEACHER = "teacher.safetensors"
-
 
 def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
     """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the run folder or the
@@ -30,7 +28,7 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
     """
     if experiment.model.weights is not None:
         return model
-    if _read_into(model, trainer.folder / TEACHER):
+    if _read_into(model, trainer.run.teacher):
         return model  # the one that the run's trials were made from, on whatever machine it is continued
     # How gradients are exchanged is part of what a teacher is, where it is not the plain way.
     plain = experiment.distributed == Distributed()
@@ -41,7 +39,7 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
     )  # fmt: skip
     path = cache_dir() / "teachers" / f"{key}.safetensors"
     if (state := load_tensors(path)) is not None:
-        trainer.progress.say("[teacher] from the cache")
+        trainer.observers.note("[teacher] from the cache")
         model.load_state_dict(state)
         return model
     algorithm: type[Algorithm] = find_class("learner", "full_precision", Algorithm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,94 +14,88 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from pfray.cluster.ray_cluster import parallel_trials
-from pfray.config.sections import Resources, Search
+from pfray.config.sections import Resources
 from pfray.errors import SearchFailed
-from pfray.learner.context import Context, Recipe
-from pfray.learner.scoring import Scoring
+from pfray.learner.scoring import TrialSpec
 from pfray.learner.trainable import Learner
-from pfray.objective import Objective
-from pfray.reporting.progress import Progress, Stage
-from pfray.reporting.prometheus import Metrics
-from pfray.reporting.tensorboard import Events
+from pfray.reporting.observers import Observers, SearchState
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
+from pfray.storage.run_folder import RunFolder
 
-# A trial whose worker dies is run again this many times, and then as often as the searcher suggests it again; one that
-# raises is a result, and is not.
+# A trial whose worker dies is run again this many times, and then as often as the searcher suggests it again. A trial
+# that raises an error is a result, and is not run again.
 WORKER_RETRIES = 2
 
 
 def run_trials(
-    context: Context,
-    recipe: Recipe,
-    objective: Objective,
+    spec: TrialSpec,
     searcher: PlanSearcher,
-    search: Search,
     resources: Resources,
     folder: Path,
-    progress: Progress,
-    events: Events | None,
-    name: str = "search",
-    metrics: Metrics | None = None,
+    observers: Observers,
+    scheduler: str = "none",
 ) -> None:
-    """Run the plans that ``searcher`` still wants, and tell it each result. name: of the stage."""
+    """Run the plans that ``searcher`` still wants, and tell it each result.
+
+    scheduler: ``asha`` stops the worse trials after each of their rounds.
+    folder: for Tune's own record; the stage has its name. Raises the error that kept a result from being written.
+    """
+    stage = folder.name
     # Per-trial loggers would cost more than most trials, and Tune's own Ctrl-C handling ends a search silently.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # What a killed search loses of Tune's own bookkeeping does not matter: the searcher keeps the results.
+    # Tune's own bookkeeping may get lost in a kill: the searcher keeps the results.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
-    scoring = Scoring(
-        objective, search.rounds, search.finetune_steps, search.bn_images, search.validation_images, search.latency,
-        resources.shrink_on_oom,
-    )  # fmt: skip
-    bound = tune.with_parameters(Learner, context=context, recipe=recipe, scoring=scoring)
+    bound = tune.with_parameters(Learner, spec=spec)
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
-    # What Ray's dashboard calls the actors.
-    trainable.__qualname__ = recipe.algorithm.__qualname__
-    scheduler = None
-    if search.scheduler == "asha":
-        scheduler = AsyncHyperBandScheduler(time_attr="training_iteration", max_t=search.rounds, grace_period=1)
-    with progress.stage(name, total=searcher.trials) as stage:
+    # The actors' name on Ray's dashboard.
+    trainable.__name__ = spec.recipe.algorithm.__name__
+    trainable.__qualname__ = spec.recipe.algorithm.__qualname__
+    rounds, asha = spec.scoring.rounds, None
+    if scheduler == "asha":
+        asha = AsyncHyperBandScheduler(time_attr="training_iteration", max_t=rounds, grace_period=1)
+    with observers.stage(stage, total=searcher.trials):
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
                 search_alg=searcher,
-                scheduler=scheduler,
+                scheduler=asha,
                 num_samples=-1,  # the searcher knows when it is done
-                max_concurrent_trials=resources.parallel or parallel_trials(resources),
+                max_concurrent_trials=resources.parallel or parallel_trials(share.cpu, share.gpu),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name=f"tune/{name}",
-                storage_path=str(folder),
+                name=folder.name,
+                storage_path=str(folder.parent),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 # A trial is cheap to run again, and a checkpoint of it would cost more than it.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[_ShowProgress(searcher, stage, events, metrics)],
+                callbacks=[_TellObservers(searcher, stage, observers)],
             ),
         )
         tuner.fit()
     if searcher.failure is not None:
         raise searcher.failure
     if searcher.no_plans_left:
-        progress.say(f"note: {name} ended after {len(searcher.records)} of {searcher.trials} trials, because no other "
-                     "plan was found that meets the target")  # fmt: skip
+        observers.note(f"note: {stage} ended after {len(searcher.records)} of {searcher.trials} trials, because no "
+                       "other plan was found that meets the target")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial that was chosen. rescored: it and its rivals on all validation images, the best first.
+    """The chosen trial. rescored: it and its rivals, measured on all validation images, the best first.
 
-    within_error: how many of the plans scored the same way are no further below the best than its standard error.
-    all_images: whether the score is that on all validation images.
+    within_error: number of plans whose score is at most the best one's standard error below the best.
+    all_images: True where ``score`` is of all validation images.
     """
 
     trial: int
@@ -118,43 +112,37 @@ class Choice:
 
 
 def choose(
-    context: Context,
-    recipe: Recipe,
-    objective: Objective,
-    searcher: PlanSearcher,
-    search: Search,
-    resources: Resources,
-    folder: Path,
-    progress: Progress,
+    spec: TrialSpec, searcher: PlanSearcher, rescore: int, resources: Resources, run: RunFolder, observers: Observers
 ) -> Choice:
-    """The best trial, once the ``rescore`` best ones and the first were measured again on all validation images.
+    """The best trial, after the ``rescore`` best ones and the first were measured again on all validation images.
 
-    Where trials were measured on all of them already, nothing is measured again. Raises SearchFailed when no trial
-    gave a usable score.
+    Trials that were measured on all of them are not measured again. Raises SearchFailed when no trial gave a usable
+    score.
     """
     ranking = searcher.ranking()
     if not ranking:
         errors = [record["error"] for record in searcher.records]
         raise SearchFailed(
             f"all {len(errors)} trials failed; the first error: {errors[0] if errors else 'none'}. "
-            "Remedy: see search/trials.jsonl in the run folder, mend the cause, and run again with --force"
+            f"Remedy: see {run.trials.relative_to(run.path)} in the run folder, mend the cause, and run again with "
+            "--force"
         )
-    used = search.validation_images
-    all_images = used is None or used >= len(context.task.validation)
-    if all_images or not search.rescore or len(ranking) == 1:
+    used = spec.scoring.validation_images
+    all_images = used is None or used >= len(spec.context.task.validation)
+    if all_images or not rescore or len(ranking) == 1:
         return _choice(ranking, all_images, [])
-    rivals = searcher.finalists(search.rescore)
-    whole = search.model_copy(update={"validation_images": None, "scheduler": "none"})
-    (folder / "rescore").mkdir(exist_ok=True)
-    again = _Again(
-        searcher.space, searcher.limits, None, trials=len(rivals), folder=folder / "rescore",
+    rivals = searcher.finalists(rescore)
+    whole = replace(spec, scoring=replace(spec.scoring, validation_images=None))
+    run.rescore.mkdir(exist_ok=True)
+    again = _Rescoring(
+        searcher.space, searcher.limits, None, trials=len(rivals), folder=run.rescore,
         first_plans=tuple((record["origin"], record["plan"]) for record in rivals),
     )  # fmt: skip
     if (note := again.resume()) is not None:
-        progress.say(f"note: {note}")
+        observers.note(f"note: {note}")
     if not again.finished():
-        run_trials(context, recipe, objective, again, whole, resources, folder, progress, None, name="rescore")
-    # Their numbers are those of the search.
+        run_trials(whole, again, resources, run.tune(run.rescore.name), observers)
+    # Trials keep the numbers that they have in the search.
     rescored = [{**record, "trial": rivals[record["trial"]]["trial"]} for record in again.ranking()]
     return _choice(rescored, True, rescored) if rescored else _choice(ranking, False, [])
 
@@ -169,8 +157,8 @@ def _choice(ranking: list[dict[str, Any]], all_images: bool, rescored: list[dict
     )
 
 
-class _Again(PlanSearcher):
-    """Given plans, and no others."""
+class _Rescoring(PlanSearcher):
+    """The given plans, once more."""
 
     open_ended = False
     given = (
@@ -179,25 +167,16 @@ class _Again(PlanSearcher):
     )
 
 
-class _ShowProgress(Callback):
-    def __init__(
-        self, searcher: PlanSearcher, stage: Stage, events: Events | None, metrics: Metrics | None
-    ) -> None:
-        self.searcher, self.stage, self.events, self.metrics = searcher, stage, events, metrics
+class _TellObservers(Callback):
+    def __init__(self, searcher: PlanSearcher, stage: str, observers: Observers) -> None:
+        self.searcher, self.stage, self.observers = searcher, stage, observers
         self.seen = len(searcher.records)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if len(self.searcher.records) == self.seen:
             return  # its worker died, and it is suggested again
         self.seen = len(self.searcher.records)
-        best, count = self.searcher.best(), self.searcher.count()
-        failed = count["failed"]
-        note = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
-        if self.events is not None:
-            self.events.trial(self.searcher.records[-1], best["score"] if best else None)
-        if self.metrics is not None:
-            self.metrics.trial(self.searcher.records, count, best)
-        self.stage.update(len(self.searcher.records), note + (f", {failed} failed" if failed else ""))
+        self.observers.trial_finished(SearchState(self.stage, self.searcher.records, self.searcher.best()))
 
     on_trial_error = on_trial_complete
 

@@ -1,4 +1,4 @@
-"""Start a search with what an earlier run's trials showed."""
+"""Warm start of a search: the trials of an earlier run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pfray.config import strict_yaml
 from pfray.config.schema import Experiment
 from pfray.errors import ConfigError, first_line, short
 from pfray.search._plan_file import expand_home
-from pfray.search._trial_log import TRIALS, parse
+from pfray.search._trial_log import parse
 from pfray.space import CompressionSpace, Limits, Plan
+from pfray.storage.run_folder import RunFolder
 from pfray.utils.settings import as_written
 
 # A score means the same in two runs where these sections and settings of the search are the same,
@@ -26,15 +27,15 @@ def read_earlier(
 ) -> list[tuple[Plan, float | None]]:
     """(plan, score) of the trials in the run folder ``search.warm_start`` that meet this search's limits.
 
-    objective: the name of this search's score. Raises ConfigError where the folder holds no trials, or those of another
+    objective: name of this search's score. Raises ConfigError where the folder holds no trials, or trials of another
     space or with another kind of score.
     """
     assert experiment.search.warm_start is not None
-    folder = expand_home(experiment.search.warm_start)
-    shown = short(str(folder), 200)
+    run = RunFolder(expand_home(experiment.search.warm_start))
+    shown = short(run.title, 200)
     try:
-        trials, _ = parse((folder / "search" / TRIALS).read_bytes())
-        raw = strict_yaml.parse((folder / "experiment.yaml").read_text(encoding="utf-8"))
+        trials, _ = parse(run.trials.read_bytes())
+        raw = strict_yaml.parse(run.experiment.read_text(encoding="utf-8"))
         other = as_written(Experiment, raw)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(

@@ -17,12 +17,11 @@ from pfray.learner.base import Compressed
 from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
 from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
+from pfray.storage.run_folder import curve_of
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
 from pfray.training.settings import Distributed
 from pfray.utils.files import append_line, read_records
-
-CURVE = "curve.jsonl"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def train_candidate(
 
 def add_line(folder: Path, **entry: float | str) -> None:
     """To the curve's file."""
-    append_line(folder / CURVE, json.dumps(entry))
+    append_line(curve_of(folder), json.dumps(entry))
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
@@ -125,7 +124,7 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
     """The lines of the curve's file that have ``key``, ``epoch`` or ``error``, with values of the right types; the last
     one may still be in writing."""
-    path = folder / CURVE
+    path = curve_of(folder)
     lines = read_records(path)[0] if path.exists() else []
     types: dict[str, type] = {"error": str} if key == "error" else {"epoch": int, "loss": float}
     return [entry for entry in lines if all(type(entry.get(name)) is kind for name, kind in types.items())]

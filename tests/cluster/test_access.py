@@ -26,12 +26,12 @@ from tests.namespaces import HERE, Namespaces, two_namespaces
 RAY = """
 import glob, json, os, sys
 from rich.console import Console
-from pfray.config.sections import Resources
+from pfray.reporting.observers import Observers
 from pfray.reporting.progress import Progress
 from pfray.cluster.ray_cluster import ray_session
 
 before = dict(os.environ)
-with ray_session(Resources(), Progress(Console(file=sys.stderr))):
+with ray_session(Observers([Progress(Console(file=sys.stderr))])):
     import ray, psutil
     ray.get(ray.remote(lambda: None).remote())
     own = psutil.Process()
@@ -168,7 +168,7 @@ def no_ray(monkeypatch, tmp_path) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("pfray.cluster.access._read_again", lambda: None)
+    monkeypatch.setattr("pfray.cluster.access.read_again", lambda: None)
     return tmp_path
 
 

@@ -24,7 +24,6 @@ import yaml
 from benchmarks.raylets import free_ports
 from pfray.cluster import access, ray_cluster
 from pfray.cluster.preflight import what_is_missing
-from pfray.config.sections import Resources
 from pfray.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -189,8 +188,8 @@ def test_an_address_where_nobody_is_or_nobody_answers_is_refused_at_once(monkeyp
         ray_cluster.reach("127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 'no\.such\.host\.invalid:6379'"):
         ray_cluster.reach("no.such.host.invalid:6379")
-    monkeypatch.setattr(ray_cluster, "_versions", lambda address: time.sleep(5))
-    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.1)
+    monkeypatch.setattr(ray_cluster, "cluster_versions", lambda address: time.sleep(5))
+    monkeypatch.setattr(ray_cluster, "ANSWER_TIMEOUT", 0.1)
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127\.0\.0\.1:1' \(no answer within 0 s\)"):
         ray_cluster.reach("127.0.0.1:1")
     for left_to_ray in ("auto", "ray://head:10001"):
@@ -213,7 +212,7 @@ def test_a_share_that_no_single_machine_has_is_refused(monkeypatch):
     monkeypatch.setattr(ray_cluster.ray, "nodes", lambda: nodes)
     monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: {"CPU": 9, "GPU": 2})
     with pytest.raises(ConfigError, match=r"trial: no machine of the cluster has 4 CPU and 0\.5 GPU together\. Remedy"):
-        ray_cluster.check(Resources.model_validate({"trial": {"cpu": 4, "gpu": 0.5}}))
-    ray_cluster.check(Resources.model_validate({"trial": {"cpu": 8}}))
-    ray_cluster.check(Resources.model_validate({"trial": {"cpu": 1, "gpu": 0.5}}))
+        ray_cluster.check_room(4, 0.5, 1)
+    ray_cluster.check_room(8, 0, 1)
+    ray_cluster.check_room(1, 0.5, 1)
 

@@ -7,11 +7,11 @@ import torch
 
 from learners import weight_sparse
 from pfray.cluster import ray_cluster as cluster
-from pfray.config.sections import Resources, Search
+from pfray.config.sections import Resources
 from pfray.learner.base import Compressed
 from pfray.learner.context import Recipe
-from pfray.objective import Objective
-from pfray.reporting.progress import Progress
+from pfray.learner.scoring import Scoring, TrialSpec
+from pfray.reporting.observers import Observers
 from pfray.search.random import Random, Settings
 from pfray.workflow.trials import run_trials
 
@@ -36,9 +36,8 @@ def test_a_trial_has_its_share_and_no_more_threads_than_processors(
     space = Telling(context.teacher, context.task).space()
     searcher = Random(space, {"sparsity": 0.5}, Settings(), trials=1, folder=tmp_path)
     resources = Resources.model_validate({"trial": share})
-    telling = Recipe(Telling, recipe.settings, recipe.training)
-    objective = Objective("accuracy")
-    run_trials(context, telling, objective, searcher, Search(trials=1), resources, tmp_path, Progress(), None)
+    spec = TrialSpec(context, Recipe(Telling, recipe.settings, recipe.training), Scoring())
+    run_trials(spec, searcher, resources, tmp_path / "search", Observers())
     assert searcher.records[0]["error"] == f"ValueError: {given}"
 
 
@@ -47,7 +46,7 @@ def test_a_trial_has_its_share_and_no_more_threads_than_processors(
     ({"cpu": 1, "gpu": 1}, 1),
 ])  # fmt: skip
 def test_as_many_trials_run_at_once_as_fit(ray_cluster, share, most):
-    assert cluster.parallel_trials(Resources.model_validate({"trial": share})) == most
+    assert cluster.parallel_trials(share["cpu"], share.get("gpu", 0)) == most
 
 
 @pytest.mark.parametrize(("share", "most"), [
@@ -58,10 +57,10 @@ def test_a_trial_does_not_spread_over_machines(monkeypatch, share, most):
     nodes = [{"Alive": True, "Resources": {"CPU": 8, "GPU": 1}}] * 2
     nodes.append({"Alive": False, "Resources": {"CPU": 64, "GPU": 8}})
     monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
-    assert cluster.parallel_trials(Resources.model_validate({"trial": share})) == most
+    assert cluster.parallel_trials(share["cpu"], share.get("gpu", 0)) == most
 
 
 def test_a_share_that_goes_into_a_machine_but_for_rounding_fits(monkeypatch):
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64, "GPU": 7}}])
     assert 7 / 0.28 < 25
-    assert cluster.parallel_trials(Resources.model_validate({"trial": {"cpu": 1, "gpu": 0.28}})) == 25
+    assert cluster.parallel_trials(1, 0.28) == 25

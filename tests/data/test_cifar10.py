@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfray.data import cifar10
-from pfray.data._track import track
+from pfray.data import _parquet, cifar10
 from pfray.errors import ConfigError, DataError, StorageError
 from pfray.utils import cache
 
@@ -146,7 +144,7 @@ def test_augmentation_crops_and_mirrors_within_the_batch_type(parquet: Path) -> 
 
 def test_the_second_load_reads_the_cache_and_not_the_images(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cifar10.build(path=str(parquet), **SMALL)
-    monkeypatch.setattr(cifar10, "_read_file", lambda file: pytest.fail(f"{file} was decoded again"))
+    monkeypatch.setattr(_parquet, "read_file", lambda file, size: pytest.fail(f"{file} was decoded again"))
     assert cifar10.build(path=str(parquet), **SMALL).fingerprint() == first.fingerprint()
 
 
@@ -320,20 +318,6 @@ def test_the_hub_is_read_once_and_then_from_the_cache(monkeypatch: pytest.Monkey
     for _ in range(2):
         assert labelled(cifar10.build(**SMALL).test) == EXPECTED_TEST
     assert asked == [("uoft-cs/cifar10", "train"), ("uoft-cs/cifar10", "test")]
-
-
-def test_progress_is_one_plain_line_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture) -> None:
-    assert list(track(range(5), 5, "decoding x", delay=0)) == [0, 1, 2, 3, 4]
-    assert capsys.readouterr().err == "decoding x ...\n"
-    assert list(track(range(5), 5, "decoding x", delay=1e9)) == [0, 1, 2, 3, 4]
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert list(track(range(5), 5, "decoding x", delay=0)) == [0, 1, 2, 3, 4]
-    assert "decoding x ..." not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real files are not at {REAL}")

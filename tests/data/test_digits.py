@@ -30,7 +30,7 @@ def test_enlarging_keeps_the_orientation_and_the_brightness() -> None:
     from sklearn.datasets import load_digits
 
     small = torch.from_numpy(load_digits().images[:5]).float() * 255 / 16
-    large = digits._load().inputs[:5, 0].float()
+    large = digits.read_images().inputs[:5, 0].float()
     back = torch.nn.functional.avg_pool2d(large[:, None], 4)[:, 0]
     # Bilinear interpolation blurs, so the block means agree only roughly, but any flip or transpose would disagree.
     assert torch.corrcoef(torch.stack((small.flatten(), back.flatten())))[0, 1] > 0.95

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from learners.channel_pruned import ChannelPruned
 from pfray.config.registry import parse_settings
@@ -22,7 +21,7 @@ from pfray.measure.cost import count_params, stored_bytes, total_macs
 from pfray.measure.evaluation import measure
 from pfray.models.vgg import vgg11
 from pfray.nn.layers import weight_layers
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
 from pfray.run import run
 from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
@@ -166,7 +165,7 @@ def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
 def test_a_target_that_leaves_a_learner_nothing_to_do_is_refused(tmp_path, teacher_file):
     path = experiment(tmp_path, teacher_file, target={"macs": "0.5x"})
     with pytest.raises(ConfigError, match=r"nothing asks litert_quant to compress. Remedy: add one of bits, size"):
-        load_start(load(path), Progress(Console(quiet=True)))
+        load_start(load(path), Observers())
 
 
 def test_a_run_prunes_trains_quantizes_and_trains(ray_cluster, tmp_path, teacher_file):

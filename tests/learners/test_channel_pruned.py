@@ -17,9 +17,9 @@ from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import evaluate, outputs_of
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.nn.modes import place
-from pfray.pruning.channels.graph import prune
 from pfray.pruning.channels.keep_ratios import allowed_counts, graph_of, kept_counts
-from pfray.pruning.reconstruction.sequential import refit_in_order
+from pfray.pruning.channels.prune import prune
+from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.search.allocate import allocate_plan
 from pfray.space import Plan
 from pfray.task import Split, Task, example_input
@@ -194,7 +194,7 @@ def test_dead_channels_go_first_and_of_repeated_ones_the_other_takes_over(mobile
     assert units - set(calibration.kept[group][-2].tolist()) == {2}
     pruned = reconstructed(model, calibration, {group: sorted(units - {2, 7})})
     assert distance(pruned, model, task) < 1e-4
-    in_order = refit_in_order(model, calibration.graph, {group: sorted(units - {2, 7})}, task, 500, 20)
+    in_order = reconstruct_in_order(model, calibration.graph, {group: sorted(units - {2, 7})}, task, 500, 20)
     assert distance(in_order, model, task) < 1e-2
 
 

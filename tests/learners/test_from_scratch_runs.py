@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 import pfray
 from pfray.config.schema import load
@@ -17,7 +16,7 @@ from pfray.data import digits
 from pfray.errors import ConfigError, InfeasibleTarget
 from pfray.measure.evaluation import evaluate
 from pfray.models.vgg import vgg7
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
 from pfray.run import run
 from pfray.workflow.setup import load as load_start
 
@@ -84,14 +83,14 @@ def test_a_run_searches_a_network_from_nothing(ray_cluster, quick, tmp_path):
 ])  # fmt: skip
 def test_what_would_judge_untrained_models_is_refused(quick, tmp_path, sections, message):
     with pytest.raises(ConfigError, match=message):
-        load_start(load(experiment(quick, tmp_path, **sections)), Progress(Console(quiet=True)))
+        load_start(load(experiment(quick, tmp_path, **sections)), Observers())
 
 
 def test_relative_targets_are_relative_to_the_teacher_and_not_to_the_largest_student(quick, tmp_path):
     start = load_start(
-        load(experiment(quick, tmp_path, **DISTILLED | {"target": {"macs": "0.9x"}})), Progress(Console(quiet=True))
+        load(experiment(quick, tmp_path, **DISTILLED | {"target": {"macs": "0.9x"}})), Observers()
     )
     assert start.limits["macs"] == pytest.approx(0.9 * 416_520)  # LeNet's
     fixed = {**DISTILLED, "learner": {"name": "distilled", "student": "lenet"}}
     with pytest.raises(InfeasibleTarget, match=r"target.params: .* is out of reach"):
-        load_start(load(experiment(quick, tmp_path, **fixed)), Progress(Console(quiet=True)))
+        load_start(load(experiment(quick, tmp_path, **fixed)), Observers())

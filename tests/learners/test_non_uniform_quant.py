@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from learners.non_uniform_quant import MovingCodewords, NonUniformQuant, Settings
 from pfray.quantization.codebook import decode, encode
 from pfray.quantization.fisher import fisher
-from pfray.quantization.qparams import Lattice, attach
+from pfray.quantization.qparams import QParams, attach
 from pfray.training.loop import fit
 from pfray.training.settings import Training
 from tests.small import chain, make_task
@@ -20,7 +20,7 @@ def start(latent: list[list[float]], words: list[list[float]], settings: Setting
     kept = torch.tensor(latent)
     with torch.no_grad():
         layer.weight.copy_(kept)
-    attach(layer, Lattice(1, codebook=torch.tensor(words)))
+    attach(layer, QParams(1, codebook=torch.tensor(words)))
     hook = MovingCodewords({"fc": layer}, {"fc": kept}, settings)
     hook(0)
     return layer, hook
@@ -129,12 +129,12 @@ def test_a_start_of_the_codebook_can_be_chosen():
     task, teacher = make_task(), chain()
     for method in ("quantile", "uniform"):
         settings = Settings(codebook=method)
-        lattice = NonUniformQuant(teacher, task, settings).prepared.lattices["2.0"][2]
+        qparams = NonUniformQuant(teacher, task, settings).prepared.levels["2.0"][2]
         if method == "uniform":
-            steps = lattice.codebook.diff(dim=1)
+            steps = qparams.codebook.diff(dim=1)
             assert torch.allclose(steps, steps[:, :1], atol=1e-5)
         else:
-            counts = encode(teacher[2][0].weight, lattice.codebook).flatten().bincount(minlength=4)
+            counts = encode(teacher[2][0].weight, qparams.codebook).flatten().bincount(minlength=4)
             assert counts.min() > 0.15 * counts.sum()
 
 
@@ -144,7 +144,7 @@ def test_by_default_a_codebook_lies_where_the_predictions_need_it():
     weight = teacher.get_submodule("2.0").weight.detach()
     lost = {}
     for method in ("weighted", "kmeans"):
-        lattice = NonUniformQuant(teacher, task, Settings(codebook=method)).prepared.lattices["2.0"][2]
-        lost[method] = (information.sqrt() * (lattice.quantize(weight) - weight).square()).sum().item()
+        qparams = NonUniformQuant(teacher, task, Settings(codebook=method)).prepared.levels["2.0"][2]
+        lost[method] = (information.sqrt() * (qparams.quantize(weight) - weight).square()).sum().item()
     assert lost["weighted"] < lost["kmeans"]
     assert Settings().codebook == "weighted"

@@ -18,7 +18,7 @@ from pfray.models.lenet import lenet
 from pfray.nn.layers import weight_layers
 from pfray.nn.modes import place
 from pfray.quantization.granularity import run_length
-from pfray.quantization.qparams import PARTS, lattice_of
+from pfray.quantization.qparams import PARTS, qparams_of
 from pfray.run import run
 
 LEARNERS = {
@@ -61,14 +61,14 @@ def test_the_plan_keeps_the_bits_and_the_shipped_weights_have_them(folder, summa
     assert summary["compressed"]["stored_bits"] == mean * sum(SIZES.values()) + 32 * floats
     assert summary["teacher"]["stored_bits"] == 32 * (floats + sum(SIZES.values()))
     for name, bits in plan.items():
-        lattice, weight = lattice_of(state, f"{name}.weight"), state[f"{name}.weight"]
-        assert lattice is not None
-        assert lattice.bits == bits
-        assert torch.equal(lattice.quantize(weight), weight)
-        buckets = len(lattice.low if lattice.codebook is None else lattice.codebook)
+        qparams, weight = qparams_of(state, f"{name}.weight"), state[f"{name}.weight"]
+        assert qparams is not None
+        assert qparams.bits == bits
+        assert torch.equal(qparams.quantize(weight), weight)
+        buckets = len(qparams.low if qparams.codebook is None else qparams.codebook)
         parts = weight.flatten().split(run_length(weight.numel(), buckets))
         assert max(len(part.unique()) for part in parts) <= 2**bits
-        assert len(parts) == (1 if lattice.codebook is not None else len(weight))
+        assert len(parts) == (1 if qparams.codebook is not None else len(weight))
 
 
 def test_the_file_is_as_small_as_the_bits_say_and_nothing_is_lost_but_a_little_accuracy(folder, summary):
@@ -97,7 +97,7 @@ def test_the_packed_file_is_the_trained_state_bit_for_bit_and_the_program_does_t
             activations.attach(model.get_submodule(name), state[f"{prefix}.low"], state[f"{prefix}.step"], 8)
     else:
         model = place(lenet(in_channels=1), "cpu").eval()
-    model.load_state_dict(without_lattices(state, model))
+    model.load_state_dict(without_qparams(state, model))
     with torch.no_grad():
         assert torch.allclose(program(exact), model(exact), atol=1e-4)
 
@@ -110,6 +110,6 @@ def test_the_tflite_is_as_much_smaller_was_run_and_agrees(summary):
     assert exported["accuracy"] > 0.8
 
 
-def without_lattices(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def without_qparams(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     described = {f"{name}.weight_{part}" for name in weight_layers(model) for part in PARTS}
     return {name: value for name, value in state.items() if name not in described}

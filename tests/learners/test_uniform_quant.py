@@ -10,7 +10,7 @@ from torch import nn
 
 from learners.uniform_quant import Settings, UniformQuant, fit_ranges
 from pfray.measure.evaluation import evaluate
-from pfray.quantization.qparams import lattice_of
+from pfray.quantization.qparams import qparams_of
 from pfray.training import loop
 from pfray.training.settings import Training
 from tests.small import chain, informative, make_task
@@ -43,7 +43,7 @@ def test_a_symmetric_range_has_zero_among_its_levels(teacher):
         teacher[2][0].weight[:, 0] = 0.0
     symmetric, _ = start(teacher, Settings(symmetric=True), 0)
     assert (symmetric[2][0].weight[:, 0] == 0).all()
-    found = lattice_of(symmetric[2][0].state_dict(), "weight")
+    found = qparams_of(symmetric[2][0].state_dict(), "weight")
     # The zero is code 2^(k-1).
     assert torch.equal(found.low, -4 * found.step)
     plain, _ = start(teacher, Settings(), 0)

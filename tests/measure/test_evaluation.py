@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,7 +161,7 @@ class Passing(nn.Module):
 def test_passes_that_were_interrupted_count_only_where_most_were(monkeypatch, every, expected):
     clock = {"now": 0.0, "interruptions": 0}
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
-    monkeypatch.setattr(timing, "_interruptions", lambda: clock["interruptions"])
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_nivcsw=clock["interruptions"]))
     models = [Passing(clock, 0.001, 0), Passing(clock, 0.002, every)]
     assert timing.latencies_ms(models, torch.zeros(1)) == pytest.approx([1.0, expected])
 

@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from learners import non_uniform_quant, uniform_quant
 from learners.non_uniform_quant import NonUniformQuant
 from learners.uniform_quant import UniformQuant
-from pfray.quantization.qparams import Lattice, attach
+from pfray.quantization.qparams import QParams, attach
 from pfray.quantization.straight_through import StraightThrough
 from pfray.training.loop import StatefulHook, fit
 from pfray.training.settings import Training
 from tests.small import chain, equal, make_task, state
 
 
-def layer(latent: list[float], lattice: Lattice) -> tuple[nn.Linear, Tensor]:
+def layer(latent: list[float], qparams: QParams) -> tuple[nn.Linear, Tensor]:
     """A linear layer whose weight shows ``latent``, and that."""
     found = nn.Linear(len(latent), 1, bias=False)
     with torch.no_grad():
         found.weight.copy_(torch.tensor([latent]))
     kept = found.weight.detach().clone()
-    attach(found, lattice)
+    attach(found, qparams)
     return found, kept
 
 
 def test_two_steps_of_sgd_with_momentum_by_hand():
     # The levels 0, 1, 2, 3.
-    found, latent = layer([0.375, 2.625], Lattice(2, torch.tensor([0.0]), torch.tensor([1.0])))
+    found, latent = layer([0.375, 2.625], QParams(2, torch.tensor([0.0]), torch.tensor([1.0])))
     hook = StraightThrough({"fc": found}, {"fc": latent})
     optimizer = torch.optim.SGD(found.parameters(), lr=0.25, momentum=0.5)
     hook(0)
@@ -52,7 +52,7 @@ def test_two_steps_of_sgd_with_momentum_by_hand():
 
 
 def test_small_steps_add_up_and_what_leaves_the_range_shows_its_end():
-    found, latent = layer([0.0, 3.0], Lattice(2, torch.tensor([0.0]), torch.tensor([1.0])))
+    found, latent = layer([0.0, 3.0], QParams(2, torch.tensor([0.0]), torch.tensor([1.0])))
     hook = StraightThrough({"fc": found}, {"fc": latent})
     hook(0)
     seen = []
@@ -66,7 +66,7 @@ def test_small_steps_add_up_and_what_leaves_the_range_shows_its_end():
 
 
 def test_its_state_is_the_latent_weights_and_comes_back():
-    found, latent = layer([0.25, 2.75], Lattice(2, torch.tensor([0.0]), torch.tensor([1.0])))
+    found, latent = layer([0.25, 2.75], QParams(2, torch.tensor([0.0]), torch.tensor([1.0])))
     hook = StraightThrough({"fc": found}, {"fc": latent})
     assert isinstance(hook, StatefulHook)
     kept = copy.deepcopy(hook.state_dict())

@@ -7,13 +7,14 @@ import pytest
 from rich.console import Console
 
 from pfray.reporting import progress as module
+from pfray.reporting.observers import Observers, SearchState
 from pfray.reporting.progress import Progress
 
 
 @pytest.fixture
-def plain() -> tuple[Progress, io.StringIO]:
+def plain() -> tuple[Observers, io.StringIO]:
     text = io.StringIO()
-    return Progress(Console(file=text, force_terminal=False, width=40)), text
+    return Observers([Progress(Console(file=text, force_terminal=False, width=40))]), text
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def clock(monkeypatch):
 
 
 def test_off_a_terminal_a_stage_is_plain_lines_with_name_done_total_and_note(plain, clock):
-    progress, text = plain
-    with progress.stage("search", total=4) as stage:
+    observers, text = plain
+    with observers.stage("search", total=4) as stage:
         clock[0] += 6
         stage.update(1, "best 0.9")
         clock[0] += 1
@@ -44,40 +45,40 @@ def test_off_a_terminal_a_stage_is_plain_lines_with_name_done_total_and_note(pla
 
 
 def test_what_was_done_in_an_earlier_session_does_not_enter_the_rate(plain, clock):
-    progress, text = plain
-    with progress.stage("search", total=100) as stage:
+    observers, text = plain
+    with observers.stage("search", total=100) as stage:
         clock[0] += 10
         stage.update(91, "")
     assert "91/100 , about 90 s left" in text.getvalue()
 
 
 def test_a_stage_without_a_total_counts_only(plain, clock):
-    progress, text = plain
-    with progress.stage("load") as stage:
+    observers, text = plain
+    with observers.stage("load") as stage:
         clock[0] += 6
         stage.update(3, "files")
     assert "[load] 3 files\n" in text.getvalue()
 
 
 def test_seconds_are_kept_and_added_even_of_a_stage_that_fails(plain, clock):
-    progress, text = plain
-    with progress.stage("train"):
+    observers, text = plain
+    with observers.stage("train"):
         clock[0] += 2
 
     def fail() -> None:
-        with progress.stage("train"):
+        with observers.stage("train"):
             clock[0] += 3
             raise ValueError("broke")
 
     with pytest.raises(ValueError, match="broke"):
         fail()
-    assert progress.seconds == {"train": 5.0}
+    assert observers.seconds == {"train": 5.0}
     assert text.getvalue().count("done in") == 1
 
 
 def test_on_a_terminal_the_bar_shows_name_counts_and_note():
     text = io.StringIO()
-    with Progress(Console(file=text, force_terminal=True, width=120)).stage("search", total=4) as stage:
+    with Observers([Progress(Console(file=text, force_terminal=True, width=120))]).stage("search", total=4) as stage:
         stage.update(4, "best 0.9")
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     assert "search" in shown
@@ -86,7 +87,15 @@ def test_on_a_terminal_the_bar_shows_name_counts_and_note():
     assert "[search]" not in shown
 
 
-def test_say_prints_the_text_as_it_is(plain):
-    progress, text = plain
-    progress.say("[bold] 12345 and a text that is longer than 40 characters")
+def test_a_note_prints_the_text_as_it_is(plain):
+    observers, text = plain
+    observers.note("[bold] 12345 and a text that is longer than 40 characters")
     assert text.getvalue() == "[bold] 12345 and a text that is longer than 40 characters\n"
+
+
+def test_a_finished_trial_moves_its_stage_on_and_names_the_best(plain, clock):
+    observers, text = plain
+    records = [{"score": 0.5, "error": None, "origin": "uniform"}, {"score": None, "error": "broke"}]
+    with observers.stage("search", total=2):
+        observers.trial_finished(SearchState("search", records, records[0]))
+    assert "[search] 2/2 best 0.5000 (uniform), 1 failed\n" in text.getvalue()

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pfray.cluster.ray_cluster import ray_session
 from pfray.config.schema import load
-from pfray.config.sections import Resources
+from pfray.reporting.observers import Observers
 from pfray.reporting.progress import Progress
 from pfray.reporting.prometheus import per_minute
 from pfray.run import run
@@ -69,9 +69,8 @@ def test_a_dashboard_is_started_on_request_for_this_machine_only_and_its_address
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr("pfray.cluster.ray_cluster.check", lambda *_: None)
     for wanted in (True, False):
-        with ray_session(Resources(dashboard=wanted), Progress()):
+        with ray_session(Observers([Progress()]), dashboard=wanted):
             pass
         assert (asked["include_dashboard"], asked["dashboard_host"]) == (wanted, "127.0.0.1")
         assert ("dashboard: http://127.0.0.1:8270" in capsys.readouterr().out) is wanted

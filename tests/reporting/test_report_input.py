@@ -46,7 +46,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a page's time; the figures have tests of their own below."""
     for name in FIGURES:
         monkeypatch.setattr(figures, name, lambda *args: None)
-    monkeypatch.setattr(report, "_draw", lambda figure, name: "")
+    monkeypatch.setattr(report, "draw", lambda figure, name: "")
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -129,9 +129,9 @@ def test_of_the_draws_the_critic_chooses_the_one_it_values_most():
     bound[3] = 0  # is free: its own action counts, the others' common step does not
 
     def chosen(candidates: int) -> float:
-        drawn = agent.sample(searcher._centers(np.zeros((count, 1))), 0.3, candidates)
+        drawn = agent.sample(searcher.centers(np.zeros((count, 1))), 0.3, candidates)
         assert drawn.shape == (2 * candidates, count, 1)
-        return drawn[searcher._choice(states, drawn, bound)][3, 0]
+        return drawn[searcher.choice(states, drawn, bound)][3, 0]
 
     few, many = (np.mean([chosen(candidates) for _ in range(40)]) for candidates in (1, 50))
     assert many > few + 0.3

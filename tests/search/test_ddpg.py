@@ -37,7 +37,7 @@ def search(**settings) -> DDPG:
 
 def test_the_environment_gives_the_reward_at_the_end_and_every_transition_of_the_episode_carries_it():
     searcher = search(warmup=3, hidden=8)
-    env = searcher._env(-0.4)
+    env = searcher.environment(-0.4)
     env.reset(seed=0)
     assert [env.step(np.zeros(1, np.float32))[1] for _ in SPACE.knobs] == [0, 0, 0, 0, 0, -0.4]
     drive(searcher, 9)
@@ -90,7 +90,7 @@ def test_with_noise_on_the_parameters_one_perturbed_actor_walks_a_whole_episode(
     draws = searcher.agent.rng.bit_generator.state, searcher.rng.bit_generator.state
     plan = searcher.ask()
     searcher.agent.rng.bit_generator.state, searcher.rng.bit_generator.state = draws
-    env, actor = searcher._env(), searcher.agent.perturbed()
+    env, actor = searcher.environment(), searcher.agent.perturbed()
     observation, info = env.reset(seed=0)[0], {}
     for _ in SPACE.knobs:
         observation, _, _, _, info = env.step(searcher.agent.act(observation, actor=actor))

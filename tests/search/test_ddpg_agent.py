@@ -94,7 +94,7 @@ def test_a_discounted_future_is_learned_through_the_targets():
         for number in range(64):
             agent.remember(states[number % 2], agent.act(states[0], 0.5), 1.0, states[1 - number % 2], over)
         agent.train(400)
-        row = torch.cat([agent._normal(states), torch.zeros(2, 1)], -1)
+        row = torch.cat([agent.normalized(states), torch.zeros(2, 1)], -1)
         assert agent.critic(row).detach().numpy() == pytest.approx(value, abs=0.15)
 
 

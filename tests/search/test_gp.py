@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import approx_fprime
 from sklearn.gaussian_process import GaussianProcessRegressor
 
-from pfray.search.gp import GP, NearBest, Settings, _kernel, without_common_step
+from pfray.search.gp import GP, NearBest, Settings, make_kernel, without_common_step
 from pfray.space import CompressionSpace, Knob, Plan
 
 KNOBS = 8
@@ -39,8 +39,12 @@ def drive(searcher: GP, count: int) -> list[Plan]:
 
 
 def fitted(positions: np.ndarray, moved: np.ndarray) -> GaussianProcessRegressor:
-    process = GaussianProcessRegressor(_kernel(KNOBS, None), alpha=1e-8, optimizer=None, normalize_y=True)
-    return process.fit(without_common_step(positions, moved), np.sin(3 * positions).sum(1))
+    process = GaussianProcessRegressor(make_kernel(KNOBS, None), alpha=1e-8, optimizer=None, normalize_y=True)
+    return process.fit(without_common_step(positions, moved), targets(positions))
+
+
+def targets(positions: np.ndarray) -> np.ndarray:
+    return np.sin(3 * positions).sum(1)
 
 
 @pytest.mark.parametrize("free", [0, 2])
@@ -50,8 +54,8 @@ def test_the_gradient_of_the_bound_is_that_of_finite_differences(free):
     moved = np.arange(KNOBS) >= free
     process, bound = fitted(positions, moved), NearBest(positions, moved, 0.1, kappa=1.5)
     arguments = (process, *np.exp(process.kernel_.theta[:2]))
-    numeric = approx_fprime(x, lambda at: bound._loss(at, *arguments)[0], 1e-6)
-    np.testing.assert_allclose(bound._loss(x, *arguments)[1], numeric, rtol=1e-3, atol=1e-4)
+    numeric = approx_fprime(x, lambda at: bound.loss(at, *arguments)[0], 1e-6)
+    np.testing.assert_allclose(bound.loss(x, *arguments)[1], numeric, rtol=1e-3, atol=1e-4)
 
 
 def test_the_bound_is_the_librarys_mean_plus_kappa_deviations():
@@ -59,10 +63,10 @@ def test_the_bound_is_the_librarys_mean_plus_kappa_deviations():
     positions, x = rng.uniform(size=(20, KNOBS)), rng.uniform(size=KNOBS)
     process, bound = fitted(positions, MOVED), NearBest(positions, MOVED, 0.1, kappa=2.0)
     mean, deviation = process.predict(without_common_step(x[None], MOVED), return_std=True)
-    scale, noise = process._y_train_std, np.exp(process.kernel_.theta[2])
+    scale, noise = targets(positions).std(), np.exp(process.kernel_.theta[2])
     # The process's own deviation is that of a noisy score.
-    expected = (mean[0] - process._y_train_mean) / scale + 2.0 * np.sqrt((deviation[0] / scale) ** 2 - noise)
-    assert -bound._loss(x, process, *np.exp(process.kernel_.theta[:2]))[0] == pytest.approx(expected, rel=1e-6)
+    expected = (mean[0] - targets(positions).mean()) / scale + 2.0 * np.sqrt((deviation[0] / scale) ** 2 - noise)
+    assert -bound.loss(x, process, *np.exp(process.kernel_.theta[:2]))[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_common_step_of_the_knobs_that_the_target_moves_changes_nothing_a_free_knob_does():
@@ -83,7 +87,7 @@ def test_it_finds_the_best_plan_of_a_smooth_landscape_to_a_hundredth_of_where_it
 def test_plans_are_within_the_box_around_the_best_one_before_the_target_moves_them():
     searcher = make(Settings(trust=0.1))
     drive(searcher, 20)
-    positions, _ = searcher._history()
+    positions, _ = searcher.observations()
     asked = SPACE.encode(searcher.ask())
     assert np.abs(positions - asked).max(1).min() <= 0.1 / np.sqrt(KNOBS) + 1e-9
 
@@ -94,7 +98,7 @@ def test_a_failed_plan_counts_as_the_worst_and_a_running_one_as_average():
         entry = searcher.suggest(str(number))
         searcher.on_trial_complete(str(number), {"score": float("nan") if number == 5 else number})
     out = searcher.suggest("out")
-    positions, scores = searcher._history()
+    positions, scores = searcher.observations()
     assert len(scores) == 13
     assert scores[5] == 0.0
     assert scores[12] == pytest.approx(np.mean([n for n in range(12) if n != 5]))
@@ -106,7 +110,7 @@ def test_a_plan_tried_twice_is_one_observation_of_the_mean_score():
     searcher = make()
     plan = SPACE.uniform(LIMITS)
     searcher.warm_start([(plan, 0.2), (plan, 0.4)])
-    positions, scores = searcher._history()
+    positions, scores = searcher.observations()
     assert positions.shape == (1, KNOBS)
     assert scores == pytest.approx([0.3])
 
@@ -142,9 +146,9 @@ def test_of_many_plans_the_process_knows_those_nearest_to_the_best():
     searcher = make(Settings(nearest=10))
     positions = np.random.default_rng(0).random((40, KNOBS))
     scores = np.arange(40.0)
-    near, own = searcher._near_best(positions, scores)
+    near, own = searcher.near_best(positions, scores)
     assert len(near) == len(own) == 10
     assert own[-1] == 39
-    away = np.linalg.norm(without_common_step(positions - positions[-1], searcher._moved), axis=1)
+    away = np.linalg.norm(without_common_step(positions - positions[-1], searcher.moved), axis=1)
     assert set(own) == set(np.argsort(away)[:10].astype(float))
     assert (np.diff(own) > 0).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.removal import toy
+from envs.layer_removal import toy
 from pfray.errors import ConfigError
 from pfray.search.policy_gradient import POLICY, PolicyGradient, Settings
 from pfray.utils.cache import load_tensors, save_tensors

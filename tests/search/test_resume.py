@@ -99,17 +99,17 @@ def test_a_large_state_is_saved_now_and_then_and_nothing_is_lost_by_it(open_ende
     # No time after the first would be late enough.
     monkeypatch.setattr("pfray.search._persistence.SAVE_SHARE", 1e-9)
     folder = tmp_path / "search"
-    killed = make(open_ended, folder, trials=60)
+    killed = make(open_ended, folder, trials=30)
     drive(killed, 1)
     first = (folder / "state.json").read_bytes()
-    drive(killed, 40)
+    drive(killed, 24)
     assert (folder / "state.json").read_bytes() == first
-    resumed = make(open_ended, folder, trials=60)
+    resumed = make(open_ended, folder, trials=30)
     resumed.resume()
     assert resumed.records == killed.records
     drive(resumed)
-    assert [record["trial"] for record in resumed.records] == list(range(60))
-    assert len({json.dumps(record["plan"]) for record in resumed.records}) == 60
+    assert [record["trial"] for record in resumed.records] == list(range(30))
+    assert len({json.dumps(record["plan"]) for record in resumed.records}) == 30
 
 
 def test_a_search_without_a_state_is_rebuilt_from_the_trial_file_alone(open_ended, tmp_path):

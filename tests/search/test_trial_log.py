@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pfray.errors import StorageError
-from pfray.search._trial_log import check_run, checksum, parse, read_trials
+from pfray.search._trial_log import checksum, parse, read_trials
 from tests.search.toy import GIVEN, SPACE, drive, make
 
 TRIALS = 6
@@ -96,51 +96,3 @@ def test_the_checksum_is_that_of_the_lines_however_they_are_spaced(path):
     spaced = b"".join(json.dumps(record, separators=(" ,", ":  ")).encode() + b"\n" for record in records)
     assert checksum(parse(spaced)[0]) == checksum(records)
     assert checksum([*records[:-1], {**records[-1], "score": 0.0}]) != checksum(records)
-
-
-def lost(folder: Path, message: str) -> None:
-    with pytest.raises(StorageError, match=message) as error:
-        check_run(folder, SPACE, TRIALS)
-    assert "\n" not in str(error.value)
-    assert "Remedy: put the file back, or --force to begin anew" in str(error.value)
-
-
-def test_trials_that_the_search_had_finished_and_nobody_has_are_missed_before_anything_is_done(path, tmp_path):
-    check_run(tmp_path, SPACE, TRIALS)
-    content = path.read_bytes()
-    path.write_bytes(b"")
-    lost(tmp_path, r"search/trials.jsonl holds no trial, and the search had finished 6\.")
-    path.unlink()
-    lost(tmp_path, r"search/trials.jsonl is missing, and the search had finished 6\.")
-    path.write_bytes(content[:-20])
-    check_run(tmp_path, SPACE, TRIALS)  # the last trial is run again
-    assert len(read_trials(path)) == TRIALS - 1
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "compressed.safetensors").touch()
-    lost(tmp_path, r"holds 5 trials; the search had finished 6, and .*compressed.safetensors was made of them\.")
-
-
-def test_trials_that_were_built_upon_are_missed_without_a_state_too(path, tmp_path):
-    (path.parent / "state.json").unlink()
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "compressed").mkdir()
-    check_run(tmp_path, SPACE, TRIALS)
-    path.unlink()
-    lost(tmp_path, "trials.jsonl is missing, and .*training/compressed was made of some")
-
-
-def test_the_rescorings_file_is_looked_at_too(path, tmp_path):
-    again = tmp_path / "rescore" / "trials.jsonl"
-    drive(make("uniform", again.parent))
-    check_run(tmp_path, SPACE, TRIALS)
-    content = again.read_text()
-    again.write_text("x\n" + content)
-    with pytest.raises(StorageError, match=r"rescore/trials.jsonl, line 1: 'x' is no record of a trial"):
-        check_run(tmp_path, SPACE, TRIALS)
-    again.write_text(content)
-    (path.parent / "timed_plans.json").write_text("{}")
-    check_run(tmp_path, SPACE, TRIALS)
-    again.write_text("")
-    lost(tmp_path, "rescore/trials.jsonl is missing or empty, and .*timed_plans.json was made of its best plan")
-    path.unlink()
-    lost(tmp_path, "search/trials.jsonl is missing")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pfray.storage.identity as module
-from pfray.config.schema import Experiment
+from pfray.config.schema import Experiment, plain
 from pfray.nn.fingerprint import model_parts
 from pfray.storage.identity import differences, identity
 from pfray.task import Split, Task
@@ -47,7 +47,7 @@ def experiment(**changes: object) -> Experiment:
 
 
 def found(model: nn.Module | None = None, task: Task | None = None, **changes: object) -> dict:
-    return identity(experiment(**changes), model or net(), task or make_task())
+    return identity(plain(experiment(**changes)), model or net(), task or make_task())
 
 
 def test_equal_models_have_equal_parts_and_the_random_generator_stays_where_it_was():
@@ -176,9 +176,10 @@ def shifted(inputs: Tensor, generator: torch.Generator, by: int) -> Tensor:
 
 
 def test_the_moments_of_many_values_are_summed_in_parts(monkeypatch):
-    values = torch.rand(1001)
-    whole = module._contents(values)
-    assert whole == pytest.approx([values.mean().item(), values.square().mean().item(),
-                                   (values * torch.arange(1, 1002) / 1001).mean().item()], rel=1e-5)  # fmt: skip
-    monkeypatch.setattr(module, "CHUNK", 100)
-    assert module._contents(values) == pytest.approx(whole, rel=1e-12)
+    task = make_task()
+    values = task.train.inputs.double().flatten()
+    places = torch.arange(1, len(values) + 1) / len(values)
+    expected = [values.mean().item(), values.square().mean().item(), (values * places).mean().item()]
+    for chunk in (module.CHUNK, 1000):  # all at once; eight parts
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        assert found(task=task)["contents"]["train inputs"] == pytest.approx(expected, rel=1e-6)

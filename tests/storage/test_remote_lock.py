@@ -41,6 +41,11 @@ class World:
         return json.loads(self.bucket.read(LOCK))["owner"]
 
 
+def sign(lease: Lease) -> bytes:
+    """An owner's sign of life of this moment."""
+    return json.dumps({"owner": lease.owner, "host": socket.gethostname(), "beat": time.time_ns()}).encode()
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
@@ -111,7 +116,7 @@ def test_after_a_gap_the_owner_waits_until_any_other_one_must_have_seen_it(world
 def test_never_do_two_hold_it_however_a_late_write_of_the_former_owner_lands(world: World, moment: int) -> None:
     """The first owner's sign of life is on its way for long, and lands over that of the one that took over."""
     one, two = world.acquire("one"), world.lease("two")
-    late = one._sign()
+    late = sign(one)
     due = world.now + moment / 40 * (WATCH + SETTLE + BEAT) + WATCH * 0.5
     held: list[tuple[bool, bool]] = []
 
@@ -216,7 +221,7 @@ def test_a_lock_seen_while_its_owner_writes_it_is_looked_at_again(world: World) 
 
     def half_written() -> None:
         content = next(torn, None)
-        world.bucket.write(LOCK, one._sign() if content is None else content)
+        world.bucket.write(LOCK, sign(one) if content is None else content)
 
     world.meanwhile = half_written
     with pytest.raises(RunExists, match=rf"in use by another process, on {socket.gethostname()}\."):
@@ -279,11 +284,11 @@ def test_an_owner_gives_signs_of_life_by_itself_until_it_lets_go(world: World, m
 
 def test_a_store_that_does_not_answer_is_an_error_and_no_wait(world: World, monkeypatch) -> None:
     # The first answer, the watch over a lock, and a little for the rest.
-    assert max(module.PATIENCE, WATCH + SETTLE) <= 25
+    assert max(module.ANSWER_TIMEOUT, WATCH + SETTLE) <= 25
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(Bucket, "write", lambda *args, **options: silent.accept())
-        monkeypatch.setattr(module, "PATIENCE", 0.2)
+        monkeypatch.setattr(module, "ANSWER_TIMEOUT", 0.2)
         with pytest.raises(StorageError, match=r"/runs: no answer within 0 s\. Remedy: check the address"):
             world.acquire("me")

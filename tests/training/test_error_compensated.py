@@ -64,7 +64,7 @@ def bucket(parameter: torch.Tensor, gradient: list[float]) -> SimpleNamespace:
 def test_the_error_is_fed_back_and_decays_as_worked_by_hand(alone, monkeypatch):
     parameter = torch.zeros(4)
     exchange = error_compensated.Ecq({"w": parameter}, bits=2, group_size=4, compensation=0.5, decay=0.8, seed=0)
-    monkeypatch.setattr(exchange, "_noise", lambda index, values: torch.full((1, 4), 0.5))
+    monkeypatch.setattr(exchange, "noise", lambda index, values: torch.full((1, 4), 0.5))
     # The levels are -1, 0 and 1, and half is rounded up.
     first = exchange.send(bucket(parameter, [1.0, 0.5, -0.25, 0.0])).wait()
     assert first.tolist() == [1.0, 1.0, 0.0, 0.0]
@@ -81,12 +81,12 @@ def test_the_error_is_fed_back_and_decays_as_worked_by_hand(alone, monkeypatch):
 def test_noise_depends_on_step_and_parameter_alone_and_padding_sends_nothing_else(alone):
     parameters = {"a": torch.zeros(3, 5), "b": torch.zeros(8)}
     exchange = error_compensated.Ecq(parameters, bits=2, group_size=8, compensation=0.2, decay=0.9, seed=3)
-    drawn = exchange._noise(0, parameters["a"])
+    drawn = exchange.noise(0, parameters["a"])
     assert drawn.shape == (2, 8)
-    assert torch.equal(drawn, exchange._noise(0, parameters["a"]))
-    assert not torch.equal(drawn, exchange._noise(1, parameters["a"]))
+    assert torch.equal(drawn, exchange.noise(0, parameters["a"]))
+    assert not torch.equal(drawn, exchange.noise(1, parameters["a"]))
     kept = exchange.state_dict()
     exchange.step = 1
-    assert not torch.equal(drawn, exchange._noise(0, parameters["a"]))
+    assert not torch.equal(drawn, exchange.noise(0, parameters["a"]))
     exchange.load_state_dict(kept)
-    assert torch.equal(drawn, exchange._noise(0, parameters["a"]))
+    assert torch.equal(drawn, exchange.noise(0, parameters["a"]))

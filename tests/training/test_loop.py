@@ -12,34 +12,11 @@ from torch.nn import functional as F
 from pfray.errors import TrainingFailed
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
-from pfray.task import Split, Task, soft_cross_entropy
+from pfray.task import Task, soft_cross_entropy
 from pfray.training import loop
-from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import Shard, choose_precision, fit, schedule, steps_per_epoch
 from pfray.training.settings import Distill, Training
-from tests.small import make_task
-
-
-@pytest.fixture(scope="module")
-def task() -> Task:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    # The number of its sample is written into each target, so that a test can tell which ones were used.
-    split = Split(inputs, torch.arange(40))
-    return Task("toy", split, split, split, 40, mean=(0.5,), std=(0.3,))
-
-
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 40)
-    )
-
-
-def equal(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
+from tests.training.toy import equal, net
 
 QUICK = Training(epochs=3, lr=0.05, batch_size=10)
 
@@ -255,42 +232,6 @@ def test_the_reported_loss_of_shards_is_the_mean_over_all_of_them(task, monkeypa
     assert losses == pytest.approx([2.0] * 3)
 
 
-def test_batch_norm_statistics_become_the_plain_average_over_batches(task):
-    model = net().train()
-    model[0].eval()
-    model[1].momentum = 0.25
-    modes = [module.training for module in model.modules()]
-    weight = model[0].weight.detach().clone()
-    reestimate_batch_norm(model, task, 20, "float32", batch_size=10)
-    with torch.no_grad():
-        # (2 batches, 10, 4 channels, 3 x 3)
-        seen = model[0](task.normalize(task.train.inputs[:20])).unflatten(0, (2, 10))
-    assert torch.allclose(model[1].running_mean, seen.mean((0, 1, 3, 4)), atol=1e-6)
-    assert torch.allclose(model[1].running_var, seen.var((1, 3, 4)).mean(0), atol=1e-6)
-    assert model[1].momentum == 0.25
-    assert [module.training for module in model.modules()] == modes
-    assert torch.equal(model[0].weight, weight)
-
-
-def test_batch_norm_statistics_forget_what_they_were_and_do_not_depend_on_being_run_twice(task):
-    one, other = net(), net()
-    other[1].running_mean.fill_(100.0)
-    for model in (one, other, other):
-        reestimate_batch_norm(model, task, 40, "float32", batch_size=16)
-    assert equal(one, other)
-    reestimate_batch_norm(other, task, 0, "float32")
-    assert equal(one, other)
-
-
-def test_no_batch_of_a_single_image_is_left_over_for_the_statistics(task):
-    # On 1x1 feature maps, as at the end of a mobilenet, such a batch has no variance and torch refuses it.
-    model = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 40))
-    reestimate_batch_norm(model, task, 21, "float32", batch_size=10)
-    with torch.no_grad():
-        seen = model[0](task.normalize(task.train.inputs[:21])).view(3, 7, 4)
-    assert torch.allclose(model[1].running_var, seen.var(1).mean(0), atol=1e-6)
-
-
 def test_an_explicit_wish_for_a_precision_wins():
     for model in (lenet(), mobilenet_v1(width=0.25)):
         for wish in ("bf16", "float32"):
@@ -319,11 +260,3 @@ def test_bf16_trains_and_keeps_the_weights_in_float32(task):
     assert rough[0].weight.dtype == torch.float32
     assert not equal(exact, rough)
     assert losses[3:] == pytest.approx(losses[:3], rel=0.02)
-
-
-def test_reestimating_batch_norm_remembers_nothing_for_gradients():
-    seen = []
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
-    model[1].register_forward_hook(lambda _, inputs, output: seen.append(output.requires_grad))
-    reestimate_batch_norm(model, make_task(), 40, "float32")
-    assert seen == [False]

@@ -161,9 +161,11 @@ def test_errors_become_exit_codes_and_faults_of_ours_stay_tracebacks(capsys):
 
 
 def test_a_run_goes_on_with_the_arguments_it_had():
-    assert resume_hint(["a b.yaml", "--force", "search.trials=3"]) == (
-        "Continue with: python -m pfray.run 'a b.yaml' search.trials=3 --resume"
+    assert resume_hint("pfray run", ["a b.yaml", "--force", "search.trials=3"]) == (
+        "Continue with: pfray run 'a b.yaml' search.trials=3 --resume"
     )
-    assert resume_hint(["a.yaml", "--show"]) == ""
-    assert "TOKEN" not in resume_hint(["a.yaml", "storage=s3://TOKEN@bucket/runs"])
-    assert resume_hint(["a.yaml", "storage=s3://bucket/r@1"]).endswith("a.yaml storage=s3://bucket/r@1 --resume")
+    assert resume_hint("pfray run", ["a.yaml", "--show"]) == ""
+    assert resume_hint("pfray run", ["a.yaml", "--check"]) == ""
+    assert "TOKEN" not in resume_hint("pfray run", ["a.yaml", "storage=s3://TOKEN@bucket/runs"])
+    hint = resume_hint("pfray run", ["a.yaml", "storage=s3://bucket/r@1"])
+    assert hint.endswith("a.yaml storage=s3://bucket/r@1 --resume")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pfray.errors import StorageError
-from pfray.storage.run_folder import open_folder
 from pfray.utils.safe_paths import flaw, inside, refuse_links_outside
-from tests.storage.test_run_folder import experiment
+from tests.storage.test_open_run import opened
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.json", ".hidden", "a..b/..c", "events.1.host:6006", "übung/ж 1"])
@@ -49,13 +48,13 @@ def test_links_may_lead_anywhere_within_the_folder_and_the_folder_may_be_one(tmp
 
 
 def test_a_run_folder_whose_links_lead_elsewhere_is_not_resumed(tmp_path):
-    folder = open_folder(experiment(tmp_path / "runs"), resume=False, force=False)
+    folder = opened(tmp_path / "runs").path
     (tmp_path / "outside").mkdir()
     (folder / "search").rmdir()
     (folder / "search").symlink_to(tmp_path / "outside")
     with pytest.raises(StorageError, match=r"exp/search is a link that leads out of .*exp\. Remedy: remove it"):
-        open_folder(experiment(tmp_path / "runs"), resume=True, force=False)
+        opened(tmp_path / "runs", resume=True)
     # Replaced, only the link goes.
     (tmp_path / "outside" / "mine").write_text("mine")
-    assert (open_folder(experiment(tmp_path / "runs"), resume=False, force=True) / "search").is_dir()
+    assert opened(tmp_path / "runs", force=True).search.is_dir()
     assert (tmp_path / "outside" / "mine").read_text() == "mine"

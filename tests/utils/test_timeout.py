@@ -1,4 +1,4 @@
-"""An end to waiting."""
+"""Calls with a timeout: results and errors come through, and a slow call is left alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from pfray.utils.timeout import within
+from pfray.utils.timeout import with_timeout
 
 
 def test_a_result_and_an_error_come_through():
-    assert within(10, lambda: 3) == 3
+    assert with_timeout(10, lambda: 3) == 3
     with pytest.raises(KeyError, match="own"):
-        within(10, lambda: {}["own"])
+        with_timeout(10, lambda: {}["own"])
 
 
 def test_what_takes_longer_is_left_alone():
@@ -23,7 +23,7 @@ def test_what_takes_longer_is_left_alone():
         done.set()
 
     with pytest.raises(TimeoutError, match="no answer within 0 s"):
-        within(0.1, action)
+        with_timeout(0.1, action)
     assert not done.is_set()
     released.set()
     assert done.wait(20)

@@ -25,8 +25,8 @@ def test_the_outputs_of_the_file_are_compared_by_their_own_size(tmp_path, monkey
     silent = copy.deepcopy(model)
     nn.init.zeros_(silent.head.weight)
     nn.init.zeros_(silent.head.bias)
-    export = convert.export
-    monkeypatch.setattr(convert, "export", lambda _, *rest: export(silent, *rest))
+    converted = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda _, example: converted(silent, example))
     with pytest.raises(ExportError, match=r"differs from the model by up to 0\.000"):
         finalize.write_checked(model, task, tmp_path / "wrong.tflite", 50)
 

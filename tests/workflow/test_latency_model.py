@@ -54,9 +54,17 @@ def timed(
     return timed_space(algorithm.space(), algorithm, done or (lambda count, note: None))
 
 
-def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(context):
+@pytest.fixture(scope="module")
+def first(context: Context, clock: list[int]) -> tuple[CompressionSpace, list[int], list[int]]:
+    """The space of a LeNet that is timed for the first time, the counts that were shown, the files timed at once."""
     shown: list[int] = []
+    before = len(clock)
     space = timed(context, ChannelPruned, SETTINGS, lambda count, note: shown.append(count))
+    return space, shown, clock[before:]
+
+
+def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(first):
+    space, shown, _ = first
     assert shown == [1, 2, 3, 4, 5]
     ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.25, 0.5, 1.0)]
     times = [end["latency_ms"] for end in ends]
@@ -68,30 +76,31 @@ def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_we
     assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
 
 
-def test_plans_are_timed_once_and_kept(context, clock, tmp_path, monkeypatch):
-    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
+def test_plans_are_timed_once_and_kept(context, first, clock):
+    space, _, at_once = first
+    assert at_once == [5]
     before = list(clock)
-    first = timed(context, ChannelPruned, SETTINGS)
     again = timed(context, ChannelPruned, SETTINGS)
-    assert clock == [*before, 5]
-    assert first.costs_at(np.ones(len(first))) == again.costs_at(np.ones(len(again)))
+    assert clock == before
+    assert space.costs_at(np.ones(len(space))) == again.costs_at(np.ones(len(again)))
 
 
 def test_a_slower_file_of_fewer_multiply_adds_does_not_make_compression_cost_more():
-    assert latency_model._rising([30, 10, 20], [3.0, 1.5, 1.0]) == [[10, 20, 30], [1.5, 1.5, 3.0]]
+    assert latency_model.rising_curve([30, 10, 20], [3.0, 1.5, 1.0]) == [[10, 20, 30], [1.5, 1.5, 3.0]]
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(8, 1.0), (32, 4.0), (20, 2.5)])
 def test_switches_to_8_bits_count_by_the_mean_bits(bits, expected):
     curves = {"float": [[0, 100], [0.0, 8.0]], "int8": [[0, 100], [0.0, 2.0]]}
     inner = lambda values: {"macs": 50, "bits": float(values[0])}  # noqa: E731
-    costs = latency_model._costs(np.array([bits]), inner, curves, (8, 32))
+    costs = latency_model.costs_with_latency(np.array([bits]), inner, curves, (8, 32))
     assert costs["latency_ms"] == pytest.approx(expected)
 
 
 def test_8_bits_that_are_slower_are_no_reason_to_use_more_of_them():
     curves = {"float": [[0, 100], [1.0, 1.0]], "int8": [[0, 100], [2.0, 2.0]]}
-    cost = partial(latency_model._costs, inner=lambda v: {"macs": 50, "bits": float(v[0])}, curves=curves, bits=(8, 32))
+    inner = lambda values: {"macs": 50, "bits": float(values[0])}  # noqa: E731
+    cost = partial(latency_model.costs_with_latency, inner=inner, curves=curves, bits=(8, 32))
     assert cost(np.array([8.0]))["latency_ms"] == cost(np.array([32.0]))["latency_ms"] == 2.0
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from learners.weight_sparse import WeightSparse
 from pfray.config.sections import Resources
 from pfray.learner.context import Context, Recipe
-from pfray.reporting.progress import Progress
+from pfray.reporting.observers import Observers
+from pfray.storage.run_folder import RunFolder
 from pfray.workflow.retrain import Trainer, links
 from tests.without_ray import without_ray
 
@@ -28,7 +27,7 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The state of LeNet with that share of every layer pruned, and the trainings it took."""
     plan = dict.fromkeys(WeightSparse(context.teacher, context.task).space().names, share)
-    trainer = Trainer(Resources(), folder, Progress(Console(file=StringIO())), lambda *_: None)
+    trainer = Trainer(Resources(), RunFolder(folder), Observers())
     with without_ray() as trained:
         models = trainer.train(lasting(recipe, epochs), context, {"compressed": plan})
         return models["compressed"].state_dict(), trained

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pfray.measure.cost import count_params, total_macs
 from pfray.nn.fx import tensors
 from pfray.nn.layers import weight_layers
-from pfray.pruning.channels.graph import ChannelGraph, channel_graph, prune
+from pfray.pruning.channels.graph import ChannelGraph, channel_graph
+from pfray.pruning.channels.prune import prune
 from tests.zoo import ZOO, Example
 
 

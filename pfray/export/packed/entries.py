@@ -14,8 +14,8 @@ import zstandard
 from pfray.errors import short
 
 ENCODINGS = ("dense", "sparse", "signed", "bits", "bytes", "same")
-# What all tensors together may have in bytes: so much, and so many times the file. Of a network whose layers keep one
-# weight in a thousand a file has more than that; zstandard alone makes 30,000 zeros of one byte.
+# Most bytes of all tensors together: FREE, and RATIO times the file. The file of a network that keeps one weight in a
+# thousand stays below; zstandard alone makes 30,000 zeros of one byte.
 FREE, RATIO = 2**26, 1000
 
 
@@ -34,17 +34,20 @@ class Entry:
 
     @property
     def least(self) -> int:
-        """Bytes that its frame has at least when unpacked, where they do not depend on another entry."""
+        """Fewest bytes of the unpacked frame, for encodings that do not depend on another entry."""
         return self.count * self.dtype.itemsize if self.encoding == "dense" else _bytes(self.count)
 
     @property
     def most(self) -> int:
-        """Those that it has at most: the values, and two masks in the longest form."""
+        """Most bytes of the unpacked frame: the values, and two masks in the longest form."""
         return self.count * self.dtype.itemsize + (0 if self.encoding == "dense" else 2 * _bytes(self.count))
 
 
 def read_table(text: str, size: int) -> dict[str, Entry]:
-    """The entries by name. size: the bytes of all frames together. Raises ValueError for what no file of ours says."""
+    """The entries by name. size: bytes of all frames together.
+
+    Raises ValueError for a table that ``save`` never writes.
+    """
     raw = json.loads(text, object_pairs_hook=_without_twins)
     if not isinstance(raw, dict):
         raise ValueError("its table is none")
@@ -56,7 +59,7 @@ def read_table(text: str, size: int) -> dict[str, Entry]:
 
 
 def check_total(total: int, size: int) -> None:
-    """Raise ValueError where tensors of ``total`` bytes come from frames of ``size`` bytes, which is an attack."""
+    """Raise ValueError if tensors of ``total`` bytes from frames of ``size`` bytes can only be an attack."""
     if total > FREE + RATIO * size:
         raise ValueError(f"{size} bytes would become {total}, more than {RATIO} times as many")
 

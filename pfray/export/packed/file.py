@@ -7,8 +7,8 @@ Notation: a tensor has n elements of k bytes, m of them not zero. Each becomes o
     signed    as sparse, with n - m bits between the two, 1 where a zero is -0.0
     same      the name of another entry, whose memory it shares
 
-A weight that lies on a lattice (``pfray/quantization/qparams.py``) is stored as its codes instead (``codes.py``), in
-the form bits or bytes; the entries that describe the lattice are tensors like any other.
+A quantized weight (``pfray/quantization/qparams.py``) is stored as its codes instead (``codes.py``), in the form bits
+or bytes; its quantization parameters are tensors like any other.
 
 Values are stored by byte plane (all first bytes, then all second bytes, ...), because the exponents of trained weights
 resemble each other and their mantissas do not. The frames lie back to back in the one uint8 tensor of a safetensors
@@ -33,16 +33,17 @@ from torch import Tensor
 from pfray.errors import ExportError, WeightsError, first_line, short
 from pfray.export.packed import codes
 from pfray.export.packed.entries import Entry, check_total, read_table, unpack
-from pfray.quantization.qparams import lattice_of
+from pfray.quantization.qparams import qparams_of
 from pfray.utils.files import replacing
 
 FORMAT = "pfray-packed-1"
 
+
 def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) -> int:
     """Write ``state_dict`` and return the file's bytes. ``level``: zstandard's, 1 (fast) to 22 (small).
 
-    Raises ExportError for an entry that is no plain dense tensor and for tensors of hardly anything but zeros, which
-    ``load`` would take for an attack, StorageError where the file cannot be written.
+    Raises ExportError for an entry that is no plain dense tensor and for tensors of nearly nothing but zeros, which
+    ``load`` would take for an attack; StorageError where the file cannot be written.
     """
     frames, entries, total = [], {}, 0
     whole = _whole(state_dict)
@@ -73,7 +74,7 @@ def save(path: str | Path, state_dict: Mapping[str, Tensor], level: int = 19) ->
 def load(path: str | Path) -> dict[str, Tensor]:
     """The state dict that was saved, on the CPU, every bit and the order of names the same.
 
-    The file is data and no code, and may come from anywhere: all sizes are checked before anything is unpacked.
+    The file holds data and no code, and may come from anywhere: all sizes are checked before anything is unpacked.
     Raises WeightsError where the file is missing, damaged or of another format.
     """
     if not Path(path).is_file():
@@ -106,14 +107,14 @@ def _element_bytes(name: str, tensor: Tensor) -> np.ndarray:
 
 
 def _whole(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
-    """By name, the entry that is stored of those with one memory: the first, or the one that says it is quantized."""
+    """The entry that is stored, by the name of each that shares its memory: the first, or the quantized one."""
     first: dict[Any, str] = {}
     found = {}
     for name, tensor in state_dict.items():
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel()
         found[name] = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if plain else name
         holder = first.setdefault(found[name], name)
-        if lattice_of(state_dict, holder) is None and lattice_of(state_dict, name) is not None:
+        if qparams_of(state_dict, holder) is None and qparams_of(state_dict, name) is not None:
             first[found[name]] = name
     return {name: first[key] for name, key in found.items()}
 
@@ -131,8 +132,8 @@ def _encodings(elements: np.ndarray, signed: bool) -> dict[str, bytes]:
 
 
 def _smallest(streams: dict[str, bytes], level: int) -> tuple[str, bytes]:
-    """(encoding, frame) of the streams that is the smallest."""
-    # The quick level ranks them as the slow one does; the slow one then runs once.
+    """(encoding, frame) of the smallest stream."""
+    # The quick level ranks the streams as the slow one does, which then runs once.
     quick = zstandard.ZstdCompressor(level=min(level, 3)).compress
     encoding = min(streams, key=lambda name: len(quick(streams[name])))
     return encoding, zstandard.ZstdCompressor(level=level, write_checksum=True).compress(streams[encoding])
@@ -155,7 +156,7 @@ def _decode(data: bytes, entries: dict[str, Entry]) -> dict[str, Tensor]:
             raise ValueError(f"{name} holds more than true and false")
         state_dict[name] = torch.from_numpy(elements.reshape(-1)).view(entry.dtype).reshape(entry.shape)
     plain = {name: tensor for name, tensor in state_dict.items() if name not in later}
-    # What describes a lattice comes after the weight, and what shares a weight's memory may come before it.
+    # Quantization parameters follow their weight, and an entry that shares a weight's memory may precede it.
     for name in sorted(later, key=lambda name: entries[name].encoding == "same"):
         entry = entries[name]
         if entry.encoding == "same":
@@ -165,13 +166,13 @@ def _decode(data: bytes, entries: dict[str, Entry]) -> dict[str, Tensor]:
                 raise ValueError(f"{name} is not as {other}, with which it shares its memory")
             state_dict[name] = state_dict[other]
             continue
-        lattice = lattice_of(plain, name)
-        if lattice is None:
-            raise ValueError(f"the lattice of {name} is missing")
-        size = codes.frame_size(entry.encoding, entry.count, lattice)
-        state_dict[name] = codes.restore(unpack(later[name], size, size), entry.encoding, entry.shape, lattice)
+        qparams = qparams_of(plain, name)
+        if qparams is None:
+            raise ValueError(f"the quantization parameters of {name} are missing")
+        size = codes.frame_size(entry.encoding, entry.count, qparams)
+        state_dict[name] = codes.restore(unpack(later[name], size, size), entry.encoding, entry.shape, qparams)
         if state_dict[name].dtype != entry.dtype:
-            raise ValueError(f"{name} is not of the type of its lattice")
+            raise ValueError(f"{name} is not of the type of its quantization parameters")
     return state_dict
 
 
@@ -199,7 +200,7 @@ def _take_bits(raw: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _minus_zeros(elements: np.ndarray) -> np.ndarray:
-    """``(n,)`` bool: elements that are the floating-point -0.0, a sign bit and nothing else."""
+    """``(n,)`` bool: elements that are the floating-point -0.0, a sign bit alone."""
     return (elements[:, -1] == 0x80) & ~elements[:, :-1].any(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""A ``.tflite`` file as objects that can be changed: read, found in, and written again.
+"""A ``.tflite`` file as objects: parsed, changed in place and packed again.
 
 A weight is a float32 constant of a convolution ``(O, H, W, I)``, a depthwise convolution ``(1, H, W, O)`` or a fully
 connected layer ``(O, I)``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
@@ -23,11 +23,11 @@ OPERATORS = (
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
     schema.BuiltinOperator.FULLY_CONNECTED,
 )
-WEIGHT_INPUT = 1  # the weights' place among the inputs of all three
+WEIGHT_INPUT = 1  # of all three
 
 
 class _AlignedBuffer(schema.BufferT):
-    """A constant on a 16-byte boundary, which the format demands and flatbuffers' Python writer does not do."""
+    """A constant on a 16-byte boundary, which the format demands and flatbuffers' Python writer ignores."""
 
     def Pack(self, builder: flatbuffers.Builder) -> int:
         values = np.asarray(self.data, np.uint8)
@@ -40,45 +40,78 @@ class _AlignedBuffer(schema.BufferT):
         return schema.BufferEnd(builder)
 
 
-def read(path: str | Path) -> bytes:
-    """Raises ExportError for a missing file."""
-    if not Path(path).is_file():
-        raise ExportError(f"{path}: no such file. Remedy: give the path of a .tflite file")
-    return Path(path).read_bytes()
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a parsed file. index: its tensor's place in the subgraph. readers: the operators that read it."""
+
+    file: Any
+    subgraph: Any
+    index: int
+    readers: list[Any]
+
+    @property
+    def tensor(self) -> Any:
+        return self.subgraph.tensors[self.index]
+
+    @property
+    def kinds(self) -> set[int]:
+        """The builtin codes of the readers."""
+        return {self.file.operatorCodes[reader.opcodeIndex].builtinCode for reader in self.readers}
+
+    @property
+    def values(self) -> np.ndarray:
+        """The float32 constant, read-only, in the tensor's shape."""
+        values = np.frombuffer(self.file.buffers[self.tensor.buffer].data.tobytes(), np.float32)
+        return values.reshape([int(size) for size in self.tensor.shape])
+
+    def compute_from(self, name: str, builtin: int, version: int) -> tuple[Any, Any]:
+        """(new tensor ``name`` with the weight's buffer, operator ``builtin`` that computes the weight from it).
+
+        Whoever calls this puts the operator first in the subgraph.
+        """
+        plain, stored = self.tensor, schema.TensorT()
+        stored.name = f"{name}_{self.index}".encode()
+        stored.shape, stored.type, stored.buffer = plain.shape, plain.type, plain.buffer
+        plain.buffer = 0  # the format's empty buffer: not a constant
+        self.subgraph.tensors.append(stored)
+        operator = schema.OperatorT()
+        operator.opcodeIndex = operator_code(self.file, builtin, version)
+        operator.inputs = np.array([len(self.subgraph.tensors) - 1], np.int32)
+        operator.outputs = np.array([self.index], np.int32)
+        return stored, operator
 
 
-def parse(content: bytes, path: str | Path) -> Any:
-    """The model as the schema's mutable objects. Raises ExportError for what is damaged or above 2 GB."""
+def parse(content: bytes) -> Any:
+    """The file as the schema's mutable objects. Raises ExportError for damaged content and for more than 2 GB."""
     try:
         if content[4:8] != IDENTIFIER:
             raise ValueError("no TFL3 mark")
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+        file = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     except (ValueError, TypeError, struct.error, IndexError) as error:
-        raise ExportError(f"{path} is damaged or no .tflite file ({error}). Remedy: repeat the export") from error
-    # Models above 2 GB keep their constants behind the flatbuffer, where rewriting it would lose them.
-    if any(buffer.offset > 1 for buffer in model.buffers):
-        raise ExportError(f"{path} is above 2 GB, which cannot be rewritten. Remedy: ship the dense file")
-    return model
+        raise ExportError(f"the .tflite is damaged ({error}). Remedy: repeat the export") from error
+    # Files above 2 GB keep their constants behind the flatbuffer, where rewriting it would lose them.
+    if any(buffer.offset > 1 for buffer in file.buffers):
+        raise ExportError("the .tflite is above 2 GB, which cannot be rewritten. Remedy: export.tflite=false")
+    return file
 
 
-def pack(model: Any) -> bytes:
-    """The inverse."""
-    model.buffers = [b if b.data is None else _AlignedBuffer(b.data) for b in model.buffers]
+def pack(file: Any) -> bytes:
+    """The inverse of ``parse``."""
+    file.buffers = [b if b.data is None else _AlignedBuffer(b.data) for b in file.buffers]
     builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), IDENTIFIER)
+    builder.Finish(file.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
 
-def weight_tensors(model: Any, subgraph: Any) -> dict[int, list[Any]]:
-    """The operators that read each weight, by the tensor's index: float32 constants that are weights of the known
-    operators and nothing else, and share their buffer with none."""
+def weights(file: Any, subgraph: Any) -> list[Weight]:
+    """The weights of the known operators that nothing else reads and that share their buffer with no other tensor."""
     uses: Counter[int] = Counter()
     readers: dict[int, list[Any]] = {}
     for operator in subgraph.operators:
         uses.update(int(i) for i in _or_empty(operator.inputs))
-        if model.operatorCodes[operator.opcodeIndex].builtinCode in OPERATORS:
+        if file.operatorCodes[operator.opcodeIndex].builtinCode in OPERATORS:
             readers.setdefault(int(operator.inputs[WEIGHT_INPUT]), []).append(operator)
-    buffers = Counter(tensor.buffer for graph in model.subgraphs for tensor in graph.tensors)
+    buffers = Counter(tensor.buffer for graph in file.subgraphs for tensor in graph.tensors)
     ends = {int(i) for i in (*_or_empty(subgraph.inputs), *_or_empty(subgraph.outputs))}
 
     def qualifies(index: int) -> bool:
@@ -88,43 +121,23 @@ def weight_tensors(model: Any, subgraph: Any) -> dict[int, list[Any]]:
             and index not in ends
             and tensor.type == schema.TensorType.FLOAT32
             and tensor.sparsity is None
-            and model.buffers[tensor.buffer].data is not None
+            and file.buffers[tensor.buffer].data is not None
             and buffers[tensor.buffer] == 1
         )
 
-    return {index: readers[index] for index in sorted(readers) if qualifies(index)}
+    return [Weight(file, subgraph, index, readers[index]) for index in sorted(readers) if qualifies(index)]
 
 
-def values_of(model: Any, tensor: Any) -> np.ndarray:
-    """A float32 constant, read-only, of the tensor's shape."""
-    values = np.frombuffer(model.buffers[tensor.buffer].data.tobytes(), np.float32)
-    return values.reshape([int(size) for size in tensor.shape])
-
-
-def unpacking(model: Any, subgraph: Any, index: int, name: str, code: int, version: int) -> tuple[Any, Any]:
-    """(a new tensor with the buffer of tensor ``index``, the operator ``code`` that computes the old one from it)."""
-    plain, stored = subgraph.tensors[index], schema.TensorT()
-    stored.name = f"{name}_{index}".encode()  # not the original's: a converter's names run to hundreds of bytes
-    stored.shape, stored.type, stored.buffer = plain.shape, plain.type, plain.buffer
-    plain.buffer = 0  # the format's empty buffer: not a constant
-    subgraph.tensors.append(stored)
-    operator = schema.OperatorT()
-    operator.opcodeIndex = operator_code(model, code, version)
-    operator.inputs = np.array([len(subgraph.tensors) - 1], np.int32)
-    operator.outputs = np.array([index], np.int32)
-    return stored, operator
-
-
-def operator_code(model: Any, builtin: int, version: int) -> int:
-    """The place of an operator among the model's operator codes, added where it is missing."""
-    for index, code in enumerate(model.operatorCodes):
+def operator_code(file: Any, builtin: int, version: int) -> int:
+    """Index of an operator among the file's operator codes, appended if it is missing."""
+    for index, code in enumerate(file.operatorCodes):
         if code.builtinCode == builtin and code.version == version:
             return index
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = builtin
     code.version = version
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
+    file.operatorCodes.append(code)
+    return len(file.operatorCodes) - 1
 
 
 def _or_empty(vector: Any) -> Any:

@@ -1,10 +1,9 @@
 """Weights as integers with a scale for each output channel: the form that LiteRT's files have for them.
 
-Notation: a weight has O channels of n values each, v = s (q - z) with an integer q of 4 or 8 bits. Our lattices
-(``pfray/quantization/qparams.py``) have the values v = c S + L for codes c = 0 .. 2^k - 1. Those are of the form
-where L is a whole
-number of steps S/m, as of every symmetric lattice (m = 1); they are nearly so for others, because a code of k < 8 bits
-leaves room for m - 1 integers between two levels.
+Notation: a weight has O channels of n values each, v = s (q - z) with an integer q of 4 or 8 bits. Levels of pfray
+(``pfray/quantization/qparams.py``) have the values v = c S + L for codes c = 0 .. 2^k - 1. The two agree if L is
+a whole number of steps S/m, as for symmetric levels (m = 1). Other levels are approximated: a code of k < 8 bits leaves
+room for m - 1 integers between two levels.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of the largest weight: float32's rounding in the folding of a batch norm and in the unpacking.
+# Share of the largest weight: float32's rounding in the folding of a batch norm and in the unpacking.
 EXACT = 1e-6
 LOWEST, HIGHEST = -128, 127
-# Scales tried beside the fractions of the lattice's own step, as shares of the whole range over 255.
+# Scales tried in addition to fractions of the weight's own step, as shares of the whole range over 255.
 WIDENED = [1 + i / 64 for i in range(17)]
 
 
@@ -36,10 +35,10 @@ class Integers:
 
 
 def nearest_int8(values: np.ndarray, step: np.ndarray | None, bits: int) -> Integers:
-    """The int8 form of ``(O, n)`` values on a lattice of k = ``bits`` with the steps ``(O,)``, None for a codebook.
+    """The int8 form of ``(O, n)`` values on 2^bits levels with the steps ``(O,)``; step None for a codebook.
 
-    Of each channel's scales the one whose errors e give an output the least: sqrt(sum(e)^2 + sum(e^2)), because errors
-    of one sign add up over inputs that are positive behind a ReLU, and others do not.
+    Each channel gets the scale whose errors e change an output least, by sqrt(sum(e)^2 + sum(e^2)): errors of one sign
+    add up over inputs that are positive behind a ReLU, and others cancel.
     """
     bottom, top = np.minimum(values.min(1), 0), np.maximum(values.max(1), 0)
     fractions = [] if step is None else [step / m for m in range(1, 255 // (2**bits - 1) + 1)]
@@ -54,7 +53,7 @@ def nearest_int8(values: np.ndarray, step: np.ndarray | None, bits: int) -> Inte
         if best is None:
             best = harm, codes, scale, zero
         else:
-            # What is as good but for rounding leaves the earlier one, the coarsest.
+            # Ties but for rounding keep the earlier scale, the coarsest.
             better = harm < 0.99 * best[0] - EXACT * np.abs(values).max(1)
             best = tuple(np.where(better[:, None] if new.ndim > 1 else better, new, old)
                          for new, old in zip((harm, codes, scale, zero), best, strict=True))  # fmt: skip
@@ -63,9 +62,9 @@ def nearest_int8(values: np.ndarray, step: np.ndarray | None, bits: int) -> Inte
 
 
 def exact_int4(values: np.ndarray, step: np.ndarray, bits: int, negative: bool = False) -> Integers | None:
-    """The int4 form with z = 0 of ``(O, n)`` values, which kernels multiply as they are; None where it is not exact.
+    """The int4 form with z = 0 of ``(O, n)`` values, which kernels multiply as they are; None if it is not exact.
 
-    negative: whether a scale may be.
+    negative: True if scales may be negative.
     """
     for m in range(1, 15 // (2**bits - 1) + 1):
         scale = _positive(np.where(step == 0, np.abs(values).max(1), step / m))
@@ -81,7 +80,7 @@ def exact_int4(values: np.ndarray, step: np.ndarray, bits: int, negative: bool =
 
 
 def packed_int4(codes: np.ndarray) -> np.ndarray:
-    """Two codes of -8 to 7 a byte, the first in the lower half."""
+    """Codes of -8 to 7, two a byte, the first in the lower half."""
     nibbles = codes.ravel().astype(np.uint8) & 0x0F
     nibbles = np.append(nibbles, np.zeros(len(nibbles) % 2, np.uint8))
     return nibbles[0::2] | nibbles[1::2] << 4
@@ -95,5 +94,5 @@ def _integers(values: np.ndarray, codes: np.ndarray, scale: np.ndarray, zero: np
 
 
 def _positive(scale: np.ndarray) -> np.ndarray:
-    """1 for a channel of zeros."""
+    """The scales, with 1 for a channel of zeros."""
     return np.where(scale > 0, scale, 1.0)

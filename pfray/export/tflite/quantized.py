@@ -1,9 +1,9 @@
-"""Quantized weights in a ``.tflite`` file: integers where the converter wrote the floats that they stand for.
+"""Quantized weights in a ``.tflite`` file: integers in place of the floats that the converter wrote.
 
-A weight of at most 8 bits becomes an int8 tensor and a DEQUANTIZE operator that makes the old one of it once, when the
-file is opened; nothing else changes, on any runtime. At most 4 bits with zero among their levels become an int4 tensor
-that the operator itself reads. LiteRT has such kernels for convolutions that are not grouped and for fully connected
-layers; they round what they read to 8 bits, by its range, input by input.
+A weight of at most 8 bits becomes an int8 tensor and a DEQUANTIZE operator that restores the float tensor once, when
+the file is opened; nothing else changes, on any runtime. A weight of at most 4 bits with zero among its levels becomes
+an int4 tensor that the operator itself reads. LiteRT has such kernels for ungrouped convolutions and for fully
+connected layers; they round their inputs to 8 bits, by the range of each input.
 
 The converter may have multiplied an output channel by its batch norm's scale, so weights are found by their values.
 """
@@ -11,7 +11,6 @@ The converter may have multiplied an output channel by its batch norm's scale, s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,35 +18,34 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from pfray.export.tflite import flatbuffer
+from pfray.export.tflite.flatbuffer import Weight
 from pfray.export.tflite.integers import Integers, exact_int4, nearest_int8, packed_int4
 from pfray.nn.layers import WeightLayer, weight_layers
 from pfray.quantization.granularity import spread
-from pfray.quantization.qparams import lattice_of
-from pfray.utils.files import replacing
+from pfray.quantization.qparams import qparams_of
 
 # The first version of each operator that older runtimes refuse, as they must: they would misread the int4 weights.
 INT4_VERSIONS = {schema.BuiltinOperator.CONV_2D: 8, schema.BuiltinOperator.FULLY_CONNECTED: 12}
 # The first version of DEQUANTIZE that has a scale for each channel.
 DEQUANTIZE_VERSION = 5
-# Of a channel's largest weight: how far the converter's folding may be from a multiple of the layer's own.
+# Largest distance of a folded channel from a multiple of the layer's own, as a share of its largest weight.
 TOLERANCE = 1e-5
 NOT_QUANTIZED = "not quantized"
 LOST = "the file has no weight that is this layer's"
-# Their operators have the weight elsewhere, and are not looked at.
+# Their operators have the weight at another input, and are skipped.
 LEFT_FLOAT = nn.modules.conv._ConvTransposeNd | nn.Conv3d
 
-# What may be written, in the order of preference. int4: kernels that round what they read. nearest: int8 where it is
-# not exact.
+# Forms that may be written, best first. int4: for kernels that round their inputs. nearest: int8 that is not exact.
 Allowed = frozenset[str]
 CHOICES: tuple[Allowed, ...] = (frozenset(("int4", "nearest")), frozenset(("nearest",)), frozenset())
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a layer's weight is in the file.
+    """The form of a layer's weight in the file.
 
-    bits: the layer's own, None where it is not quantized. type: ``int4``, ``int8`` or ``float``. reason: why, and how.
-    rounds: whether the file rounds what the model does not: inputs, for int4, or weights, to the nearest int8.
+    bits: the layer's own, None if it is not quantized. type: ``int4``, ``int8`` or ``float``. reason: why, and how.
+    rounds: True if the file rounds more than the model: inputs, for int4, or weights, to the nearest int8.
     """
 
     bits: int | None
@@ -58,8 +56,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Layer:
-    """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None where it is not quantized. step:
-    ``(O,)``; None without even levels. lost: why, where the file's weights have none that is this one."""
+    """weight: ``(O, n)``, each channel in the order of the file, float64. bits: None if it is not quantized. step:
+    ``(O,)``; None without even levels. lost: the reason to report if the file has no such weight."""
 
     weight: np.ndarray
     bits: int | None
@@ -67,82 +65,63 @@ class _Layer:
     lost: str = LOST
 
 
-def quantize(
-    path_in: str | Path, path_out: str | Path, model: nn.Module, allowed: Allowed = CHOICES[0]
-) -> dict[str, Stored]:
-    """Write ``path_in``, a float file of ``model``, to ``path_out`` with the weights of the model's lattices as
-    integers; the two paths may be the same.
+def quantize(file: Any, model: nn.Module, allowed: Allowed = CHOICES[0]) -> dict[str, Stored]:
+    """Store the quantized weights of ``model`` as integers in its parsed float file, in place.
 
-    Returns what became of every weight layer, by name; nothing, and a copy, for a model without a lattice. Raises
-    ExportError where ``path_in`` is missing or no .tflite file, StorageError where ``path_out`` is not writable.
+    Returns how every weight layer is stored, by name; empty if no layer is quantized.
     """
-    content = flatbuffer.read(path_in)
     layers = _layers(model)
+    if all(layer.bits is None for layer in layers.values()):
+        return {}
     stored: dict[str, Stored] = {}
-    if any(layer.bits is not None for layer in layers.values()):
-        file = flatbuffer.parse(content, path_in)
-        for subgraph in file.subgraphs:
-            unpacking: list[Any] = []
-            for index, readers in flatbuffer.weight_tensors(file, subgraph).items():
-                values = _by_channel(file, subgraph.tensors[index], readers)
-                name, scale = _match(values, layers)
-                if name:
-                    stored[name] = _store(
-                        file, subgraph, index, readers, values, layers[name], scale, allowed, unpacking
-                    )
-            subgraph.operators = unpacking + list(subgraph.operators)
-        content = flatbuffer.pack(file)
-        for name, layer in layers.items():
-            stored.setdefault(name, Stored(layer.bits, "float", NOT_QUANTIZED if layer.bits is None else layer.lost))
-        stored = {name: stored[name] for name in layers}
-    with replacing(path_out) as temporary:
-        temporary.write_bytes(content)
-    return stored
+    for subgraph in file.subgraphs:
+        unpacking: list[Any] = []
+        for weight in flatbuffer.weights(file, subgraph):
+            values = _by_channel(weight)
+            name, scale = _match(values, layers)
+            if name:
+                stored[name] = _store(weight, values, layers[name], scale, allowed, unpacking)
+        subgraph.operators = unpacking + list(subgraph.operators)
+    for name, layer in layers.items():
+        stored.setdefault(name, Stored(layer.bits, "float", NOT_QUANTIZED if layer.bits is None else layer.lost))
+    return {name: stored[name] for name in layers}
 
 
 def _store(
-    file: Any,
-    subgraph: Any,
-    index: int,
-    readers: list[Any],
-    values: np.ndarray,
-    layer: _Layer,
-    scale: np.ndarray,
-    allowed: Allowed,
-    unpacking: list[Any],
+    weight: Weight, values: np.ndarray, layer: _Layer, scale: np.ndarray, allowed: Allowed, unpacking: list[Any]
 ) -> Stored:
-    """Change the weight ``index`` and what reads it; adds to ``unpacking`` the operators that have to come first."""
+    """Replace the weight, of ``values`` ``(O, n)`` that are the layer's times ``scale`` ``(O,)``.
+
+    Operators that have to run first are appended to ``unpacking``.
+    """
     if layer.bits is None:
         return Stored(None, "float", NOT_QUANTIZED)
     step = None if layer.step is None else layer.step * np.abs(scale)
     four, why = None, ""
     if step is not None and layer.bits <= 4:
         # The kernels for convolutions take a negative scale; those for fully connected layers refuse the file.
-        kinds = {file.operatorCodes[reader.opcodeIndex].builtinCode for reader in readers}
-        four = exact_int4(values, step, layer.bits, negative=kinds == {schema.BuiltinOperator.CONV_2D})
+        four = exact_int4(values, step, layer.bits, negative=weight.kinds == {schema.BuiltinOperator.CONV_2D})
         if four is None:
             why = "; no int4, which needs zero among the levels (learner.symmetric=true)"
-        elif not all(_has_int4_kernel(file, subgraph, reader) for reader in readers):
+        elif not all(_has_int4_kernel(weight, reader) for reader in weight.readers):
             four, why = None, "; no int4, for which the runtime has no kernel here"
         elif "int4" not in allowed:
             four, why = None, "; no int4, with which the outputs differ too much"
     if four:
-        _write(file, subgraph.tensors[index], four, packed_int4(four.codes), schema.TensorType.INT4, 0)
-        for reader in readers:
-            code = file.operatorCodes[reader.opcodeIndex].builtinCode
-            reader.opcodeIndex = flatbuffer.operator_code(file, code, INT4_VERSIONS[code])
+        _write(weight.file, weight.tensor, four, packed_int4(four.codes), schema.TensorType.INT4, 0)
+        for reader in weight.readers:
+            code = weight.file.operatorCodes[reader.opcodeIndex].builtinCode
+            reader.opcodeIndex = flatbuffer.operator_code(weight.file, code, INT4_VERSIONS[code])
         return Stored(layer.bits, "int4", "exact; its inputs are rounded to 8 bits as they come", True)
     found = nearest_int8(values, step, layer.bits)
     if not found.exact and "nearest" not in allowed:
         return Stored(layer.bits, "float", "with int8's nearest levels the outputs differ too much")
-    axis = _channel_axis(file, readers)
-    codes = np.moveaxis(found.codes.reshape(_moved_shape(subgraph.tensors[index], axis)), 0, axis)
-    tensor, operator = flatbuffer.unpacking(
-        file, subgraph, index, "integers", schema.BuiltinOperator.DEQUANTIZE, DEQUANTIZE_VERSION
-    )
+    axis = _channel_axis(weight)
+    codes = np.moveaxis(found.codes.reshape(_moved_shape(weight.tensor, axis)), 0, axis)
+    tensor, operator = weight.compute_from("integers", schema.BuiltinOperator.DEQUANTIZE, DEQUANTIZE_VERSION)
     operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
     operator.builtinOptions = schema.DequantizeOptionsT()
-    _write(file, tensor, found, np.ascontiguousarray(codes).ravel().view(np.uint8), schema.TensorType.INT8, axis)
+    _write(weight.file, tensor, found, np.ascontiguousarray(codes).ravel().view(np.uint8), schema.TensorType.INT8, axis)
     unpacking.append(operator)
     how = "exact"
     if not found.exact:
@@ -157,17 +136,16 @@ def _write(file: Any, tensor: Any, integers: Integers, data: np.ndarray, kind: i
     tensor.quantization.quantizedDimension = axis
 
 
-def _has_int4_kernel(file: Any, subgraph: Any, reader: Any) -> bool:
-    code = file.operatorCodes[reader.opcodeIndex].builtinCode
+def _has_int4_kernel(weight: Weight, reader: Any) -> bool:
+    code = weight.file.operatorCodes[reader.opcodeIndex].builtinCode
     if code == schema.BuiltinOperator.CONV_2D:
-        read, weight = (subgraph.tensors[int(i)].shape for i in reader.inputs[:2])
-        return bool(read[-1] == weight[-1])  # otherwise grouped, which runs but takes 20 times as long
+        read, own = (weight.subgraph.tensors[int(i)].shape for i in reader.inputs[:2])
+        return bool(read[-1] == own[-1])  # otherwise grouped, which runs but takes 20 times as long
     return code in INT4_VERSIONS
 
 
-def _channel_axis(file: Any, readers: list[Any]) -> int:
-    depthwise = schema.BuiltinOperator.DEPTHWISE_CONV_2D
-    return 3 if any(file.operatorCodes[reader.opcodeIndex].builtinCode == depthwise for reader in readers) else 0
+def _channel_axis(weight: Weight) -> int:
+    return 3 if schema.BuiltinOperator.DEPTHWISE_CONV_2D in weight.kinds else 0
 
 
 def _moved_shape(tensor: Any, axis: int) -> tuple[int, ...]:
@@ -175,9 +153,9 @@ def _moved_shape(tensor: Any, axis: int) -> tuple[int, ...]:
     return (shape.pop(axis), *shape)
 
 
-def _by_channel(file: Any, tensor: Any, readers: list[Any]) -> np.ndarray:
-    """``(O, n)``, float64."""
-    values = np.moveaxis(flatbuffer.values_of(file, tensor), _channel_axis(file, readers), 0)
+def _by_channel(weight: Weight) -> np.ndarray:
+    """The values as ``(O, n)``, float64."""
+    values = np.moveaxis(weight.values, _channel_axis(weight), 0)
     return values.reshape(len(values), -1).astype(float)
 
 
@@ -189,17 +167,17 @@ def _layer(layer: WeightLayer) -> _Layer:
     weight = layer.weight.detach().cpu()
     # The file has the input channels last.
     channels = weight.double().movedim(1, -1).flatten(1).numpy()
-    lattice = lattice_of(dict(layer.named_buffers(recurse=False)), "weight")
+    qparams = qparams_of(dict(layer.named_buffers(recurse=False)), "weight")
     lost = "transposed and 3-d convolutions are kept in float" if isinstance(layer, LEFT_FLOAT) else LOST
-    if lattice is None or lattice.step is None:
-        return _Layer(channels, None if lattice is None else lattice.bits, None, lost)
-    # Runs that end within a channel give it several steps; then the first does not fit, which is found out.
-    step = spread(lattice.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
-    return _Layer(channels, lattice.bits, step.double().numpy(), lost)
+    if qparams is None or qparams.step is None:
+        return _Layer(channels, None if qparams is None else qparams.bits, None, lost)
+    # A channel cut into several runs has several steps. The first then does not fit, which shows in the error.
+    step = spread(qparams.step.cpu(), weight).expand_as(weight).flatten(1)[:, 0]
+    return _Layer(channels, qparams.bits, step.double().numpy(), lost)
 
 
 def _match(values: np.ndarray, layers: dict[str, _Layer]) -> tuple[str, np.ndarray]:
-    """(the layer whose channels these are but for a factor each, the factors ``(O,)``); ("", none) without one."""
+    """(layer whose channels these are but for a factor each, factors ``(O,)``); the name is empty if there is none."""
     for name, layer in layers.items():
         if layer.weight.shape != values.shape:
             continue

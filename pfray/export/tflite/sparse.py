@@ -1,45 +1,37 @@
 """Sparse weights in a ``.tflite`` file: constants stored as their nonzeros, unpacked by the interpreter itself.
 
-A weight ``(O, H, W, I)`` or ``(O, I)`` becomes a tensor with TensorFlow Lite's SparsityParameters, all axes dense but
-the last, which is in compressed sparse rows (segments: the first nonzero of each row; indices: the place of each in
-its row), and a DENSIFY operator that writes the original tensor. On ARM, XNNPACK can run 1x1 convolutions straight from
-this form; everywhere else the weights are unpacked once, when the file is opened (about 2 ms a MB), and only the file
-is smaller.
+A weight ``(O, H, W, I)`` or ``(O, I)`` becomes a tensor with TensorFlow Lite's SparsityParameters and a DENSIFY
+operator that writes the original tensor. All axes are dense but the last, which is in compressed sparse rows (segments:
+the first nonzero of each row; indices: each one's place in its row). On ARM, XNNPACK can run 1x1 convolutions straight
+from this form; everywhere else the weights are unpacked once, when the file is opened (about 2 ms a MB), and only the
+file is smaller.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from pfray.export.tflite import flatbuffer
-from pfray.utils.files import replacing
 
-# What the second tensor, its tables and the operator cost; a generous bound.
+# Upper bound of the bytes of the second tensor, its tables and the operator.
 RECORD_BYTES = 512
 
 
-def sparsify(path_in: str | Path, path_out: str | Path, min_sparsity: float = 0.5) -> dict[str, int]:
-    """Write ``path_in`` to ``path_out`` with every weight stored sparse that has at least ``min_sparsity`` (0 to 1)
-    zeros and gets smaller by it; the two paths may be the same.
+def sparsify(file: Any, min_sparsity: float = 0.5) -> int:
+    """Store weights of a parsed file sparse, in place: those with at least ``min_sparsity`` (0 to 1) zeros that get
+    smaller by it. Returns how many.
 
     Weights: float32 constants of convolutions, depthwise convolutions and fully connected layers. The outputs stay the
-    same; -0.0 comes back as 0.0. Where no weight qualifies, the file is copied.
-    Returns counts: ``weights`` looked at, of these ``converted``, ``bytes_before`` and ``bytes_after``.
-    Raises ExportError where ``path_in`` is missing or no .tflite file, StorageError where ``path_out`` is not writable.
+    same; -0.0 comes back as 0.0.
     """
-    content = flatbuffer.read(path_in)
-    model = flatbuffer.parse(content, path_in)
-    converted = weights = 0
-    for subgraph in model.subgraphs:
+    converted = 0
+    for subgraph in file.subgraphs:
         unpacking = []
-        for index in flatbuffer.weight_tensors(model, subgraph):
-            tensor = subgraph.tensors[index]
-            values = flatbuffer.values_of(model, tensor)
-            weights += 1
+        for weight in flatbuffer.weights(file, subgraph):
+            values = weight.values
             # A weight folded with a negative batch-norm scale has -0.0 for its zeros, so they compare by value.
             nonzero = values != 0
             if 1 - nonzero.mean() < min_sparsity:
@@ -47,17 +39,11 @@ def sparsify(path_in: str | Path, path_out: str | Path, min_sparsity: float = 0.
             sparsity, size = _compressed_rows(nonzero)
             if size + RECORD_BYTES >= values.nbytes:
                 continue
-            model.buffers[tensor.buffer].data = values[nonzero].view(np.uint8)
-            unpacking.append(_add_densify(model, subgraph, index, sparsity))
-            converted += 1
+            file.buffers[weight.tensor.buffer].data = values[nonzero].view(np.uint8)
+            unpacking.append(_add_densify(weight, sparsity))
         subgraph.operators = unpacking + list(subgraph.operators)
-    written = flatbuffer.pack(model) if converted else content
-    if len(written) >= len(content):
-        converted, written = 0, content
-    with replacing(path_out) as temporary:
-        temporary.write_bytes(written)
-    sizes = {"bytes_before": len(content), "bytes_after": len(written)}
-    return {"weights": weights, "converted": converted, **sizes}
+        converted += len(unpacking)
+    return converted
 
 
 def _compressed_rows(nonzero: np.ndarray) -> tuple[Any, int]:
@@ -96,10 +82,9 @@ def _index_vector(values: np.ndarray) -> tuple[int, Any, int]:
     return kind, vector, narrow.nbytes
 
 
-def _add_densify(model: Any, subgraph: Any, index: int, sparsity: Any) -> Any:
-    """Give the tensor's buffer to a new sparse tensor; the operator that unpacks it into the old, now computed one."""
-    code = schema.BuiltinOperator.DENSIFY
-    sparse, operator = flatbuffer.unpacking(model, subgraph, index, "sparse", code, version=1)
+def _add_densify(weight: flatbuffer.Weight, sparsity: Any) -> Any:
+    """The operator that unpacks the weight from a new sparse tensor."""
+    sparse, operator = weight.compute_from("sparse", schema.BuiltinOperator.DENSIFY, version=1)
     sparse.sparsity = sparsity
     operator.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
     operator.builtinOptions = schema.DensifyOptionsT()

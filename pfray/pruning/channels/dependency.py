@@ -1,13 +1,13 @@
-"""Which channels of which layers must go together: torch-pruning's dependency graph, read edge by edge into units.
+"""Channels that must go together: torch-pruning's dependency graph, read edge by edge into units.
 
 Notation: a *side* is a layer's output or input, and its entries (channels, features) have *positions* 0, 1, ... . Two
-positions are coupled where removing one forces the other out: a convolution's output channel with the batch norm's,
-with the next layer's input, with its partner in an addition. A *unit* is a connected component of this relation; units
-that take the same number of entries from the same sides form a *candidate* (Fang et al. 2023, "DepGraph").
+positions are coupled if removing one forces the other out: a convolution's output channel with the batch norm's, with
+the next layer's input, with its partner in an addition. A *unit* is a connected component of this relation; units that
+take the same number of entries from the same sides form a *candidate* (Fang et al. 2023, "DepGraph").
 
-torch-pruning says which layers and operations follow which. Where positions move on the way (concatenation, padding,
-split, slice, flatten) it guesses sizes; here they come from the shapes that autograd has recorded. What is nevertheless
-wrong is found by pfray.pruning.channels.graph, which tries every candidate on numbers.
+torch-pruning gives the order of layers and operations. It guesses sizes where positions move on the way (concatenation,
+padding, split, slice, flatten); here they come from the shapes that autograd has recorded. Remaining mistakes are found
+by pfray.pruning.channels.graph, which tries every candidate on numbers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pfray.pruning.channels.trace import Trace
 Side = Literal["out", "in"]
 # A node of torch-pruning's graph and one of its sides; operations and batch norms have "out" only.
 Place = tuple[Any, Side]
-# Channels of one place, and the ones of another place that they become or go with.
+# Channels of one place, and the channels of another place that they become or are coupled with.
 Coupling = tuple[Place, np.ndarray, Place, np.ndarray]
 
-# Layers that make channels, and those that pass them on; all can lose entries of their sides.
+# Layers that make channels; and with them the layers that pass channels on. All can lose entries.
 MAKERS = {OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.EMBED}
 CUTTABLE = {*MAKERS, OPTYPE.DEPTHWISE_CONV, OPTYPE.BN, OPTYPE.IN, OPTYPE.PRELU}
 OUTPUT = "its channels are an output of the model"
@@ -42,7 +42,7 @@ class Cut:
     """One side of one layer that loses entries when a unit goes.
 
     layer: its name in ``model.named_modules()``. index: ``(U, r)``, the r positions that go with each of U units.
-    size: entries of that side in the whole layer. kind: which of torch-pruning's pruners cuts it.
+    size: entries of the side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner.
     """
 
     layer: str
@@ -54,10 +54,10 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Units that are alike.
+    """Units of one kind.
 
-    name: the first layer, in execution order, that makes the channels. obstacle: why the units cannot be removed, where
-    that is plain already. passes: the operations that the channels go through.
+    name: the first layer, in execution order, that makes the channels. obstacle: why the units cannot be removed, if
+    that is known already. passes: the operations that the channels go through.
     """
 
     name: str
@@ -124,7 +124,7 @@ def find_candidates(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Can
 
 
 def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
-    """The positions in use at every place, and the couplings between them: all channels followed to where they end."""
+    """(positions in use at every place, couplings between them): all channels are followed to their ends."""
     nodes = list(graph.module2node.values())[::-1]
     known: dict[Place, np.ndarray] = {}
     width: dict[Place, int] = {}
@@ -134,7 +134,7 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
             known[node, "out"] = np.arange(width[node, "out"])
     found: dict[tuple[int, int], Coupling] = {}
     changed = True
-    while changed:  # again where a layer is shared, or where the nodes are not in the order of execution
+    while changed:  # repeats for shared layers and for nodes out of execution order
         changed = False
         for number, node in enumerate(nodes):
             pruner = graph.get_pruner_of_module(node.module)
@@ -143,7 +143,7 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
                 start: Place = (source, "out")
                 if start not in known:
                     continue
-                before, after, size = _move(graph, source, node, slot, known[start], width[start])
+                before, after, size = move_channels(graph, source, node, slot, known[start], width[start])
                 if len(after):
                     merged = np.union1d(known.get(target, after), after)
                     changed |= target not in known or len(merged) > len(known[target])
@@ -151,7 +151,7 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
                     found[number, slot] = (start, before, target, after)
     couplings = list(found.values())
     for (node, side), positions in known.items():
-        # A grouped convolution loses channels from all its groups alike, which keeps them equal.
+        # A grouped convolution loses the same channels in all its groups, which keeps them equally large.
         if node.type == OPTYPE.CONV and node.module.groups > 1:
             share = (_size(graph, node, side) or 0) // node.module.groups
             inside = positions[positions < share * node.module.groups]
@@ -160,7 +160,7 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
 
 
 def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> dict[Place, dict[int, int]]:
-    """position -> number of its connected component, for every place."""
+    """Number of the connected component of every position, by place."""
     ends = np.cumsum([0, *(positions.max() + 1 for positions in known.values())])
     starts = dict(zip(known, ends.tolist(), strict=False))
     nothing = np.zeros(0, int)
@@ -174,16 +174,16 @@ def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> di
     }
 
 
-def _move(
+def move_channels(
     graph: Any, source: Any, node: Any, slot: int, positions: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where channels arrive that go from ``source`` into input ``slot`` of ``node``.
+    """Follow channels from ``source`` into input ``slot`` of ``node``.
 
-    positions: the channels, of ``width`` in all. Returns (those of them that arrive, where they arrive, width there).
+    positions: the channels, out of ``width``. Returns (the channels that arrive, their positions there, width there).
     """
     inputs = [(f, n) for f, n in node.grad_fn.next_functions if _is_input(graph, f)] if node.grad_fn else []
     if len(inputs) != len(node.inputs):
-        # A layer with several calls, of which only the last is known; there is nothing between it and its inputs.
+        # Only the last call of a layer with several is known; nothing lies between it and its inputs.
         return positions, positions, width
     function, number = inputs[slot]
     before = after = positions
@@ -200,7 +200,7 @@ def _move(
     if node.type == OPTYPE.CONCAT and _is_along(axis, node.grad_fn._saved_dim, new):
         sizes = [f and f._input_metadata[n].shape[axis] for f, n in node.grad_fn.next_functions]
         part = [i for i, (f, _) in enumerate(node.grad_fn.next_functions) if _is_input(graph, f)][slot]
-        # Of a part that needs no gradient, such as the model's input, autograd does not know the size.
+        # autograd does not know the size of a part without gradient, such as the model's input.
         missing = new[axis] - sum(size or 0 for size in sizes)
         offset = sum(missing if size is None else size for size in sizes[:part])
         return (*_shift(before, after, offset, new[axis]), new[axis])
@@ -218,23 +218,23 @@ def _move(
         if len(new) > len(old) == 2:
             return before, after // (old[1] // new[1]), new[1]
     if len(old) == len(new) and old[axis] == 1 < new[axis]:
-        return before[:0], after[:0], width  # repeated for all channels, of which each may go
+        return before[:0], after[:0], width  # broadcast over the channels, so it is coupled with none
     return before, after, width
 
 
 def _is_input(graph: Any, function: Any) -> bool:
-    """Whether torch-pruning has a node for what is an input of an operation: no constant, no weight of a layer."""
+    """True if torch-pruning has a node for an operation's input: not for constants and layers' weights."""
     return function is not None and (not hasattr(function, "variable") or function.variable in graph.module2node)
 
 
 def _shift(before: np.ndarray, after: np.ndarray, offset: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Move by ``offset``; what then lies outside of ``size`` is left out."""
+    """Move by ``offset`` and drop positions outside of ``size``."""
     inside = (after + offset >= 0) & (after + offset < size)
     return before[inside], after[inside] + offset
 
 
 def _axis(shape: tuple[int, ...], width: int) -> int | None:
-    """Which axis of an activation holds its ``width`` channels: the second (images), or else the last (tokens)."""
+    """Axis of an activation that holds its ``width`` channels: the second (images), or else the last (tokens)."""
     return next((axis for axis in (1, len(shape) - 1) if 0 < axis < len(shape) and shape[axis] == width), None)
 
 
@@ -243,12 +243,12 @@ def _is_along(axis: int, dimension: int, shape: tuple[int, ...]) -> bool:
 
 
 def _signed(number: int) -> int:
-    """autograd saves negative numbers as unsigned ones."""
+    """The signed value of a number that autograd has saved as unsigned."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def _obstacle(graph: Any, node: Any, side: Side, names: dict[nn.Module, str]) -> str | None:
-    """Why channels that come here cannot be removed."""
+    """Reason why channels that arrive here cannot be removed; None if there is none."""
     if node.type in (OPTYPE.LN, OPTYPE.GN):
         return f"normalized across channels by {names[node.module]}"
     if node.type == OPTYPE.MHA:
@@ -263,10 +263,10 @@ def _obstacle(graph: Any, node: Any, side: Side, names: dict[nn.Module, str]) ->
 
 
 def _size(graph: Any, node: Any, side: Side) -> int | None:
-    """Entries of a layer's side; None where it has none of its own (a PReLU with one parameter)."""
+    """Entries of a layer's side; None for a layer without any (a PReLU with one parameter)."""
     return graph.get_out_channels(node) if side == "out" else graph.get_in_channels(node)
 
 
 def _operation(node: Any) -> str:
-    """The operation's name in autograd, such as ``ConstantPadNd``."""
+    """Name of the operation in autograd, such as ``ConstantPadNd``."""
     return node.grad_fn.name().rpartition("Backward")[0] if hasattr(node.grad_fn, "name") else str(node.type.name)

@@ -1,7 +1,7 @@
-"""The channel groups of any network: what can be removed, what is then left to compute, and what stays whole and why.
+"""The channel groups of any network, the costs of keeping parts of them, and the layers that stay whole and why.
 
-``channel_graph`` finds the groups and proves them; ``prune`` takes channels out of a copy of the model in milliseconds;
-``ChannelGraph.costs`` says what is left in microseconds, without a model.
+``channel_graph`` finds the groups and proves them; ``prune.py`` takes channels out of a model in milliseconds;
+``ChannelGraph.costs`` gives the remaining costs in microseconds, without a model.
 
 Notation: G groups; group g has U_g units, of which a plan keeps k_g. A layer's output has O_l = o_l + sum_g a_lg k_g
 entries and its input I_l = i_l + sum_g b_lg k_g, so that it has w_l O_l I_l weights, each used m_l times for an input.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,14 @@ from torch import Tensor, nn
 
 from pfray.errors import first_line
 from pfray.nn.fx import Untraceable
+from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
-from pfray.pruning.channels.prune import Failure, Proof, Removal, Unprovable, count_macs, entries, remove
+from pfray.pruning.channels.layer_entries import entries, removals_of
+from pfray.pruning.channels.proof import Failure, Proof, Unprovable, count_macs
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cut", "Kept", "channel_graph", "left", "prune"]
-
-# The units that stay, by group.
-Kept = Mapping[str, Sequence[int] | np.ndarray]
-
-# Layers of which each is in a group or listed as whole.
+# Layers that are each in a group or listed as skipped.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-# Operations that move channels; the words are for the reason why a group stays whole.
+# Operations that move channels, with the words for the reason why a group stays whole.
 MIXING = {
     "ConstantPadNd": "zero-padded", "Slice": "sliced", "Split": "split", "SplitWithSizes": "split", "Unbind": "split",
     "PixelShuffle": "shuffled", "PixelUnshuffle": "shuffled", "Transpose": "transposed", "Permute": "transposed",
@@ -43,8 +40,8 @@ MIXING = {
 class ChannelGroup:
     """Channels that must go together, across all layers they run through.
 
-    name: the layer that makes them (the first in execution order). units: how many can go independently; a unit is one
-    channel, or with grouped convolutions one of each group. macs, params: what would go with all units.
+    name: the layer that makes them (the first in execution order). units: number that can go independently; a unit is
+    one channel, or with grouped convolutions one channel of each group. macs, params: savings if all units went.
     """
 
     name: str
@@ -56,9 +53,9 @@ class ChannelGroup:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """The groups in execution order; ``skipped`` gives a reason for each layer whose output channels stay whole.
+    """The groups in execution order. skipped: the reason, by layer, why output channels stay whole.
 
-    Where only some of a layer's channels do, the reason begins with their number.
+    The reason begins with their number if only some of the layer's channels stay.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -67,55 +64,24 @@ class ChannelGraph:
 
     @property
     def units(self) -> np.ndarray:
-        """Units of each group, ``(G,)``: the plan that keeps everything."""
+        """Units ``(G,)`` of each group: the plan that keeps everything."""
         return np.array([group.units for group in self.groups], dtype=int)
 
     def costs(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
-        """Exact ``macs`` of one example and ``params`` where group g keeps ``kept[g]`` units, ``(G,)``."""
+        """Exact ``macs`` of one example and ``params`` if group g keeps ``kept[g]`` units, ``(G,)``."""
         return self.table.costs(np.asarray(kept, dtype=float))
 
     def weights(self, kept: np.ndarray | Sequence[int]) -> dict[str, float]:
-        """Exactly how many weights each layer that loses some then has, by name."""
+        """Exact number of weights left in each layer that a group cuts, by name."""
         return self.table.weights(np.asarray(kept, dtype=float))
-
-
-@dataclass(frozen=True, eq=False)
-class CostTable:
-    """The notation's numbers for L layers and G groups.
-
-    each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear: MACs and
-    parameters that follow one side alone (depthwise convolutions, batch norms, biases), ``(2, G)``. constant: all the
-    rest, ``(2,)``. layers: the L names. single: of each layer whose weights follow one side alone, how many stay
-    in any case and how many each unit of every group has, ``(1 + G,)``.
-    """
-
-    layers: tuple[str, ...]
-    single: dict[str, np.ndarray]
-    each: np.ndarray
-    fixed: np.ndarray
-    pairs: np.ndarray
-    linear: np.ndarray
-    constant: np.ndarray
-
-    def costs(self, kept: np.ndarray) -> dict[str, float]:
-        outputs, inputs = self.each @ kept + self.fixed
-        # The weights per pair are fractions in a grouped convolution, their sums are whole.
-        macs, params = np.rint(self.pairs @ (outputs * inputs) + self.linear @ kept + self.constant).tolist()
-        return {"macs": macs, "params": params}
-
-    def weights(self, kept: np.ndarray) -> dict[str, float]:
-        outputs, inputs = self.each @ kept + self.fixed
-        both = np.rint(self.pairs[1] * outputs * inputs).tolist()
-        one = {layer: float(np.rint(counts[0] + counts[1:] @ kept)) for layer, counts in self.single.items()}
-        return {**dict(zip(self.layers, both, strict=True)), **one}
 
 
 def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> ChannelGraph:
     """Find and prove the channel groups of ``model``, which stays as it is.
 
-    example: one input ``(1, C, H, W)``, or a tuple of the inputs; costs are those of this shape. Whatever cannot be
-    traced, removed without other effects, or counted is left whole; a model of which this is true of everything, or
-    whose forward pass fails, has a graph without groups.
+    example: one input ``(1, C, H, W)``, or a tuple of the inputs; costs are for this shape. Channels that cannot be
+    traced, removed without side effects, or counted stay whole. A model whose forward pass fails has a graph without
+    groups.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     with torch.random.fork_rng(devices=[]):
@@ -129,14 +95,14 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, inputs, unknown + first_line(error))
         proven, reasons = _prove(proof, candidates)
-    table = _cost_table(proof, proven)
+    table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
     groups: list[ChannelGroup] = []
     for index, candidate in enumerate(proven):
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
-        # Counted among all candidates, so that a group keeps its name when another one is pruned down to one unit.
+        # Numbered among all candidates, so that a group keeps its name when another is pruned to one unit.
         same = [other for other in candidates if other.name == candidate.name]
         number = same.index(candidate) + 1
         name = f"{candidate.name}#{number}" if number > 1 else candidate.name
@@ -144,51 +110,8 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
 
 
-def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
-    """Take channels out of ``model``, in place: the graph's own model or any copy of it.
-
-    kept: the units that stay, by group; groups that are not named stay whole. Raises ValueError for an unknown group or
-    unit and where nothing would stay, UnsupportedModel where the model is not of the graph's structure.
-    """
-    remove(model, _planned(graph, kept))
-
-
-def left(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
-    """The positions that ``prune`` leaves, by (layer, side), of every side that loses some. Raises ValueError as it."""
-    gone = _planned(graph, kept)
-    return {(own.layer, own.side): np.setdiff1d(np.arange(own.size), own.positions) for own in gone}
-
-
-def _planned(graph: ChannelGraph, kept: Kept) -> list[Removal]:
-    groups = {group.name: group for group in graph.groups}
-    parts = []
-    for name, units in kept.items():
-        if name not in groups:
-            raise ValueError(f"no channel group '{name}'. Allowed: {', '.join(groups) or 'none'}")
-        stay, count = np.unique(np.asarray(units, dtype=int)), groups[name].units
-        if not len(stay) or stay[0] < 0 or stay[-1] >= count:
-            raise ValueError(f"channel group {name} cannot keep {units}. Allowed: one or more of 0 to {count - 1}")
-        parts.append((groups[name].cuts, np.setdiff1d(np.arange(count), stay)))
-    return _removals(parts)
-
-
-def _removals(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Removal]:
-    """What each layer loses where of each group the given units go. One removal a side, since positions are those of
-    the whole layer."""
-    gone: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-    cuts: dict[tuple[str, str], Cut] = {}
-    for group, units in parts:
-        for cut in group if len(units) else ():
-            cuts[cut.layer, cut.side] = cut
-            gone[cut.layer, cut.side].append(cut.index[units].ravel())
-    return [
-        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind)
-        for key, cut in cuts.items()
-    ]
-
-
 def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """The candidates that can be removed, alone and in any company; for each of the others why it cannot."""
+    """(candidates that can be removed alone and together, reasons by each other candidate)."""
     reasons: dict[Candidate, str] = {}
     likely: list[Candidate] = []
     proven: list[Candidate] = []
@@ -197,7 +120,7 @@ def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidat
             reasons[candidate] = "a single channel"
         elif candidate.obstacle or candidate.units == 1:
             reasons[candidate] = candidate.obstacle or "its channels can only go all together"
-        elif failure := proof.failure(_removals([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
+        elif failure := proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
             reasons[candidate] = _explain(candidate, failure)
         else:
             likely.append(candidate)
@@ -217,55 +140,23 @@ def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidat
 
 
 def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:
-    """What is wrong with any of several plans that prune all the candidates together."""
-    table = _cost_table(proof, candidates)
+    """The first failure of several plans that prune all candidates together; None without any."""
+    table = cost_table(proof, candidates)
     for style in range(3):
         gone = [_draw_units(candidate, number, style) for number, candidate in enumerate(candidates)]
         kept = np.array([c.units - len(units) for c, units in zip(candidates, gone, strict=True)], dtype=float)
-        removals = _removals((c.cuts, units) for c, units in zip(candidates, gone, strict=True))
+        removals = removals_of((c.cuts, units) for c, units in zip(candidates, gone, strict=True))
         if failure := proof.failure(removals, drawn=style > 0, costs=table.costs(kept)):
             return failure
     return None
 
 
 def _draw_units(candidate: Candidate, number: int, style: int) -> np.ndarray:
-    """Random units to remove, never all. style: 0 for none of every other candidate, 1 for some, 2 for all but one."""
+    """Random units to remove. style: 0 some, but none of every second candidate; 1 some; 2 all but one."""
     generator = np.random.default_rng((number, style))
     most = candidate.units - 1
     count = most if style == 2 else 0 if style == 0 and number % 2 else int(generator.integers(1, most + 1))
     return generator.permutation(candidate.units)[:count]
-
-
-def _cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
-    """The numbers of all layers that the candidates touch."""
-    kinds = {cut.layer: cut.kind for candidate in candidates for cut in candidate.cuts}
-    rows = {layer: row for row, layer in enumerate(name for name, kind in kinds.items() if kind in ("CONV", "LINEAR"))}
-    weights = {layer: proof.model.get_parameter(f"{layer}.weight".lstrip(".")).numel() for layer in rows}
-    each, size = np.zeros((2, len(rows), len(candidates))), np.ones((2, len(rows)))
-    pairs, linear = np.zeros((2, len(rows))), np.zeros((2, len(candidates)))
-    whole = np.array([candidate.units for candidate in candidates], dtype=float)
-    single: dict[str, np.ndarray] = {}
-    for layer, row in rows.items():
-        size[:, row] = [entries(proof.model.get_submodule(layer), side) for side in ("out", "in")]
-        pairs[:, row] = np.array([proof.macs_of[layer], weights[layer]]) / size[:, row].prod()
-    for column, candidate in enumerate(candidates):
-        for cut in candidate.cuts:
-            count = cut.index.shape[1]
-            params = sum(p.numel() for p in proof.model.get_submodule(cut.layer).parameters())
-            if cut.layer not in rows:
-                linear[:, column] += count * np.array([proof.macs_of[cut.layer], params]) / cut.size
-                module = proof.model.get_submodule(cut.layer)
-                if isinstance(module, nn.modules.conv._ConvNd):
-                    counts = single.setdefault(cut.layer, np.array([module.weight.numel(), *np.zeros(len(candidates))]))
-                    share = count * module.weight.numel() / cut.size
-                    counts[1 + column] += share
-                    counts[0] -= share * whole[column]
-                continue
-            each[int(cut.side == "in"), rows[cut.layer], column] += count
-            if cut.side == "out":
-                linear[1, column] += count * (params - weights[cut.layer]) / cut.size
-    constant = np.array([proof.macs, proof.params]) - pairs @ size.prod(0) - linear @ whole
-    return CostTable(tuple(rows), single, each, size - each @ whole, pairs, linear, constant)
 
 
 def _explain(candidate: Candidate, failure: Failure) -> str:
@@ -288,7 +179,7 @@ def _explain(candidate: Candidate, failure: Failure) -> str:
 def _skipped(
     model: nn.Module, groups: Sequence[ChannelGroup], reasons: Mapping[Candidate, str], order: Sequence[str]
 ) -> dict[str, str]:
-    """A reason for every layer that does not lose all its output channels with the groups."""
+    """The reason for every layer of whose output channels some are in no group."""
     free: dict[str, int] = defaultdict(int)
     for group in groups:
         for cut in group.cuts:

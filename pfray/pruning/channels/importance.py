@@ -1,4 +1,4 @@
-"""Channel groups pruned by a score for each unit: what the learners that rank share."""
+"""Channel groups pruned by an importance score for each unit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import nn
 
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, prune
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.keep_ratios import ChannelSettings
+from pfray.pruning.channels.prune import prune
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """scores: of each group's units, ``(U,)``, higher for what should stay."""
+    """scores: ``(U,)`` by group, higher for units that should stay."""
 
     graph: ChannelGraph
     scores: dict[str, np.ndarray]
 
 
 def lost_scores(ranking: Ranking, settings: ChannelSettings) -> dict[str, np.ndarray]:
-    """Error curves: the share of the group's summed scores that goes with the lowest ranked units."""
+    """Error curves: the share of a group's summed scores that its lowest ranked units hold."""
     falling = {name: np.sort(scores)[::-1] for name, scores in ranking.scores.items()}
 
     def lost(group: ChannelGroup, count: int) -> float:

@@ -1,4 +1,4 @@
-"""What all channel learners share: a keep ratio for every channel group, rounded to counts that run well."""
+"""Keep ratios of channel groups, rounded to fast counts: settings, space and curves of all channel learners."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from pydantic import Field
 from torch import nn
 
 from pfray.errors import ConfigError, UnsupportedModel
-from pfray.measure.cost import once_for_structure, stored_bytes
+from pfray.measure.cost import stored_bytes
 from pfray.nn.layers import without_skipped
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph, prune
+from pfray.nn.structure_cache import once_for_structure
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph
+from pfray.pruning.channels.prune import prune
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
 
-# A group is rounded to a multiple that leaves it at least so many counts to choose from.
+# A group is rounded to a multiple that leaves at least this many counts to choose from.
 CHOICES = 4
 # Points of an error curve.
 POINTS = 65
@@ -30,16 +32,16 @@ _graphs: WeakKeyDictionary[nn.Module, tuple[Any, ChannelGraph]] = WeakKeyDiction
 
 @dataclass(frozen=True)
 class ChannelSettings:
-    """What every channel learner lets one set.
+    """Settings of every channel learner.
 
-    round_to: channel counts are multiples of this, because what computes them works on whole vectors; of less where a
-        group would be left with fewer than four counts to choose from. 1 allows every count.
+    round_to: channel counts are multiples of this, because kernels work on whole vectors; of less for a group that
+        would have fewer than four counts to choose from. 1 allows every count.
     skip: groups left whole, by name (``python -m pfray.inspect`` lists them).
-    min_keep: the least share of its units that a group keeps, rounded up to an allowed count. PocketFlow derives it
-        from the target (``lbound``, the lower end of the agent's actions: 1.5 log10(1 + cp_preserve_ratio), which is
-        0.26 for half of the MACs) and AMC takes 0.2 (He et al. 2018, ``lbound``). 0: as few as ``round_to`` allows.
-    group_size, group_epochs: group fine-tuning (Wu et al. 2018, section 3.1.1): the chosen plan is reached by pruning
-        so many groups at a time, with so many epochs of training after each. 0 prunes all at once.
+    min_keep: least share of its units that a group keeps, rounded up to an allowed count. PocketFlow derives it from
+        the target (``lbound``, the lower end of the agent's actions: 1.5 log10(1 + cp_preserve_ratio), which is 0.26
+        for half of the MACs), AMC uses 0.2 (He et al. 2018, ``lbound``). 0: as few as ``round_to`` allows.
+    group_size, group_epochs: group fine-tuning (Wu et al. 2018, section 3.1.1): the plan is reached by pruning
+        ``group_size`` groups at a time, with ``group_epochs`` epochs of training after each. 0 prunes all at once.
     """
 
     round_to: Annotated[int, Field(ge=1)] = 8
@@ -50,13 +52,13 @@ class ChannelSettings:
 
 
 def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
-    """The model's channel graph for the task's inputs; it is proven, which takes seconds, once for a model object and
-    again where that has been pruned."""
+    """The model's channel graph for the task's inputs. Its proof takes seconds and is cached by model object until the
+    model is pruned."""
     return once_for_structure(_graphs, model, example_input(task), channel_graph)
 
 
 def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:
-    """The groups that have a knob. Raises UnsupportedModel for an unknown name in ``skip``, and where none is left."""
+    """Groups that have a knob. Raises UnsupportedModel for an unknown name in ``skip``, and if none is left."""
     names = without_skipped((group.name for group in graph.groups), settings.skip, "channel group")
     chosen = [group for group in graph.groups if group.name in names]
     if not chosen:
@@ -69,10 +71,9 @@ def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[Chan
 
 
 def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> CompressionSpace:
-    """One knob, the keep ratio, for every group; costs are the exact ``macs`` and ``params`` of what is then left, and
-    ``size_bytes``, the latter's as float32.
+    """A knob, the keep ratio, for every group. Costs: exact ``macs`` and ``params``, and ``size_bytes`` in float32.
 
-    Raises ConfigError where ``min_keep`` or ``round_to`` leaves every group whole.
+    Raises ConfigError if ``min_keep`` or ``round_to`` leaves every group whole.
     """
     groups = [
         group
@@ -105,7 +106,7 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
 
 
 def allowed_counts(group: ChannelGroup, round_to: int, min_keep: float = 0.0) -> list[int]:
-    """How many units the group may keep, rising: a share of ``min_keep`` at least; all of them always among them."""
+    """Allowed counts of kept units, rising: at least the share ``min_keep``, and always all units."""
     channels = group.cuts[0].index.shape[1]  # of one unit, in the layer that makes them
     step = max(1, round_to // channels)
     while step > 1 and group.units < CHOICES * step:
@@ -115,7 +116,7 @@ def allowed_counts(group: ChannelGroup, round_to: int, min_keep: float = 0.0) ->
 
 
 def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
-    """The units that each group of the plan keeps."""
+    """Number of units that each group of the plan keeps."""
     units = {group.name: group.units for group in graph.groups}
     return {name: max(1, round(ratio * units[name])) for name, ratio in plan.items()}
 
@@ -130,7 +131,7 @@ def group_plans(plan: Plan, group_size: int) -> list[Plan]:
 def groups_left(model: nn.Module, counts: Mapping[str, int], task: Task) -> dict[ChannelGroup, int]:
     """Units to keep by group, for a model that an earlier stage may have pruned already. counts: by the group's name.
 
-    A group that such a stage has left one unit of is none any more.
+    A group pruned to one unit by an earlier stage is no group any more.
     """
     return {group: counts[group.name] for group in graph_of(model, task).groups if group.name in counts}
 
@@ -145,7 +146,7 @@ def with_counts(model: nn.Module, counts: Mapping[str, int], task: Task) -> nn.M
 def error_curves(
     graph: ChannelGraph, settings: ChannelSettings, error: Callable[[ChannelGroup, int], float]
 ) -> dict[str, np.ndarray]:
-    """A learner's ``error_curves``, ``(POINTS,)`` each, from the ``error`` of a group that keeps so many units."""
+    """A learner's ``error_curves``, ``(POINTS,)`` each. error(group, count): of keeping ``count`` units."""
     curves = {}
     for group in searched_groups(graph, settings):
         counts = np.array(allowed_counts(group, settings.round_to, settings.min_keep))

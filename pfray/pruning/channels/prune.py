@@ -1,226 +1,42 @@
-"""Channels taken out of a model, and the proof on numbers that nothing else changes.
-
-The proof: where no layer reads a channel any more, because all weights that do are 0, the outputs are the same with and
-without it. Both are computed, on random inputs, with the model's own weights and with random ones: some trained weights
-(a batch norm whose scale is 0) would hide a mistake.
-"""
+"""Pruning a model to the units of each channel group that stay."""
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torch_pruning.ops import OPTYPE, module2type
-from torch_pruning.pruner.function import PrunerBox
+from torch import nn
 
-from pfray.errors import UnsupportedModel, first_line
-from pfray.measure.cost import count_params
-from pfray.nn.fx import tensors
-from pfray.nn.modes import evaluating
-from pfray.pruning.channels.dependency import Side
+from pfray.pruning.channels.graph import ChannelGraph
+from pfray.pruning.channels.layer_entries import Removal, removals_of, remove_entries
 
-# Largest difference that is taken for rounding, as a share of the largest output.
-TOLERANCE = 1e-4
+# The units that stay, by group.
+Kept = Mapping[str, Sequence[int] | np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
-class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size`` and ``kind`` are those of the cut."""
+def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
+    """Take channels out of ``model``, in place: the graph's own model or any copy of it.
 
-    layer: str
-    side: Side
-    positions: np.ndarray
-    size: int
-    kind: str
-
-
-def entries(layer: nn.Module, side: Side) -> int:
-    """How many channels or features a side of a layer has."""
-    pruner = PrunerBox[module2type(layer)]
-    return pruner.get_out_channels(layer) if side == "out" else pruner.get_in_channels(layer)
-
-
-def remove(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Take the entries out of the layers, in place, with torch-pruning's function for each kind of layer.
-
-    Whether a parameter is trained stays as it is. Raises UnsupportedModel where a layer is not of the expected size.
+    kept: the units that stay, by group; groups that are not named stay whole. Raises ValueError for an unknown group or
+    unit and if no unit would stay, UnsupportedModel for a model of another structure than the graph's.
     """
-    for removal in removals:
-        size = entries(model.get_submodule(removal.layer), removal.side)
-        if size != removal.size:
-            raise UnsupportedModel(
-                f"layer {removal.layer} has {size} {removal.side}put channels, and the channel graph was made for "
-                f"{removal.size}. Remedy: prune a copy of the model it was made for, or make a new graph"
-            )
-    for removal in removals:
-        layer, pruner = model.get_submodule(removal.layer), PrunerBox[OPTYPE[removal.kind]]
-        trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
-        cut = pruner.prune_out_channels if removal.side == "out" else pruner.prune_in_channels
-        cut(layer, removal.positions.tolist())
-        for name, parameter in layer.named_parameters(recurse=False):
-            parameter.requires_grad_(trained[name])
+    remove_entries(model, _planned(graph, kept))
 
 
-def mask(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Set every weight to 0.0, in place, that reads an entry to be removed; nothing is taken out."""
-    for removal in removals:
-        if removal.side == "in":
-            layer = model.get_submodule(removal.layer)
-            weight = layer.get_parameter("weight").detach().clone()
-            # A transposed convolution's weight has its inputs first; a grouped one's has those of one group.
-            axis = 0 if getattr(layer, "transposed", False) else 1
-            weight.index_fill_(axis, torch.from_numpy(removal.positions[removal.positions < weight.shape[axis]]), 0.0)
-            layer.weight = nn.Parameter(weight, layer.get_parameter("weight").requires_grad)
+def kept_positions(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
+    """Positions that ``prune`` leaves, by (layer, side), for every side that loses some. Raises ValueError likewise."""
+    gone = _planned(graph, kept)
+    return {(own.layer, own.side): np.setdiff1d(np.arange(own.size), own.positions) for own in gone}
 
 
-@contextmanager
-def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Module]:
-    """The model, whose layers are put back afterwards. A copy of the whole model would take longer than its proof."""
-    layers = [model.get_submodule(name) for name in {removal.layer: None for removal in removals}]
-    saved = [
-        {**vars(layer), "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
-    ]
-    try:
-        yield model
-    finally:
-        for layer, state in zip(layers, saved, strict=True):
-            vars(layer).clear()
-            vars(layer).update(state)
-
-
-class Unprovable(Exception):
-    """Nothing can be proven of the model. The text says why, in plain words."""
-
-
-class Failure(NamedTuple):
-    """Why a removal is refused: the forward pass ``fails``, or what it changes."""
-
-    kind: Literal["fails", "shape", "values", "costs", "training"]
-    detail: str = ""
-
-
-class Proof:
-    """Tries removals on copies of ``model``, on the CPU; the model stays as it is.
-
-    inputs: the example's; those of floating point are replaced by random ones of their shape. Raises Unprovable.
-    """
-
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        generator = torch.Generator().manual_seed(0)
-        try:
-            self.model = copy.deepcopy(model).cpu().float().eval()
-            self.inputs = tuple(
-                torch.randn(x.shape, generator=generator) if isinstance(x, Tensor) and x.is_floating_point() else x
-                for x in inputs
-            )
-            self.macs, self.macs_of = count_macs(self.model, self.inputs)
-            with evaluating(self.model):
-                twice = [tensors(self.model(*self.inputs)) for _ in range(2)]
-        except Exception as error:
-            raise Unprovable(f"the model cannot be copied and run on this input ({first_line(error)})") from error
-        if not all(map(_same, *twice)):
-            raise Unprovable("the model's outputs differ from run to run, or are not finite")
-        self.params = count_params(self.model)[0]
-        self._drawn: nn.Module | None = None
-        self._trains = self._training_failure([]) is None
-
-    def failure(
-        self, removals: Sequence[Removal], *, drawn: bool, costs: Mapping[str, float] | None = None
-    ) -> Failure | None:
-        """What is wrong with taking ``removals`` out; None where nothing is.
-
-        drawn: with random weights, not the model's own. costs: what the pruned model must cost, where this and the
-        training mode are to be tried too.
-        """
-        model = self._with_weights(drawn)
-        try:
-            with _restored(model, removals), evaluating(model):
-                mask(model, removals)
-                before = tensors(model(*self.inputs))
-            with _restored(model, removals):
-                remove(model, removals)
-                with evaluating(model):
-                    after = tensors(model(*self.inputs))
-                found = {"macs": count_macs(model, self.inputs)[0], "params": count_params(model)[0]} if costs else None
-        except Exception as error:
-            return Failure("fails", first_line(error))
-        if [output.shape for output in before] != [output.shape for output in after]:
-            return Failure("shape")
-        if not all(map(_same, before, after)):
-            return Failure("values")
-        if costs is None:
-            return None
-        if found != costs:
-            return Failure("costs", f"{found} instead of {costs}")
-        return self._training_failure(removals) if self._trains else None
-
-    def _training_failure(self, removals: Sequence[Removal]) -> Failure | None:
-        """Some layers run in training only, or otherwise."""
-        model = copy.deepcopy(self.model).train()
-        # Two samples, because batch norms cannot train on one.
-        inputs = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in self.inputs]
-        try:
-            remove(model, removals)
-            with torch.no_grad():
-                model(*inputs)
-        except Exception as error:
-            return Failure("training", first_line(error))
-        return None
-
-    def _with_weights(self, drawn: bool) -> nn.Module:
-        if not drawn:
-            return self.model
-        if self._drawn is None:
-            model = copy.deepcopy(self.model)
-            _draw(model, torch.Generator().manual_seed(0))
-            with evaluating(model):
-                finite = all(bool(output.isfinite().all()) for output in tensors(model(*self.inputs)))
-            self._drawn = model if finite else self.model
-        return self._drawn
-
-
-def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, dict[str, int]]:
-    """(multiply-adds of one forward pass, those of each module by name), counted as pfray.measure.evaluation does."""
-    with FlopCounterMode(display=False) as counter, evaluating(model):
-        model(*inputs)
-    counts, root = counter.get_flop_counts(), type(model).__name__
-    macs: dict[nn.Module, int] = defaultdict(int)
-    # A module with several names is counted under one of them.
-    for name, module in model.named_modules(remove_duplicate=False):
-        macs[module] += sum(counts.get(f"{root}.{name}" if name else root, {}).values()) // 2
-    return counter.get_total_flops() // 2, {name: macs[module] for name, module in model.named_modules()}
-
-
-@torch.no_grad()
-def _draw(model: nn.Module, generator: torch.Generator) -> None:
-    """Random weights and statistics, under which activations neither vanish nor explode in a deep network."""
-    for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            continue
-        if parameter.dim() > 1:
-            fan_in = parameter.numel() / len(parameter)
-            parameter.normal_(0.0, 1.2 / max(1.0, fan_in) ** 0.5, generator=generator)
-        elif name.endswith("bias"):
-            parameter.normal_(0.1, 0.2, generator=generator)
-        else:
-            parameter.uniform_(0.5, 1.5, generator=generator)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0.0, 0.2, generator=generator)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5, generator=generator)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal but for rounding; nan is never the same."""
-    if not first.is_floating_point():
-        return torch.equal(first, second)
-    return bool(((first - second).abs() <= TOLERANCE * first.abs().max()).all()) if first.numel() else True
+def _planned(graph: ChannelGraph, kept: Kept) -> list[Removal]:
+    groups = {group.name: group for group in graph.groups}
+    parts = []
+    for name, units in kept.items():
+        if name not in groups:
+            raise ValueError(f"no channel group '{name}'. Allowed: {', '.join(groups) or 'none'}")
+        stay, count = np.unique(np.asarray(units, dtype=int)), groups[name].units
+        if not len(stay) or stay[0] < 0 or stay[-1] >= count:
+            raise ValueError(f"channel group {name} cannot keep {units}. Allowed: one or more of 0 to {count - 1}")
+        parts.append((groups[name].cuts, np.setdiff1d(np.arange(count), stay)))
+    return removals_of(parts)

@@ -1,4 +1,4 @@
-"""The operations of one forward pass, as torch-pruning's graph of layers and of what lies between them."""
+"""The operations of one forward pass, as torch-pruning's graph of layers and operations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pfray.nn.fx import Untraceable, tensors
 
 
 class Trace:
-    """``graph``: torch-pruning's DependencyGraph, of which the nodes and their ``inputs`` are used.
+    """graph: torch-pruning's DependencyGraph, of which nodes and their ``inputs`` are used.
 
-    order: the modules' names as they ran first. ends: autograd's functions that gave the outputs. The model is changed:
-    give a copy. Raises Untraceable.
+    order: names of the modules by their first run. ends: autograd's functions of the outputs. The tracing changes the
+    model: give a copy. Raises Untraceable.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -26,7 +26,7 @@ class Trace:
             module.register_forward_hook(lambda *_, name=name: ran.setdefault(name))
             for name, module in model.named_modules()
         ]
-        # Gradients are what torch-pruning follows, also through layers that are frozen.
+        # torch-pruning follows gradients, which frozen layers need too.
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         values = _WatchValues()
@@ -38,8 +38,8 @@ class Trace:
             self.ends.update(output.grad_fn for output in outputs)
             return outputs
 
-        # The first half of tp.DependencyGraph.build_dependency. The second guesses sizes, recursively: not needed here,
-        # and in a loop that is unrolled it takes for ever.
+        # The first half of tp.DependencyGraph.build_dependency. The second half guesses sizes recursively, which is not
+        # needed here and never ends for an unrolled loop.
         self.graph = tp.DependencyGraph()
         self.graph.verbose, self.graph.model, self.graph.ignored_params = False, model, []
         self.graph._module2name = {module: name for name, module in model.named_modules()}
@@ -60,7 +60,7 @@ class Trace:
 
 
 class _WatchValues(TorchDispatchMode):
-    """Notices when Python reads a tensor's value, as ``if x.sum() > 0`` does."""
+    """Records whether Python reads a tensor's value, as ``if x.sum() > 0`` does."""
 
     read = False
 

@@ -1,7 +1,7 @@
-"""Extra losses inside a network: where they go, the heads that make them, and training on them (Zhuang et al. 2018).
+"""Auxiliary losses inside a network: their layers, their heads, and training on them (Zhuang et al. 2018).
 
-Notation: the groups of channels are cut into stages; a layer's output is seen as maps ``(N, C, L)``, L positions of C
-channels, from which a head makes ``(N, K)``, as the whole model does.
+Notation: the channel groups are divided into stages. A layer's output is seen as maps ``(N, C, L)``, L positions of C
+channels, from which a head makes outputs ``(N, K)`` like the model's.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pfray.task import Task, example_input
 from pfray.training.loop import Hook, choose_precision, fit
 from pfray.training.settings import Training
 
-# Training inputs that a head's first weights are fitted to: forward passes only.
+# Training inputs, forward passes only, that a head's initial weights are fitted to.
 HEAD_IMAGES = 1000
 BATCH = 128
-# Of a head's first weights; keeps separable classes from driving them to infinity.
+# Weight decay of a head's initial weights, which separable classes would drive to infinity.
 HEAD_DECAY = 1e-3
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Groups that are pruned one after the other, and the layer whose output their extra loss sees; None: no layer."""
+    """Groups that are pruned one after the other, and the layer of their auxiliary loss; None: the model's own loss."""
 
     groups: tuple[ChannelGroup, ...]
     layer: str | None
@@ -42,13 +42,13 @@ class Stage:
 class Head(nn.Module):
     """Batch norm, ReLU, average pooling and a linear layer: maps ``(N, C, L)`` to ``(N, K)`` (equations 2 and 3).
 
-    alive: ``(C,)``, 0 for channels that are removed already; the head does not see them.
+    alive: ``(C,)``, 0 for channels that are removed already and hidden from the head.
     """
 
     def __init__(self, alive: Tensor, outputs: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(len(alive))
-        # Not nn.Linear, whose random start would depend on, and change, what was drawn before.
+        # Not nn.Linear, whose initialization would draw from the global generator.
         self.theta = nn.Parameter(torch.zeros(outputs, len(alive)))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.alive: Tensor
@@ -62,7 +62,7 @@ class Head(nn.Module):
 
 
 class WithHead(nn.Module):
-    """A model that gives what it gives, and beside it ``extra``: what a head makes of one of its layers' output."""
+    """A model with its own outputs and, in ``extra``, the outputs of a head on one of its layers."""
 
     def __init__(self, model: nn.Module, layer: str, head: Head) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class WithHead(nn.Module):
 def tune(
     model: nn.Module, stage: Stage, head: Head | None, task: Task, training: Training, steps: int, seed: int, hold: Hook
 ) -> None:
-    """``steps`` optimizer steps, in place, on the stage's extra loss and the task's, or on the task's alone.
+    """Train in place for ``steps`` optimizer steps, on the stage's auxiliary loss plus the task's, or the task's alone.
 
-    hold: called after each step. The model is in evaluation mode then. Raises TrainingFailed.
+    hold: called after each step. Leaves the model in evaluation mode. Raises TrainingFailed.
     """
     precision = choose_precision(model, next(model.parameters()).device)
     if head is None or stage.layer is None:
@@ -104,10 +104,10 @@ def tune(
 
 
 def divide(model: nn.Module, groups: Sequence[ChannelGroup], losses: int, task: Task) -> list[Stage]:
-    """The stages: the groups in execution order, and for each but the last stage the first layer that all layers which
-    first read its groups lead to.
+    """Divide the groups, in execution order, into ``losses`` + 1 stages.
 
-    A stage whose groups no layer before the outputs brings together has no extra loss.
+    The layer of a stage, but for the last, is the first layer that depends on the first readers of all its groups. A
+    stage has no auxiliary loss if only the outputs depend on all of them.
     """
     parts = [part for part in np.array_split(np.arange(len(groups)), losses + 1) if len(part)]
     if not parts:
@@ -125,7 +125,7 @@ def divide(model: nn.Module, groups: Sequence[ChannelGroup], losses: int, task: 
         start = max((order.index(layer) for layer in first), default=len(order))
         behind = (layer for layer in order[start:] if _leads_to([made[name] for name in first], made[layer]))
         layer = next(behind, None)
-        # The layer that makes the outputs has the task's loss already.
+        # The layer that makes the outputs has the task's own loss.
         stages.append(Stage(own, layer if layer and _leads_on(made, order, layer) else None))
     return [*stages, Stage(tuple(groups[index] for index in parts[-1]), None)]
 
@@ -138,16 +138,16 @@ def _leads_to(sources: Sequence[Tensor], target: Tensor) -> bool:
 
 
 def _leads_on(made: Mapping[str, Tensor], order: Sequence[str], layer: str) -> bool:
-    """Whether another layer comes behind ``layer``."""
+    """True if another layer depends on ``layer``."""
     return any(_leads_to([made[layer]], made[later]) for later in order[order.index(layer) + 1 :])
 
 
 def make_heads(
     model: nn.Module, stages: Iterable[Stage], alive: Mapping[tuple[str, str], np.ndarray], task: Task
 ) -> dict[str | None, Head]:
-    """A head for every stage that has one, by its layer, in evaluation mode; fitted to the model as it is.
+    """Heads of the stages that have a layer, by layer, in evaluation mode; fitted to the present model.
 
-    Raises UnsupportedModel where a layer gives values that are not finite, and where the model does not give (N, K).
+    Raises UnsupportedModel for a layer with outputs that are not finite and for model outputs other than (N, K).
     """
     layers = [stage.layer for stage in stages if stage.layer is not None]
     if not layers:
@@ -157,7 +157,7 @@ def make_heads(
     split = task.train.head(HEAD_IMAGES)
 
     def batches() -> Iterator[tuple[str, Tensor]]:
-        # Of nearly one size: of a last one of one sample there is no variance.
+        # Batches of nearly equal size, because a last batch of one sample has no variance.
         size = math.ceil(len(split) / math.ceil(len(split) / BATCH))
         for inputs, _ in task.batches(split, size, device):
             for layer, output in observe(model, layers, channels_last(inputs))[0].items():
@@ -191,7 +191,7 @@ def make_heads(
 
 
 def _fit_linear(head: Head, pooled: Tensor, targets: Tensor, task: Task) -> None:
-    """theta for features ``(M, C)``, all at once."""
+    """Fit theta and bias to features ``(M, C)`` by full-batch L-BFGS."""
     parameters = [head.theta, head.bias]
     optimizer = torch.optim.LBFGS(parameters, max_iter=50, line_search_fn="strong_wolfe")
 
@@ -207,7 +207,7 @@ def _fit_linear(head: Head, pooled: Tensor, targets: Tensor, task: Task) -> None
 
 
 def outputs_for(model: nn.Module, task: Task) -> int:
-    """K. Raises UnsupportedModel where the model does not give ``(N, K)``, so that no head can stand in for it."""
+    """K. Raises UnsupportedModel for outputs other than ``(N, K)``, which no head can imitate."""
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         outputs = model(example_input(task, next(model.parameters()).device))
@@ -221,16 +221,16 @@ def outputs_for(model: nn.Module, task: Task) -> int:
 
 
 class _Enough(Exception):
-    """All that was to be observed has been."""
+    """All layers have been observed."""
 
 
 def observe(
     model: nn.Module, layers: Sequence[str], inputs: Tensor, to_the_end: bool = False
 ) -> tuple[dict[str, Tensor], Any]:
-    """(by layer, in the order in which they ran, the output; the model's outputs).
+    """(outputs by layer, in execution order; the model's outputs).
 
-    Without ``to_the_end`` the forward pass may end where the last layer has run, and then there are no outputs. Layers
-    that do not run are left out; of one that runs several times the last output is given.
+    Without ``to_the_end`` the forward pass may stop after the last layer, and the model's outputs are None. Layers that
+    do not run are left out; a layer that runs several times has its last output.
     """
     seen: dict[str, Tensor] = {}
 
@@ -254,6 +254,6 @@ def observe(
 
 
 def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
-    """``(N, C, L)`` of a layer's output: ``(N, C, ...)``, or of a linear layer ``(N, ..., C)``."""
+    """Maps ``(N, C, L)`` of a layer's output: ``(N, C, ...)``, or ``(N, ..., C)`` for a linear layer."""
     output = output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output
     return output.reshape(*output.shape[:2], -1)

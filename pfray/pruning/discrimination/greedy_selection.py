@@ -1,12 +1,12 @@
-"""Units of a group chosen one after the other by what a loss could gain by them (Zhuang et al. 2018, algorithm 2).
+"""Greedy selection of a group's units by the gradient of a loss (Zhuang et al. 2018, algorithm 2).
 
-Notation, equations of the paper: W_k are the weights of the layers that read a group for what they read of its unit k.
-None of the units is there at first, all W_k are 0. The loss is L = L_M + lambda L_S (4), whose gradient's norm
-|dL/dW_k|_F says how much L could gain by unit k: the units of the largest norm are taken, some steps are done on the
-weights of all that have been (8), and so on.
+Notation, with the paper's equations: W_k are the weights, in all layers that read a group, for its unit k. At first no
+unit is selected and all W_k are 0. The loss is L = L_M + lambda L_S (4). Its gradient norm |dL/dW_k|_F measures how
+much unit k could lower L. The units with the largest norm are selected, the weights of all selected units are trained
+for some steps (8), and so on.
 
-* L_M = 1/2 mean (O - O')^2, O' of a layer that reads the group and O of the same layer in a reference model (1).
-* L_S: the task's loss, of an extra head on some layer's output or, without one, of the model itself (2, 3).
+* L_M = 1/2 mean (O - O')^2, with O' of a layer that reads the group and O of the same layer in a reference model (1).
+* L_S: the task's loss of an auxiliary head on some layer's output or, without a head, of the model itself (2, 3).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from pfray.errors import TrainingFailed
 from pfray.nn.modes import channels_last
-from pfray.pruning.channels.graph import ChannelGroup, Cut
+from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.discrimination.auxiliary_losses import Head, as_maps, observe
 from pfray.task import Task
 
@@ -37,7 +38,7 @@ class Columns:
     def __init__(self, layer: nn.Module, cut: Cut) -> None:
         self.layer, self.weight = layer, layer.get_parameter("weight")
         self.axis = 0 if getattr(layer, "transposed", False) else 1
-        # In a grouped layer a unit has the same place in every group, and the weight has that place once.
+        # In a grouped layer a unit has the same position in every group, and the weight holds it once.
         once = cut.index[:, (cut.index < self.weight.shape[self.axis]).all(0)]
         self.index = torch.from_numpy(once).to(self.weight.device)
         self.before = self.weight.detach().clone()
@@ -48,24 +49,24 @@ class Columns:
 
     @torch.no_grad()
     def bring_back(self, units: np.ndarray) -> None:
-        """The weights that they had when this object was made."""
+        """Restore the weights of ``units`` as they were when this object was made."""
         places = self.index[units].flatten()
         self.weight.index_copy_(self.axis, places, self.before.index_select(self.axis, places))
 
     def squares(self, gradient: Tensor) -> np.ndarray:
-        """``(U,)``: |G_k|_F^2 of a gradient of the weight's shape."""
+        """|G_k|_F^2, ``(U,)``, of a gradient in the weight's shape."""
         each = gradient.movedim(self.axis, 0).flatten(1).double().square().sum(1)
         return each[self.index].sum(1).cpu().numpy()
 
     def mask(self, units: np.ndarray) -> Tensor:
-        """1 at the weights of ``units``, of a shape that multiplies the weight."""
+        """A mask, broadcastable to the weight, with 1 at the weights of ``units``."""
         flat = torch.zeros(self.weight.shape[self.axis], device=self.weight.device)
         flat[self.index[units].flatten()] = 1.0
         return flat.view([-1 if axis == self.axis else 1 for axis in range(self.weight.dim())])
 
 
 def columns_of(model: nn.Module, group: ChannelGroup) -> list[Columns]:
-    """Of every layer that reads the group."""
+    """One ``Columns`` per layer that reads the group."""
     return [Columns(model.get_submodule(cut.layer), cut) for cut in group.cuts if cut.side == "in"]
 
 
@@ -73,7 +74,7 @@ def columns_of(model: nn.Module, group: ChannelGroup) -> list[Columns]:
 class Criterion:
     """L = L_M + lambda L_S of one group, as a function of a batch (equation 4).
 
-    alive: the positions that are left of a layer's outputs; L_M is about those. L_M of several readers is added.
+    alive: positions of a layer's outputs that stay, the only ones in L_M. L_M of several readers is added up.
     """
 
     student: nn.Module
@@ -92,7 +93,7 @@ class Criterion:
         watched = [*readers, self.layer] if self.layer else readers
         seen, outputs = observe(self.student, watched, inputs, to_the_end=self.layer is None)
         loss = inputs.new_zeros(())
-        for name, output in wanted.items():  # without those that do not run in evaluation
+        for name, output in wanted.items():  # readers that run in evaluation
             loss = loss + 0.5 * F.mse_loss(self._left(name, seen[name]), self._left(name, output))
         if self.weight:
             if self.head is not None and self.layer is not None:
@@ -122,11 +123,11 @@ def choose(
     inner_lr: float,
     epsilon: float = 0.0,
 ) -> np.ndarray:
-    """The ``count`` units that algorithm 2 chooses, sorted. The student's weights for the others are 0 then.
+    """The ``count`` units that algorithm 2 selects, sorted; sets the student's weights for the other units to 0.
 
-    per_step: units taken by one gradient. inner_steps, inner_lr: optimizer steps on the chosen weights after each.
-    epsilon: the choice by turns stops where |L(W^(t-1)) - L(W^t)| / L(W^0) is not above it (the paper's stopping
-    condition, section 3.4; 0: never), and the units that are missing are taken by one gradient.
+    per_step: units selected by one gradient. inner_steps, inner_lr: optimizer steps on the selected weights after each.
+    epsilon: once |L(W^(t-1)) - L(W^t)| / L(W^0) is not above it (the paper's stopping condition, section 3.4; 0:
+    never), all missing units are selected by one gradient.
     """
     group, columns = criterion.group, columns_of(criterion.student, criterion.group)
     for own in columns:
@@ -162,13 +163,13 @@ def choose(
 
 @torch.no_grad()
 def _mean_loss(criterion: Criterion, batches: Sequence[Batch]) -> float:
-    """L over all samples."""
+    """Mean L over all samples."""
     total = sum(criterion(inputs, targets).item() * len(targets) for inputs, targets in batches)
     return total / sum(len(targets) for _, targets in batches)
 
 
 def gradient_norms(criterion: Criterion, columns: Sequence[Columns], batches: Sequence[Batch]) -> np.ndarray:
-    """``(U,)``: |dL/dW_k|_F over all batches and all layers that read unit k. Raises TrainingFailed if not finite."""
+    """|dL/dW_k|_F, ``(U,)``, over all batches and all layers that read unit k. Raises TrainingFailed if not finite."""
     sums = [torch.zeros_like(own.weight) for own in columns]
     for inputs, targets in batches:
         weights = [own.weight for own in columns]
@@ -188,7 +189,7 @@ def gradient_norms(criterion: Criterion, columns: Sequence[Columns], batches: Se
 
 @contextmanager
 def only_trained(criterion: Criterion, columns: Sequence[Columns]) -> Iterator[list[nn.Parameter]]:
-    """Evaluation mode, and gradients for nothing but the readers' weights and biases, which are given."""
+    """Evaluation mode with gradients for the readers' weights and biases only, which are yielded."""
     models = [criterion.student, criterion.reference, *([criterion.head] if criterion.head else [])]
     wanted = {parameter: parameter.requires_grad for model in models for parameter in model.parameters()}
     for model in models:

@@ -1,4 +1,4 @@
-"""Which layers and blocks of a network can be taken out, proven on a copy. The notation is that of ``graph.py``."""
+"""Removable layers and blocks of a network, found and proven on a copy. Notation as in ``graph.py``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pfray.measure.cost import count_params, layer_macs, total_macs
 from pfray.nn.fx import ADDITIONS, Untraceable, traced_nodes
 from pfray.nn.layers import is_depthwise
 from pfray.nn.modes import evaluating
-from pfray.pruning.layers.graph import Block, Layer, Removable, remove
+from pfray.pruning.layers.graph import Block, Layer, LayerGraph, remove_layers
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-# Modules and functions that give each channel from that channel alone.
+# Modules and functions that compute each channel from the same channel alone.
 BY_CHANNEL = (nn.BatchNorm2d, nn.BatchNorm1d, *ACTIVATIONS, *POOLINGS, nn.Dropout, nn.Identity, nn.Flatten)
 FUNCTIONS = {F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten, F.dropout,
              "relu", "relu_", "flatten", "view", "reshape"}  # fmt: skip
 
 
-def find_removable(model: nn.Module, example: Tensor) -> Removable:
-    """What can be taken out of ``model``, which stays as it is; proven on a copy.
+def layer_graph(model: nn.Module, example: Tensor) -> LayerGraph:
+    """The layer graph of ``model``, proven on a copy.
 
-    example: one input ``(1, C, H, W)``. Raises UnsupportedModel where the forward pass cannot be followed.
+    example: one input ``(1, C, H, W)``. Raises UnsupportedModel if the forward pass cannot be traced.
     """
     model = copy.deepcopy(model).cpu().eval()
     example = example.cpu()
@@ -49,7 +49,7 @@ def find_removable(model: nn.Module, example: Tensor) -> Removable:
 
 
 def _shapes(model: nn.Module, example: Tensor) -> dict[str, list[tuple[torch.Size, torch.Size]]]:
-    """(input, output) shapes of every run of every module with one tensor in and one out."""
+    """(input, output) shapes of every run, by module; empty shapes for runs with several inputs or outputs."""
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
 
     def note(name: str, inputs: tuple[Any, ...], output: Any) -> None:
@@ -72,7 +72,7 @@ def _find(
     nodes: Sequence[fx.Node],
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]],
     example: Tensor,
-) -> Removable:
+) -> LayerGraph:
     calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
     macs = layer_macs(model, example)
     is_layer = {
@@ -126,15 +126,16 @@ def _find(
             )
         )
     total = np.array([total_macs(model, example), count_params(model)[0]], dtype=float)
-    whole = Removable(tuple(layers), (), np.zeros(2)).costs(())
+    whole = LayerGraph(tuple(layers), (), np.zeros(2)).costs(())
     constant = total - np.array([whole["macs"], whole["params"]])
-    blocks = _blocks(model, nodes, shapes, names)
-    return _cheaper(Removable(tuple(layers), blocks, constant, kept))
+    blocks = _blocks(nodes, shapes, names)
+    return _cheaper(LayerGraph(tuple(layers), blocks, constant, kept))
 
 
 @dataclass(frozen=True)
 class _Way:
-    """path: the nodes between a layer and its readers. readers: layers. other: why they are not all that read it."""
+    """path: nodes between a layer and its readers. readers: indices of layers. other: why something else reads it too.
+    """
 
     path: tuple[fx.Node, ...]
     readers: tuple[int, ...]
@@ -162,7 +163,7 @@ def _way(start: fx.Node, model: nn.Module, number: dict[fx.Node, int]) -> _Way:
 
 
 def _reads_input(node: fx.Node, model: nn.Module) -> bool:
-    """Whether nothing but operations on single channels lies between the model's input and a layer."""
+    """True if only channelwise operations lie between the model's input and a layer."""
     before = node.all_input_nodes[0]
     while _by_channel(before, model):
         before = before.all_input_nodes[0]
@@ -194,7 +195,7 @@ def _obstacle(
     way: _Way,
     shapes: Sequence[tuple[torch.Size, torch.Size]],
 ) -> str | None:
-    """Why a layer has to stay; None where it can go."""
+    """Reason why a layer has to stay; None if it can go."""
     module, (read, given) = modules[index], shapes[0]
     if way.other or not way.readers:
         return way.other or "nothing reads what it gives"
@@ -214,12 +215,11 @@ def _obstacle(
 
 
 def _blocks(
-    model: nn.Module,
     nodes: Sequence[fx.Node],
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]],
     names: Sequence[str],
 ) -> tuple[Block, ...]:
-    """The modules that hold an addition, run once, and give what they read in shape."""
+    """Modules that contain an addition, run once, and keep the shape of their input."""
     blocks: dict[str, Block] = {}
     for node in nodes:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -233,28 +233,28 @@ def _blocks(
     return tuple(blocks.values())
 
 
-def _cheaper(found: Removable) -> Removable:
-    """Without the layers whose removal could raise a cost, because they narrow what the layers behind read."""
+def _cheaper(found: LayerGraph) -> LayerGraph:
+    """The graph without layers whose removal could raise a cost, because they narrow the inputs of later layers."""
     layers, kept = list(found.layers), dict(found.kept)
     for index, layer in enumerate(found.layers):
         if not layer.removable:
             continue
-        # The most that it can be asked to hand on: all removable layers before it are out.
+        # The widest input that it may have to pass on: all removable layers before it are out.
         before = [other.name for other in layers[:index] if other.removable]
         for gone in ([], before):
-            trial = Removable(tuple(layers), found.blocks, found.constant)
+            trial = LayerGraph(tuple(layers), found.blocks, found.constant)
             with_it, without = trial.costs(gone), trial.costs([*gone, layer.name])
             widths = trial.widths(trial.out(gone))
-            dear = any(without[unit] >= with_it[unit] for unit in with_it)
-            if dear or (len(layer.readers) > 1 and widths[index] > layer.channels):
+            costlier = any(without[unit] >= with_it[unit] for unit in with_it)
+            if costlier or (len(layer.readers) > 1 and widths[index] > layer.channels):
                 layers[index] = replace(layer, removable=False)
                 kept[layer.name] = "without it the layers behind it would cost more than it does"
                 break
-    return Removable(tuple(layers), found.blocks, found.constant, kept)
+    return LayerGraph(tuple(layers), found.blocks, found.constant, kept)
 
 
-def _proven(model: nn.Module, example: Tensor, found: Removable) -> Removable:
-    """Without what fails: a forward pass of another shape, or costs that were not predicted."""
+def _proven(model: nn.Module, example: Tensor, found: LayerGraph) -> LayerGraph:
+    """The graph without layers and blocks whose removal fails, changes the output's shape or mispredicts costs."""
     names = found.names
     if all(_works(model, example, found, gone) for gone in (names, names[::2], names[1::2])):
         return found
@@ -262,17 +262,17 @@ def _proven(model: nn.Module, example: Tensor, found: Removable) -> Removable:
     blocks = tuple(block for block in found.blocks if block.name not in fail)
     layers = tuple(replace(layer, removable=False) if layer.name in fail else layer for layer in found.layers)
     kept = {**found.kept, **dict.fromkeys(fail, "the forward pass fails without it")}
-    left = Removable(layers, blocks, found.constant, kept)
+    left = LayerGraph(layers, blocks, found.constant, kept)
     if fail and all(_works(model, example, left, gone) for gone in (left.names, left.names[::2], left.names[1::2])):
         return left
     kept = dict.fromkeys(names, "what is left of the model without several layers cannot be predicted")
-    return Removable(tuple(replace(layer, removable=False) for layer in layers), (), found.constant, kept)
+    return LayerGraph(tuple(replace(layer, removable=False) for layer in layers), (), found.constant, kept)
 
 
-def _works(model: nn.Module, example: Tensor, found: Removable, gone: Sequence[str]) -> bool:
+def _works(model: nn.Module, example: Tensor, found: LayerGraph, gone: Sequence[str]) -> bool:
     student = copy.deepcopy(model)
     try:
-        remove(student, found, gone)
+        remove_layers(student, found, gone)
         with evaluating(student):
             shape = student(example).shape
         costs = {"macs": total_macs(student, example), "params": count_params(student)[0]}

@@ -1,14 +1,13 @@
-"""The layers and blocks that a network can do without: what is left to compute, and taking them out.
+"""Layers and blocks that a network can do without: the costs without them, and their removal. ``find.py`` finds them.
 
-A layer (convolution or linear, with the batch norm and activation behind it) can go where what it reads can be handed
-to the layers behind it: these are dense, so that their weights can be made for other channels, and the layer either
-keeps the size of the feature map, or its stride can be moved on to them. A block can go where it has a shortcut and its
-output has its input's shape. Whatever else there is stays: the layer that reads the input, the one that gives the
-output, poolings, down-sampling blocks. ``find.py`` finds them.
+A layer (convolution or linear, with the batch norm and activation behind it) can go if its input can be passed to the
+layers behind it: these are dense, so that their weights can be made for other channels, and the layer either keeps the
+size of the feature map or its stride can be moved to them. A block can go if it has a shortcut and keeps the shape of
+its input. Everything else stays: the first and the last layer, poolings, down-sampling blocks.
 
 Notation: L layers in execution order; layer l gives n_l channels and reads the layer p_l (its source) through nothing
 but batch norm, activation, pooling and flattening, m_l entries for each of the source's channels. Its width is
-w_l = m_l n_p where its source p is in, and m_l w_p where that is out. It has a_l w_l + b_l weights.
+w_l = m_l n_p if its source p stays, and m_l w_p if p is out. It has a_l w_l + b_l weights.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-# Of the layers' descriptions.
+# Numbers of the kinds in the layers' descriptions.
 KINDS = {"conv": 0, "depthwise": 1, "linear": 2, "block": 3}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """source: the index p_l, or None where it reads something else. readers: the layers whose source it is.
+    """source: the index p_l; None if it reads something else. readers: indices of the layers whose source it is.
 
-    per_entry: (macs, params) for each entry that it reads, ``(2,)``; own: those that do not depend on it. entries: m_l,
-    or w_l where there is no source. behind: the modules between it and its readers that go with it. path: the nodes
-    that stay there. removable: whether it has a knob. mover: the factor by which its readers' stride grows.
+    per_entry: (macs, params) for each entry that it reads, ``(2,)``. own: (macs, params) that do not depend on the
+    entries. entries: m_l, or w_l without a source. behind: modules between it and its readers that go with it. path:
+    nodes there that stay. removable: True if it has a knob. mover: factor by which its readers' stride grows.
     """
 
     name: str
@@ -49,17 +48,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Block:
-    """members: the indices of the layers inside."""
+    """members: indices of the layers inside."""
 
     name: str
     members: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Removable:
-    """What can be taken out of one model. constant: (macs, params) of all but the layers.
+class LayerGraph:
+    """Layers and removable blocks of one model. constant: (macs, params) of all but the layers.
 
-    kept: why each layer without a knob stays, by name.
+    kept: the reason, by name, why each layer without a knob stays.
     """
 
     layers: tuple[Layer, ...]
@@ -69,18 +68,18 @@ class Removable:
 
     @property
     def names(self) -> list[str]:
-        """The blocks and layers that can go, in execution order; a block before the layers inside."""
+        """Names of the removable blocks and layers in execution order, a block before the layers inside."""
         first = {block.name: (block.members[0], 0) for block in self.blocks}
         inner = {layer.name: (i, 1) for i, layer in enumerate(self.layers) if layer.removable}
         return sorted({**first, **inner}, key=lambda name: {**first, **inner}[name])
 
     def out(self, gone: Collection[str]) -> set[int]:
-        """The layers that are out where the named layers and blocks are."""
+        """Indices of the layers that are out without the named layers and blocks."""
         inside = {i for block in self.blocks if block.name in gone for i in block.members}
         return inside | {i for i, layer in enumerate(self.layers) if layer.removable and layer.name in gone}
 
     def widths(self, out: Collection[int]) -> list[int]:
-        """w_l of every layer."""
+        """w_l of every layer. out: indices of the layers that are out."""
         widths: list[int] = []
         for layer in self.layers:
             source = layer.source
@@ -98,7 +97,7 @@ class Removable:
         return {"macs": float(np.rint(total[0])), "params": float(np.rint(total[1]))}
 
     def weights(self, gone: Collection[str]) -> dict[str, float]:
-        """The weights left in every dense layer, and 0 of those that are out, without the named layers and blocks."""
+        """Number of weights in every dense layer without the named layers and blocks; 0 for layers that are out."""
         out = self.out(gone)
         left = {}
         for index, (layer, width) in enumerate(zip(self.layers, self.widths(out), strict=True)):
@@ -107,10 +106,10 @@ class Removable:
         return left
 
 
-def remove(model: nn.Module, found: Removable, gone: Collection[str]) -> None:
-    """Take the named layers and blocks out of ``model``, in place; the layers behind get weights of 0 of the new shape.
+def remove_layers(model: nn.Module, found: LayerGraph, gone: Collection[str]) -> None:
+    """Take the named layers and blocks out of ``model``, in place.
 
-    Where nothing changes for a layer it keeps its weights.
+    Layers whose input changes get weights of 0 in the new shape; the others keep their weights.
     """
     out = found.out(gone)
     widths, whole = found.widths(out), found.widths(())
@@ -135,14 +134,14 @@ def remove(model: nn.Module, found: Removable, gone: Collection[str]) -> None:
             trained = module.weight.requires_grad
             module.weight = nn.Parameter(module.weight.new_zeros(shape), requires_grad=trained)
             setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", widths[index])
-    # What was read once may now be read twice, and must not be overwritten.
+    # Tensors that one module read may now be read by two, and must not be overwritten.
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
 
 
-def behind_which(found: Removable, index: int, out: Collection[int]) -> Iterator[int]:
-    """The layers that are out between a layer and what it then reads, the nearest first."""
+def behind_which(found: LayerGraph, index: int, out: Collection[int]) -> Iterator[int]:
+    """Indices of the layers that are out between a layer and its new source, the nearest first."""
     source = found.layers[index].source
     while source is not None and source in out:
         yield source
@@ -150,6 +149,6 @@ def behind_which(found: Removable, index: int, out: Collection[int]) -> Iterator
 
 
 def vacate(model: nn.Module, name: str) -> None:
-    """Put an ``nn.Identity`` in the place of a module."""
+    """Replace a module by ``nn.Identity``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())

@@ -1,8 +1,8 @@
-"""What takes the place of a removed layer: the linear map nearest to it, multiplied into the layers that read it.
+"""Linear maps in place of removed layers, fitted by least squares and multiplied into the layers behind.
 
-Notation: a layer reads x ``(w,)`` at one place of its input, and the layers behind it read z ``(n,)`` there, which is
-about P x + b, by least squares over training inputs; W ``(O, n, K)`` are a reader's weights, K kernel positions. It
-gets W P, and its outputs the constant W b. Where several layers in a row go, their maps are multiplied.
+Notation: a layer reads x ``(w,)`` at one place of its input, and the layers behind it read z ``(n,)`` there, fitted as
+P x + b by least squares over training inputs. W ``(O, n, K)`` are a reader's weights, K kernel positions. The reader
+gets the weights W P, and its outputs the constant W b. The maps of several removed layers in a row are multiplied.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import torch
 from torch import Tensor, fx, nn
 
 from pfray.nn.modes import evaluating, place
-from pfray.pruning.layers.graph import Layer, Removable, behind_which, remove
+from pfray.pruning.layers.graph import Layer, LayerGraph, behind_which, remove_layers
 from pfray.pruning.reconstruction.least_squares import solve_regular
 from pfray.task import Task
 
-# Inputs walked at once, and the places of each feature map that P is fitted at.
+# Inputs in a batch, and places of each feature map that P is fitted at.
 BATCH = 100
 PLACES = 16
-# P stays as small as the inputs allow.
+# Keeps P small in directions that the inputs do not determine.
 RIDGE = 1e-2
 
 
 @dataclass
 class Maps:
-    """P ``(n, w)`` and b ``(n,)`` of every layer that can go; errors: of a layer or block, the share that is lost."""
+    """maps: P ``(n, w)`` and b ``(n,)`` by removable layer. errors: share of the variance lost, by layer or block."""
 
-    found: Removable
+    found: LayerGraph
     maps: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def fit_maps(model: nn.Module, found: Removable, task: Task, images: int) -> Maps:
+def fit_maps(model: nn.Module, found: LayerGraph, task: Task, images: int) -> Maps:
     """P, b and the errors, from the first ``images`` training inputs, at ``PLACES`` random places of each."""
     layers = {layer.name: layer for layer in found.layers if layer.removable}
     moments = {name: _Moments() for name in layers}
@@ -66,7 +66,7 @@ def fit_maps(model: nn.Module, found: Removable, task: Task, images: int) -> Map
                 for name, layer in layers.items():
                     wanted = read[found.layers[layer.readers[0]].name]
                     given = _carry(layer, model, read[name])
-                    # Flattened feature maps hold the places of one channel next to each other.
+                    # Flattened feature maps hold all places of one channel side by side.
                     count = len(inputs)
                     x = given.reshape(count, read[name].shape[1], -1)
                     moments[name].add(*_rows(x, wanted.reshape(count, layer.channels, -1), generator))
@@ -80,7 +80,7 @@ def fit_maps(model: nn.Module, found: Removable, task: Task, images: int) -> Map
 
 
 def _carry(layer: Layer, model: nn.Module, x: Tensor) -> Tensor:
-    """What the layer's readers see of what it reads, once it is out: its stride and the poolings behind it."""
+    """The layer's input as its readers see it once it is out, after its stride and the poolings behind it."""
     if x.dim() == 4:
         x = x[:, :, :: layer.mover, :: layer.mover]
     for node in layer.path:
@@ -100,7 +100,7 @@ def _apply(node: fx.Node, model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _rows(given: Tensor, wanted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(N, w, places)`` and ``(N, n, places)`` to ``(R, w)`` and ``(R, n)``, the same random places of all samples."""
+    """Rows ``(R, w)``, ``(R, n)`` of ``(N, w, places)``, ``(N, n, places)`` at random places, the same for all N."""
     places = given.shape[2]
     chosen = torch.randint(places, (min(places, PLACES),), generator=generator).to(given.device)
     x, z = (channels[:, :, chosen].movedim(1, 2).flatten(0, 1) for channels in (given, wanted))
@@ -120,7 +120,7 @@ class _Moments:
         self.xx, self.xz, self.zz = self.xx + x.T @ x, self.xz + x.T @ z, self.zz + z.square().sum()
 
     def solve(self) -> tuple[Tensor, Tensor, float]:
-        """(P, b, the share of z's variance that they leave)."""
+        """(P, b, unexplained share of z's variance)."""
         x, z = self.x / self.count, self.z / self.count
         squares = self.xx / self.count - torch.outer(x, x)
         products = self.xz / self.count - torch.outer(x, z)
@@ -140,7 +140,7 @@ def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> nn.Module:
         behind = list(behind_which(found, index, out))
         if index not in out and behind:
             weights[index] = _folded(model, cache, index, behind)
-    remove(model, found, gone)
+    remove_layers(model, found, gone)
     for index, (weight, shift) in weights.items():
         layer = found.layers[index]
         module: Any = model.get_submodule(layer.name)
@@ -154,7 +154,7 @@ def take_out(model: nn.Module, cache: Maps, gone: Collection[str]) -> nn.Module:
 
 
 def _folded(model: nn.Module, cache: Maps, index: int, behind: list[int]) -> tuple[Tensor, Tensor]:
-    """(the weights of a layer for what is left to read, the constant ``(O,)`` that its outputs then lack)."""
+    """(weights of a layer for its new input, constant ``(O,)`` that has to be added to its outputs)."""
     layers = cache.found.layers
     weight = model.get_submodule(layers[index].name).get_parameter("weight").detach().double()
     outputs = len(weight)

@@ -1,4 +1,4 @@
-"""Mean and covariance of what layers read, from calibration inputs: all that LASSO and least squares need of the data.
+"""Mean and covariance of layers' inputs over calibration data, as LASSO and least squares need them.
 
 Notation as in ``im2col.py``: a layer's rows are ``(R, D)`` with D = C K.
 """
@@ -29,17 +29,17 @@ class Moments:
     mean: Tensor
 
     def uncentered(self) -> Moments:
-        """The second moments about zero, for a layer whose constant cannot be moved anywhere."""
+        """The second moments about zero, for a layer without a place for a constant (``nn/dense.py``)."""
         return Moments(self.covariance + torch.outer(self.mean, self.mean), torch.zeros_like(self.mean))
 
 
 def input_moments(
     model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int, seed: int = 0
 ) -> dict[str, Moments]:
-    """The moments of what each of ``layers`` (all dense) reads, over the first ``images`` training inputs.
+    """Moments of the inputs of each of ``layers`` (all dense) over the first ``images`` training inputs, by name.
 
-    positions: how many output positions of each input are sampled. A layer that runs several times for an input has all
-    its rows counted together. Raises UnsupportedModel where an activation is not finite.
+    positions: output positions sampled for each input. All runs of a layer count together; layers that do not run are
+    left out. Raises UnsupportedModel for activations that are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ def input_moments(
 def cached_moments(
     model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int
 ) -> dict[str, Moments]:
-    """``input_moments``, from the cache folder where an equal model and data have been measured before."""
+    """``input_moments``, from the cache folder if an equal model and data have been measured before."""
     key = cache_key(*model_parts(model, task), task.fingerprint(), tuple(layers), images, positions)
     path = cache_dir() / "moments" / f"{key}.safetensors"
     if (kept := load_tensors(path)) is None:

@@ -1,7 +1,7 @@
-"""A convolution or linear layer as what it is, a matrix product: the rows it multiplies and the rows it gives.
+"""im2col: convolutions and linear layers as matrix products of rows, at sampled output positions.
 
 Notation: N inputs, P sampled output positions of each, R = N P rows; C input channels, K kernel positions, O outputs.
-A row is what the layer sees to make one output position: ``(C K,)``, in the order of ``weight.flatten(1)``.
+A row holds the inputs of one output position: ``(C K,)``, in the order of ``weight.flatten(1)``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 
 def draw_positions(layer: nn.Module, outputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``(N, P)`` random output positions of each sample, with replacement, as indices into the flattened positions.
+    """Random output positions ``(N, P)`` of each sample, with replacement, as indices into the flattened positions.
 
-    outputs: what the layer gave, ``(N, O, ...)`` for convolutions and ``(N, ..., O)`` for linear layers. P is at most
-    ``count``, and at most the number of positions there are.
+    outputs: of the layer, ``(N, O, ...)`` for convolutions and ``(N, ..., O)`` for linear layers. P is ``count``, or
+    all positions if there are no more.
     """
     shape = outputs.shape[2:] if not isinstance(layer, nn.Linear) else outputs.shape[1:-1]
     places = math.prod(shape)
@@ -29,7 +29,7 @@ def draw_positions(layer: nn.Module, outputs: Tensor, count: int, generator: tor
 
 
 def input_rows(layer: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
-    """``(R, C K)``: the rows behind the output ``positions``. The layer is dense."""
+    """Rows ``(R, C K)`` of a dense layer at the output ``positions``."""
     sample = torch.arange(len(inputs), device=positions.device)[:, None].expand_as(positions)
     if isinstance(layer, nn.Linear):
         return inputs.reshape(len(inputs), -1, inputs.shape[-1])[sample, positions].flatten(0, 1)
@@ -40,7 +40,7 @@ def input_rows(layer: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     shape = [(n - s) // t + 1 for n, s, t in zip(padded.shape[2:], spans, layer.stride, strict=True)]
     corner = [axis * t for axis, t in zip(torch.unravel_index(positions, tuple(shape)), layer.stride, strict=True)]
-    # Channels last, so that one place of all channels is read at once.
+    # Channels last, so that all channels of a place are read at once.
     padded = padded.movedim(1, -1).contiguous()
     rows = inputs.new_empty(*positions.shape, inputs.shape[1], math.prod(kernel))
     for k, offset in enumerate(itertools.product(*(range(n) for n in kernel))):
@@ -50,7 +50,7 @@ def input_rows(layer: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
 
 
 def output_rows(layer: nn.Module, outputs: Tensor, positions: Tensor) -> Tensor:
-    """``(R, O)``: a tensor of the layer's output shape at the ``positions``."""
+    """Rows ``(R, O)`` of a tensor in the layer's output shape, at the ``positions``."""
     linear = isinstance(layer, nn.Linear)
     places = outputs.reshape(len(outputs), -1, outputs.shape[-1]) if linear else outputs.flatten(2).transpose(1, 2)
     sample = torch.arange(len(outputs), device=positions.device)[:, None].expand_as(positions)
@@ -58,12 +58,12 @@ def output_rows(layer: nn.Module, outputs: Tensor, positions: Tensor) -> Tensor:
 
 
 def weight_rows(layer: nn.Module) -> Tensor:
-    """``(C K, O)`` in float64: the matrix that rows are multiplied with."""
+    """The weight as a matrix ``(C K, O)`` in float64, which multiplies rows."""
     weight = layer.get_parameter("weight").detach()
     return weight.flatten(1).T.double()
 
 
 def rows_of_channels(layer: nn.Module, channels: np.ndarray) -> np.ndarray:
-    """The rows of ``weight_rows`` that input ``channels`` have, ``(n,)`` to ``(n K,)``."""
+    """Indices ``(n K,)`` of the rows of ``weight_rows`` that belong to input ``channels`` ``(n,)``."""
     kernel = layer.get_parameter("weight").shape[2:].numel()
     return (channels[:, None] * kernel + np.arange(kernel)).ravel()

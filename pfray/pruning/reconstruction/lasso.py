@@ -1,7 +1,7 @@
-"""Which channels a layer can do without, and what its weights become then: He, Zhang and Sun 2017.
+"""LASSO channel selection (He, Zhang and Sun 2017).
 
 Notation: a layer with weights W ``(D, O)`` reads rows whose covariance is C ``(D, D)``; U units, each a set of rows of
-W. The layer's output is the sum of what its units contribute, X_u W_u.
+W. The layer's output is the sum of its units' contributions X_u W_u.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
 
-# Most steps of a LASSO path, for each unit: units may leave again, and then enter once more.
+# Most steps of a LASSO path for each unit: units may leave and enter again.
 STEPS = 8
 
 
 def unit_gram(moments: Moments, weight: Tensor, index: np.ndarray, channels: int) -> np.ndarray:
-    """``(U, U)``: G_uv = E[(X_u W_u) . (X_v W_v)], the inner products of what the units contribute to the output.
+    """Gram matrix ``(U, U)`` of the units' contributions: G_uv = E[(X_u W_u) . (X_v W_v)].
 
-    weight: ``(D, O)``. index: ``(U, r)``, the input channels of each unit, of ``channels`` in all. The sum of all
-    entries is the variance of what the units contribute together.
+    weight: ``(D, O)``. index: ``(U, r)``, the input channels of each unit, out of ``channels``. The sum of all entries
+    is the variance of the units' joint contribution.
     """
     rows = weight.double()
     kernel = len(rows) // channels
@@ -34,15 +34,15 @@ def unit_gram(moments: Moments, weight: Tensor, index: np.ndarray, channels: int
 
 
 def lasso_selections(gram: np.ndarray) -> list[np.ndarray]:
-    """For every count k = 0 ... U the k units to keep, sorted: He et al. 2017, equation 3, for all ratios at once.
+    """The k units to keep, sorted, for every count k = 0 ... U: He et al. 2017, equation 3, for all ratios at once.
 
     minimize over b in R^U  1/2 |sum_u (1 - b_u) X_u W_u|^2 + lambda |b|_1: the lasso with the units' contributions as
-    regressors and their sum as the target, of which only the Gram matrix is needed. As lambda falls from infinity to 0
-    its solutions are piecewise linear (least angle regression, Efron et al. 2004); the support of k units that is met
-    first is the selection for k. Where no support has k units (two enter together), those of the next larger one with
-    the largest contribution |b_u| sqrt(G_uu); where the path ends early, the largest G_uu are added.
+    regressors and their sum as the target, which needs the Gram matrix alone. As lambda falls from infinity to 0 its
+    solutions are piecewise linear (least angle regression, Efron et al. 2004). The selection for k is the first support
+    of k units. If no support has k units (two enter together), it is the part of the next larger support with the
+    largest |b_u| sqrt(G_uu). If the path ends early, units with the largest G_uu are added.
     """
-    # Takes a second, which workers that have the selections already need not wait.
+    # The import takes a second, which workers that are given the selections save.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lars_path_gram
 
@@ -51,7 +51,7 @@ def lasso_selections(gram: np.ndarray) -> list[np.ndarray]:
     scale = energy.mean() or 1.0
     regular = gram / scale + 1e-7 * np.eye(count)
     with warnings.catch_warnings():
-        # Repeated channels make regressors degenerate; whatever the path has left out is added below.
+        # Repeated channels make regressors degenerate; units that the path leaves out are added below.
         warnings.simplefilter("ignore", ConvergenceWarning)
         _, _, path = lars_path_gram(regular.sum(1), regular, n_samples=1, method="lasso", max_iter=STEPS * count)
     supports: dict[int, np.ndarray] = {}
@@ -60,7 +60,7 @@ def lasso_selections(gram: np.ndarray) -> list[np.ndarray]:
     selections = []
     for kept in range(count + 1):
         larger = [size for size in supports if size >= kept]
-        # A unit that contributes nothing has a rank too, below all that the path chose.
+        # Units outside the support have the rank 0, below all that the path chose.
         rank = supports[min(larger)] if larger else supports[max(supports)]
         order = np.lexsort((energy, rank))[::-1]
         selections.append(np.sort(order[:kept]))

@@ -1,4 +1,8 @@
-"""Weights of a layer that reads fewer channels, by least squares."""
+"""Least squares for the weights of a layer that reads fewer channels (He, Zhang and Sun 2017).
+
+Notation: a layer has weights W ``(D, O)`` and reads rows whose covariance is C ``(D, D)``; S are the rows that stay, R
+the rows removed.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,17 @@ from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
 
-# Added to the diagonal, as a share of its mean: keeps dead and repeated channels, and fewer samples than channels, from
-# making the system singular.
+# Added to the diagonal, as a share of its mean, because dead or repeated channels and too few samples make the system
+# singular.
 RIDGE = 1e-4
 
 
 @torch.no_grad()
 def reconstruct(moments: Moments, weight: Tensor, kept: np.ndarray) -> Tensor:
-    """``(D', O)``: weights for the ``kept`` rows, ``(D',)``, that come closest to the layer's output.
+    """Weights ``(D', O)`` for the ``kept`` rows, ``(D',)``, that come closest to the layer's output.
 
-    W' = W_S + (C_SS + r I)^-1 C_SR W_R, with R the rows removed: the least squares of He et al. 2017, equation 5, drawn
-    towards the weights as they were and not towards 0, so that what the data says nothing about stays as it is.
+    W' = W_S + (C_SS + r I)^-1 C_SR W_R: the least squares of He et al. 2017, equation 5, regularized towards the old
+    weights instead of 0, so that directions without data keep their weights.
     """
     covariance, rows = moments.covariance.double(), weight.double()
     chosen = torch.from_numpy(kept)
@@ -39,7 +43,7 @@ def solve_regular(matrix: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor
 
 
 def lost_share(moments: Moments, weight: Tensor, kept: np.ndarray, reconstructed: Tensor) -> float:
-    """The error of ``reconstructed`` as a share of the output's variance: 0 where nothing is lost, 1 where all is."""
+    """Error of the ``reconstructed`` weights as a share of the output's variance, 0 to 1."""
     covariance, rows = moments.covariance.double(), weight.double()
     difference = rows.clone()
     difference[torch.from_numpy(kept)] -= reconstructed.double()

@@ -1,12 +1,12 @@
-"""Least squares for the weights that a mask leaves of a layer, from the moments of what the layer reads.
+"""Least squares for the weights that a mask keeps of a layer, from the covariance of its inputs.
 
-Notation as in ``im2col.py``: D inputs of a row, O outputs. W ``(D, O)`` are the weights before pruning, C ``(D, D)``
-the covariance of the rows; K is 1 where a weight is kept. What is looked for is V, 0 where K is, with the least
+Notation as in ``im2col.py``: D inputs in a row, O outputs. W ``(D, O)`` are the weights before pruning, C ``(D, D)``
+the covariance of the rows; K is 1 for kept weights and 0 for others. V, 0 where K is 0, minimizes
 
     E(V) = tr((V - W)' C (V - W)),
 
-what the layer's outputs differ by on average. Each output is a problem of its own, with a mask of its own, so that
-there is no common matrix to invert; conjugate gradients solve all of them side by side. None of their steps raises E.
+the mean squared change of the layer's outputs. Each output has a mask of its own, so there is no common matrix to
+invert; conjugate gradients solve all outputs in parallel. None of their steps raises E.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 @torch.no_grad()
 def fit_kept(covariance: Tensor, weight: Tensor, kept: Tensor, steps: int) -> Tensor:
-    """V ``(D, O)`` after so many steps from K W; with 0 steps K W itself.
+    """V ``(D, O)`` after ``steps`` steps of conjugate gradients from K W.
 
-    kept: K, booleans ``(D, O)``. The steps are preconditioned by the diagonal of C, because inputs differ in size.
+    kept: K, booleans ``(D, O)``. The steps are preconditioned by the diagonal of C, because inputs differ in scale.
     """
     mask = kept.to(weight)
     found = weight * mask
@@ -40,12 +40,12 @@ def fit_kept(covariance: Tensor, weight: Tensor, kept: Tensor, steps: int) -> Te
 
 
 def lost_share(covariance: Tensor, weight: Tensor, fitted: Tensor) -> float:
-    """E(V) / E(0): the share of the outputs' variance that is lost."""
+    """E(V) / E(0): lost share of the outputs' variance."""
     difference = fitted - weight
     whole = (weight * (covariance @ weight)).sum().item()
     return (difference * (covariance @ difference)).sum().item() / whole if whole > 0 else 0.0
 
 
 def _ratio(one: Tensor, other: Tensor) -> Tensor:
-    """0 where a column is solved already."""
+    """one / other; 0 for columns that are solved already."""
     return torch.where(other > 0, one / torch.where(other > 0, other, 1.0), 0.0)

@@ -1,11 +1,11 @@
-"""Least squares layer by layer, in the order in which a pruned network computes (He, Zhang and Sun 2017, section 3.3).
+"""Least squares layer by layer in execution order (He, Zhang and Sun 2017, section 3.3).
 
-Each layer is fitted to what the uncompressed network gives, on the inputs that the pruned layers before it really
-produce, so that errors are mended on the way and do not add up. Where a layer's output is added to a shortcut, it is
-fitted to the sum: it makes up for what the shortcut has lost, too (the same section: Y1 + Y2 - Y1').
+Each layer is fitted to the teacher's outputs on the inputs that the pruned layers before it produce, so that errors are
+corrected on the way and do not add up. A layer whose output is added to a shortcut is fitted to the sum, so it corrects
+the shortcut's error too (the same section: Y1 + Y2 - Y1').
 
-Notation as in ``im2col.py``. Teacher and student are walked node by node of one torch.fx graph, all calibration batches
-abreast, so that the whole costs two forward passes and the solves, whatever the number of layers.
+Notation as in ``im2col.py``. Teacher and student are walked node by node through one torch.fx graph, with all
+calibration batches at once, so the total cost is two forward passes and the solves for any number of layers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from torch import Tensor, fx, nn
 from pfray.errors import UnsupportedModel
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
-from pfray.pruning.channels.graph import ChannelGraph, Kept, left, prune
+from pfray.pruning.channels.graph import ChannelGraph
+from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction.covariance import BATCH
 from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows, weight_rows
 from pfray.pruning.reconstruction.least_squares import solve_regular
 from pfray.task import Task
 
-# The weights move from where they were only as far as the calibration inputs really say.
+# Keeps the weights unchanged in directions that the calibration inputs do not determine.
 RIDGE = 1e-2
 
 
 @torch.no_grad()
-def refit_in_order(
+def reconstruct_in_order(
     teacher: nn.Module,
     graph: ChannelGraph,
     kept: Kept,
@@ -41,13 +42,13 @@ def refit_in_order(
     images: int,
     positions: int,
 ) -> nn.Module:
-    """A pruned copy of ``teacher``, every dense layer behind a cut fitted anew; in evaluation mode, on its device.
+    """A pruned copy of ``teacher`` with every dense layer behind a cut refitted; in evaluation mode, on its device.
 
-    kept: the units that stay, by group. images, positions: how many training inputs, and output positions of each, the
-    layers are fitted to. Raises Untraceable where torch.fx cannot follow the forward pass.
+    kept: the units that stay, by group. images, positions: training inputs, and output positions of each, that layers
+    are fitted to. Raises Untraceable if torch.fx cannot trace the forward pass.
     """
-    stays = left(graph, kept)
-    # The forward pass may differ in training, and constants in it become attributes of what is traced.
+    stays = kept_positions(graph, kept)
+    # A copy in evaluation mode: the forward pass may differ in training, and tracing adds constants as attributes.
     teacher = copy.deepcopy(teacher).eval()
     device = next(teacher.parameters()).device
     batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
@@ -61,25 +62,25 @@ def refit_in_order(
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _refit(node, walks, _addition(nodes, node, norms), outputs, norms, positions, generator)
+            _reconstruct(node, walks, find_addition(nodes, node, norms), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)
     return student
 
 
-class _Addition(NamedTuple):
-    """What a layer's output is added to: the two summands, and the batch norm behind the layer, if any."""
+class Addition(NamedTuple):
+    """The addition behind a layer: its two summands, and the batch norm behind the layer, if any."""
 
     own: fx.Node
     other: fx.Node
     norm: str | None
 
 
-def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> _Addition | None:
-    """Where the layer's output, through nothing but a batch norm, ends in one addition to something computed before.
+def find_addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> Addition | None:
+    """The addition that a layer's output enters, through at most a batch norm; None without one.
 
-    Of two summands it is thus the later one that makes up for both.
+    The other summand is computed before, so the later of two summands corrects both.
     """
     norm, end = norms.get(str(node.target)), node
     if norm is not None:
@@ -92,13 +93,13 @@ def _addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str])
     if total.target not in ADDITIONS or len(total.all_input_nodes) != 2 or total.kwargs or len(total.args) != 2:
         return None
     other = next(read for read in total.all_input_nodes if read is not end)
-    return _Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
+    return Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
 
 
 def _behind_a_cut(
     nodes: Sequence[fx.Node], model: nn.Module, stays: Mapping[tuple[str, str], np.ndarray]
 ) -> set[fx.Node]:
-    """The dense layers, run once an input, that read something else than in the uncompressed model."""
+    """Dense layers, run once for each input, whose inputs differ from the uncompressed model's."""
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     changed: set[fx.Node] = set()
     found = set()
@@ -113,18 +114,19 @@ def _behind_a_cut(
     return found
 
 
-def _refit(
+def _reconstruct(
     node: fx.Node,
     walks: tuple[Walk, Walk],
-    addition: _Addition | None,
+    addition: Addition | None,
     outputs: np.ndarray | None,
     norms: Mapping[str, str],
     positions: int,
     generator: torch.Generator,
 ) -> None:
-    """W + (A'A + r I)^-1 A'(T - A W), with the student's rows A and the targets T; the constant goes where it can.
+    """Set the weights to W + (A'A + r I)^-1 A'(T - A W), with the student's rows A and the targets T, and shift the
+    outputs by the constant if there is a place for one.
 
-    outputs: which of the layer's outputs are left.
+    outputs: the layer's outputs that stay.
     """
     teacher, student = walks
     name = str(node.target)
@@ -167,10 +169,10 @@ def _target(
     layer: nn.Module,
     own: Tensor,
     places: Tensor,
-    addition: _Addition | None,
+    addition: Addition | None,
     outputs: np.ndarray | None,
 ) -> Tensor:
-    """``(R, O)``: what the layer should give at the ``places``."""
+    """Targets ``(R, O)`` of the layer at the ``places``."""
     teacher, student = walks
     target = output_rows(layer, own, places)
     target = target if outputs is None else target[:, outputs]
@@ -188,5 +190,5 @@ def _target(
     norm: Any = student.model.get_submodule(addition.norm)
     scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
     shift = 0.0 if norm.bias is None else norm.bias
-    # A channel that the norm switches off cannot make up for anything.
+    # A channel that the norm switches off cannot correct anything.
     return torch.where(scale.abs() > 1e-4, (mended - shift) / scale + norm.running_mean, target)

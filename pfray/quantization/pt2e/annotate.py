@@ -1,8 +1,8 @@
-"""Which operators of an exported graph LiteRT computes in integers, and how their values are quantized.
+"""Annotation of an exported graph: the operators that LiteRT computes in integers, and how values are quantized.
 
-The int8 specification of TensorFlow Lite knows four kinds of operators: layers, whose weights have a scale for each
-output channel; those with a range of their own for what they give; those that only move or choose values, whose inputs
-and output share one scale; and those whose output has the same range for all inputs.
+The int8 specification of TensorFlow Lite has four kinds of operators: layers, whose weights have a scale for each
+output channel; operators whose output has a range of its own; operators that only move or select values, whose inputs
+and output share one scale; and operators whose output has a fixed range.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-# Of the layers, the axis of the weight's output channels. LiteRT's converter has its own way with the weights of a
-# transposed convolution.
+# Axis of the weight's output channels, by layer. None: LiteRT's converter quantizes the weights of transposed
+# convolutions itself.
 LAYERS = {"conv1d": 0, "conv2d": 0, "linear": 0, "conv_transpose2d": None}
 OWN_RANGE = {
     "add", "sub", "mul", "matmul", "bmm", "relu", "relu6", "leaky_relu", "hardswish", "gelu", "abs", "mean", "sum"
@@ -31,18 +31,18 @@ ONE_SCALE = MOVING | {
     "cat", "concat", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "upsample_nearest2d",
     "upsample_bilinear2d", "amax", "maximum", "minimum",
 }  # fmt: skip
-# Scale and zero point.
+# Operators with a fixed range, with its scale and zero point.
 ONE_RANGE = {"sigmoid": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
-# Of several outputs, which have no annotation of their own; integers pass through them.
+# Operators with several outputs, without annotations of their own; integers pass through them.
 PASSING = {"split", "split_with_sizes", "chunk", "getitem"}
 CLIPS = {"relu", "relu6"}
-# The mark of a batch norm that was written as a convolution: in integers only where what it reads is.
+# Marks a batch norm that was rewritten as a convolution: in integers only if its input is.
 NORM = "pfray_norm"
 KNOWN = {*LAYERS, *OWN_RANGE, *ONE_SCALE, *ONE_RANGE, *PASSING}
 
 
 def name_of(node: Node) -> str:
-    """``conv2d`` for aten.conv2d.default, and for an operator that works in place; empty for what is no operator."""
+    """``conv2d`` for aten.conv2d.default and for the in-place form; empty for nodes that are no operators."""
     if node.op != "call_function":
         return ""
     if node.target is operator.getitem:
@@ -52,7 +52,7 @@ def name_of(node: Node) -> str:
 
 
 def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
-    """Say how every operator in integers reads and gives its values, in the form that PT2E wants.
+    """Set PT2E's annotation, how inputs and outputs are quantized, on every operator in integers.
 
     config: litert-torch's specifications of weights and activations. left_out: layers that stay float.
     """
@@ -66,7 +66,7 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
         name, inputs = name_of(node), _inputs(node)
         if not name or is_whole(node) or node not in chosen or name in PASSING:
             continue
-        # What has one range for all inputs cannot be read in another.
+        # Values of a fixed range cannot be read in another range.
         as_given = {each: SharedQuantizationSpec(each) for each in inputs if each in of_one_range}
         reads: dict[Node, Any] = dict.fromkeys(inputs, own) | as_given
         gives: Any = own
@@ -87,7 +87,7 @@ def annotate(graph: GraphModule, config: Any, left_out: set[Node]) -> None:
 
 
 def _of_one_range(graph: Graph) -> dict[Node, tuple[float, int]]:
-    """What has the same range for all inputs: operators that give it, and what only moves and joins values of one."""
+    """Nodes with a fixed range: operators that have one, and operators that only move and join values of one."""
     found: dict[Node, tuple[float, int]] = {}
     for node in graph.nodes:
         ranges = {found.get(each) for each in _inputs(node)}
@@ -99,11 +99,13 @@ def _of_one_range(graph: Graph) -> dict[Node, tuple[float, int]]:
 
 
 def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> set[Node]:
-    """Layers, and other operators where integers go on behind them and come from at least one half of what they read:
-    elsewhere going over to integers and back would cost more than is saved, and precision. So would it in front of the
-    first layer. One layer that is left out behind an operator does not take it, and all before it, along. What joins
-    values of one range with others, which cannot have one scale, is left to LiteRT's converter. It would give values
-    of one range another one, if some go on in integers and their own range was not said.
+    """Nodes computed in integers: layers, and operators between integers.
+
+    An operator is in integers if all its readers are and at least half of its inputs are. Elsewhere, also in front of
+    the first layer, conversions would cost more time than they save, and precision. Readers that are left-out layers do
+    not count, so one left-out layer does not make everything before it float. Operators that join values of a fixed
+    range with others, which cannot share one scale, are left to LiteRT's converter. Values of a fixed range need one
+    reader in integers only, because otherwise the converter would give them another range.
     """
     layers = {node for node in graph.nodes if _is_layer(node)} - left_out
     fixed = layers | {user for node in layers if _clip_behind(node) for user in node.users}
@@ -131,13 +133,13 @@ def _is_layer(node: Node) -> bool:
 
 
 def _inputs(node: Node) -> list[Node]:
-    """The tensors that an operator computes with, each once; not a layer's weight and bias."""
+    """Tensors that an operator computes with, each once, without a layer's weight and bias."""
     tensors = [each for each in node.all_input_nodes if not is_whole(each)]
     return tensors[:1] if name_of(node) in {*LAYERS, *MOVING} else tensors
 
 
 def is_whole(node: Node) -> bool:
-    """Sizes, places and masks, which have no scale."""
+    """True for sizes, indices and masks, which have no scale."""
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return not value.is_floating_point()
@@ -153,11 +155,11 @@ def _one_range(scale: float, zero_point: int) -> Any:
 
 
 def _gives_a_mean(node: Node) -> bool:
-    """Whether one mean for each channel comes out, for which LiteRT has an operator with a range of its own."""
+    """True for a pooling to one mean a channel, for which LiteRT has an operator with a range of its own."""
     return name_of(node) == "adaptive_avg_pool2d" and set(torch.as_tensor(node.args[1]).flatten().tolist()) == {1}
 
 
 def _clip_behind(node: Node) -> bool:
-    """Whether the only reader is a clip that the kernel does on the way."""
+    """True if the only reader is a clip that the kernel includes."""
     users = list(node.users)
     return name_of(node) in {*LAYERS, "add", "sub", "mul"} and len(users) == 1 and name_of(users[0]) in CLIPS

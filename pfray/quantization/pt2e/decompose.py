@@ -1,4 +1,4 @@
-"""Operators that LiteRT has no integer kernel for, written as others that have one."""
+"""Operators without an integer kernel in LiteRT, rewritten by operators that have one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ATEN = torch.ops.aten
 
 
 def rewrite(graph: GraphModule) -> None:
-    """Change an exported graph in place; what it computes stays the same but for rounding."""
+    """Rewrite an exported graph in place; its outputs stay the same but for rounding."""
     _read_results(graph)
     for node in graph.graph.find_nodes(op="call_function", target=ATEN._assert_tensor_metadata.default):
         graph.graph.erase_node(node)
@@ -38,7 +38,7 @@ def rewrite(graph: GraphModule) -> None:
 
 
 def forget_unused(graph: GraphModule) -> None:
-    """Take out the parameters and buffers that nothing reads any more."""
+    """Remove parameters and buffers that nothing reads any more."""
     for node in list(graph.graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.graph.erase_node(node)
@@ -50,9 +50,9 @@ def forget_unused(graph: GraphModule) -> None:
 
 
 def _read_results(graph: GraphModule) -> None:
-    """What is read after an operator has changed it in place is what that operator gave.
+    """Let readers of a tensor that an operator has changed in place read the operator's output.
 
-    Between the two there will be a rounding, and a copy with it.
+    A rounding, and so a copy, will come between the two.
     """
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     for node in order:
@@ -63,7 +63,7 @@ def _read_results(graph: GraphModule) -> None:
 
 
 def _with_tensor(graph: GraphModule, node: Node) -> Node | None:
-    """A number in a call has no scale; a tensor of it has."""
+    """Numbers in the call as tensors, because numbers have no scale."""
     arguments: list[Any] = list(node.args)
     if all(isinstance(each, Node) or _is_tiny(each) for each in arguments):
         return None
@@ -72,14 +72,14 @@ def _with_tensor(graph: GraphModule, node: Node) -> Node | None:
 
 
 def _from_number(graph: GraphModule, node: Node) -> Node | None:
-    """1 - x."""
+    """number - x as a subtraction of tensors."""
     if len(node.args) > 2 or _is_tiny(node.args[1]):
         return None
     return _call(node, ATEN.sub.Tensor, _number(graph, node, node.args[1]), node.args[0])
 
 
 def _quotient(graph: GraphModule, node: Node) -> Node | None:
-    """x / 2 is x times 0.5."""
+    """x / number as x times 1 / number."""
     divisor: Any = node.args[1]
     if isinstance(divisor, Node) or _is_tiny(1 / divisor):
         return None
@@ -87,7 +87,7 @@ def _quotient(graph: GraphModule, node: Node) -> Node | None:
 
 
 def _is_tiny(number: Any) -> bool:
-    """Whether the smallest scale that torchao gives a tensor, 2^-12, is too large for it."""
+    """True for a number that torchao's smallest scale of a tensor, 2^-12, cannot resolve."""
     return 0 < abs(number) < 2**-5
 
 
@@ -106,7 +106,7 @@ def _hardsigmoid(graph: GraphModule, node: Node) -> Node:
 
 
 def _prelu(graph: GraphModule, node: Node) -> Node | None:
-    """What is below zero times the slope of its channel."""
+    """relu(x) plus the slope of the channel times x - relu(x)."""
     inputs: Any
     weight: Any
     inputs, weight = node.args
@@ -120,13 +120,13 @@ def _prelu(graph: GraphModule, node: Node) -> Node | None:
 
 
 def _cast(graph: GraphModule, node: Node) -> Node | None:
-    """``x.float()`` of what is float32 already."""
+    """x for a cast to the type that x has."""
     inputs: Any = node.args[0]
     return inputs if node.meta["val"].dtype == inputs.meta["val"].dtype else None
 
 
 def _parts(graph: GraphModule, node: Node) -> None:
-    """Of ``unbind``, of which the converter takes the wrong ones: each by itself."""
+    """``unbind`` as a ``select`` for each part, because the converter mixes the parts up."""
     inputs, dimension = node.args[0], node.args[1] if len(node.args) > 1 else 0
     for part in list(node.users):
         part.replace_all_uses_with(_call(part, ATEN.select.int, inputs, dimension, part.args[1]))
@@ -141,7 +141,7 @@ def _stack(graph: GraphModule, node: Node) -> Node:
 
 
 def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
-    """One that no layer could take in, as a convolution of each channel with its own number."""
+    """A batch norm that could not be folded, as a depthwise 1x1 convolution."""
     inputs, weight, bias, mean, variance, *_, epsilon, _ = cast(tuple[Any, ...], node.args)
     dimensions = inputs.meta["val"].dim() - 2
     if dimensions not in (1, 2) or mean is None or variance is None:
@@ -152,7 +152,7 @@ def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
     shift = shift if bias is None else shift + _value(graph, bias).double()
     kernel = scale.view(-1, 1, *[1] * dimensions)
     numbers, shifts = nn.Parameter(kernel.float()), nn.Parameter(shift.float())
-    # A step r on the norm's weight is one of r / (v + e) on these numbers.
+    # A step r on the norm's weight is a step r / (v + e) on these numbers.
     rate = (_value(graph, variance).float() + epsilon).reciprocal().view_as(numbers)
     numbers.register_hook(lambda gradient: gradient * rate)
     ones, zeros = [1] * dimensions, [0] * dimensions
@@ -181,14 +181,14 @@ WRITTEN_AS: dict[Any, Callable[[GraphModule, Node], Node | None]] = {
 
 
 def _call(node: Node, target: Any, *arguments: Any) -> Node:
-    """A call in front of ``node``, of the same layer."""
+    """A call in front of ``node``, in the same layer."""
     new = node.graph.call_function(target, arguments)
     new.meta = {key: node.meta[key] for key in ("nn_module_stack", "val") if key in node.meta}
     return new
 
 
 def _number(graph: GraphModule, node: Node, value: Any) -> Node:
-    """A tensor of one number, on the device of what ``node`` gives."""
+    """A tensor of one number, on the device of the output of ``node``."""
     return _constant(graph, torch.tensor(float(value), device=node.meta["val"].device))
 
 

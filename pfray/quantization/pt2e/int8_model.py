@@ -1,9 +1,9 @@
-"""Weights and activations of 8 bits, as LiteRT computes them: torchao's PT2E flow, and litert-torch's converter.
+"""A model with 8-bit weights and activations as LiteRT computes them: torchao's PT2E flow, litert-torch's converter.
 
 A folded model becomes a graph in which every tensor that an int8 kernel reads or writes passes a fake quantization:
 x -> s (clamp(round(x / s) + z, -128, 127) - z). Weights have z = 0 and an s for each output channel, activations one s
-and one z (the int8 specification of TensorFlow Lite). The scales follow a moving average of the ranges seen while the
-model is in training mode, and stay as they are in evaluation. Gradients pass straight through.
+and one z (the int8 specification of TensorFlow Lite). The scales follow a moving average of the ranges seen in training
+mode, and are fixed in evaluation mode. Gradients pass straight through.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from pfray.quantization.pt2e.decompose import forget_unused, rewrite
 from pfray.quantization.pt2e.shared_observer import shared_ranges
 from pfray.utils.quiet import quiet
 
-# Operators that compute, of which it is worth saying that they stayed float.
+# Operators that compute, and are reported if they stay float.
 COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
-# Those of which it is not: they move, choose or clip values.
+# Operators that move, select or clip values, and are not reported.
 SMALL = {*MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select"}
-# Between a model and its graph before anything is rounded, as a share of the largest output.
+# Largest difference between a model and its graph before rounding, as a share of the largest output.
 MAX_DIFFERENCE = 1e-3
 
 
 class Int8Model(nn.Module):
-    """The graph of a model with fake quantization; called, trained and evaluated as the model was.
+    """The graph of a model with fake quantization; called, trained and evaluated like the model.
 
-    graph: what ``prepare`` made. quantizer: what litert-torch has to know to write the int8 file. left_out: names of
-    layers that were to stay float.
+    It has a form of its own in files, see ``pfray/export/shipped.py``. graph: from ``prepare``. quantizer: from which
+    litert-torch writes the int8 file. left_out: names of layers left float on request.
     """
 
+    rounds = True
     calls: Tensor  # with ``round_after`` only
 
     def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
@@ -49,9 +50,9 @@ class Int8Model(nn.Module):
         self.eval()
 
     def round_after(self, delay: int) -> None:
-        """Leave activations unrounded in the first ``delay`` calls in training mode; their ranges follow all the same.
+        """Leave activations unrounded in the first ``delay`` calls in training mode, while their ranges follow.
 
-        The calls are counted in a buffer, so that a training that is continued goes on with them.
+        A buffer counts the calls, so that a resumed training continues the count.
         """
         self.delay, self.activations = delay, _of_activations(self.graph)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
@@ -62,7 +63,7 @@ class Int8Model(nn.Module):
             for quantizer in self.activations:
                 quantizer.fake_quant_enabled[0] = int(not waits)
             self.calls += int(self.training)
-        # The fake quantization wants float32, and its rounding would be lost in bf16.
+        # Fake quantization needs float32; its rounding would be lost in bf16.
         with torch.autocast(inputs.device.type, enabled=False):
             outputs = self.graph(inputs)
         for each in self.shared:
@@ -70,7 +71,7 @@ class Int8Model(nn.Module):
         return outputs
 
     def train(self, mode: bool = True) -> Int8Model:
-        """Whether the scales follow what is seen. The graph itself was taken in evaluation mode and stays in it."""
+        """Set whether the scales follow the inputs. The graph itself was traced in evaluation mode and stays in it."""
         self.training = mode
         module: Any
         shared = {id(each.quantizer) for each in self.shared}
@@ -82,9 +83,9 @@ class Int8Model(nn.Module):
         return self
 
     def converted(self, folded: bool = False) -> GraphModule:
-        """The graph with integers in the place of fake quantization, on the CPU.
+        """The graph with integers in place of fake quantization, on the CPU.
 
-        folded: with the weights as int8 tensors; litert-torch wants them float, with the rounding behind them.
+        folded: weights are int8 tensors; litert-torch needs them float, followed by their quantization.
         """
         with quiet():
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
@@ -94,14 +95,18 @@ class Int8Model(nn.Module):
         _name_constants(graph)
         return graph
 
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict of the converted graph: int8 weights, scales and zero points, float biases."""
+        return self.converted(folded=True).state_dict()
+
     def float_layers(self) -> list[str]:
-        """The operators that compute in float, because they have no int8 kernel or were left out, by layer."""
+        """Layers of the operators that compute in float, because they have no int8 kernel or were left out."""
         return [_layer(node) for node in self.graph.graph.nodes if _computes(node) and not _is_quantized(node)]
 
     def operators(self) -> dict[str, tuple[str, str]]:
-        """(``int8`` or ``float``, why) of the operators that compute and of others in float, by layer and in order.
+        """(``int8`` or ``float``, reason) of operators that compute and of others in float, by layer and in order.
 
-        Those outside of a layer are named as the graph names them.
+        Operators outside of a layer have the graph's names.
         """
         found: dict[str, tuple[str, str]] = {}
         for node in self.graph.graph.nodes:
@@ -115,7 +120,7 @@ class Int8Model(nn.Module):
                 kind = "float", among if operator in KNOWN else f"no int8 kernel for {operator}"
             else:
                 continue
-            # Several operators of one layer, or calls of it, must not hide each other.
+            # Several operators or calls of one layer must not hide each other.
             name = layer if layer and found.get(layer, kind) == kind else f"{layer}.{node.name}".lstrip(".")
             found[name] = kind
         return found
@@ -124,10 +129,10 @@ class Int8Model(nn.Module):
 def prepare(
     model: nn.Module, example: Tensor, batches: Iterable[Tensor], float_layers: Iterable[str] = ()
 ) -> Int8Model:
-    """The int8 form of a model, its ranges those of ``batches``, one at least; ``model`` is left as it is.
+    """The int8 form of a model, with ranges from ``batches``, one or more; ``model`` stays as it is.
 
     Batch norms are best folded before. float_layers: names of layers left float. Raises UnsupportedModel for a model
-    that torch.export cannot take.
+    that torch.export cannot trace.
     """
     two = example[:1].expand(2, *example.shape[1:]).contiguous()
     clone = copy.deepcopy(model).eval()
@@ -153,9 +158,9 @@ def prepare(
 
 @torch.no_grad()
 def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module) -> None:
-    """Set the ranges to the means of the batches' smallest and largest values, nothing being rounded.
+    """Set the ranges to the means of the batches' smallest and largest values, without rounding.
 
-    Raises UnsupportedModel where the graph, unrounded, does not do what ``original`` does.
+    Raises UnsupportedModel if the unrounded graph's outputs differ from ``original``'s.
     """
     modules: list[Any] = list(model.modules())
     observers = [module for module in modules if hasattr(module, "averaging_constant")]
@@ -165,7 +170,7 @@ def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module)
     for each in roundings:
         each.fake_quant_enabled[0] = 0
     for count, inputs in enumerate(batches, 1):
-        # The moving average's own 1/100 would leave the first batch's range nearly as it is.
+        # The moving average's own constant, 1/100, would leave the range near the first batch's.
         for observer in observers:
             observer.averaging_constant = 1 / count
         outputs = model(inputs)
@@ -175,7 +180,7 @@ def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module)
         observer.averaging_constant = constant
     for each in roundings:
         each.fake_quant_enabled[0] = 1
-    # Scales are found from the ranges where something is rounded.
+    # Rounding computes the scales from the ranges.
     model.eval()(inputs)
 
 
@@ -194,8 +199,8 @@ def _quantizer(float_layers: frozenset[str]) -> Any:
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 
     class Quantizer(PT2EQuantizer):
-        # Its own looks for modules and functions of the program, and finds fewer than there are in a graph of today's
-        # torch.export: additions, concatenations and poolings that are functions would stay float.
+        # The original looks for modules and functions of the program, and misses some in a graph of today's
+        # torch.export: additions, concatenations and poolings by functions would stay float.
         def transform_for_annotation(self, graph: GraphModule) -> GraphModule:
             return graph
 
@@ -208,13 +213,13 @@ def _quantizer(float_layers: frozenset[str]) -> Any:
 
 
 def _layer(node: Node) -> str:
-    """The name of the innermost module whose forward made the node."""
+    """Name of the innermost module whose forward made the node."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0].removeprefix("L['self'].") if stack else ""
 
 
 def _name_constants(graph: GraphModule) -> None:
-    """Call the integers of a layer's weight, and their scales and zero points, by the layer's name."""
+    """Name the integers of a layer's weight, their scales and zero points after the layer."""
     parts = {"_frozen_param": "weight", "_scale_": "weight_scale", "_zero_point_": "weight_zero_point"}
     for node in graph.graph.nodes:
         part = next((part for start, part in parts.items() if str(node.target).startswith(start)), None)
@@ -236,14 +241,14 @@ def _has_module(graph: GraphModule, name: str) -> bool:
 
 
 def _stays_float(node: Node) -> bool:
-    """Whether the quantizer knew nothing to do with an operator that changes values."""
+    """True for an operator that changes values and has no annotation."""
     if not str(node.target).startswith("aten.") or name_of(node) in SMALL:
         return False
     return "quantization_annotation" not in node.meta and any(each.op != "get_attr" for each in node.all_input_nodes)
 
 
 def _of_activations(graph: GraphModule) -> list[Any]:
-    """The fake quantizations of what depends on the inputs, and so is no weight."""
+    """Fake quantizations of values that depend on the inputs, and so are no weights."""
     depends: set[Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or depends.intersection(node.all_input_nodes):
@@ -258,6 +263,6 @@ def _computes(node: Node) -> bool:
 
 
 def _is_quantized(node: Node) -> bool:
-    """Whether both operands are; what is read may be so for the sake of another operator."""
+    """True if both operands are quantized; one of them may be so for another operator's sake."""
     operands = node.args[: 1 if LAYERS.get(name_of(node), 0) is None else 2]
     return all(isinstance(each, Node) and each.op == "call_module" for each in operands)

@@ -1,9 +1,9 @@
-"""The range of tensors that share one scale, such as what a pooling reads and what it gives.
+"""The range of tensors that share one scale, such as the input and output of a pooling.
 
-LiteRT's integer kernels want one scale for the input and the output of a pooling or a reshape, and for all that a
-concatenation joins. PT2E has one fake quantization for all of them, called several times in a step, and torchao's
-moving average takes every call for a step of its own: the range of a feature map and that of its mean over all
-positions are averaged, and what lies above is cut off. Here a step's range is that of all its calls together.
+LiteRT's integer kernels need one scale for the input and the output of a pooling or a reshape, and for all inputs of a
+concatenation. PT2E has one fake quantization for all of them, called several times in a step. torchao's moving average
+counts every call as a step: the ranges of a feature map and of its mean over all positions are averaged, and larger
+values are clipped. Here the range of a step covers all its calls.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.fx import GraphModule
 
 
 class SharedRange:
-    """Takes the place of a fake quantization's own observer.
+    """Replaces a fake quantization's own observer.
 
-    quantizer: torchao's FusedMovingAvgObsFakeQuantize of a whole tensor. watching: whether its range is to change.
+    quantizer: torchao's FusedMovingAvgObsFakeQuantize of a whole tensor. watching: True while its range follows calls.
     """
 
     def __init__(self, quantizer: Any) -> None:
@@ -34,9 +34,9 @@ class SharedRange:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the range towards that of what was seen since the last time, by the observer's averaging constant.
+        """Move the range towards the values seen since the last call, by the observer's averaging constant.
 
-        The next call takes scale and zero point from it.
+        The next forward pass takes scale and zero point from it.
         """
         if not self.seen:
             return
@@ -49,7 +49,7 @@ class SharedRange:
 
 
 def shared_ranges(graph: GraphModule) -> list[SharedRange]:
-    """Of every fake quantization that the graph calls more than once, but for those of a fixed range."""
+    """Shared ranges of the fake quantizations that the graph calls more than once, without fixed ranges."""
     called = [graph.get_submodule(str(node.target)) for node in graph.graph.nodes if node.op == "call_module"]
     times = Counter(map(id, called))
     several = {id(module): module for module in called if times[id(module)] > 1}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pfray.errors import WeightsError
 from pfray.export.packed import codes, file
 from pfray.quantization import affine, codebook
-from pfray.quantization.qparams import Lattice, attach
+from pfray.quantization.qparams import QParams, attach
 
 SIZE = 64 * 32 * 9
 
@@ -23,10 +23,10 @@ def layer(bits: int, buckets: int, kind: str = "uniform") -> nn.Module:
     found = nn.Conv2d(32, 64, 3, bias=False)
     weight = found.weight.detach()
     if kind == "uniform":
-        lattice = Lattice(bits, *affine.fit(weight, bits, buckets))
+        qparams = QParams(bits, *affine.fit(weight, bits, buckets))
     else:
-        lattice = Lattice(bits, codebook=codebook.fit(weight, bits, buckets))
-    attach(found, lattice)
+        qparams = QParams(bits, codebook=codebook.fit(weight, bits, buckets))
+    attach(found, qparams)
     return found
 
 
@@ -41,10 +41,10 @@ def size(state: dict[str, Tensor], path: Path) -> int:
 
 @pytest.mark.parametrize("kind", ["uniform", "codebook"])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_a_weight_of_k_bits_takes_at_most_k_bits_and_its_lattice(kind, bits, tmp_path):
+def test_a_weight_of_k_bits_takes_at_most_k_bits_and_its_qparams(kind, bits, tmp_path):
     state = layer(bits, 64 if kind == "uniform" else 1, kind).state_dict()
-    lattice = 2 * 64 * 4 if kind == "uniform" else 4 * 2**bits
-    assert size(state, tmp_path / "w.packed") <= SIZE * bits / 8 * 1.01 + lattice + 700
+    qparams = 2 * 64 * 4 if kind == "uniform" else 4 * 2**bits
+    assert size(state, tmp_path / "w.packed") <= SIZE * bits / 8 * 1.01 + qparams + 700
 
 
 @pytest.mark.parametrize("buckets", [1, 64, 37, 1000])
@@ -61,7 +61,7 @@ def test_codes_that_are_not_alike_often_are_entropy_coded_below_their_width(tmp_
     with torch.no_grad():
         # One weight of 50 is not zero: 0.14 bits of entropy, and 4 bits wide.
         model.weight.copy_(torch.where(torch.arange(10_000).view(100, 100) % 50 == 0, 1.0, 0.0))
-    attach(model, Lattice(4, *affine.fit(model.weight, 4)))
+    attach(model, QParams(4, *affine.fit(model.weight, 4)))
     assert size(model.state_dict(), tmp_path / "w.packed") < 1_500 < 10_000 * 4 / 8
 
 
@@ -77,10 +77,10 @@ def test_three_bits_by_hand(tmp_path):
     size(state, tmp_path / "w.packed")
 
 
-@pytest.mark.parametrize("change", ["off the lattice", "nan", "minus zero", "low is lost"])
+@pytest.mark.parametrize("change", ["off the levels", "nan", "minus zero", "low is lost"])
 def test_a_weight_that_is_not_what_its_codes_say_is_stored_as_floats(change, tmp_path):
     state = copy.deepcopy(layer(2, 1).state_dict())
-    if change == "off the lattice":
+    if change == "off the levels":
         state["weight"].view(-1)[7] += 1e-6
     if change == "nan":
         state["weight"].view(-1)[7] = torch.nan
@@ -99,17 +99,17 @@ def test_constant_and_all_zero_weights_come_back(tmp_path):
         model = nn.Linear(8, 8, bias=False)
         with torch.no_grad():
             model.weight.fill_(value)
-        attach(model, Lattice(1, *affine.fit(model.weight, 1, 8)))
+        attach(model, QParams(1, *affine.fit(model.weight, 1, 8)))
         assert (model.weight == value).all()
         size(model.state_dict(), tmp_path / "w.packed")
 
 
-def test_a_file_without_the_lattice_of_its_codes_is_refused(tmp_path):
+def test_a_file_without_the_qparams_of_its_codes_is_refused(tmp_path):
     state = layer(2, 1).state_dict()
     file.save(tmp_path / "w.packed", state)
     raw = (tmp_path / "w.packed").read_bytes().replace(b"weight_low", b"weight_lox")
     (tmp_path / "w.packed").write_bytes(raw)
-    with pytest.raises(WeightsError, match="the lattice of weight is missing"):
+    with pytest.raises(WeightsError, match="the quantization parameters of weight are missing"):
         file.load(tmp_path / "w.packed")
 
 
@@ -125,6 +125,6 @@ def test_half_precision_weights_have_their_width_too(kind, dtype, tmp_path):
     torch.manual_seed(0)
     model = nn.Linear(64, 64, bias=False).to(dtype)
     weight = model.weight.detach().float()
-    even, words = Lattice(3, *affine.fit(weight, 3)), Lattice(3, codebook=codebook.fit(weight, 3))
+    even, words = QParams(3, *affine.fit(weight, 3)), QParams(3, codebook=codebook.fit(weight, 3))
     attach(model, even if kind == "uniform" else words)
     assert size(model.state_dict(), tmp_path / "w.packed") < 64 * 64 * 3 / 8 + 800

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from pfray.errors import ExportError, WeightsError
 from pfray.export.packed import entries, file
 from pfray.quantization import affine
-from pfray.quantization.qparams import Lattice, attach
+from pfray.quantization.qparams import QParams, attach
 
 
 def frame(content: bytes, **parameters: Any) -> bytes:
@@ -57,14 +57,14 @@ def test_a_small_file_that_unpacks_to_a_gigabyte_is_refused_before_it_does(encod
     assert len(bomb) < 200_000
     # By its frame alone, and with the shape that goes with it.
     assert "a frame has 1073741824 bytes, not" in refused(
-        write(tmp_path / "w.packed", ("w", ["float32", [4], encoding], bomb), *lattice(3))
+        write(tmp_path / "w.packed", ("w", ["float32", [4], encoding], bomb), *qparams(3))
     )
     shape = [2**28] if encoding != "same" else [4]
-    message = refused(write(tmp_path / "w.packed", ("w", ["float32", shape, encoding], bomb), *lattice(3)))
+    message = refused(write(tmp_path / "w.packed", ("w", ["float32", shape, encoding], bomb), *qparams(3)))
     assert ("more than 1000 times as many" in message) == (encoding != "same")
 
 
-def lattice(bits: int, **changes: tuple[list[Any], bytes]) -> list[tuple[str, list[Any], bytes]]:
+def qparams(bits: int, **changes: tuple[list[Any], bytes]) -> list[tuple[str, list[Any], bytes]]:
     parts = {
         "w_bits": (["uint8", [], "dense"], bytes([bits])),
         "w_low": (["float32", [1], "dense"], ONES[:4]),
@@ -109,7 +109,7 @@ def test_tables_that_do_not_go_with_the_frames_are_refused(table: str, tmp_path:
      ("same", b"w_bits"), ("same", b"nobody"), ("same", b"w"), ("same", b"\xff"), ("same", b"a" * 100)],
 )  # fmt: skip
 def test_frames_that_do_not_go_with_their_shape_are_refused(encoding: str, content: bytes, tmp_path: Path) -> None:
-    refused(write(tmp_path / "w.packed", ("w", ["float32", [4], encoding], frame(content)), *lattice(3)))
+    refused(write(tmp_path / "w.packed", ("w", ["float32", [4], encoding], frame(content)), *qparams(3)))
 
 
 def test_frames_without_their_size_or_with_something_behind_are_refused(tmp_path: Path) -> None:
@@ -120,22 +120,22 @@ def test_frames_without_their_size_or_with_something_behind_are_refused(tmp_path
 
 
 @pytest.mark.parametrize("parts", [
-    lattice(0), lattice(9), lattice(255), lattice(3)[1:],
-    lattice(3, w_low=(["float32", [2], "dense"], ONES[:8])), lattice(3, w_low=(["float32", [], "dense"], ONES[:4])),
-    lattice(3, w_low=(["int32", [1], "dense"], ONES[:4])), lattice(3, w_low=(["float64", [1], "dense"], ONES[:8])),
-    lattice(3, w_low=(["float32", [0], "dense"], b""), w_step=(["float32", [0], "dense"], b"")),
-    lattice(3, w_low=(["float32", [5], "dense"], ONES + ONES[:4]), w_step=(["float32", [5], "dense"], ONES + ONES[:4])),
-    lattice(3, w_codebook=(["float32", [1, 4], "dense"], ONES)),
-    lattice(2, w_codebook=(["float32", [4], "dense"], ONES)),
-    lattice(3, w_bits=(["uint8", [2], "dense"], b"\3\3")),
-    lattice(3, w_bits=(["float32", [], "dense"], b"\0\0\xc0\x7f")),
+    qparams(0), qparams(9), qparams(255), qparams(3)[1:],
+    qparams(3, w_low=(["float32", [2], "dense"], ONES[:8])), qparams(3, w_low=(["float32", [], "dense"], ONES[:4])),
+    qparams(3, w_low=(["int32", [1], "dense"], ONES[:4])), qparams(3, w_low=(["float64", [1], "dense"], ONES[:8])),
+    qparams(3, w_low=(["float32", [0], "dense"], b""), w_step=(["float32", [0], "dense"], b"")),
+    qparams(3, w_low=(["float32", [5], "dense"], ONES + ONES[:4]), w_step=(["float32", [5], "dense"], ONES + ONES[:4])),
+    qparams(3, w_codebook=(["float32", [1, 4], "dense"], ONES)),
+    qparams(2, w_codebook=(["float32", [4], "dense"], ONES)),
+    qparams(3, w_bits=(["uint8", [2], "dense"], b"\3\3")),
+    qparams(3, w_bits=(["float32", [], "dense"], b"\0\0\xc0\x7f")),
 ])  # fmt: skip
-def test_lattices_of_another_form_are_refused(parts: list[tuple[str, list[Any], bytes]], tmp_path: Path) -> None:
+def test_qparams_of_another_form_are_refused(parts: list[tuple[str, list[Any], bytes]], tmp_path: Path) -> None:
     refused(write(tmp_path / "w.packed", ("w", ["float32", [4], "bytes"], frame(bytes(4))), *parts))
 
 
 def test_what_is_said_right_by_hand_is_loaded(tmp_path: Path) -> None:
-    named = [("w", ["float32", [4], "bytes"], frame(b"\0\1\2\7")), *lattice(3)]
+    named = [("w", ["float32", [4], "bytes"], frame(b"\0\1\2\7")), *qparams(3)]
     named.append(("b", ["bool", [2], "dense"], frame(b"\0\1")))
     found = file.load(write(tmp_path / "w.packed", *named))
     assert found["w"].tolist() == [1, 2, 3, 8]
@@ -176,7 +176,7 @@ def test_changed_at_random_a_file_is_loaded_or_refused_in_one_line(tmp_path: Pat
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
     model[1].weight = model[0].weight
-    attach(model[2], Lattice(3, *affine.fit(model[2].weight.detach(), 3, 8)))
+    attach(model[2], QParams(3, *affine.fit(model[2].weight.detach(), 3, 8)))
     path = tmp_path / "w.packed"
     file.save(path, {**model.state_dict(), "sparse": torch.relu(torch.randn(40, 9)), "minus": torch.zeros(9) * -1})
     good, rng, outcomes = path.read_bytes(), random.Random(0), {"loaded": 0, "refused": 0}

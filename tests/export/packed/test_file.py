@@ -13,7 +13,7 @@ from pfray.export.packed import file
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.quantization import affine
-from pfray.quantization.qparams import Lattice, attach
+from pfray.quantization.qparams import QParams, attach
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def test_a_weight_that_two_layers_share_is_stored_once(quantized: str, tmp_path:
     one = file.save(tmp_path / "one.packed", model[:1].state_dict())
     model[2].weight = model[0].weight
     if quantized != "none":
-        attach(model[0 if quantized == "first" else 2], Lattice(2, *affine.fit(model[0].weight.detach(), 2, 1)))
+        attach(model[0 if quantized == "first" else 2], QParams(2, *affine.fit(model[0].weight.detach(), 2, 1)))
     state = model.state_dict()
     whole = file.save(tmp_path / "tied.packed", state)
     found = file.load(tmp_path / "tied.packed")
@@ -169,7 +169,7 @@ def test_a_weight_that_two_layers_share_is_stored_once(quantized: str, tmp_path:
 def test_a_quantized_layer_under_two_names_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, 8)
-    attach(layer, Lattice(3, *affine.fit(layer.weight.detach(), 3, 8)))
+    attach(layer, QParams(3, *affine.fit(layer.weight.detach(), 3, 8)))
     state = torch.nn.Sequential(layer, torch.nn.ReLU(), layer).state_dict()
     file.save(tmp_path / "w.packed", state)
     found = file.load(tmp_path / "w.packed")

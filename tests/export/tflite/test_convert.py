@@ -54,7 +54,7 @@ def test_export_leaves_the_model_as_it_is(model: nn.Sequential, file: Path) -> N
 def test_a_quantized_layer_is_exported_and_keeps_its_description(tmp_path: Path) -> None:
     model = small_net().eval()
     weight = model.get_parameter("0.weight")
-    qparams.attach(model[0], qparams.Lattice(3, *affine.fit(weight, 3, len(weight))))
+    qparams.attach(model[0], qparams.QParams(3, *affine.fit(weight, 3, len(weight))))
     activations.attach(model[0], torch.tensor([-2.0]), torch.tensor([0.25]), 4)
     convert.export(model, torch.zeros(1, 3, 8, 8), tmp_path / "quantized.tflite")
     # 16 levels from -2 on: rounding changes the outputs, so that they are equal says that the file rounds too.

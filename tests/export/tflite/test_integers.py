@@ -1,4 +1,4 @@
-"""Weights as integers: which lattices they hold exactly, and how near they come to the others."""
+"""Weights as integers: which levels they hold exactly, and how near they come to the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pfray.export.tflite.integers import exact_int4, nearest_int8, packed_int4
 from pfray.quantization import affine
 
 
-def on_lattice(bits: int, symmetric: bool, channels: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def on_levels(bits: int, symmetric: bool, channels: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """(values ``(O, n)``, steps ``(O,)``)"""
     weight = torch.randn(channels, 40, generator=torch.Generator().manual_seed(bits))
     low, step = affine.fit(weight, bits, channels, symmetric=symmetric)
@@ -19,7 +19,7 @@ def on_lattice(bits: int, symmetric: bool, channels: int = 6) -> tuple[np.ndarra
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_levels_with_a_zero_among_them_are_exact(bits):
-    values, step = on_lattice(bits, symmetric=True)
+    values, step = on_levels(bits, symmetric=True)
     found = nearest_int8(values, step, bits)
     assert found.exact
     again = found.scale[:, None] * (found.codes.astype(int) - found.zero[:, None])
@@ -34,7 +34,7 @@ def test_levels_with_a_zero_among_them_are_exact(bits):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_other_levels_are_as_near_as_255_integers_allow(bits):
-    values, step = on_lattice(bits, symmetric=False)
+    values, step = on_levels(bits, symmetric=False)
     found = nearest_int8(values, step, bits)
     assert not found.exact
     assert found.error < 1.1 / 255
@@ -44,7 +44,7 @@ def test_other_levels_are_as_near_as_255_integers_allow(bits):
 
 def test_the_errors_of_a_channel_cancel():
     """An offset as large as the rounding would add up over inputs of one sign."""
-    values, step = on_lattice(8, symmetric=False, channels=64)
+    values, step = on_levels(8, symmetric=False, channels=64)
     found = nearest_int8(values, step, 8)
     errors = found.scale[:, None] * (found.codes - found.zero[:, None].astype(float)) - values
     assert np.abs(errors.sum(1)).mean() < 0.25 * np.sqrt(values.shape[1]) * found.scale.mean()

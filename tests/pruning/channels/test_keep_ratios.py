@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pfray.config.registry import find_class
 from pfray.errors import ConfigError, InfeasibleTarget, UnsupportedModel
 from pfray.learner.base import Algorithm, Stage
-from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, Cut, channel_graph, left, prune
+from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup, channel_graph
 from pfray.pruning.channels.keep_ratios import (
     ChannelSettings,
     allowed_counts,
@@ -27,6 +28,7 @@ from pfray.pruning.channels.keep_ratios import (
     searched_groups,
     with_counts,
 )
+from pfray.pruning.channels.prune import kept_positions, prune
 from pfray.search.allocate import allocate_plan
 from pfray.task import Split, Task
 from tests.small import channel_costs
@@ -203,9 +205,9 @@ def test_what_is_left_of_a_side_is_cut_by_all_its_groups_together(network):
     kept = {group.name: np.arange(group.units)[1::2] for group in graph.groups[:-1]}
     pruned = copy.deepcopy(model)
     prune(pruned, graph, kept)
-    stays = left(graph, kept)
+    stays = kept_positions(graph, kept)
     assert {layer for layer, _ in stays} <= {cut.layer for group in graph.groups for cut in group.cuts}
-    assert left(graph, {group.name: np.arange(group.units) for group in graph.groups}) == {}
+    assert kept_positions(graph, {group.name: np.arange(group.units) for group in graph.groups}) == {}
     for (layer, side), positions in stays.items():
         before, after = model.get_submodule(layer), pruned.get_submodule(layer)
         if isinstance(before, nn.Conv2d | nn.Linear) and getattr(before, "groups", 1) == 1:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pfray.export.tflite import convert
 from pfray.nn.fx import tensors
 from pfray.pruning.channels import dependency
-from pfray.pruning.channels.graph import channel_graph, prune
+from pfray.pruning.channels.graph import channel_graph
+from pfray.pruning.channels.prune import prune
 from tests.zoo import ZOO, Example
 from tests.zoo.pruning import built, check_plan, draw, outputs
 
@@ -54,7 +55,7 @@ def test_what_the_tracing_gets_wrong_is_left_whole(name, monkeypatch):
     def guess(graph, source, node, slot, positions, width):
         return positions, positions, width  # as if channels never moved
 
-    monkeypatch.setattr(dependency, "_move", guess)
+    monkeypatch.setattr(dependency, "move_channels", guess)
     model, inputs = ZOO[name]()
     graph = channel_graph(model, inputs)
     assert len(graph.groups) < len(built(name)[2].groups)

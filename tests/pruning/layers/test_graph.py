@@ -16,8 +16,8 @@ from pfray.models.mobilenet import mobilenet_v1
 from pfray.models.resnet import resnet20
 from pfray.models.resnet18 import resnet18
 from pfray.models.vgg import vgg11
-from pfray.pruning.layers.find import find_removable
-from pfray.pruning.layers.graph import remove
+from pfray.pruning.layers.find import layer_graph
+from pfray.pruning.layers.graph import remove_layers
 from pfray.pruning.layers.linear_maps import fit_maps, take_out
 from tests.small import make_task
 
@@ -38,19 +38,19 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def test_any_choice_leaves_a_model_that_runs_trains_and_costs_what_was_predicted(model: nn.Module) -> None:
-    found = find_removable(model, EXAMPLE)
+    found = layer_graph(model, EXAMPLE)
     rng = np.random.default_rng(0)
     for share in (0.0, 0.3, 0.6, 1.0):
         gone = [name for name in found.names if rng.random() < share]
         student = copy.deepcopy(model)
-        remove(student, found, gone)
+        remove_layers(student, found, gone)
         assert found.costs(gone) == {"macs": total_macs(student, EXAMPLE), "params": count_params(student)[0]}
         student.train()(EXAMPLE.expand(2, -1, -1, -1).clone()).sum().backward()
         assert not any(module.training != student.training for module in student.modules())
 
 
 def test_taking_more_out_never_costs_more(model: nn.Module) -> None:
-    found = find_removable(model, EXAMPLE)
+    found = layer_graph(model, EXAMPLE)
     rng = np.random.default_rng(1)
     for _ in range(30):
         gone = [name for name in found.names if rng.random() < rng.random()]
@@ -61,13 +61,13 @@ def test_taking_more_out_never_costs_more(model: nn.Module) -> None:
 
 
 def test_of_a_vgg_all_convolutions_but_the_first_can_go() -> None:
-    found = find_removable(vgg11(width=0.25), EXAMPLE)
+    found = layer_graph(vgg11(width=0.25), EXAMPLE)
     assert found.names == [f"features.{i}" for i in (4, 8, 11, 15, 18, 22, 25)]
     assert found.kept == {"features.0": "it reads the input", "classifier": "it gives the output"}
 
 
 def test_of_a_resnet_blocks_that_keep_the_shape_and_first_convolutions_can_go() -> None:
-    found = find_removable(resnet18(width=0.125), EXAMPLE)
+    found = layer_graph(resnet18(width=0.125), EXAMPLE)
     blocks = ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert sorted(found.names) == sorted([*blocks, *inner])
@@ -76,7 +76,7 @@ def test_of_a_resnet_blocks_that_keep_the_shape_and_first_convolutions_can_go() 
 
 def test_the_stride_of_a_layer_that_goes_is_moved_on() -> None:
     model = resnet18(width=0.125)
-    remove(model, find_removable(model, EXAMPLE), ["layer2.0.conv1"])
+    remove_layers(model, layer_graph(model, EXAMPLE), ["layer2.0.conv1"])
     assert model.layer2[0].conv2.stride == (2, 2)
     assert model.layer2[0].conv2.in_channels == 8
     assert model(EXAMPLE.expand(2, -1, -1, -1)).shape == (2, 10)
@@ -85,7 +85,7 @@ def test_the_stride_of_a_layer_that_goes_is_moved_on() -> None:
 def test_a_block_that_goes_leaves_its_input() -> None:
     model = resnet18(width=0.125).eval()
     student = copy.deepcopy(model)
-    remove(student, find_removable(model, EXAMPLE), ["layer1.1", "layer1.1.conv1"])
+    remove_layers(student, layer_graph(model, EXAMPLE), ["layer1.1", "layer1.1.conv1"])
     read: list[Tensor] = []
     student.layer1[1].register_forward_hook(lambda _, inputs, output: read.extend([inputs[0], output]))
     student(EXAMPLE)
@@ -99,7 +99,7 @@ def test_a_layer_that_is_a_linear_map_goes_without_a_loss() -> None:
         nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, 40), nn.Linear(40, 3),
     ).double().eval()  # fmt: skip
     task = make_task()
-    found = find_removable(model.float(), task.train.inputs[:1])
+    found = layer_graph(model.float(), task.train.inputs[:1])
     assert found.names == ["1", "3", "6"]
     maps = fit_maps(model, found, task, 60)
     # The ridge, of a hundredth, is all that is lost.
@@ -117,7 +117,7 @@ def test_what_a_layer_does_beyond_a_linear_map_is_its_error() -> None:
     parts = [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*parts, nn.Linear(512, 3)).eval()
     task = make_task()
-    error = fit_maps(model, find_removable(model, task.train.inputs[:1]), task, 60).errors["2"]
+    error = fit_maps(model, layer_graph(model, task.train.inputs[:1]), task, 60).errors["2"]
     assert 0.2 < error < 1.0
 
 
@@ -125,7 +125,7 @@ def test_a_bottleneck_whose_removal_would_cost_more_stays() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 64, 1), nn.Conv2d(64, 4, 1), nn.Conv2d(4, 64, 3, padding=1), nn.Flatten(), nn.Linear(1024, 3)
     )
-    found = find_removable(model, torch.randn(1, 3, 4, 4))
+    found = layer_graph(model, torch.randn(1, 3, 4, 4))
     assert found.kept["1"] == "without it the layers behind it would cost more than it does"
 
 
@@ -140,4 +140,4 @@ class Looping(nn.Module):
 
 def test_a_model_that_cannot_be_followed_is_refused_with_the_reason() -> None:
     with pytest.raises(UnsupportedModel, match=r"Looping cannot be followed .*Remedy: a model that torch\.fx"):
-        find_removable(Looping(), EXAMPLE)
+        layer_graph(Looping(), EXAMPLE)

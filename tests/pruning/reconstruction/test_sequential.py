@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
 from pfray.nn.fx import Untraceable
-from pfray.pruning.channels.graph import ChannelGraph, Kept, channel_graph, prune
+from pfray.pruning.channels.graph import ChannelGraph, channel_graph
+from pfray.pruning.channels.prune import Kept, prune
 from pfray.pruning.reconstruction import sequential
-from pfray.pruning.reconstruction.sequential import refit_in_order
+from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.task import Split, Task
 from tests.zoo import randomize
 
@@ -40,7 +41,7 @@ def graph_of(make: Callable[[], nn.Module]) -> tuple[nn.Module, ChannelGraph]:
 
 
 def refitted(model: nn.Module, graph: ChannelGraph, kept: Kept, task: Task) -> nn.Module:
-    return refit_in_order(model, graph, kept, task, IMAGES, POSITIONS)
+    return reconstruct_in_order(model, graph, kept, task, IMAGES, POSITIONS)
 
 
 def pruned(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
@@ -200,7 +201,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_what_the_shortcut_has_lost(task
     model, graph = graph_of(make)
     kept = {"blocks.0.conv1": range(2)}
     compensated = block_error(model, refitted(model, graph, kept, task), task)
-    monkeypatch.setattr(sequential, "_addition", lambda *_: None)
+    monkeypatch.setattr(sequential, "find_addition", lambda *_: None)
     alone = block_error(model, refitted(model, graph, kept, task), task)
     assert compensated < 0.9 * alone
     assert alone < 0.9 * block_error(model, pruned(model, graph, kept), task)
@@ -332,7 +333,7 @@ def test_a_model_that_torch_fx_cannot_trace_down_to_the_cut_layers_is_refused(ta
 def test_a_calibration_smaller_than_the_layer_is_wide_gives_finite_weights(task):
     model, graph = graph_of(redundant)
     kept = {"conv1": range(5), "conv2": range(4)}
-    student = refit_in_order(model, graph, kept, task, images=3, positions=2)
+    student = reconstruct_in_order(model, graph, kept, task, images=3, positions=2)
     assert all(tensor.isfinite().all() for tensor in student.state_dict().values())
     # Six rows say little of 45 and more weights, and those that they say nothing of stay.
     assert error(model, student, task) < 2 * error(model, pruned(model, graph, kept), task)

@@ -1,0 +1,131 @@
+"""Rank correlation of a trial's score with the accuracy after retraining.
+
+Plans of one cost (ResNet-20 on CIFAR-10, 90 % sparsity), drawn around the uniform, the heuristic and the allocated
+plan, are scored as in a trial, then all retrained in the same way. The accuracy is the last epoch's on the test split,
+which is the user's result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.result import ROOT, SKIPPED, close, is_missing
+from benchmarks.sparse_resnet import LIMITS, job, needed, plans_without_search, space
+from benchmarks.studies.workers import Record, run_all
+
+NAME = "reward_fidelity"
+GOAL = ">= 0.8"
+# Around which plan each is drawn, in turn, and how far, as a share of a knob's range.
+CENTERS = ("uniform", "heuristic", "allocate")
+SPREAD = 0.15
+STEPS = 30
+
+
+def score_and_retrain(piece: list[Any]) -> Record:
+    """piece: (number of the plan, training images, epochs). Every score of the plan, and its retrained accuracy."""
+    import torch
+
+    from pfray.measure.evaluation import evaluate, judge, outputs_of
+    from pfray.training.batch_norm import reestimate_batch_norm
+    from pfray.training.loop import fit, steps_per_epoch
+
+    number, images, epochs = piece
+    work, images_used = job(), {"validation_images": 1000, "bn_images": 1000}
+    plan = plans(number + 1)[number]
+    scorer = work.scorer(**images_used)
+    task, precision = work.task, scorer.precision
+    soft_labels = outputs_of(scorer.teacher, task, task.validation, precision=precision)
+    algorithm = work.recipe.candidate(plan).bind(scorer.teacher, task)
+    model = algorithm.compress(plan).model
+    reestimate_batch_norm(model, task, images_used["bn_images"], precision)
+    outputs = outputs_of(model, task, task.validation, precision=precision)
+    record: Record = {}
+    for count in (500, 1000, 5000):
+        heads = [torch.cat(batches)[:count].split(250) for batches in (outputs, soft_labels)]
+        found = judge(task, task.validation.head(count), *heads)
+        record[f"accuracy, {count} images"] = found.accuracy
+        record[f"agreement, {count} images"] = found.agreement
+    found = work.scorer(**images_used, finetune_steps=STEPS).score(plan)["measurement"]
+    for name in ("accuracy", "agreement"):
+        record[f"{name}, 1000 images, after {STEPS} steps"] = found[name]
+
+    part = replace(task, train=task.train.head(images))
+    training = work.recipe.training.model_copy(update={"epochs": epochs})
+    steps = epochs * steps_per_epoch(part.train, training.batch_size)
+    student = algorithm.compress(plan, steps)
+    fit(student.model, part, training, seed=work.context.seed, precision=precision, hook=student.hook)
+    record["retrained"] = evaluate(student.model, task, task.test, precision=precision).accuracy
+    return record
+
+
+def plans(count: int) -> list[dict[str, float]]:
+    """``count`` plans on the target, a third of them around each of the three that need no search."""
+    import numpy as np
+
+    work = job()
+    whole = space(work)
+    centers = [plans_without_search(work)[name] for name in CENTERS]
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        positions = whole.encode(centers[number % 3]) + SPREAD * random.standard_normal(len(whole))
+        found.append(whole.fit_to_target(whole.decode(positions), LIMITS))
+    return found
+
+
+def correlations(records: Sequence[Record]) -> dict[str, float]:
+    """Spearman's rank correlation of each score with the retrained accuracy, the best first."""
+    from scipy.stats import spearmanr
+
+    names = [name for name in records[0] if name not in ("piece", "retrained")]
+    retrained = [record["retrained"] for record in records]
+    found = {name: float(spearmanr([record[name] for record in records], retrained).statistic) for name in names}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if is_missing(NAME, needed("resnet20"), "put the data there"):
+        return SKIPPED
+    pieces = [[number, options.train_images, options.epochs] for number in range(options.plans)]
+    records = run_all(score_and_retrain, pieces, options.folder / "plans.jsonl", options.processes)
+    retrained = [record["retrained"] for record in records]
+    print(f"\n{len(records)} plans, retrained to {100 * min(retrained):.2f} .. {100 * max(retrained):.2f} %")
+    print("| score of a trial | Spearman correlation with the retrained accuracy |\n| --- | ---: |")
+    found = correlations(records)
+    for name, value in found.items():
+        print(f"| {name} | {value:.2f} |")
+    for index, center in enumerate(CENTERS):
+        near = [record for record in records if record["piece"][0] % len(CENTERS) == index]
+        if len(near) > 2:
+            found_near = ", ".join(f"{name} {value:.2f}" for name, value in correlations(near).items())
+            print(f"only the {len(near)} plans around {center}: {found_near}")
+    for kind, tuned in (("without fine-tuning", False), (f"after {STEPS} steps", True)):
+        best = max((name for name in found if ("after" in name) == tuned), key=lambda name: found[name])
+        close(f"{NAME}, {kind}", found[best], f"Spearman correlation of {best} with the retrained accuracy", GOAL)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.studies.{NAME}",
+        description="Rank correlation between the scores of trials and the accuracy after retraining.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--plans", type=int, default=30, help="plans of one cost")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of each retraining")
+    parser.add_argument("--train-images", type=int, default=45_000, help="training images of a retraining")
+    parser.add_argument("--processes", type=int, default=2, help="plans at once, a core each")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / NAME, help="where finished plans are kept")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Catalog of pfray's own components: names and one line each, read from their sources, so that none is imported."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import textwrap
+from pathlib import Path
+
+from pfray.config.registry import component_modules
+
+TITLES = {"learner": "learners", "search": "searchers", "model": "models", "data": "data sets"}
+WIDTH = 112
+
+
+def listing() -> str:
+    """The names of all components with one line each, by kind."""
+    parts = []
+    for kind, title in TITLES.items():
+        lines = [_line(names, about) for names, about in _entries(kind)]
+        parts.append("\n".join([f"{title}:", *lines]))
+    return "\n\n".join(parts)
+
+
+def _entries(kind: str) -> list[tuple[list[str], str]]:
+    """(names, what they are) of a kind's modules. A module of models has several names, its public functions."""
+    entries = []
+    for name, path in component_modules(kind).items():
+        module = _parse(path)
+        functions = [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
+        if kind == "model":
+            names = [function for function in functions if not function.startswith("_")]
+        else:
+            names = [name] if kind != "data" or "build" in functions else []
+        if names:
+            entries.append((names, ast.get_docstring(module) or ""))
+    return entries
+
+
+def _parse(path: str) -> ast.Module:
+    spec = importlib.util.find_spec(path)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _line(names: list[str], about: str) -> str:
+    start = f"  {', '.join(names):<18} "
+    # Without sources such as "(He et al. 2018)", up to the end of the sentence or a colon.
+    paragraph = re.sub(r"\s\([^()]*\d{4}[^()]*\)", "", about.partition("\n\n")[0])
+    sentence = re.split(r"(?<!\bal)[.:]\s", paragraph + " ")[0]
+    return start + textwrap.shorten(sentence, max(40, WIDTH - len(start)), placeholder=" ...")

@@ -1,0 +1,172 @@
+"""The numerical proof that taking channels out of a model changes nothing else.
+
+If all weights that read a channel are 0, the outputs are the same with and without the channel. Both are computed, on
+random inputs, with the model's own weights and with random ones, because some trained weights (a batch norm whose scale
+is 0) would hide a mistake.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pfray.errors import first_line
+from pfray.measure.cost import count_params
+from pfray.nn.fx import tensors
+from pfray.nn.modes import evaluating
+from pfray.pruning.channels.layer_entries import Removal, mask, remove_entries
+
+# Largest difference that counts as rounding, as a share of the largest output.
+TOLERANCE = 1e-4
+
+
+@contextmanager
+def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Module]:
+    """The model, whose layers are restored afterwards; copying the model would take longer than the proof."""
+    layers = [model.get_submodule(name) for name in {removal.layer: None for removal in removals}]
+    saved = [
+        {**vars(layer), "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
+    ]
+    try:
+        yield model
+    finally:
+        for layer, state in zip(layers, saved, strict=True):
+            vars(layer).clear()
+            vars(layer).update(state)
+
+
+class Unprovable(Exception):
+    """Nothing can be proven about the model. The text says why, in plain words."""
+
+
+class Failure(NamedTuple):
+    """The reason why a removal is refused: the forward pass ``fails``, or the property that changes."""
+
+    kind: Literal["fails", "shape", "values", "costs", "training"]
+    detail: str = ""
+
+
+class Proof:
+    """Tries removals on copies of ``model``, on the CPU; the model stays as it is.
+
+    inputs: the example's; floating-point ones are replaced by random numbers of the same shape. Raises Unprovable.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        try:
+            self.model = copy.deepcopy(model).cpu().float().eval()
+            self.inputs = tuple(
+                torch.randn(x.shape, generator=generator) if isinstance(x, Tensor) and x.is_floating_point() else x
+                for x in inputs
+            )
+            self.macs, self.macs_of = count_macs(self.model, self.inputs)
+            with evaluating(self.model):
+                twice = [tensors(self.model(*self.inputs)) for _ in range(2)]
+        except Exception as error:
+            raise Unprovable(f"the model cannot be copied and run on this input ({first_line(error)})") from error
+        if not all(map(_same, *twice)):
+            raise Unprovable("the model's outputs differ from run to run, or are not finite")
+        self.params = count_params(self.model)[0]
+        self._drawn: nn.Module | None = None
+        self._trains = self._training_failure([]) is None
+
+    def failure(
+        self, removals: Sequence[Removal], *, drawn: bool, costs: Mapping[str, float] | None = None
+    ) -> Failure | None:
+        """The failure of taking ``removals`` out; None for a proven removal.
+
+        drawn: use random weights instead of the model's own. costs: expected costs of the pruned model; given, they and
+        the training mode are tried too.
+        """
+        model = self._with_weights(drawn)
+        try:
+            with _restored(model, removals), evaluating(model):
+                mask(model, removals)
+                before = tensors(model(*self.inputs))
+            with _restored(model, removals):
+                remove_entries(model, removals)
+                with evaluating(model):
+                    after = tensors(model(*self.inputs))
+                found = {"macs": count_macs(model, self.inputs)[0], "params": count_params(model)[0]} if costs else None
+        except Exception as error:
+            return Failure("fails", first_line(error))
+        if [output.shape for output in before] != [output.shape for output in after]:
+            return Failure("shape")
+        if not all(map(_same, before, after)):
+            return Failure("values")
+        if costs is None:
+            return None
+        if found != costs:
+            return Failure("costs", f"{found} instead of {costs}")
+        return self._training_failure(removals) if self._trains else None
+
+    def _training_failure(self, removals: Sequence[Removal]) -> Failure | None:
+        """The failure in training mode, in which some layers run only then or differently."""
+        model = copy.deepcopy(self.model).train()
+        # Two samples, because batch norms cannot train on one.
+        inputs = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in self.inputs]
+        try:
+            remove_entries(model, removals)
+            with torch.no_grad():
+                model(*inputs)
+        except Exception as error:
+            return Failure("training", first_line(error))
+        return None
+
+    def _with_weights(self, drawn: bool) -> nn.Module:
+        if not drawn:
+            return self.model
+        if self._drawn is None:
+            model = copy.deepcopy(self.model)
+            _draw(model, torch.Generator().manual_seed(0))
+            with evaluating(model):
+                finite = all(bool(output.isfinite().all()) for output in tensors(model(*self.inputs)))
+            self._drawn = model if finite else self.model
+        return self._drawn
+
+
+def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, dict[str, int]]:
+    """(multiply-adds of one forward pass, the same by module), counted as in pfray.measure.cost."""
+    with FlopCounterMode(display=False) as counter, evaluating(model):
+        model(*inputs)
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    macs: dict[nn.Module, int] = defaultdict(int)
+    # The counter counts a module with several names under one of them.
+    for name, module in model.named_modules(remove_duplicate=False):
+        macs[module] += sum(counts.get(f"{root}.{name}" if name else root, {}).values()) // 2
+    return counter.get_total_flops() // 2, {name: macs[module] for name, module in model.named_modules()}
+
+
+@torch.no_grad()
+def _draw(model: nn.Module, generator: torch.Generator) -> None:
+    """Random weights and statistics, under which activations neither vanish nor explode in a deep network."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        if parameter.dim() > 1:
+            fan_in = parameter.numel() / len(parameter)
+            parameter.normal_(0.0, 1.2 / max(1.0, fan_in) ** 0.5, generator=generator)
+        elif name.endswith("bias"):
+            parameter.normal_(0.1, 0.2, generator=generator)
+        else:
+            parameter.uniform_(0.5, 1.5, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0.0, 0.2, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """True if the tensors are equal but for rounding; NaN is never equal."""
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    return bool(((first - second).abs() <= TOLERANCE * first.abs().max()).all()) if first.numel() else True

@@ -1,0 +1,187 @@
+"""Whether a run may begin or go on in a folder, and the folder made ready for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pfray.config import strict_yaml
+from pfray.errors import RunExists, StorageError
+from pfray.search import _state, _trial_log
+from pfray.space import CompressionSpace
+from pfray.storage.identity import differences
+from pfray.storage.run_folder import EVENTS, IDENTITY, RESCORE, SEARCH, TRAINING, TUNE, RunFolder
+from pfray.utils.cache import content_key
+from pfray.utils.files import read_json, write_atomically, write_json
+from pfray.utils.safe_paths import refuse_links_outside
+
+FOLDERS = (SEARCH, RESCORE, TRAINING, EVENTS, TUNE)
+SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".pt", ".pt2", ".packed", ".tflite", ".pkl")
+
+
+def check_folder(
+    run: RunFolder,
+    experiment: Mapping[str, Any],
+    *,
+    resume: bool,
+    force: bool,
+    identity: Mapping[str, Any] | None = None,
+) -> None:
+    """Look at the run's folder and touch nothing.
+
+    experiment: plain data, as ``schema.plain`` gives them. identity: what the run to continue has to have begun with;
+    None compares the experiment only. Raises RunExists where a run there would mix files or be lost, StorageError where
+    it cannot be read.
+    """
+    if run.experiment.exists():
+        if resume:
+            refuse_links_outside(run.path)
+            _check_kinds(run)
+            _check_same(run, experiment, identity)
+        elif not force:
+            state = "finished" if run.is_finished else "unfinished"
+            raise RunExists(
+                f"{run.title} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
+            )
+    elif run.path.is_dir() and any(not path.name.startswith(".") for path in run.path.iterdir()):
+        # Such files would be taken for an earlier session's, or be lost to a later --force.
+        raise RunExists(f"{run.path} holds files but no run. Remedy: move them away, or name=... for another folder")
+
+
+def open_folder(
+    run: RunFolder,
+    experiment: Mapping[str, Any],
+    *,
+    resume: bool,
+    force: bool,
+    identity: Mapping[str, Any] | None = None,
+) -> None:
+    """Make the run's folder ready to work in. ``force`` removes an earlier run; a damaged result is removed too.
+
+    Arguments as of ``check_folder``. Raises RunExists, StorageError.
+    """
+    check_folder(run, experiment, resume=resume, force=force, identity=identity)
+    try:
+        if force and run.experiment.exists():
+            shutil.rmtree(run.path)
+        if run.experiment.exists() and _differing(run, experiment) != []:  # and yet the identity is the same
+            logging.getLogger("pfray").warning("%s is damaged; it is written again", run.experiment)
+        # Ray Tune's record of an earlier session is never read, and damage in it would be in the way.
+        shutil.rmtree(run.path / TUNE, ignore_errors=True)
+        run.summary.unlink(missing_ok=True)
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.experiment, strict_yaml.dump(dict(experiment)))
+        if identity is not None:
+            write_json(run.identity, {**identity, "experiment": _experiment_key(experiment)})
+        run.search.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the run folder {run.path} cannot be written ({error.strerror or error}). "
+            "Remedy: choose another with storage=..."
+        ) from error
+
+
+def check_trials(run: RunFolder, space: CompressionSpace, trials: int) -> None:
+    """Look for lost trials of a run that is to go on, before anything is done. trials: the budget of the search.
+
+    Raises StorageError for damaged trial files, and where trials are gone that later files were made of.
+    """
+    found = _trial_log.read_trials(run.trials, space, trials)
+    rescored = _trial_log.read_trials(run.rescored_trials, space, trials)
+    chosen = run.made_of_choice()
+    begun = [*chosen, *([run.rescored_trials] if rescored else [])]
+    finished = _state.saved_trial_count(run.search)
+    remedy = "Remedy: put the file back, or --force to begin anew"
+    if not found and (finished or begun):
+        what = f"the search had finished {finished}" if finished else f"{begun[0]} was made of some"
+        state = "holds no trial" if run.trials.exists() else "is missing"
+        raise StorageError(f"{run.trials} {state}, and {what}. {remedy}")
+    if len(found) < finished and begun:
+        raise StorageError(f"{run.trials} holds {len(found)} trials; the search had finished {finished}, and "
+                           f"{begun[0]} was made of them. {remedy}")  # fmt: skip
+    if chosen and run.rescore.exists() and not rescored:
+        raise StorageError(
+            f"{run.rescored_trials} is missing or empty, and {chosen[0]} was made of its best plan. {remedy}"
+        )
+
+
+def _check_kinds(run: RunFolder) -> None:
+    """Raise StorageError for a folder in the place of a file, and the other way round."""
+    folders = [*(run.path / name for name in FOLDERS), *run.path.glob(f"{TRAINING}/[!.]*")]
+    wrong = [path for path in folders if path.suffix not in SUFFIXES and path.exists() and not path.is_dir()]
+    if wrong:
+        raise StorageError(f"{wrong[0]} is no folder, as a run has it. Remedy: remove it, then continue with --resume")
+    inside = [path for path in run.path.rglob("*") if TUNE not in path.relative_to(run.path).parts]
+    if others := [path for path in inside if path.suffix in SUFFIXES and not path.is_file()]:
+        raise StorageError(f"{others[0]} is no file, as a run has it. Remedy: remove it, then continue with --resume")
+
+
+def _check_same(run: RunFolder, experiment: Mapping[str, Any], identity: Mapping[str, Any] | None) -> None:
+    """Raise RunExists where the run to continue began with another experiment, model, data, code or pfray."""
+    remedy = (
+        "Remedy: resume with what it began with, use --force to replace it, or name=... "
+        f"with --warm-start {run.path} to learn from its trials"
+    )
+    known = read_json(run.identity)
+    if known is None or known.get("experiment") != _experiment_key(experiment):
+        _check_same_experiment(run, experiment, remedy)
+    if identity is None:
+        return
+    if known is None:
+        # Killed before its first result it has nothing that could be mixed with another's.
+        if any(path.exists() for path in (run.trials, run.path / TRAINING, run.teacher)):
+            raise RunExists(
+                f"{run.title} holds a run of an earlier version of pfray, or its {IDENTITY} is missing or damaged: "
+                f"whether model, data and code are still the same cannot be told. {remedy}"
+            )
+        return
+    if changed := differences(known, identity):
+        raise RunExists(
+            f"{run.title} holds a run that began with something else; changed: {'; '.join(changed)}. {remedy}"
+        )
+
+
+def _check_same_experiment(run: RunFolder, experiment: Mapping[str, Any], remedy: str) -> None:
+    changed = _differing(run, experiment)
+    if changed is None:
+        raise RunExists(f"{run.experiment} is damaged, so that what it was of cannot be told. {remedy}")
+    if changed:
+        raise RunExists(
+            f"{run.title} holds a run of another experiment; these differ: {', '.join(changed)}. "
+            "Remedy: resume with the same file and overrides, use --force to replace it, or name=..."
+        )
+
+
+def _differing(run: RunFolder, experiment: Mapping[str, Any]) -> list[str] | None:
+    """Sections in which the saved experiment is another one; None where its file is damaged."""
+    new = _compared(experiment)
+    old = _read_compared(run.experiment, set(experiment))
+    return None if old is None else [key for key in new if old.get(key) != new[key]]
+
+
+def _compared(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that decides what a run computes; where it runs, and on how much, may differ when it is continued."""
+    plain = strict_yaml.parse(strict_yaml.dump(dict(experiment)))  # as it will be read
+    plain["resources.precision"] = plain.pop("resources")["precision"]
+    del plain["storage"]
+    return plain
+
+
+def _read_compared(saved: Path, sections: set[str]) -> dict[str, Any] | None:
+    """The saved experiment as ``_compared`` gives it; None where the file is damaged or lacks sections."""
+    try:
+        raw = strict_yaml.parse(saved.read_text(encoding="utf-8"))
+        if not raw.keys() >= sections:
+            return None
+        raw["resources.precision"] = raw.pop("resources")["precision"]
+        return raw
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _experiment_key(experiment: Mapping[str, Any]) -> str:
+    return content_key(json.dumps(_compared(experiment), sort_keys=True))

@@ -1,0 +1,78 @@
+"""The search of a run: plans without search, trials, the choice among the best, and plans that keep a time limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pfray.config.schema import Experiment
+from pfray.learner.scoring import TrialSpec
+from pfray.objective import WEIGH_COST
+from pfray.reporting.observers import Observers
+from pfray.search.base import PlanSearcher
+from pfray.space import Plan
+from pfray.storage.run_folder import MODEL, RunFolder
+from pfray.workflow import latency_model, trials
+from pfray.workflow.baselines import first_plans, plans_without_search
+from pfray.workflow.setup import LoadedRun
+from pfray.workflow.trials import Choice
+
+
+@dataclass(frozen=True)
+class Found:
+    """plans: to retrain, by the name of their model. choice: the chosen trial. trials: their numbers.
+
+    uniform: the plan that treats all knobs alike.
+    """
+
+    plans: dict[str, Plan]
+    choice: Choice
+    trials: dict[str, int | None]
+    uniform: Plan
+
+
+def search(experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers) -> Found:
+    """Search the best plan, or go on with a search that was interrupted. Raises SearchFailed."""
+    components = loaded.components
+    with observers.stage("plans without search"):
+        # Not kept: what an algorithm computes once may be large, and the workers compute it for themselves.
+        curves = components.learner(spec.context.teacher, loaded.task, components.learner_settings).error_curves()
+        known = plans_without_search(loaded.space, loaded.limits, curves)
+    searcher = _make_searcher(experiment, loaded, known, run)
+    if (note := searcher.resume()) is not None:
+        observers.note(f"note: {note}")
+    if not searcher.finished():
+        folder, scheduler = run.tune(run.search.name), experiment.search.scheduler
+        trials.run_trials(spec, searcher, experiment.resources, folder, observers, scheduler)
+    choice = trials.choose(spec, searcher, experiment.search.rescore, experiment.resources, run, observers)
+    plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
+    plans[MODEL] = choice.plan
+    # A plan that the user gave is never changed: too slow, it is so in the end.
+    fixed = {MODEL} if searcher.plan_source is not None else set()
+    plans |= _kept_to_time({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
+    return Found(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
+
+
+def _make_searcher(
+    experiment: Experiment, loaded: LoadedRun, known: Mapping[str, Plan], run: RunFolder
+) -> PlanSearcher:
+    components = loaded.components
+    searcher = components.searcher(
+        loaded.space, loaded.limits, components.search_settings, seed=experiment.seed, trials=experiment.search.trials,
+        first_plans=first_plans(known, components.searcher), use_full_budget=loaded.objective.name not in WEIGH_COST,
+        folder=run.search,
+    )  # fmt: skip
+    searcher.warm_start(loaded.earlier)
+    return searcher
+
+
+def _kept_to_time(
+    plans: dict[str, Plan], loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
+) -> dict[str, Plan]:
+    """The plans, compressed further where their files are too slow; as they are without a limit on the time."""
+    if "latency_ms" not in loaded.limits:
+        return plans
+    with observers.stage("time plans", total=len(plans)) as stage:
+        return latency_model.hold(
+            plans, loaded.space, loaded.limits, spec.recipe, spec.context, run.timed_plans, stage.update
+        )
