@@ -1,1 +1,1 @@
-"""What measures pfray against its peers and its own goals; never run by the tests."""
+"""Benchmarks of pfray against its peers and its own goals; the tests never run them."""

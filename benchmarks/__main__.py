@@ -1,4 +1,4 @@
-"""Run every benchmark but the finished studies in turn, each in a process of its own, and print their closing lines."""
+"""Runs every benchmark except the finished studies, each in its own process, and prints their closing lines."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Walk the guide's way to a cluster of one's own on this machine, with the commands that it names.
+"""Runs the commands of the guide's section on a cluster of one's own, on this machine.
 
 ``configs/cluster/on_premise.sh`` starts a head, which gets an experiment as a job; then a worker joins, and a run finds
 the cluster by its address. The token is made here. Prints each command, its exit code and its seconds; the exit code
-is 1 where one ended otherwise than it should.
+is 1 if a command ended with an unexpected one.
 """
 
 from __future__ import annotations

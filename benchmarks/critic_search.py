@@ -1,4 +1,4 @@
-"""How long a whole search by ``critic`` takes: ResNet-56 on CIFAR-10, 90 % sparsity, 200 trials, by command line."""
+"""Wall time of a whole search by ``critic`` on the command line: ResNet-56 on CIFAR-10, 90 % sparsity, 200 trials."""
 
 from __future__ import annotations
 

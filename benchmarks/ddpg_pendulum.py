@@ -1,8 +1,7 @@
-"""Whether the agent of pfray/search/_ddpg_agent.py is a sound DDPG: its return on a task the whole field knows,
-Pendulum-v1.
+"""Return of the DDPG agent of pfray/search/_ddpg_agent.py on a standard task, Pendulum-v1, to check the implementation.
 
 An agent that does nothing gets about -1200, one that solves the task about -150. Evaluated without noise, on other
-seeds than those trained on.
+seeds than the training's.
 
     python -m benchmarks.ddpg_pendulum
 """

@@ -1,8 +1,8 @@
-"""Whether exported files give the same outputs on a device's interpreter as where they were made.
+"""Checks that exported files give the same outputs on a device's interpreter as on the machine that made them.
 
 ``make`` runs where pfray is installed and writes fixed inputs and their outputs; ``compare`` runs on the device, with
 numpy and an interpreter only. ``make device-check`` does both, with an environment of tflite-runtime as the device, for
-the demo's files and those of ``device_files``.
+the demo's files and the files of ``device_files``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Small .tflite files of every kind that a run ships, for the check on a device: LeNet, trained on the digits for a few
-seconds, in float, with sparse weights, in int8, and with its weights on 2^8 and 2^4 levels.
+"""Makes small .tflite files of every kind that a run ships, for the check on a device.
+
+The model is LeNet, trained on the digits for a few seconds: in float, with sparse weights, in int8, and with its
+weights on 2^8 and 2^4 levels.
 """
 
 from __future__ import annotations

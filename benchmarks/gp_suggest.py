@@ -1,9 +1,8 @@
-"""What a suggestion of the Gaussian-process searcher costs: 30 knobs, 100 trials told, one core.
+"""Time of a suggestion of the Gaussian-process searcher: 30 knobs, 100 finished trials, one core.
 
-The scores are those of a smooth landscape with a little noise, so that the process has something to fit. Every one of
-the suggestions is followed by its score, so the fits of the length scale, the variance and the noise that fall due are
-among them. Beside it, once: what the library's own ``suggest`` takes on the same observations with its default process
-and its default search.
+The scores come from a smooth landscape with a little noise, so that the fit is realistic. Every suggestion is followed
+by its score, so the periodic fits of the length scale, the variance and the noise are included. For comparison, once:
+the library's own ``suggest`` on the same observations with its default process and maximization.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def library_seconds(searcher: GP, observations: int) -> float:
     optimizer = BayesianOptimization(
         None, dict.fromkeys(searcher.space.names, (0.0, 1.0)), random_state=0, verbose=0, allow_duplicate_points=True
     )
-    for plan, value in searcher.told[:observations]:
+    for plan, value in searcher.history[:observations]:
         assert value is not None
         optimizer.space.register(searcher.space.encode(plan), value)
     start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What 8 bits make of the .tflite: milliseconds against the float file, timed in turns, bytes, and test accuracy.
+"""Effect of 8 bits on the .tflite: latency against the float file, timed alternately, bytes, and test accuracy.
 
-ResNet-56 on CIFAR-10 from its weights, and MobileNet-v1 for 32x32 images, whose weights do not matter for its speed, so
-it is not trained. Both are quantized after training, without a step more (``litert_quant`` and no epochs), or with
-``--epochs`` trained on with the rounding in place.
+ResNet-56 on CIFAR-10 with its weights, and MobileNet-v1 for 32x32 images, untrained, because its weights do not affect
+its speed. Both are quantized after training without further steps (``litert_quant`` and no epochs), or with
+``--epochs`` of quantization-aware training.
 """
 
 from __future__ import annotations

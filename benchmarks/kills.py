@@ -1,15 +1,15 @@
-"""A search under 20 SIGKILLs of its workers, of raylets and of its driver, beside the same search left in peace.
+"""A search under 20 SIGKILLs of its workers, raylets and driver, compared with the same search undisturbed.
 
-The cluster is a head and two raylets on this machine. The search: LeNet on the digits, random plans,
-each trial a short sleep beside its measurement, so that there is time to be killed in. What is killed, and after how
-many more trials, is drawn from a seed:
+The cluster is a head and two raylets on this machine. The search runs LeNet on the digits with random plans; each trial
+sleeps shortly in addition to its measurement, which leaves time for a kill. The victim, and the number of trials until
+the next kill, are drawn from a seed:
 
 - a worker: one of the processes that run trials. Tune starts its trial again.
 - a raylet: a machine is gone with all its workers; another one is added in its place.
 - the driver: the whole process of the run; ``--resume`` starts another.
 
-Nothing is lost where the search ends with every trial number once, each with a score, and with as many different plans
-as the one in peace has.
+Nothing is lost if the search ends with every trial number once, each with a score, and with as many different plans as
+the undisturbed search.
 """
 
 from __future__ import annotations

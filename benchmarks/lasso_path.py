@@ -1,9 +1,9 @@
-"""What LASSO selection costs: the channels of each block of ResNet-56 for 20 keep ratios, chosen two ways.
+"""Time of LASSO selection: the channels of each block of ResNet-56 for 20 keep ratios, selected in two ways.
 
-Ours: the Gram matrix of the channels' contributions, from the covariance of what the layer reads, and one LASSO path
-over it. The other: scikit-learn's ``Lasso`` on the contributions themselves (a regressor for each channel, a sample for
-each sampled row and output), with a binary search on alpha for each count, as He, Zhang and Sun 2017 do. Both see the
-same rows, ten positions of each image as theirs. Neither time counts the forward pass; that is printed beside them.
+pfray's: the Gram matrix of the channels' contributions, from the covariance of the layer's inputs, and one LASSO path
+over it. The other: scikit-learn's ``Lasso`` on the contributions themselves (a regressor per channel, a sample per
+sampled row and output), with a binary search on alpha for each count, as in He, Zhang and Sun 2017. Both use the same
+rows, ten positions of each image as in the paper. Neither time includes the forward pass, which is printed separately.
 """
 
 from __future__ import annotations

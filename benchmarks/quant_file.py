@@ -1,8 +1,9 @@
-"""The .tflite of ResNet-20 on CIFAR-10 with its weights on 2^k levels or in codebooks: bytes, milliseconds and accuracy
-by how they can be stored.
+"""Bytes, latency and accuracy of the .tflite of ResNet-20 on CIFAR-10 with weights on 2^k levels or in codebooks, for
+each way to store them.
 
-Quantized after training, the same bits for every layer but the first and the last, batch-norm statistics put right; the
-file is written and checked as at the end of a run, on the whole test split, and timed in turns with the float file.
+Quantized after training with re-estimated batch norms, with the same bits for every layer except the first and the
+last. The file is written and checked as at the end of a run, on the whole test split, and timed alternately with the
+float file.
 """
 
 from __future__ import annotations

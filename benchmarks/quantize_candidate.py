@@ -1,7 +1,7 @@
-"""How long a candidate of the bits search takes on ResNet-56: copy the teacher and quantize every layer, no evaluation.
+"""Time of a candidate of the bits search on ResNet-56: copy the teacher and quantize every layer, without evaluation.
 
-Random plans of 1 to 8 bits a layer, for both learners with their defaults; the median, on one thread, in process time,
-so that other work on the machine does not count.
+Random plans of 1 to 8 bits a layer, for both learners with their defaults. Reports the median, on one thread, in
+process time, so that other load on the machine does not count.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.result import SKIPPED, close, is_missing
-from benchmarks.searching import job_with
 from benchmarks.sparse_resnet import needed
+from benchmarks.studies.searching import job_with
 
 NAME = "quantize_candidate"
 MODEL = "resnet56"

@@ -1,4 +1,4 @@
-"""Several raylets on this machine: a Ray cluster as far as Ray is concerned, each raylet a machine of its own."""
+"""Several raylets on this machine, a cluster for Ray: each raylet acts as one machine."""
 
 from __future__ import annotations
 

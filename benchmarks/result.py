@@ -1,4 +1,4 @@
-"""The closing line of every benchmark, and how one is left out."""
+"""The closing line of every benchmark, also of a skipped one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search costs beside its trials: Ray, the searcher and the bookkeeping, in a real run of the command line.
+"""Overhead of a search over its trials: Ray, the searcher and the bookkeeping, in a real run of the command line.
 
 The run: ResNet-20 on CIFAR-10, 90 % sparsity, 60 random plans without fine-tuning, each measured on 1,000 validation
 images after batch-norm re-estimation on the default number of training images; no retraining and no .tflite.
@@ -7,12 +7,12 @@ Notation: trial i reports ``seconds`` s_i, the wall time in its ``step``, and ``
 
     overhead = (max e_i - min(e_i - s_i)) / (sum s_i / p)
 
-Counted as overhead: everything between two trials of a worker (Tune's event loop, the searcher, ``trials.jsonl``,
-the actor's reset), workers that start later than the first, and the end, when the last trials no longer fill them all.
-Not counted: the start of the first worker, which is in the second figure, and work beside a running trial that slows
-it down, because s_i is wall time and grows with it. To show how much that is, the median of s_i is printed next to the
-time of the same computation alone, in a process without Ray; what p trials take from each other (caches, memory) is in
-there as well, and is not Ray's doing.
+Included: everything between two trials of a worker (Tune's event loop, the searcher, ``trials.jsonl``, the actor's
+reset), workers that start later than the first, and the end, when the last trials leave some workers idle. Excluded:
+the start of the first worker, which the second figure includes, and work in parallel with a running trial, which slows
+it down and so increases s_i. To show that effect, the median of s_i is printed next to the time of the same computation
+in a process without Ray. The difference also includes contention between the p trials (caches, memory), which Ray does
+not cause.
 """
 
 from __future__ import annotations

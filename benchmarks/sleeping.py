@@ -1,4 +1,4 @@
-"""Trials that sleep instead of compute, for what is measured of everything around them."""
+"""Trials that sleep instead of compute, for measuring everything around them."""
 
 from __future__ import annotations
 

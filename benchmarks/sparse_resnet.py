@@ -1,4 +1,4 @@
-"""What several benchmarks measure on: a CIFAR ResNet with 90 % of its weights gone, scored without fine-tuning."""
+"""The search problem shared by several benchmarks: a CIFAR ResNet with 90 % sparsity, scored without fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""What a suggestion costs each searcher when 10,000 trials are known: its own time between two trials of the search.
+"""Time of a suggestion of each searcher with 10,000 finished trials: its own time between two trials of the search.
 
-Counted, in seconds of the processor and not of the clock, so that other work beside it does not: ``ask`` with all that
-is around it (``suggest``), learning from the result (``on_trial_complete``), and of that, keeping the state. Only one
-process of a search does this, so its inverse is the most trials a second that the searcher can serve, whatever the
-cluster.
+Measured in CPU seconds, so that other load does not count: ``ask`` with its surroundings (``suggest``), learning from
+the result (``on_trial_complete``), and the part of that for saving the state. Only one process of a search does this,
+so its inverse bounds the trials per second of the searcher on any cluster.
 
 The space has 30 knobs as in gp_suggest, for policy_gradient knobs to keep or to remove. The 10,000 are random plans
-on a smooth landscape with noise. Agents are told of them without training on each, which would take an hour; the
-suggestions that are measured are trained on.
+on a smooth landscape with noise. Agents are told of them without training on each, which would take an hour; they are
+trained on the measured suggestions.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Images per second of ``pfray.training.loop.fit`` against a bare PyTorch loop of the same precision, memory format
-and batch.
+"""Images per second of ``pfray.training.loop.fit`` against a bare PyTorch loop of the same precision, memory format and
+batch.
 
-Both train the same model on the same uint8 tensors in memory, with the same augmentation, SGD and cosine schedule, by
-turns in one process (A B A B ...), after a warm-up of each. The bare loop is what one would write for this one job: no
-distillation, hooks, shards or checkpoints. On a GPU it keeps the images there, because a user of one would.
+Both train the same model on the same uint8 tensors in memory, with the same augmentation, SGD and cosine schedule,
+alternating in one process (A B A B ...), after a warm-up of each. The bare loop is written for this one job: no
+distillation, hooks, shards or checkpoints. On a GPU it keeps the images there, as a user would.
 """
 
 from __future__ import annotations

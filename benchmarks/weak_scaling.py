@@ -1,14 +1,14 @@
-"""Trials a minute with 1, 2, 4 and 8 raylets of eight trials each, which sleep instead of compute.
+"""Trials per minute with 1, 2, 4 and 8 raylets of eight trials each, which sleep instead of compute.
 
-They sleep so that the processors of this one machine, which has to be all machines of the cluster, are no limit. What
-is left is what a search does between trials: Tune's loop, the searcher and the files, all in the one process of the
-driver. The window that counts begins when all trials run for the first time and ends when the last trial starts.
+They sleep so that the processors of this one machine, which acts as all machines of the cluster, are no limit. The rest
+is the work of a search between trials: Tune's loop, the searcher and the files, all in the one process of the driver.
+The measured window begins when all trials run for the first time and ends when the last trial starts.
 
     rate = trials finished in the window / its length;  ideal = trials at once / their mean length
     busy = seconds that trials slept in the window / (trials at once * length of the window)
 
-The second figure is the driver's processor time for a trial, which does not depend on other work on the machine: its
-inverse is the most trials a second that one search can run on any cluster.
+The second figure is the driver's CPU time per trial, independent of other load on the machine: its inverse bounds the
+trials per second of one search on any cluster.
 """
 
 from __future__ import annotations

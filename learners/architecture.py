@@ -1,11 +1,11 @@
-"""A convolutional network searched from nothing, trained from scratch: what compression has to beat (Pahwa et al. 2019
-compare with Auto-Keras, Jin et al. 2019, which searches by Bayesian optimization too; here any searcher does).
+"""Architecture search: a convolutional network trained from scratch, the baseline for compression (Pahwa et al. 2019
+compare with Auto-Keras, Jin et al. 2019, which also uses Bayesian optimization; here any searcher works).
 
-The networks are VGG-like (``pfray/models/vgg.py``): S stages of 3x3 convolutions with batch norm, a pooling behind each
-that halves the feature map, and one linear layer. The knobs are the depth and the width of every stage. Of the teacher
-nothing is kept but its soft labels, in as far as ``distill`` asks for them.
+The networks are VGG-like (``pfray/models/vgg.py``): S stages of 3x3 convolutions with batch norm, each followed by a
+pooling that halves the feature map, then one linear layer. The knobs are the depth and the width of every stage. The
+teacher contributes only soft labels, if ``distill`` asks for them.
 
-Notation: stage s has d_s of at most D layers and c_s of at most C_s channels; a plan has the shares d_s / D, c_s / C_s.
+Notation: stage s has d_s <= D layers and c_s <= C_s channels; a plan holds the shares d_s / D and c_s / C_s.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from pfray.nn.modes import place
 from pfray.nn.width_multiplier import scaled
 from pfray.space import CompressionSpace, Knob, Plan
 
-# Widths that a stage can have, at most.
+# Maximum number of widths that a stage can have.
 WIDTHS = 16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """channels: C_s, the most that each stage can have, multiples of 8; there are as many stages.
+    """channels: C_s, the maximum of each stage, multiples of 8; their number is S.
 
-    depth: D, the most layers of a stage.
+    depth: D, the maximum number of layers of a stage.
     """
 
     channels: tuple[Annotated[int, Field(ge=16, multiple_of=8)], ...] = (64, 128, 256, 512, 512)
@@ -54,10 +54,10 @@ class Architecture(Algorithm):
     from_scratch = True
 
     def space(self) -> CompressionSpace:
-        """Two knobs a stage, ``depth`` and ``width``, as shares of the largest; costs ``macs``, ``params``, and
-        ``size_bytes``, the latter's as float32.
+        """Two knobs per stage, ``depth`` and ``width``, as shares of the maximum.
 
-        Raises UnsupportedModel where the inputs cannot be halved so often, or the outputs do not fit the task.
+        Costs: ``macs``, ``params``, and ``size_bytes`` of float32. Raises UnsupportedModel if the inputs cannot be
+        halved S times, or the outputs do not fit the task.
         """
         settings, task = self.settings, self.task
         shape, least = task.input_shape, 2 ** len(settings.channels)
@@ -78,23 +78,23 @@ class Architecture(Algorithm):
         names = [knob.name for knob in knobs]
         smallest = {knob.name: knob.compressed for knob in knobs}
         with torch.random.fork_rng(devices=[]):
-            check_output(network(smallest, settings, task_arguments(task)), task)
+            check_output(build_network(smallest, settings, task_arguments(task)), task)
         return CompressionSpace(
             tuple(knobs), partial(_costs, names=names, settings=settings, shape=shape, outputs=task.num_outputs)
         )
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """The network of the plan, its weights drawn from torch's generator."""
-        return Compressed(place(network(plan, self.settings, task_arguments(self.task)), self.device))
+        """The network of the plan, with weights drawn from torch's generator."""
+        return Compressed(place(build_network(plan, self.settings, task_arguments(self.task)), self.device))
 
 
-def network(plan: Plan, settings: Settings, known: Mapping[str, int]) -> nn.Module:
-    """The network of a plan, its weights drawn from torch's generator. known: of the task."""
-    return VGG(stages(plan, settings), **known)
+def build_network(plan: Plan, settings: Settings, task_args: Mapping[str, int]) -> nn.Module:
+    """The network of a plan, with weights drawn from torch's generator. task_args: arguments given by the task."""
+    return VGG(stage_channels(plan, settings), **task_args)
 
 
-def stages(plan: Plan, settings: Settings) -> list[list[int]]:
-    """The channels of each layer of each stage."""
+def stage_channels(plan: Plan, settings: Settings) -> list[list[int]]:
+    """Channels of each layer, by stage."""
     found = []
     for number, channels in enumerate(settings.channels):
         depth = round(plan.get(_name(number, "depth"), 1.0) * settings.depth)
@@ -111,7 +111,7 @@ def _costs(
 ) -> dict[str, float]:
     channels, height, width = shape
     params = macs = 0
-    for stage in stages(dict(zip(names, values.tolist(), strict=True)), settings):
+    for stage in stage_channels(dict(zip(names, values.tolist(), strict=True)), settings):
         for count in stage:
             weights = 9 * channels * count
             params += weights + 2 * count  # a scale and a shift for each channel

@@ -1,9 +1,9 @@
 """Channel pruning by LASSO selection and least-squares reconstruction (He, Zhang and Sun 2017).
 
-One pass over the calibration images gives the covariance of what each layer reads. From those follow, for every group
-of channels and every count, which channels to keep (the whole LASSO path at once), what the layers that read them lose,
-and, for a plan, the weights that lose least: a candidate of the search needs no further look at the data. The plan that
-is chosen in the end is done in order (``finish``).
+One pass over the calibration images gives the covariance of each layer's inputs. It determines, for every channel group
+and count, the channels to keep (the whole LASSO path at once), the error of the layers that read them, and for a plan
+the weights of least error: a candidate of the search needs no further pass over the data. The chosen plan is
+reconstructed layer by layer, in order (``finish``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pfray.task import Task, example_input
 
 @dataclass(frozen=True)
 class Settings(ChannelSettings):
-    """images: training inputs that calibrate. positions: how many output positions of each are looked at."""
+    """images: training inputs for calibration. positions: output positions sampled from each."""
 
     images: Annotated[int, Field(ge=1)] = 1000
     positions: Annotated[int, Field(ge=1)] = 48
@@ -60,22 +60,24 @@ class ChannelPruned(Algorithm):
         return calibrate(self.model, self.task, self.settings)
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """What the layers that read a group lose, each reconstructed: 1 - R^2 of its outputs.
+        """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
 
-        Of several readers R^2 is multiplied, which for the allocator adds their errors up.
+        R^2 of several readers are multiplied, so that the allocator adds up their errors.
         """
         error = partial(group_error, self.model, self.calibration)
         return keep_ratios.error_curves(self.calibration.graph, self.settings, error)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """All groups at once, each layer reconstructed from what it read in the uncompressed model."""
+        """Prunes all groups at once, each layer reconstructed from its inputs in the uncompressed model."""
         counts, kept = self.structure(plan), self.calibration.kept
         return Compressed(reconstructed(self.model, self.calibration, {g: kept[g][n] for g, n in counts.items()}))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
-        """The channels of ``compress``; then every layer in order, with the inputs that the pruned layers before it
-        really give, reconstructed against what the unpruned model does (``sequential.py``). Where the order cannot be
-        found, as in ``compress``."""
+        """Keeps the channels of ``compress``, and reconstructs the layers in order (``sequential.py``).
+
+        A layer's inputs are the outputs of the pruned layers before it, its targets the outputs of the unpruned model.
+        If torch.fx cannot trace the model, the order is unknown: all layers are then reconstructed as in ``compress``.
+        """
         model = self.model if start is None else start
         calibration = self.calibration if start is None else calibrate(start, self.task, self.settings)
         structure = self.structure(plan)
@@ -94,24 +96,24 @@ class ChannelPruned(Algorithm):
         return Compressed(pruned, structure=structure)
 
     def structure(self, plan: Plan) -> dict[str, int]:
-        """The units that each group keeps."""
+        """Number of units that each group keeps."""
         return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
 
     def rebuild(self, structure: dict[str, int]) -> nn.Module:
         return keep_ratios.with_counts(self.model, structure, self.task)
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """Group fine-tuning."""
+        """Stages of group fine-tuning (``group_size``)."""
         plans = keep_ratios.group_plans(plan, self.settings.group_size)
         return [Stage(each, self.settings.group_epochs) for each in plans]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What does not depend on the plan.
+    """Quantities independent of the plan.
 
-    moments: of the inputs of each layer that reads channels of a group. kept: by group and count, the units that stay.
-    norms: the batch norm behind a layer.
+    moments: moments of the inputs of each layer that reads channels of a group. kept: kept units, by group and count.
+    norms: the batch norm after a layer, by the layer's name.
     """
 
     graph: ChannelGraph
@@ -121,21 +123,21 @@ class Calibration:
 
 
 def calibrate(model: nn.Module, task: Task, settings: Settings) -> Calibration:
-    """One pass over the calibration images, and the LASSO path of every group."""
+    """Runs one pass over the calibration images, and computes the LASSO path of every group."""
     graph = graph_of(model, task)
     norms = norms_behind(model, example_input(task, next(model.parameters()).device))
     names = {cut.layer for group in graph.groups for cut in readers(model, group)}
     ordered = [name for name, _ in model.named_modules() if name in names]
     moments = cached_moments(model, task, ordered, settings.images, settings.positions)
-    # A constant that the removed channels had contributed can be put into a bias or a batch norm; otherwise the weights
-    # have to make up for it, and it counts.
+    # A bias or a batch norm can take over the mean contribution of removed channels; without one the weights have to
+    # compensate for it, and it counts as error.
     moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
     kept = {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in graph.groups}
     return Calibration(graph, moments, kept, norms)
 
 
 def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.Module:
-    """A pruned copy, each layer reconstructed from what it read in the uncompressed model. kept: units, by group."""
+    """A pruned copy, each layer reconstructed from its inputs in the uncompressed model. kept: kept units, by group."""
     pruned = copy.deepcopy(model)
     stays = kept_positions(calibration.graph, kept)
     prune(pruned, calibration.graph, kept)
@@ -155,15 +157,15 @@ def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.
 
 
 def readers(model: nn.Module, group: ChannelGroup) -> list[Cut]:
-    """The layers that a group's channels are read by and that can be reconstructed."""
+    """Layers that read a group's channels and can be reconstructed."""
     return [cut for cut in group.cuts if cut.side == "in" and is_dense(model.get_submodule(cut.layer))]
 
 
 def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Moments]) -> np.ndarray:
-    """``(U, U)``: the units' contributions to the layers that read them, each layer's output counting the same.
+    """Gram matrix ``(U, U)`` of the units' contributions to the layers that read them, each layer with the same weight.
 
-    Where no reader can be seen as a matrix product (grouped and transposed convolutions), the squared magnitude of the
-    weights that make a unit.
+    If no reader is a matrix product (grouped and transposed convolutions), a diagonal of the squared magnitudes of the
+    weights that produce each unit.
     """
     total = np.zeros((group.units, group.units))
     for cut in readers(model, group):
@@ -181,7 +183,7 @@ def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Mom
 
 
 def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup, count: int) -> float:
-    """What is lost, from 0 to 1, where the group keeps ``count`` units and all others stay whole."""
+    """Relative error, 0 to 1, if the group keeps ``count`` units and all other groups keep everything."""
     if count == group.units:
         return 0.0
     kept, explained = calibration.kept[group.name][count], 1.0

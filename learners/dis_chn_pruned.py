@@ -1,23 +1,22 @@
 """Discrimination-aware channel pruning (Zhuang et al. 2018, "Discrimination-aware Channel Pruning for Deep Neural
-Networks"): channels stay for what they tell about the targets, and not only for what they add to the next layer.
+Networks"): keeps channels for their information on the targets, not only for their contribution to the next layer.
 
-P extra losses cut the network into P + 1 stages of about as many channel groups. A stage's loss L_S is the task's, of
-a head on the output of the stage's last layer (``pfray/pruning/discrimination/auxiliary_losses.py``); the last stage
-has no head, its L_S is the loss L_f of the model itself.
+P extra losses divide the network into P + 1 stages with about equal numbers of channel groups. A stage's loss L_S is
+the task's loss of a head on the output of the stage's last layer
+(``pfray/pruning/discrimination/auxiliary_losses.py``); the last stage has no head, its L_S is the model's loss L_f.
 
-``finish`` is the whole of it, stage by stage: the network is tuned on L_S + L_f (the paper's algorithm 1), then to each
-group units are added by the gradient's norm |dL/dW_k|_F (algorithm 2,
-``pfray/pruning/discrimination/greedy_selection.py``), with the network
-before its stage was pruned as the reference. For the search the norm is computed once, where no unit of the group is
-chosen yet and all other groups are whole. There is no better point that all plans share: with all units L_M and its
-gradient are 0.
+``finish`` is the full method, stage by stage: the network is tuned on L_S + L_f (the paper's algorithm 1), then units
+are added to each group by the gradient norm |dL/dW_k|_F (algorithm 2,
+``pfray/pruning/discrimination/greedy_selection.py``), with the network before the pruning of this stage as the
+reference. For the search the norm is computed once, with no unit of the group chosen and all other groups complete. No
+better point is shared by all plans: with all units L_M and its gradient are 0.
 
-What differs. The defaults are a hundredth of PocketFlow's steps and less: 100 for each stage's tuning where its
-``dcp_nb_iters_block`` is 10,000, and 2 after each choice of 4 channels where ``dcp_nb_iters_layer`` is 500 after each
-single one (Adam at 0.001 there, SGD with momentum here). A result with the defaults is that of a short DCP; ``steps``,
-``inner_steps`` and ``per_step`` are there for more. And the number of channels is always the plan's, as in the paper's
-DCP and in PocketFlow: ``epsilon`` ends the choice by turns, as the paper's stopping condition does, but the number is
-not what has been chosen until then (the paper's DCP-Adapt), because a target asks for a number.
+Differences. The defaults take a hundredth of PocketFlow's steps or less: 100 for the tuning of a stage instead of
+10,000 (``dcp_nb_iters_block``), and 2 after each choice of 4 channels instead of 500 after every single one
+(``dcp_nb_iters_layer``); SGD with momentum instead of Adam at 0.001. With the defaults it is a short DCP; ``steps``,
+``inner_steps`` and ``per_step`` make it longer. The number of channels is always the plan's, as in the paper's DCP and
+in PocketFlow: ``epsilon`` ends the greedy choice, as the paper's stopping condition does, but does not determine the
+number (the paper's DCP-Adapt), because a target does.
 """
 
 from __future__ import annotations
@@ -60,15 +59,15 @@ from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
 
 @dataclass(frozen=True)
 class Settings(ChannelSettings):
-    """losses: P, the extra losses; as many as there are groups to divide, less one, is the most.
+    """losses: P, the extra losses; at most the number of groups minus one.
 
-    weight: lambda, of the discrimination losses against the reconstruction.
-    steps, lr, batch_size: optimizer steps of each stage's tuning, of P + 1 stages, and how they are done.
-    images: training inputs over which gradients are summed when channels are chosen.
-    per_step: channels chosen by one gradient; 1 as in the paper, and as many times slower.
-    inner_steps, inner_lr: steps on the weights of the chosen channels after each choice.
-    epsilon: where a choice changes the loss by no more than this share of the loss without any channel, the channels
-        that are missing are chosen by one gradient (the stopping condition of section 3.4). 0: each in its turn.
+    weight: lambda, weight of the discrimination losses relative to the reconstruction.
+    steps, lr, batch_size: optimizer steps, learning rate and batch size of the tuning of each of the P + 1 stages.
+    images: training inputs over which gradients are summed to choose channels.
+    per_step: channels chosen per gradient; 1 is the paper's, and slower by the same factor.
+    inner_steps, inner_lr: steps on the weights of the chosen channels after each choice, and their learning rate.
+    epsilon: once a choice changes the loss by at most this share of the loss without channels, the remaining channels
+        are chosen by one gradient (stopping condition of section 3.4). 0 never stops early.
     """
 
     losses: Annotated[int, Field(ge=0)] = 3
@@ -91,9 +90,9 @@ class DisChnPruned(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``.
+        """One knob, the keep ratio, per channel group; costs ``macs`` and ``params``.
 
-        Raises UnsupportedModel where a head cannot give what the model gives.
+        Raises UnsupportedModel if a head cannot produce the model's kind of output.
         """
         if self.settings.losses:
             outputs_for(self.model, self.task)
@@ -106,15 +105,15 @@ class DisChnPruned(Algorithm):
         return Ranking(graph, cached_scores(self.model, graph, self.task, self.settings))
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """The share of the group's summed gradient norms that goes with the lowest ranked units."""
+        """Share of the group's summed gradient norms that the removed, lowest-ranked units hold."""
         return lost_scores(self.ranking, self.settings)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """Each group keeps the units that would be the first to be chosen."""
+        """Keeps the units of each group that would be chosen first."""
         return Compressed(keep_highest(self.model, self.ranking, self.structure(plan)))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
-        """The whole algorithm. Raises TrainingFailed where a loss is not finite."""
+        """The full method. Raises TrainingFailed if a loss is not finite."""
         model, task, settings = self.model if start is None else start, self.task, self.settings
         graph, structure = graph_of(model, task), self.structure(plan)
         counts = keep_ratios.groups_left(model, structure, task)
@@ -124,7 +123,7 @@ class DisChnPruned(Algorithm):
         kept: dict[str, np.ndarray] = {}
         removed: list[tuple[Columns, np.ndarray]] = []
 
-        def hold(step: int) -> None:
+        def clear_removed(step: int) -> None:
             for columns, gone in removed:
                 columns.clear(gone)
 
@@ -134,7 +133,7 @@ class DisChnPruned(Algorithm):
             alive = kept_positions(graph, kept)
             head = make_heads(student, [stage], alive, task).get(stage.layer)
             if settings.steps:
-                tune(student, stage, head, task, training, settings.steps, number, hold)
+                tune(student, stage, head, task, training, settings.steps, number, clear_removed)
             reference = copy.deepcopy(student)
             for group in stage.groups:
                 if counts[group] == group.units:
@@ -149,24 +148,24 @@ class DisChnPruned(Algorithm):
         return Compressed(place(student, device), structure=structure)
 
     def structure(self, plan: Plan) -> dict[str, int]:
-        """The units that each group keeps."""
+        """Number of units that each group keeps."""
         return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
 
     def rebuild(self, structure: dict[str, int]) -> nn.Module:
         return keep_ratios.with_counts(self.model, structure, self.task)
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """Group fine-tuning."""
+        """Stages of group fine-tuning (``group_size``)."""
         plans = keep_ratios.group_plans(plan, self.settings.group_size)
         return [Stage(each, self.settings.group_epochs) for each in plans]
 
 
 def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: Settings) -> dict[str, np.ndarray]:
-    """``empty_scores`` of the searched groups, from the cache folder where they are known."""
+    """``empty_scores`` of the searched groups, read from the cache folder if present."""
     groups = keep_ratios.searched_groups(graph, settings)
     names = [group.name for group in groups]
     loss = f"{getattr(task.loss, '__module__', '')}.{getattr(task.loss, '__qualname__', '<')}"
-    if "<" in loss:  # a lambda or an object: its name does not say what it computes
+    if "<" in loss:  # a lambda or an object: its name does not identify the computation
         return empty_scores(model, groups, task, settings)
     key = cache_key(
         *model_parts(model, task),
@@ -187,7 +186,7 @@ def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: S
 def empty_scores(
     model: nn.Module, groups: Sequence[ChannelGroup], task: Task, settings: Settings
 ) -> dict[str, np.ndarray]:
-    """|dL/dW_k|_F of each group's units where none of them is there, ``(U,)``, everything else as in ``model``."""
+    """|dL/dW_k|_F of each group's units, ``(U,)``, at ``model`` without any unit of the group."""
     stages = divide(model, groups, settings.losses, task)
     heads = make_heads(model, stages, {}, task)
     student, reference = copy.deepcopy(model), copy.deepcopy(model)

@@ -1,8 +1,8 @@
-"""Another, smaller network in the teacher's place, trained from scratch with the teacher's soft labels (Hinton et al.
-2015): the baseline of Pahwa et al. 2019, "Data-driven compression", whose student is a VGG-like network of 7 layers.
+"""A smaller student network, trained from scratch with the teacher's soft labels (Hinton et al. 2015): the baseline of
+Pahwa et al. 2019, "Data-driven compression", whose student is a VGG-like network of 7 layers.
 
-The one knob is the student's width multiplier, so that any target can be met with it. Of the teacher nothing is kept
-but its soft labels, in as far as ``distill`` asks for them.
+The one knob is the student's width multiplier, which can meet any target. The teacher contributes only soft labels, if
+``distill`` asks for them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pfray.task import example_input
 from pfray.utils.signatures import check_arguments
 
 WIDTH = "width"
-# Widths are multiples of this: of 512 channels, 8.
+# Widths are multiples of this: 8 of 512 channels.
 STEP = 1 / 64
 
 
-def _known(name: str) -> str:
+def _check_model(name: str) -> str:
     try:
         find_function("model", name)
     except ConfigError as error:
@@ -42,10 +42,10 @@ def _known(name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """student: the model's name, or an import path, as in the section ``model``. width: its largest width multiplier; a
-    student whose function takes none, such as resnet20, has the one size that it has, and a target is met or not."""
+    """student: the model's name, or an import path, as in the section ``model``. width: its largest width multiplier. A
+    student without one, such as resnet20, has a single size, which meets a target or not."""
 
-    student: Annotated[str, AfterValidator(_known)] = "vgg7"
+    student: Annotated[str, AfterValidator(_check_model)] = "vgg7"
     width: Annotated[float, Field(ge=2 * STEP, le=4)] = 1.0
 
     @property
@@ -59,31 +59,34 @@ class Distilled(Algorithm):
     from_scratch = True
 
     def space(self) -> CompressionSpace:
-        """One knob, the student's width; costs ``macs``, ``params``, and ``size_bytes``, the latter's as float32.
+        """One knob, the student's width; costs ``macs``, ``params``, and ``size_bytes`` of float32.
 
-        Raises ConfigError where the student cannot be built, UnsupportedModel where it cannot run on the data.
+        Raises ConfigError if the student cannot be built, UnsupportedModel if it cannot run on the data.
         """
-        settings, known, example = self.settings, task_arguments(self.task), example_input(self.task)
+        settings, task_args, example = self.settings, task_arguments(self.task), example_input(self.task)
         with torch.random.fork_rng(devices=[]):
-            largest = student(settings, {WIDTH: settings.width}, known)
+            largest = build_student(settings, {WIDTH: settings.width}, task_args)
         layer_macs(largest, example)
         check_output(largest, self.task)
         if not settings.has_width:
-            return CompressionSpace((), _Costs(settings, known, example))
+            return CompressionSpace((), _Costs(settings, task_args, example))
         widths = (*np.arange(STEP, settings.width, STEP).tolist(), settings.width)
         facts = {"params": float(count_params(largest)[0])}
         knob = Knob(WIDTH, widths[0], settings.width, choices=widths, facts=facts, kind="width")
-        return CompressionSpace((knob,), _Costs(settings, known, example))
+        return CompressionSpace((knob,), _Costs(settings, task_args, example))
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """The student of the plan's width, its weights drawn from torch's generator."""
-        return Compressed(place(student(self.settings, plan, task_arguments(self.task)), self.device))
+        """The student of the plan's width, with weights drawn from torch's generator."""
+        return Compressed(place(build_student(self.settings, plan, task_arguments(self.task)), self.device))
 
 
-def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Module:
-    """The student of the plan's width, its weights drawn from torch's generator. known: of the task."""
+def build_student(settings: Settings, plan: Plan, task_args: Mapping[str, int]) -> nn.Module:
+    """The student of the plan's width, with weights drawn from torch's generator.
+
+    task_args: arguments that the task determines. Raises ConfigError if the student's function returns no module.
+    """
     own = {WIDTH: plan[WIDTH]} if settings.has_width else {}
-    made: Any = build("learner.student", find_function("model", settings.student), known, own)
+    made: Any = build("learner.student", find_function("model", settings.student), task_args, own)
     if not isinstance(made, nn.Module):
         raise ConfigError(
             f"learner.student: '{settings.student}' returned a {type(made).__name__}, not a torch.nn.Module. "
@@ -93,10 +96,10 @@ def student(settings: Settings, plan: Plan, known: Mapping[str, int]) -> nn.Modu
 
 
 class _Costs:
-    """``costs_of`` of the space: what the student of each width costs, counted on one, once."""
+    """``costs_of`` of the space: costs of the student of a width, counted on a built one and cached."""
 
-    def __init__(self, settings: Settings, known: Mapping[str, int], example: Tensor) -> None:
-        self.settings, self.known, self.example = settings, known, example
+    def __init__(self, settings: Settings, task_args: Mapping[str, int], example: Tensor) -> None:
+        self.settings, self.task_args, self.example = settings, task_args, example
         self._of = lru_cache(maxsize=None)(self._count)
 
     def __call__(self, values: np.ndarray) -> dict[str, float]:
@@ -104,9 +107,9 @@ class _Costs:
 
     def _count(self, width: float) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
-            model = student(self.settings, {WIDTH: width}, self.known)
+            model = build_student(self.settings, {WIDTH: width}, self.task_args)
         params = float(count_params(model)[0])
         return {"macs": float(total_macs(model, self.example)), "params": params, "size_bytes": stored_bytes(params)}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Costs, (self.settings, self.known, self.example)
+        return _Costs, (self.settings, self.task_args, self.example)

@@ -1,14 +1,14 @@
-"""Filter pruning by a ranking: the channels with the lowest scores go, nothing is reconstructed.
+"""Filter pruning by a ranking: removes the channels of lowest score, without reconstruction.
 
-The three rankings that every other channel learner has to beat. Notation: a unit u of a group has channels in several
-layers; s_u is its score. For a convolution's output channel k with the filter W_k, the feature map z_k of M positions
-that is made of it, and the loss C:
+The three rankings are the baselines of every other channel learner. Notation: a unit u of a group has channels in
+several layers and the score s_u. For a convolution's output channel k with the filter W_k, its feature map z_k of M
+positions, and the loss C:
 
-* ``l1`` (Li et al. 2017, section 3.1): sum of |W_k|, over all layers that make the unit.
+* ``l1`` (Li et al. 2017, section 3.1): sum of |W_k|, over all layers that produce the unit.
 * ``bn_scale`` (Liu et al. 2017, section 3): |gamma_k|, the scale of the batch norm, over all batch norms of the group.
-* ``taylor`` (Molchanov et al. 2017, equations 7 and 8): |1/M sum_m dC/dz_k,m z_k,m|, what the loss would change if z_k
-  were 0, to first order; of each sample by itself, then averaged. The feature map is what the next layer reads. Each
-  layer's scores are divided by their l2 norm (section 2.3), then those of all layers that read the unit are added.
+* ``taylor`` (Molchanov et al. 2017, equations 7 and 8): |1/M sum_m dC/dz_k,m z_k,m|, the first-order change of the loss
+  if z_k were 0, per sample, then averaged. The feature map is the input of the next layer. Each layer's scores are
+  divided by their l2 norm (section 2.3), then summed over all layers that read the unit.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.batch_norm import reestimate_batch_norm
 
-# Samples whose feature maps and gradients are held at once.
+# Samples whose feature maps and gradients are in memory at once.
 BATCH = 64
-# Layers whose weights make or pass on channels, one filter a channel.
+# Kinds of layers with one filter per channel that they produce or pass on.
 WITH_FILTERS = ("CONV", "DEPTHWISE_CONV", "LINEAR", "EMBED")
 
 
 @dataclass(frozen=True)
 class Settings(ChannelSettings):
-    """criterion: what channels are ranked by, ``l1``, ``bn_scale`` or ``taylor``.
+    """criterion: ranking of channels, ``l1``, ``bn_scale`` or ``taylor``.
 
-    images: training inputs that ``taylor`` looks at, and that batch norm is re-estimated on before a retraining.
-    iterations: the chosen plan is reached in so many rounds of about the same ratio, ranked anew each time (Molchanov
-        et al. 2017, section 2), with ``iteration_epochs`` of training in between. 1 prunes all at once.
+    images: training inputs for ``taylor``, and for re-estimating batch norm before a retraining.
+    iterations: rounds of about equal keep ratio that lead to the chosen plan, each with a new ranking (Molchanov et al.
+        2017, section 2) and ``iteration_epochs`` of training in between. 1 prunes in one shot.
     """
 
     criterion: Literal["l1", "bn_scale", "taylor"] = "l1"
@@ -70,9 +70,9 @@ class FilterRanked(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``.
+        """One knob, the keep ratio, per channel group; costs ``macs`` and ``params``.
 
-        Raises UnsupportedModel where the criterion does not apply to a group.
+        Raises UnsupportedModel if the criterion does not apply to a group.
         """
         graph = graph_of(self.model, self.task)
         space = keep_ratios.channel_space(graph, self.settings)
@@ -82,20 +82,20 @@ class FilterRanked(Algorithm):
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Scores of the searched groups' units."""
+        """Scores of the units of the searched groups."""
         graph = graph_of(self.model, self.task)
         groups = keep_ratios.searched_groups(graph, self.settings)
         return Ranking(graph, rank(self.model, groups, self.task, self.settings))
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """The share of the group's summed scores that goes with the lowest ranked units."""
+        """Share of the group's summed scores that the removed, lowest-ranked units hold."""
         return lost_scores(self.ranking, self.settings)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         return Compressed(keep_highest(self.model, self.ranking, self.structure(plan)))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
-        """As ``compress``, but ranked on ``start`` as it is now, and with the batch norms re-estimated."""
+        """Same as ``compress``, but ranked on ``start``, and with re-estimated batch norms."""
         model, structure = self.model if start is None else start, self.structure(plan)
         counts = keep_ratios.groups_left(model, structure, self.task)
         ranking = Ranking(graph_of(model, self.task), rank(model, counts, self.task, self.settings))
@@ -104,14 +104,14 @@ class FilterRanked(Algorithm):
         return Compressed(pruned, structure=structure)
 
     def structure(self, plan: Plan) -> dict[str, int]:
-        """The units that each group keeps."""
+        """Number of units that each group keeps."""
         return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
 
     def rebuild(self, structure: dict[str, int]) -> nn.Module:
         return keep_ratios.with_counts(self.model, structure, self.task)
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """With ``iterations`` n the keep ratios r^(1/n), r^(2/n), ... before the plan's own; or group fine-tuning."""
+        """Keep ratios r^(1/n), r^(2/n), ... before the plan's own r, for n ``iterations``; or group fine-tuning."""
         iterations = self.settings.iterations
         if iterations == 1 or all(ratio >= 1 for ratio in plan.values()):
             plans, epochs = keep_ratios.group_plans(plan, self.settings.group_size), self.settings.group_epochs
@@ -123,9 +123,9 @@ class FilterRanked(Algorithm):
 
 
 def rank(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, settings: Settings) -> dict[str, np.ndarray]:
-    """The scores of each group's units, ``(U,)``, by the criterion; ``model`` stays as it is.
+    """Scores of each group's units, ``(U,)``, by the criterion; ``model`` is not changed.
 
-    Raises UnsupportedModel where the criterion does not apply to a group, and where a score is not finite.
+    Raises UnsupportedModel if the criterion does not apply to a group, or a score is not finite.
     """
     groups = list(groups)
     if settings.criterion == "taylor":
@@ -145,7 +145,7 @@ def rank(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, settings:
 
 
 def l1_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
-    """Sum of the magnitudes of all filters that make a unit, without biases."""
+    """l1 norms ``(U,)`` of all filters that produce a unit, without biases."""
     total = np.zeros(group.units)
     for cut in group.cuts:
         if cut.side == "out" and cut.kind in WITH_FILTERS:
@@ -154,18 +154,18 @@ def l1_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
 
 
 def filter_magnitudes(layer: Any) -> np.ndarray:
-    """``(O,)``: the sum of |w| over the weights that make each output channel."""
+    """Sum of |w| over the weights of each output channel, ``(O,)``."""
     weight = layer.weight.detach().double().abs()
     if isinstance(layer, nn.Embedding):
         return weight.sum(0).cpu().numpy()
     if getattr(layer, "transposed", False):
-        # (I, O / groups, ...), the inputs of one group after those of the other.
+        # (I, O / groups, ...), the inputs sorted by group.
         return weight.flatten(2).sum(2).unflatten(0, (layer.groups, -1)).sum(1).flatten().cpu().numpy()
     return weight.flatten(1).sum(1).cpu().numpy()
 
 
 def scale_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
-    """Sum of |gamma| of all batch norms of a unit; see ``check_scaled``."""
+    """Sum of |gamma| over all batch norms of a unit, ``(U,)``; see ``check_scaled``."""
     total = np.zeros(group.units)
     for layer, index in _scaled_norms(model, group):
         total += layer.weight.detach().double().abs().cpu().numpy()[index].sum(1)
@@ -173,7 +173,7 @@ def scale_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
 
 
 def check_scaled(model: nn.Module, groups: Iterable[ChannelGroup]) -> None:
-    """Raise UnsupportedModel for groups whose channels no batch norm scales: their ranking would be a guess."""
+    """Raise UnsupportedModel for groups without a scaling batch norm: their ranking would be arbitrary."""
     without = [group.name for group in groups if not _scaled_norms(model, group)]
     if without:
         raise UnsupportedModel(
@@ -188,10 +188,10 @@ def _scaled_norms(model: nn.Module, group: ChannelGroup) -> list[tuple[Any, np.n
 
 
 def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, images: int) -> dict[str, np.ndarray]:
-    """The change of the loss, to first order, without a unit's feature map (the module's notation), ``(U,)`` each.
+    """First-order changes of the loss without a unit's feature map (the module's notation), ``(U,)`` per group.
 
-    In evaluation mode, so that samples do not depend on each other; over the first ``images`` training inputs, without
-    augmentation.
+    Computed over the first ``images`` training inputs without augmentation, in evaluation mode, so that samples are
+    independent.
     """
     cuts = [(group.name, cut) for group in groups for cut in group.cuts if cut.side == "in"]
     sums = {(name, cut.layer): np.zeros(len(cut.index)) for name, cut in cuts}
@@ -207,14 +207,14 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
         model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, hook=hook: hook(inputs))
         read[layer] = []
     for inputs, targets in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
-        # A copy, because a model may change its inputs in place.
+        # A copy, because a model may modify its inputs in place.
         loss = task.loss(model(inputs.requires_grad_().clone()).float(), targets)
         pairs = [(layer, maps) for layer, calls in read.items() for maps in calls]
         gradients = torch.autograd.grad(loss, [maps for _, maps in pairs], allow_unused=True)
         products: dict[str, Any] = {}
         for (layer, maps), gradient in zip(pairs, gradients, strict=True):
             if gradient is not None:
-                # The loss is the batch's mean; a sample's own gradient is that times the batch.
+                # The loss is the batch mean, so a sample's gradient is multiplied by the batch size.
                 product = (len(targets) * gradient * maps).detach()
                 if isinstance(model.get_submodule(layer), nn.Linear):
                     product = product.movedim(-1, 1)
@@ -222,7 +222,7 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
                 products.setdefault(layer, []).append(product)
         for name, cut in cuts:
             for product in products.get(cut.layer, ()):
-                # (N, C) to (N, U): the mean over the unit's channels, which after a flatten are positions, too.
+                # (N, C) to (N, U): the mean over the unit's channels, which after a flatten include positions.
                 means = product[:, torch.from_numpy(cut.index).to(product.device)].mean(2)
                 sums[name, cut.layer] += means.abs().double().sum(0).cpu().numpy()
         for calls in read.values():

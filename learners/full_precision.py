@@ -1,4 +1,4 @@
-"""No compression: a model trained as it is. It makes the teacher where the experiment gives no weights."""
+"""No compression: trains the model itself. It makes the teacher if the experiment gives no weights."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Whole layers and blocks taken out (Pahwa et al. 2019, "Data-driven compression"; Ashok et al. 2018, "N2N").
+"""Layer removal: removes whole layers and blocks (Pahwa et al. 2019, "Data-driven compression"; Ashok et al. 2018,
+"N2N").
 
-The student starts from the teacher's weights. A residual block that goes leaves its shortcut. A layer that goes is
-replaced by the linear map that comes nearest to it, multiplied into the weights of the layers that read it
-(``pfray/pruning/layers/linear_maps.py``): nothing is left of it, and they have as many input channels as then reach
-them.
+The student starts from the teacher's weights. A removed residual block leaves its shortcut. A removed layer is replaced
+by its best linear approximation, multiplied into the weights of the layers that read it
+(``pfray/pruning/layers/linear_maps.py``): no layer remains in its place, and the number of input channels of its
+readers is adapted.
 """
 
 from __future__ import annotations
@@ -33,18 +34,17 @@ from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 
-# In a plan: the keep ratio of the filters where it is not the settings'.
+# Key of a plan: a keep ratio of the filters other than the settings'.
 FILTERS = "filters"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """images: training inputs that the maps are fitted on, and filters are ranked on. skip: layers and blocks that
-    stay, by name.
+    """images: training inputs for fitting the maps and ranking the filters. skip: layers and blocks to keep, by name.
 
-    filters: the second stage: the share of the filters of every layer that is kept, the chosen plan's model having been
-        trained for ``filter_epochs``; which ones, a Taylor ranking says (``filter_ranked``). 1 leaves it out. It
-        comes on top of the target. round_to: filter counts are multiples of this, as for the channel learners.
+    filters: second stage: the keep ratio of the filters of every layer, pruned by a Taylor ranking (``filter_ranked``)
+        after the chosen plan's model was trained for ``filter_epochs``. 1 omits the stage. It comes on top of the
+        target. round_to: filter counts are multiples of this, as for the channel learners.
     """
 
     images: Annotated[int, Field(ge=1)] = 500
@@ -62,10 +62,10 @@ class LayerRemoval(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, 0 to remove and 1 to keep, for every layer and block that can go; costs ``params``, ``macs``, and
-        ``size_bytes``, the first's as float32.
+        """One knob, 0 to remove and 1 to keep, per removable layer and block.
 
-        Raises UnsupportedModel where there is none, and for an unknown name in ``skip``.
+        Costs: ``params``, ``macs``, and ``size_bytes`` of the parameters as float32. Raises UnsupportedModel if there
+        is no such layer, or for an unknown name in ``skip``.
         """
         found = removable_of(self.model, self.task)
         chosen = without_skipped(found.names, self.settings.skip, "removable layer or block")
@@ -75,25 +75,25 @@ class LayerRemoval(Algorithm):
                 f"{type(self.model).__name__} has no layer that can be removed "
                 f"({reasons or 'all are in learner.skip'}). Remedy: another learner, such as channel_pruned"
             )
-        facts = descriptions(self.model, found, chosen, example_input(self.task))
+        facts = layer_features(self.model, found, chosen, example_input(self.task))
         knobs = tuple(Knob(n, 0.0, 1.0, choices=(0.0, 1.0), facts=facts[n], kind="layer") for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
 
     @cached_property
     def maps(self) -> Maps:
-        """The linear map nearest to each layer."""
+        """Best linear approximation of each removable layer."""
         return fit_maps(self.model, removable_of(self.model, self.task), self.task, self.settings.images)
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """What a layer's map leaves unexplained, and what a block adds, both as a share of the variance behind it."""
+        """Variance unexplained by a layer's map, or added by a block, as shares of the output variance; 0 if kept."""
         return {name: np.array([self.maps.errors[name], 0.0]) for name in self.space().names}
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        return Compressed(take_out(self.model, self.maps, removed(plan)))
+        return Compressed(take_out(self.model, self.maps, removed_names(plan)))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
-        """The student; or, where it has been trained already, the student with fewer filters."""
+        """The student, with fewer filters in the second stage. start: the trained student of the first stage."""
         structure = self.structure(plan)
         student = take_out(self.model, self.maps, structure["removed"]) if start is None else copy.deepcopy(start)
         if structure["filters"] < 1:
@@ -109,8 +109,8 @@ class LayerRemoval(Algorithm):
         return keep_highest(student, Ranking(graph, filter_ranked.rank(student, groups, task, ranked)), counts)
 
     def structure(self, plan: Plan) -> dict[str, Any]:
-        """removed: the layers and blocks that are taken out. filters: the keep ratio of all filters after that."""
-        return {"removed": removed(plan), "filters": plan.get(FILTERS, self.settings.filters)}
+        """``removed``: names of the removed layers and blocks. ``filters``: keep ratio of all remaining filters."""
+        return {"removed": removed_names(plan), "filters": plan.get(FILTERS, self.settings.filters)}
 
     def rebuild(self, structure: dict[str, Any]) -> nn.Module:
         model = copy.deepcopy(self.model)
@@ -120,27 +120,27 @@ class LayerRemoval(Algorithm):
         return model
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """Where filters are to go, the student is trained with all of them first."""
+        """If filters are pruned, the student is first trained with all of them."""
         if self.settings.filters == 1:
             return []
         return [Stage({**plan, FILTERS: 1.0}, self.settings.filter_epochs)]
 
 
-_found: WeakKeyDictionary[nn.Module, tuple[Any, LayerGraph]] = WeakKeyDictionary()
+_removable_cache: WeakKeyDictionary[nn.Module, tuple[Any, LayerGraph]] = WeakKeyDictionary()
 
 
 def removable_of(model: nn.Module, task: Task) -> LayerGraph:
-    """``layer_graph`` on the task's inputs, once for a model object, and again where its structure has changed."""
-    return once_for_structure(_found, model, example_input(task), layer_graph)
+    """``layer_graph`` on the task's inputs, cached per model object until its structure changes."""
+    return once_for_structure(_removable_cache, model, example_input(task), layer_graph)
 
 
-def removed(plan: Plan) -> list[str]:
-    """The layers and blocks that a plan takes out."""
+def removed_names(plan: Plan) -> list[str]:
+    """Names of the layers and blocks that a plan removes."""
     return [name for name, value in plan.items() if value < 0.5 and name != FILTERS]
 
 
 def filter_counts(model: nn.Module, task: Task, settings: Settings) -> dict[str, int]:
-    """The filters that each group of channels keeps in the second stage."""
+    """Number of filters that each channel group keeps in the second stage."""
     counts = {}
     for group in keep_ratios.graph_of(model, task).groups:
         allowed = keep_ratios.allowed_counts(group, settings.round_to)
@@ -149,33 +149,35 @@ def filter_counts(model: nn.Module, task: Task, settings: Settings) -> dict[str,
 
 
 class _Costs:
-    """``costs_of`` of the space: the costs of a plan's values, remembered by what they take out."""
+    """``costs_of`` of the space, cached by the names of the removed layers."""
 
     def __init__(self, found: LayerGraph, names: tuple[str, ...]) -> None:
         self.found, self.names = found, names
-        self._of = lru_cache(maxsize=100_000)(lambda gone: found.costs(gone))
+        self._of = lru_cache(maxsize=100_000)(lambda removed: found.costs(removed))
 
     def __call__(self, values: np.ndarray) -> dict[str, float]:
-        costs = self._of(self._gone(values))
+        costs = self._of(self._removed(values))
         return {"params": costs["params"], "macs": costs["macs"], "size_bytes": stored_bytes(costs["params"])}
 
     def weights(self, values: np.ndarray) -> dict[str, float]:
         """``weights_left`` of the space."""
-        return self.found.weights(self._gone(values))
+        return self.found.weights(self._removed(values))
 
-    def _gone(self, values: np.ndarray) -> tuple[str, ...]:
+    def _removed(self, values: np.ndarray) -> tuple[str, ...]:
         return tuple(name for name, value in zip(self.names, values, strict=True) if value < 0.5)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Costs, (self.found, self.names)
 
 
-def descriptions(model: nn.Module, found: LayerGraph, names: list[str], example: Tensor) -> dict[str, dict[str, float]]:
-    """(t, k, s, p, n, s_start, s_end) of Pahwa et al. 2019 of every knob, and what goes with it.
+def layer_features(
+    model: nn.Module, found: LayerGraph, names: list[str], example: Tensor
+) -> dict[str, dict[str, float]]:
+    """(t, k, s, p, n, s_start, s_end) of Pahwa et al. 2019 for every knob, and the params and MACs that it removes.
 
-    t: ``graph.KINDS``. k, s, p, n: kernel, stride, padding, outputs; of a block those of its first layer and the
-    stride of all. s_start, s_end: the first and the last layer, counted from 1, of the shortcut around it; 0 without.
-    block: the place, counted from 1, of the knob that takes out the block around it; 0 without.
+    t: ``graph.KINDS``. k, s, p, n: kernel, stride, padding, outputs, for a block of its first layer. s_start, s_end:
+    first and last layer, counted from 1, of the shortcut around it; 0 without. block: position, counted from 1, of the
+    knob that removes the block around it; 0 without.
     """
     whole = found.costs(())
     places = {name: place for place, name in enumerate(names, start=1)}

@@ -1,12 +1,11 @@
 """8-bit weights and activations for LiteRT's integer kernels (Wu et al. 2018, PocketFlow: ``UniformQuantTFLearner``).
 
-The plan says for each layer whether it computes in 8 bits or stays float (32). Candidates of a search are quantized by
-pfray's own fake quantization, which takes no graph and no second; what is trained and shipped is the PT2E graph of
-``pfray/quantization/pt2e/int8_model.py``: post-training quantization where ``finetune.epochs`` is 0,
-quantization-aware training otherwise.
+The plan decides for each layer between 8 bits and float (32). Candidates of a search are quantized by pfray's own fake
+quantization, which needs no graph and less than a second. The PT2E graph of ``pfray/quantization/pt2e/int8_model.py``
+is trained and shipped: post-training quantization if ``finetune.epochs`` is 0, else quantization-aware training.
 
-Batch norms are folded with their statistics as they are before the training, so that they are frozen from its first
-step on; PocketFlow's ``uqtf_freeze_bn_delay`` does that after some steps.
+Batch norms are folded with their statistics before the training, hence frozen from its first step on; PocketFlow's
+``uqtf_freeze_bn_delay`` freezes them after some steps.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Settings:
-    """skip: layers left float, by name. images: training inputs that the ranges of the activations are found on.
+    """skip: layers that stay float, by name. images: training inputs for calibrating activation ranges.
 
-    delay: optimizer steps of a training until activations are rounded (``pfray/quantization/delayed_start.py``).
+    delay: optimizer steps of a training before activations are rounded (``pfray/quantization/delayed_start.py``).
     """
 
     skip: tuple[str, ...] = ()
@@ -59,9 +58,9 @@ class LitertQuant(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, 8 or 32 bits, for every convolution and linear layer; the cost is ``bits``, the weights' mean.
+        """One knob, 8 or 32 bits, per convolution and linear layer; the cost is ``bits``, the mean over weights.
 
-        Raises UnsupportedModel for an unknown name in ``skip``, and where no layer is left.
+        Raises UnsupportedModel for an unknown name in ``skip``, or if no layer remains.
         """
         without_skipped(run_order(self.model, example_input(self.task)), self.settings.skip)
         if not self.names:
@@ -75,7 +74,7 @@ class LitertQuant(Algorithm):
 
     @cached_property
     def names(self) -> list[str]:
-        """Layers that the plan decides about, in the order in which they run."""
+        """Names of the layers with a knob, in the order in which they run."""
         names = run_order(self.model, example_input(self.task, self.device))
         return [name for name in names if name not in self.settings.skip]
 
@@ -86,7 +85,7 @@ class LitertQuant(Algorithm):
 
     @cached_property
     def levels(self) -> dict[str, QParams]:
-        """Levels of the folded weights. Raises WeightsError for weights that are not finite."""
+        """Quantization levels of the folded weights. Raises WeightsError for weights that are not finite."""
         whole, found = folded(self.model, self.norms), {}
         for name in self.names:
             weight = whole.get_submodule(name).get_parameter("weight").detach()
@@ -98,20 +97,20 @@ class LitertQuant(Algorithm):
 
     @cached_property
     def inputs(self) -> Ranges:
-        """Ranges of what the layers read."""
+        """Ranges of the layers' inputs."""
         whole = folded(self.model, self.norms)
         return activations.input_ranges(
             whole, self.names, self.task, bits=BITS, images=self.settings.images, method="min_max", percentile=100.0
         )
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """What the predictions lose, to second order, by a layer's weight in 8 bits; nothing where it stays float."""
+        """Second-order damage to the predictions by a layer's weight in 8 bits; 0 in float."""
         levels = {name: [own] for name, own in self.levels.items()}
         curves = bit_space.error_curves(self.model, self.task, self.norms, levels)
         return {name: np.append(curve, 0.0) for name, curve in curves.items()}
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """The layers' weights and inputs rounded by fake quantization."""
+        """Rounds the layers' weights and inputs by fake quantization."""
         model = copy.deepcopy(self.model)
         fold(model, self.norms)
         for name, width in plan.items():
@@ -121,17 +120,20 @@ class LitertQuant(Algorithm):
         return Compressed(model, with_delays(model, None, self.settings.delay) if steps else None)
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
-        """The PT2E graph, its ranges those of ``images`` training inputs. Raises UnsupportedModel."""
+        """The PT2E graph, calibrated on ``images`` training inputs.
+
+        Raises UnsupportedModel for a model that PT2E cannot quantize.
+        """
         images = self.task.batches(self.task.train.head(self.settings.images), BATCH, self.device)
         structure = self.structure(plan)
         return Compressed(self._graph(structure, (channels_last(inputs) for inputs, _ in images)), structure=structure)
 
     def structure(self, plan: Plan) -> list[str]:
-        """The layers that stay float."""
+        """Names of the layers that stay float."""
         return [name for name in weight_layers(self.model) if plan.get(name, FLOAT) != BITS]
 
     def rebuild(self, structure: list[str]) -> Int8Model:
-        # One batch, because the scales' shapes are known only when something was seen.
+        # One batch, because the observers determine the shapes of the scales.
         return self._graph(structure, [example_input(self.task, self.device)])
 
     def _graph(self, floats: list[str], batches: Iterable[Tensor]) -> Int8Model:

@@ -1,9 +1,8 @@
-"""Codebooks with a number of bits for each layer (Han et al. 2016; PocketFlow's ``NonUniformQuantLearner``).
+"""Codebook quantization with a bit width per layer (Han et al. 2016; PocketFlow's ``NonUniformQuantLearner``).
 
-The weights of a bucket, by default a whole layer, share 2^b values (``pfray/quantization/codebook.py``). In training
-the weights,
-the codewords or both move: a weight keeps a latent float value and shows the nearest codeword, and a codeword moves by
-what all of its weights would move by together.
+The weights of a bucket, by default a whole layer, share 2^b codewords (``pfray/quantization/codebook.py``). Training
+moves the weights, the codewords or both. A weight keeps a latent float value and shows the nearest codeword. A codeword
+moves by the sum of its weights' changes.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from pfray.space import CompressionSpace, Plan
 
 @dataclass(frozen=True)
 class Settings(BitSettings):
-    """codebook: where the codewords start: the least squared error (``kmeans``), that of each weight weighed by what it
-        matters to the predictions (``weighted``; the square root of its Fisher information), as many weights to each
-        (``quantile``), or evenly spaced (``uniform``).
-    tune: what training moves: ``weights`` from codeword to codeword, ``clusters``, the codewords themselves, or
-        ``both``. cluster_rate: how far a codeword goes, as a share of the sum of its weights' changes; that sum is Han
-        et al.'s equation 3, and too far where thousands of weights share a codeword.
+    """codebook: initial codewords: of least squared error (``kmeans``), of least squared error weighted by the square
+        root of the Fisher information (``weighted``), with equally many weights each (``quantile``), or evenly spaced
+        (``uniform``).
+    tune: what training moves: ``weights`` between codewords, ``clusters``, i.e. the codewords, or ``both``.
+    cluster_rate: step of a codeword, as a share of the sum of its weights' changes. The whole sum, Han et al.'s
+        equation 3, is too large if thousands of weights share a codeword.
     """
 
     buckets: Buckets = "tensor"
@@ -42,8 +41,8 @@ class Settings(BitSettings):
     cluster_rate: Annotated[float, Field(gt=0)] = 0.01
 
 
-def numbers(bits: np.ndarray) -> np.ndarray:
-    """That describe a bucket: its codewords."""
+def floats_per_bucket(bits: np.ndarray) -> np.ndarray:
+    """Floats stored per bucket: its codewords."""
     return 2.0**bits
 
 
@@ -53,25 +52,25 @@ class NonUniformQuant(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bit_space.bit_space(self.model, self.task, self.settings, numbers)
+        """One knob, the bits, per convolution and linear layer except the first and the last; cost ``bits``."""
+        return bit_space.bit_space(self.model, self.task, self.settings, floats_per_bucket)
 
     @cached_property
     def prepared(self) -> Prepared:
-        codebooks, weighed = partial(fit, settings=self.settings), self.settings.codebook == "weighted"
+        codebooks, weighed = partial(fit_codebooks, settings=self.settings), self.settings.codebook == "weighted"
         return bit_space.prepare(self.model, self.task, self.settings, codebooks, weighed=weighed)
 
     def error_curves(self) -> dict[str, np.ndarray]:
         return self.prepared.error_curves(self.model, self.task)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """The weights are quantized at once; with training the hook keeps them so."""
+        """Quantizes the weights immediately; in training the hook keeps them quantized."""
         hook = partial(MovingCodewords, settings=self.settings)
         return Compressed(*bit_space.compress(self.model, plan, self.settings, self.prepared, steps, hook))
 
 
 class MovingCodewords(StraightThrough):
-    """``tune`` of the settings."""
+    """Straight-through training that moves weights, codewords or both, by ``tune`` of the settings."""
 
     def __init__(self, layers: dict[str, nn.Module], latents: dict[str, Tensor], settings: Settings) -> None:
         super().__init__(layers, latents)
@@ -83,18 +82,20 @@ class MovingCodewords(StraightThrough):
         words = self.layers[name].get_buffer("weight_codebook")
         codes = codebook.encode(self.shown[name], words)
         moved = words + self.settings.cluster_rate * codebook.sum_by_codeword(change, codes, words)
-        # Codewords that have passed each other change places, because a codebook rises.
+        # Sorted, because a codebook is ascending and codewords may pass each other.
         words.copy_(moved.sort(1).values)
         if self.settings.tune == "clusters":
             return codebook.decode(codes, moved)
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings) -> QParams:
+def fit_codebooks(
+    weight: Tensor, bits: int, count: int, information: Tensor | None = None, *, settings: Settings
+) -> QParams:
     """The codebooks of a weight in ``count`` buckets. information: of each weight, for ``weighted`` codebooks.
 
-    Its square root is what counts: of a mean over few images the largest values are chance for the most part. On
-    ResNet-20 it is as good as the information itself with one codebook a layer, and better with one a channel.
+    Its square root is the importance: in a mean over few images the largest values are mostly noise. On ResNet-20 the
+    root is as good as the information itself with one codebook per layer, and better with one per channel.
     """
     if settings.codebook == "weighted":
         assert information is not None

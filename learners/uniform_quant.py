@@ -1,15 +1,14 @@
-"""Uniform quantization with a number of bits for each layer (Wu et al. 2018, PocketFlow: ``UniformQuantLearner``).
+"""Uniform quantization with a bit width per layer (Wu et al. 2018, PocketFlow: ``UniformQuantLearner``).
 
 The weights of a bucket, by default an output channel, lie on 2^b evenly spaced levels
-(``pfray/quantization/affine.py``). In
-training they stay there by the straight-through estimator (``pfray/quantization/straight_through.py``).
+(``pfray/quantization/affine.py``). Training keeps them there by the straight-through estimator
+(``pfray/quantization/straight_through.py``).
 
-What differs from PocketFlow by default. Its range is that of the smallest and the largest weight of the whole layer
-(``uql_use_buckets: False``), taken anew in every step. Here it is the one of the least squared error (``range_from:
-mse``), of each output channel (``buckets``), and in training it stays as it was found (``interval: 0``), so that a
-weight changes its level only where it is trained to. The range of activations is found once, on ``images`` training
-inputs, where PocketFlow's is that of every batch, in evaluation too. ``{range_from: min_max, buckets: tensor, interval:
-1}`` is PocketFlow's for weights.
+Default differences from PocketFlow. Its range is the minimum to the maximum weight of the whole layer
+(``uql_use_buckets: False``), updated in every step. Here the range has the least squared error (``range_from: mse``),
+per output channel (``buckets``), and is fixed in training (``interval: 0``), so that a weight changes its level only by
+training. Activation ranges are calibrated once, on ``images`` training inputs; PocketFlow takes each batch's range,
+also in evaluation. ``{range_from: min_max, buckets: tensor, interval: 1}`` gives PocketFlow's weights.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from pfray.space import CompressionSpace, Plan
 
 @dataclass(frozen=True)
 class Settings(BitSettings):
-    """symmetric: whether zero is a level. interval: optimizer steps between two updates of the weights' ranges in
-    training (0: they stay as they are)."""
+    """symmetric: if True, zero is a level. interval: optimizer steps between updates of the weights' ranges in training
+    (0: no updates)."""
 
     symmetric: bool = False
     interval: Annotated[int, Field(ge=0)] = 0
 
 
-def numbers(bits: np.ndarray) -> float:
-    """That describe a bucket: its lowest level and the step."""
+def floats_per_bucket(bits: np.ndarray) -> float:
+    """Floats stored per bucket: its lowest level and the step."""
     return 2.0
 
 
@@ -50,24 +49,24 @@ class UniformQuant(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, the bits, for every convolution and linear layer but the first and the last; cost ``bits``."""
-        return bit_space.bit_space(self.model, self.task, self.settings, numbers)
+        """One knob, the bits, per convolution and linear layer except the first and the last; cost ``bits``."""
+        return bit_space.bit_space(self.model, self.task, self.settings, floats_per_bucket)
 
     @cached_property
     def prepared(self) -> Prepared:
-        return bit_space.prepare(self.model, self.task, self.settings, partial(fit, settings=self.settings))
+        return bit_space.prepare(self.model, self.task, self.settings, partial(fit_ranges, settings=self.settings))
 
     def error_curves(self) -> dict[str, np.ndarray]:
         return self.prepared.error_curves(self.model, self.task)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """The weights are quantized at once; with training the hook keeps them so."""
+        """Quantizes the weights immediately; in training the hook keeps them quantized."""
         hook = partial(MovingRanges, settings=self.settings)
         return Compressed(*bit_space.compress(self.model, plan, self.settings, self.prepared, steps, hook))
 
 
 class MovingRanges(StraightThrough):
-    """Every ``interval`` steps the ranges are those of the latent weights."""
+    """Straight-through training that recomputes the ranges from the latent weights every ``interval`` steps."""
 
     def __init__(self, layers: dict[str, nn.Module], latents: dict[str, Tensor], settings: Settings) -> None:
         super().__init__(layers, latents)
@@ -77,7 +76,7 @@ class MovingRanges(StraightThrough):
         interval, layer = self.settings.interval, self.layers[name]
         if interval and step % interval == 0:
             low: Any = layer.get_buffer("weight_low")
-            found = fit(self.latents[name] + change, self.qparams(name).bits, len(low), settings=self.settings)
+            found = fit_ranges(self.latents[name] + change, self.qparams(name).bits, len(low), settings=self.settings)
             assert found.low is not None
             assert found.step is not None
             low.copy_(found.low)
@@ -85,8 +84,8 @@ class MovingRanges(StraightThrough):
         return super().moved(name, change, step)
 
 
-def fit(weight: Tensor, bits: int, count: int, *, settings: Settings) -> QParams:
-    """The ranges of a weight in ``count`` buckets."""
+def fit_ranges(weight: Tensor, bits: int, count: int, *, settings: Settings) -> QParams:
+    """Ranges of a weight in ``count`` buckets, by the settings' ``range_from``."""
     low, step = affine.fit(
         weight,
         bits,

@@ -1,11 +1,12 @@
-"""Weight sparsification by magnitude, approached gradually in training (Zhu & Gupta 2017, "To prune, or not to prune").
+"""Gradual magnitude pruning of weights (Zhu & Gupta 2017, "To prune, or not to prune").
 
-Notation: layer l has n_l weights, of which the plan wants the share s_l to be zero.
+Notation: layer l has n_l weights, of which the plan sets the share s_l to zero.
 
-A candidate of PocketFlow's search is pruned at once, and each layer is then fitted to what it gave before by some steps
-of Adam (``ws_nb_iters_rg``, ``ws_lrn_rate_rg``), on images and one layer after the other. ``regression_steps`` does the
-like from what each layer read in the uncompressed model (``pfray/pruning/reconstruction/masked_least_squares.py``),
-which needs no further look at the data; a layer does not make up for the ones before it.
+PocketFlow prunes a candidate of its search in one shot, then regresses each layer on its former outputs by some steps
+of Adam (``ws_nb_iters_rg``, ``ws_lrn_rate_rg``), on images and layer by layer. ``regression_steps`` is the counterpart
+on the covariance of each layer's inputs in the uncompressed model
+(``pfray/pruning/reconstruction/masked_least_squares.py``). It needs no further pass over the data, but a layer does not
+compensate for the errors of earlier ones.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from pfray.pruning.reconstruction.masked_least_squares import fit_kept
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import example_input
 
-# Points of an error curve.
+# Number of points of an error curve.
 GRID = 65
-# Output positions of each input at which a layer is fitted.
+# Output positions sampled from each input for the regression of a layer.
 POSITIONS = 48
 
 
 @dataclass(frozen=True)
 class Settings:
-    """When the sparsity grows and how far it may go.
+    """Schedule and bounds of the sparsity.
 
-    begin, end: the shares of the training at which it starts to grow and is reached (t_b and t_e of the paper).
-    exponent: a of the schedule; 3 in the paper. interval: optimizer steps between two updates of the masks.
-    max_sparsity: the most that one layer may lose. skip: layers left dense, by name.
-    depthwise: whether depthwise convolutions are pruned too; they hold few weights and lose much.
-    regression_steps: steps of fitting a layer's remaining weights to what it gave before, where no training follows,
-        as in trials without fine-tuning; 0 leaves them as they are. images: training inputs that it is fitted on.
+    begin, end: shares of the training at which the sparsity starts to grow and is reached (t_b and t_e of the paper).
+    exponent: a of the schedule; 3 in the paper. interval: optimizer steps between updates of the masks.
+    max_sparsity: maximum sparsity of a layer. skip: layers that stay dense, by name.
+    depthwise: if True, depthwise convolutions are pruned too; they are small and sensitive.
+    regression_steps: steps of regressing a layer's remaining weights on its former outputs if no training follows, as
+        in trials without fine-tuning; 0 for none. images: training inputs for the regression.
     """
 
     begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -71,9 +72,10 @@ class WeightSparse(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """One knob, the sparsity, for the weight of every convolution and linear layer that is not skipped.
+        """One knob, the sparsity, per convolution and linear layer that is not skipped.
 
-        Costs: ``sparsity`` over the weights of all such layers, the skipped ones counted in; ``params``, not zero.
+        Costs: ``sparsity``, over the weights of all such layers including the skipped ones; ``params``, the nonzero
+        ones. Raises UnsupportedModel if no layer remains.
         """
         settings, layers = self.settings, weight_layers(self.model)
         chosen = {name: layers[name] for name in without_skipped(layers, settings.skip)}
@@ -105,30 +107,30 @@ class WeightSparse(Algorithm):
         return CompressionSpace(knobs, costs)
 
     @cached_property
-    def order(self) -> dict[str, Tensor]:
-        """Indices ``(n_l,)`` of each layer's weights by rising magnitude; a mask of any sparsity is a head of them."""
+    def magnitude_order(self) -> dict[str, Tensor]:
+        """Indices ``(n_l,)`` of each layer's weights by ascending magnitude; a prefix is the mask of any sparsity."""
         layers = weight_layers(self.model)
         return {name: m.weight.detach().abs().flatten().argsort(stable=True) for name, m in layers.items()}
 
     @cached_property
     def norms(self) -> dict[str, str]:
-        """The batch norm behind each layer that is fitted."""
+        """Name of the batch norm after each layer."""
         return norms_behind(self.model, example_input(self.task, self.device))
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
-        """Moments of what each fitted layer reads; none without ``regression_steps``."""
+        """Moments of the inputs of each dense layer; empty without ``regression_steps``."""
         if not self.settings.regression_steps:
             return {}
         dense = [name for name, module in weight_layers(self.model).items() if is_dense(module)]
         moments = cached_moments(self.model, self.task, dense, self.settings.images, POSITIONS)
-        # A constant that is lost can be put into a bias or a batch norm; otherwise it counts.
+        # A bias or a batch norm can take over the lost mean; without one it counts as error.
         return {n: m if can_shift(self.model, n, self.norms) else m.uncentered() for n, m in moments.items()}
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """The share of a layer's squared magnitude that its smallest weights hold, ``GRID`` positions a layer.
+        """Shares of a layer's squared magnitude in its smallest weights, ``(GRID,)`` per layer.
 
-        e_l(s) = sum of w^2 over the ``zeros(s)`` smallest magnitudes / sum of w^2 over all.
+        e_l(s) = sum of w^2 over the ``zero_count(s)`` smallest magnitudes / sum of w^2 over all.
         """
         space = self.space()
         plans = [space.decode(np.full(len(space), position)) for position in np.linspace(0.0, 1.0, GRID)]
@@ -136,30 +138,31 @@ class WeightSparse(Algorithm):
         for name in space.names:
             squares = layers[name].weight.detach().flatten().double().square().sort().values
             lost = np.concatenate([[0.0], squares.cumsum(0).numpy()]) / max(squares.sum().item(), 1e-30)
-            curves[name] = lost[[zeros(plan[name], len(squares)) for plan in plans]]
+            curves[name] = lost[[zero_count(plan[name], len(squares)) for plan in plans]]
         return curves
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """Without training the smallest magnitudes go at once; with it the hook removes them by the schedule."""
+        """Prunes the smallest magnitudes: immediately if ``steps`` is 0, else by the schedule of the hook."""
         model = copy.deepcopy(self.model)
         layers = weight_layers(model)
         weights = {name: layers[name].weight for name in plan}
         if steps == 0:
             with torch.no_grad():
                 for name, weight in weights.items():
-                    gone = _at(self.order[name][: zeros(plan[name], weight.numel())], weight)
+                    pruned_mask = _mask_at(self.magnitude_order[name][: zero_count(plan[name], weight.numel())], weight)
                     if name in self.moments:
-                        self._refit(model, name, gone)
-                    weight.masked_fill_(gone, 0.0)
-        hook = partial(_advance, weights=weights, pruned={}, plan=plan, settings=self.settings, steps=steps)
+                        self._regress(model, name, pruned_mask)
+                    weight.masked_fill_(pruned_mask, 0.0)
+        hook = partial(_update_masks, weights=weights, pruned={}, plan=plan, settings=self.settings, steps=steps)
         return Compressed(model, hook)
 
-    def _refit(self, model: nn.Module, name: str, gone: Tensor) -> None:
-        """Fit the weights of a layer that are not ``gone`` to what it gave with all of them."""
+    def _regress(self, model: nn.Module, name: str, pruned_mask: Tensor) -> None:
+        """Regress the remaining weights of a layer on its outputs with all weights."""
         layer, moments = model.get_submodule(name), self.moments[name]
         weight = layer.get_parameter("weight")
         whole = weight_rows(layer).to(weight)
-        fitted = fit_kept(moments.covariance.to(weight), whole, ~gone.flatten(1).T, self.settings.regression_steps)
+        kept = ~pruned_mask.flatten(1).T
+        fitted = fit_kept(moments.covariance.to(weight), whole, kept, self.settings.regression_steps)
         weight.copy_(fitted.T.reshape(weight.shape))
         if can_shift(model, name, self.norms):
             shift_output(model, name, self.norms, moments.mean.to(weight) @ (whole - fitted))
@@ -168,42 +171,42 @@ class WeightSparse(Algorithm):
 def gradual_sparsity(final: float, progress: float, settings: Settings) -> float:
     """s_t = s_f (1 - (1 - (t - t_b)/(t_e - t_b))^a): Zhu & Gupta 2017, equation 1, from an initial sparsity of 0.
 
-    progress: t as a share of the training.
+    progress: t as a share of the training, 0 to 1.
     """
     ramp = min(1.0, max(0.0, (progress - settings.begin) / (settings.end - settings.begin)))
     return final * (1 - (1 - ramp) ** settings.exponent)
 
 
-def zeros(sparsity: float, size: int) -> int:
-    """How many of ``size`` weights a sparsity means."""
+def zero_count(sparsity: float, size: int) -> int:
+    """Number of zeros among ``size`` weights at a sparsity."""
     return int(np.rint(sparsity * size))
 
 
-def smallest(weight: Tensor, sparsity: float) -> Tensor:
-    """A boolean mask of the weight's shape: True at its ``zeros(sparsity)`` smallest magnitudes, ties by position."""
-    return _at(weight.abs().flatten().argsort(stable=True)[: zeros(sparsity, weight.numel())], weight)
+def smallest_mask(weight: Tensor, sparsity: float) -> Tensor:
+    """Mask of the weight's shape: True at the ``zero_count(sparsity)`` smallest magnitudes, ties by position."""
+    return _mask_at(weight.abs().flatten().argsort(stable=True)[: zero_count(sparsity, weight.numel())], weight)
 
 
-def _at(indices: Tensor, weight: Tensor) -> Tensor:
-    """A boolean mask of the weight's shape, True at the flat ``indices``, whatever the weight's memory format."""
+def _mask_at(indices: Tensor, weight: Tensor) -> Tensor:
+    """Boolean mask of the weight's shape, True at the flat ``indices`` of any memory format."""
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[indices] = True
     return mask.view(weight.shape)
 
 
 @torch.no_grad()
-def _advance(
+def _update_masks(
     step: int, *, weights: dict[str, Tensor], pruned: dict[str, Tensor], plan: Plan, settings: Settings, steps: int
 ) -> None:
-    """Before the training and after each of its steps: put pruned weights back to 0.0, prune more where it is due."""
+    """Reset pruned weights to 0.0 and prune more when due. Called before the training and after each of its steps."""
     last = math.ceil(settings.end * steps)
     due = step == last or (step < last and step % settings.interval == 0)
     for name, weight in weights.items():
-        # The first call comes before any step: what is zero then was pruned earlier, in a training that is continued.
-        # Filled, not multiplied by a mask, because that would leave -0.0s, which cost bytes in the packed file.
+        # On the first call, before any step, zeros were pruned by an earlier part of a resumed training.
+        # Filled, not multiplied by a mask: -0.0 would cost bytes in the packed file.
         weight.masked_fill_(pruned.setdefault(name, weight == 0), 0.0)
         if due:
-            pruned[name] = smallest(weight, gradual_sparsity(plan[name], step / max(1, steps), settings))
+            pruned[name] = smallest_mask(weight, gradual_sparsity(plan[name], step / max(1, steps), settings))
             weight.masked_fill_(pruned[name], 0.0)
 
 

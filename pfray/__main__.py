@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"unknown command {shown(name)}" if name else "no command is given"
         allowed = f"Allowed: {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}"
         return print_error(ConfigError(f"{program}: {what}. {allowed} Remedy: {program} --help"))
+    _find_modules_here()
     module = importlib.import_module(COMMANDS[name][0])
     code: int = module.main(rest, f"{program} {name}")
     return code
+
+
+def _find_modules_here() -> None:
+    """Find a user's own modules in the working folder, as ``python -m`` does and an installed script does not."""
+    with contextlib.suppress(OSError):  # the folder is gone
+        here = os.getcwd()
+        if not {"", here} & set(sys.path):
+            sys.path.insert(0, here)
 
 
 def _help(program: str) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
-from scipy.special import expit
 
 from pfray.utils.settings import Section
 
@@ -91,6 +90,8 @@ def ddc(objective: Objective, measured: Measurement, teacher: Measurement) -> fl
     R3 = 1 / (1 + exp(15 (C / C_0 - C_th))): shifted sigmoids, 1/2 at their threshold and nowhere flat. T is the
     inference time and C the number of remaining parameters, for every unit of the target.
     """
+    from scipy.special import expit  # takes long to import, for this one score
+
     assert measured.latency_ms is not None
     assert teacher.latency_ms is not None
     wanted = objective.thresholds

@@ -85,7 +85,8 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
         preflight.check_nodes(task, used, folder.path.parent)
         # The first write. The request is known to be valid now.
         locked.open()
-        observers.add(TensorBoard(folder.events))
+        board = TensorBoard(folder.events)
+        observers.add(board)
         with observers.joined_by(prometheus.Prometheus(experiment.name)):
             trainer = retrain.Trainer(resources, folder, observers, experiment.distributed)
             teacher = make_teacher(experiment, loaded.model, task, trainer)
@@ -94,6 +95,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
             found = search(experiment, loaded, spec, folder, observers)
             models = trainer.train(spec.recipe, spec.context, found.plans)
     results = measure_and_export(teacher, models, task, experiment.export, folder, observers)
+    board.close()  # before the last upload to a storage elsewhere
     summary = make_summary(experiment, loaded, found, results, folder.read_seconds())
     folder.write_summary(summary.to_dict())
     report.write(folder.path)

@@ -59,7 +59,7 @@ class AlwaysBroken(weight_sparse.WeightSparse):
 
 class Unprepared(weight_sparse.WeightSparse):
     @cached_property
-    def order(self) -> dict[str, Tensor]:
+    def magnitude_order(self) -> dict[str, Tensor]:
         raise ValueError("no moments")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,22 @@ def test_the_help_of_run_lists_the_components():
     for title in ("learners:", "searchers:", "models:", "data sets:"):
         assert f"\n{title}\n" in text
     assert "  weight_sparse      Weight sparsification by magnitude" in text
+
+
+def test_the_installed_script_finds_a_users_modules_in_the_working_folder(tmp_path):
+    (tmp_path / "mine.py").write_text("def net(num_outputs):\n    raise ValueError('found')\n")
+    experiment = {"model": "mine:net", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}}
+    (tmp_path / "exp.yaml").write_text(yaml.safe_dump(experiment))
+    # As an installed script is started: its own folder, and not the working folder, is where Python looks.
+    script = tmp_path / "bin" / "pfray"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom pfray.__main__ import main\nsys.exit(main())\n")
+    command = [sys.executable, str(script), "run", "exp.yaml", "--check"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"error: model: found ({tmp_path / 'mine.py'}, line 2)" in done.stderr
 
 
 def test_all_mistakes_of_an_experiment_file_are_told_at_once(tmp_path):

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import pfray
-from learners.weight_sparse import zeros
+from learners.weight_sparse import zero_count
 from pfray import bench
 from pfray.config.schema import load
 from pfray.data import digits
@@ -68,7 +68,7 @@ def test_the_summary_has_its_keys_and_the_target_is_met_exactly(finished):
     layers = weight_layers(lenet(in_channels=1))
     pruned = {name: int((state[f"{name}.weight"] == 0).sum()) for name in layers}
     for name, value in summary["plan"].items():
-        assert abs(pruned[name] - zeros(value, layers[name].weight.numel())) <= 1, name
+        assert abs(pruned[name] - zero_count(value, layers[name].weight.numel())) <= 1, name
     assert abs(sum(pruned.values()) - 0.75 * sum(m.weight.numel() for m in layers.values())) <= len(layers)
     assert len(set(summary["uniform_plan"].values())) == 1
 

@@ -1,7 +1,7 @@
-"""ResNet-56 on CIFAR-10 with 2.5 and 3.3 times fewer multiply-adds: what is left right after pruning, without training.
+"""ResNet-56 on CIFAR-10 with 2.5 and 3.3 times fewer MACs: accuracy directly after pruning, without training.
 
-For the uniform plan by L1 magnitudes (the baseline), by discrimination-aware pruning and by LASSO with least squares,
-and for an allocated and a searched plan by LASSO, each finished as a run finishes it. The test split is read for these
+Compares the uniform plan by L1 magnitudes (the baseline), by discrimination-aware pruning and by LASSO with least
+squares, and an allocated and a searched plan by LASSO, each finished as in a run. The test split is read for these
 models only; the search scores one-shot pruned candidates on validation images.
 """
 

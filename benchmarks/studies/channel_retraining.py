@@ -1,8 +1,8 @@
-"""ResNet-56 on CIFAR-10 with 2.5 and 3.3 times fewer multiply-adds: the accuracy after the same ten epochs of training.
+"""ResNet-56 on CIFAR-10 with 2.5 and 3.3 times fewer MACs: accuracy after the same ten epochs of training.
 
-It starts from the models of ``channel_pruning``, which are made where they are missing. Every method gets the same
-training; "distilled" means that its loss is mixed with the distance to the teacher's soft labels. The test split is
-read once, after the last epoch.
+It starts from the models of ``channel_pruning``, which are made if missing. Every method gets the same training;
+"distilled" adds the distance to the teacher's soft labels to the loss. The test split is read once, after the last
+epoch.
 """
 
 from __future__ import annotations

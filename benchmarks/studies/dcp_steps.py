@@ -1,8 +1,8 @@
-"""How many steps discrimination-aware channel pruning needs: ResNet-20 on CIFAR-10 with half the multiply-adds.
+"""Steps that discrimination-aware channel pruning needs: ResNet-20 on CIFAR-10 with half the MACs.
 
-The uniform plan, finished as a run finishes it, with the learner's own steps and with multiples of them: those of each
-stage's tuning and those after each choice. Beside them the baseline by L1 magnitudes, and LASSO with least squares.
-PocketFlow's own numbers are 10,000 and 500. The test split is read once, right after pruning and without training.
+The uniform plan is finished as in a run, with the learner's default steps and with multiples of them, for the tuning of
+each stage and after each choice. Baselines: L1 magnitudes, and LASSO with least squares. PocketFlow's own numbers are
+10,000 and 500. The test split is read once, directly after pruning and without training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""ResNet-20 with 90 % of its weights gone, retrained on CIFAR-10 by two workers that exchange their gradients in
-several ways: the accuracy on the test split after the last epoch, and the bytes that a worker sends.
+"""ResNet-20 with 90 % sparsity, retrained on CIFAR-10 by two workers that exchange gradients in several ways.
 
-The workers are two processes of one thread on this machine, the batches and their order the same for all ways.
+Reports the accuracy on the test split after the last epoch, and the bytes that a worker sends. The workers are two
+processes of one thread on this machine, with the same batches in the same order for all ways.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     import torch.distributed as dist
 
     from benchmarks.sparse_resnet import job, plans_without_search
-    from pfray.learner.build import compressed
+    from pfray.learner.build import compress_candidate
     from pfray.measure.evaluation import evaluate
     from pfray.training.comm_hooks import distribute
     from pfray.training.loop import Shard, choose_precision, fit, steps_per_epoch
@@ -63,7 +63,7 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     training = Training(epochs=epochs, lr=0.05, batch_size=128, warmup_epochs=0)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     candidate = work.recipe.candidate(plans_without_search(work)["uniform"])
-    start = compressed(candidate, work.context, device, steps)
+    start = compress_candidate(candidate, work.context, device, steps)
     sparse, hook = start.model, start.hook
     wrapped, exchange = distribute(sparse, Distributed(**WAYS[way]), seed)
 

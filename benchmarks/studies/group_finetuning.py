@@ -1,8 +1,8 @@
-"""Group fine-tuning (Wu et al. 2018, section 3.1.1): ResNet-20 on CIFAR-10 with half the multiply-adds.
+"""Group fine-tuning (Wu et al. 2018, section 3.1.1): ResNet-20 on CIFAR-10 with half the MACs.
 
-The uniform plan by LASSO and least squares, all groups at once or some at a time with epochs of training in between;
-both get the same number of epochs in all, each on the same share of the training images. The test split is read once,
-after the last epoch.
+The uniform plan by LASSO and least squares is applied to all groups at once, or to some at a time with epochs of
+training in between. Both get the same total number of epochs, each on the same share of the training images. The test
+split is read once, after the last epoch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Layer removal beside other ways to the same size: accuracy, parameters and time of the student (Pahwa et al. 2019,
-tables 2 and 3), and what the policy finds beside chance.
+"""Layer removal against other ways to the same size: accuracy, parameters and time of the student (Pahwa et al. 2019,
+tables 2 and 3), and the policy's result against chance.
 
 Every student is trained for the same epochs, and as many again each time it loses filters; the test split is read after
-the last ones. Seeds are those of search and
-training; the teacher is one and the same. What is finished is kept, so that a call that is repeated goes on. The
-paper's VGG-11 has four times the channels of the default here.
+the last ones. Seeds vary search and training; the teacher is always the same. Finished results are kept, so that a
+repeated call continues. The paper's VGG-11 has four times the channels of the default here.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def choose_network(piece: Sequence[Any]) -> Record:
     space = job.bind().space()
     found: Any = find_class("search", "gp", PlanSearcher)
     limits = {"params": min(LARGEST * count_params(job.teacher)[0], 0.99 * space.reachable("params")[1])}
-    searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_up=False)
+    searcher = found(space, limits, found.settings_type(spread=1), seed=seed, trials=networks, use_full_budget=False)
     run_search(job.scorer(), searcher)
     best = searcher.best()
     return {"plan": best["plan"], "reward": best["score"], "rewards": [record["score"] for record in searcher.records]}

@@ -1,11 +1,11 @@
-"""What a policy that was learned on all classes is worth on some of them (Pahwa et al. 2019, tables 8 to 10).
+"""Value of a policy learned on all classes for a subset of them (Pahwa et al. 2019, tables 8 to 10).
 
-On each subset a policy is learned from scratch, and another goes on from the one of all classes with a fifth of the
-students. Counted are the iterations until a policy's students have, on average, the reward of those that the last third
-of the iterations from scratch has drawn; and until one has found a student as good as the best from scratch. The goal
-is a quarter of the iterations that the policy from scratch has had in all. No policy tries a student twice, so there
-have to be fewer tries than students: VGG-11 has 88 of at most half the parameters, ResNet-18 thousands. Seeds are those
-of the searches; each subset's teacher is one and the same. What is finished is kept.
+On each subset one policy is learned from scratch, and another continues from the policy of all classes with a fifth of
+the students. Two numbers of iterations are counted: until the mean reward of a policy's students reaches the mean of
+the last third of the iterations from scratch, and until a student is as good as the best from scratch. The goal is a
+quarter of all iterations of the policy from scratch. No policy tries a student twice, so there have to be fewer tries
+than students: VGG-11 has 88 of at most half the parameters, ResNet-18 thousands. Seeds vary the searches; each subset
+has one teacher. Finished results are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ResNet-56 pruned, retrained and then quantized: the int8 .tflite against the uncompressed network's float file.
 
-It starts from the networks that ``channel_retraining`` keeps, and quantizes them as they are, or with ``--epochs`` of
-training with the rounding in place.
+It starts from the networks that ``channel_retraining`` keeps, and quantizes them after training, or with ``--epochs``
+of quantization-aware training.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""ResNet-20 and ResNet-56 on CIFAR-10 with 8, 4, 3 and 2 bits a weight on average: uniform, allocated and searched
-bits.
+"""ResNet-20 and ResNet-56 on CIFAR-10 with 8, 4, 3 and 2 bits per weight: uniform, allocated and searched bits.
 
-The accuracy on the test split right after quantizing, batch-norm statistics put right, and after the same training for
-every plan. The test split is read for the chosen plans only; the search scores candidates on validation images. With
---fold, batch norms are folded before quantizing, and the training has a tenth of the learning rate.
+Reports the accuracy on the test split directly after quantization, with re-estimated batch norms, and after the same
+training for every plan. The test split is read for the chosen plans only; the search scores candidates on validation
+images. With --fold, batch norms are folded before quantization, and the training has a tenth of the learning rate.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def retrain(piece: Sequence[Any]) -> Record:
     """piece: (model, learner, settings, seed, epochs, plan). Prints the loss after each epoch."""
     import torch
 
-    from pfray.learner.build import compressed
+    from pfray.learner.build import compress_candidate
     from pfray.measure.evaluation import evaluate
     from pfray.training.loop import choose_precision, fit, steps_per_epoch
     from pfray.training.settings import Training
@@ -72,7 +71,7 @@ def retrain(piece: Sequence[Any]) -> Record:
     training = Training(epochs=epochs, lr=LR / 10 if settings["fold"] else LR, **TRAINING)
     steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
     device, started = torch.device("cpu"), time.time()
-    start = compressed(work.recipe.candidate(plan), work.context, device, steps)
+    start = compress_candidate(work.recipe.candidate(plan), work.context, device, steps)
     quantized, hook = start.model, start.hook
 
     def show(epoch: int, loss: float, optimizer: Any) -> None:

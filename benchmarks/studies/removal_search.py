@@ -1,7 +1,7 @@
-"""What the benchmarks of layer removal search: the job, the rewards of its students, and two ways to draw students.
+"""Shared by the benchmarks of layer removal: the job, the rewards of its students, and two ways to draw students.
 
-A student is measured once, whoever asks, and kept in a file, so that searches with several seeds or by another reward
-cost little more than one. What differs between seeds is then the search alone.
+A student is measured once and kept in a file for all callers, so that searches with several seeds or another reward
+cost little more than one. Only the search then differs between seeds.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def searched(
     settings = found.settings_type(**({"policy_from": policy} if policy else {}))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    options = {"seed": seed, "trials": students, "use_up": False, "folder": folder}
+    options = {"seed": seed, "trials": students, "use_full_budget": False, "folder": folder}
     searcher = found(rewards.space, rewards.limits, settings, **options)
     run_search(rewards, searcher)
     return searcher.records

@@ -1,7 +1,8 @@
-"""Whether a trial's score can see what the search looks for: its rank correlation with the accuracy after retraining.
+"""Rank correlation of a trial's score with the accuracy after retraining.
 
 Plans of one cost (ResNet-20 on CIFAR-10, 90 % sparsity), drawn around the uniform, the heuristic and the allocated
-plan, are scored as in a trial, then retrained alike; the last epoch's accuracy on the test split is what a user gets.
+plan, are scored as in a trial, then all retrained in the same way. The accuracy is the last epoch's on the test split,
+which is the user's result.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What each searcher finds with the same number of trials: a CIFAR ResNet, 90 % sparsity, no fine-tuning.
+"""Best plan of each searcher with the same number of trials: a CIFAR ResNet, 90 % sparsity, no fine-tuning.
 
     python -m benchmarks.studies.search_quality --model resnet20
     python -m benchmarks.studies.search_quality --model synthetic --ablation --seeds 3 --trials 100
 
-The first compares pfray's searchers, the second the searcher ``critic`` with itself without one of its parts, and with
-DDPG as AMC and PocketFlow have it (variants.py), here on a made-up landscape (synthetic.py).
+The first command compares pfray's searchers. The second is an ablation of the searcher ``critic``, with DDPG of AMC and
+PocketFlow for comparison (variants.py), here on a synthetic landscape (synthetic.py).
 
-Every searcher gets pfray's defaults: the same first plans, the same score, and in the end the best trials measured
-again on all validation images before one is chosen. The test split is read for the chosen plan only.
+Every searcher gets pfray's defaults: the same first plans, the same score, and finally the best trials measured again
+on all validation images before one is chosen. The test split is read for the chosen plan only.
 """
 
 from __future__ import annotations

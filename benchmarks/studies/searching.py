@@ -1,4 +1,4 @@
-"""A whole search in one process and without Ray, as benchmarks compare searchers and plans by."""
+"""A whole search in one process without Ray, for benchmarks that compare searchers and plans."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def choose(job: Job, searcher: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     from pfray.config.sections import Search
 
     again = job.scorer(validation_images=None)
-    rivals = searcher.rivals(Search().rescore)
+    rivals = searcher.finalists(Search().rescore)
     results = [again.score(record["plan"]) for record in rivals]
     best = max(range(len(rivals)), key=lambda i: results[i]["score"])
     return rivals[best], results[best]

@@ -1,6 +1,6 @@
 """Test accuracy of the searched plan against the uniform one, over the seeds of one experiment, as a markdown table.
 
-Both plans of a run get the same retraining, so their difference is what the search is worth. Spread is min .. max.
+Both plans of a run get the same retraining, so their difference is the gain of the search. Spread is min .. max.
 """
 
 from __future__ import annotations

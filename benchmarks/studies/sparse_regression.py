@@ -1,7 +1,7 @@
-"""What layer-wise regression gives sparse candidates: ResNet-20 on CIFAR-10 with 90 % of its weights gone.
+"""Gain of layer-wise regression for sparse candidates: ResNet-20 on CIFAR-10 with 90 % sparsity.
 
-Plans of that cost are pruned at once and scored as in a trial without fine-tuning, with and without steps of fitting
-each layer's remaining weights to what it gave before (PocketFlow's roll-outs do 20), on all validation images.
+Plans of that cost are pruned in one shot and scored as in a trial without fine-tuning, on all validation images: with
+and without steps of regressing each layer's remaining weights on its former outputs (20 in PocketFlow's roll-outs).
 """
 
 from __future__ import annotations

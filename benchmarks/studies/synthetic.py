@@ -1,8 +1,8 @@
-"""A made-up search of 24 knobs that costs nothing to score, to compare searchers on in seconds.
+"""A synthetic search problem of 24 knobs with free scores, to compare searchers in seconds.
 
-Each seed has a landscape of its own: layers of 500 to 50,000 weights of which 90 % must go, and a best plan on that
-target. The score is minus a quadratic form of the distance to its positions, layers beside each other coupled, scaled
-so that the best plan has 0 and the uniform plan -1.
+Each seed has its own landscape: layers of 500 to 50,000 weights with a target of 90 % sparsity, and a best plan on that
+target. The score is minus a quadratic form of the distance to its positions, with neighboring layers coupled, scaled so
+that the best plan has 0 and the uniform plan -1.
 """
 
 from __future__ import annotations

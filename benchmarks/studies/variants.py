@@ -1,4 +1,4 @@
-"""Searchers to compare: pfray's own, presets of configs/search, and the critic's search without one of its parts."""
+"""Searchers to compare: pfray's own, presets of configs/search, and ablations of the critic's search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Independent pieces of a benchmark in worker processes of one thread each; finished ones are kept in a file."""
+"""Runs independent pieces of a benchmark in worker processes of one thread each; finished ones are kept in a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Algorithm: one way to compress a model, in plain PyTorch. What an author subclasses; knows nothing of Ray.
+"""Algorithm: one way to compress a model, in plain PyTorch without Ray. Authors of compression methods subclass it.
 
-An algorithm is bound once to a model, a task and its settings. It says what can be decided (``space``), compresses a
-copy by a plan (``compress``), and may do the chosen plan more carefully (``finish``).
+An algorithm is bound once to a model, a task and its settings. ``space`` gives its knobs, ``compress`` a copy of the
+model compressed by a plan, and ``finish``, where it has one, a more careful version for the chosen plan.
 
     class Halves(Algorithm):
         settings_type = Settings                    # a frozen dataclass
@@ -9,8 +9,8 @@ copy by a plan (``compress``), and may do the chosen plan more carefully (``fini
         def space(self): ...                        # self.model, self.task and self.settings are bound
         def compress(self, plan, steps=0): ...      # returns Compressed(model, hook)
 
-What does not depend on the plan (sorted magnitudes, covariances) is a ``cached_property``: one object compresses by
-many plans.
+Quantities independent of the plan (sorted magnitudes, covariances) are cached properties: one object compresses by many
+plans.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from pfray.training.loop import Hook
 
 @dataclass(frozen=True)
 class NoSettings:
-    """None are needed."""
+    """Empty settings."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed model, on the device of the algorithm's.
+    """A compressed model, on the device of the algorithm's model.
 
-    hook: for the training that follows. It may approach the plan step by step, and must have reached it at the end. One
-        with ``state_dict`` and ``load_state_dict`` has its state kept in checkpoints.
-    structure: JSON from which ``Algorithm.rebuild`` makes a model that the trained weights fit into.
+    hook: called by the training that follows. It may approach the plan gradually and must meet it at the last step. If
+        it has ``state_dict`` and ``load_state_dict``, checkpoints keep its state.
+    structure: from ``finish`` only: JSON from which ``Algorithm.rebuild`` makes a model that the trained state dict
+        fits; None for ``Algorithm.structure`` of the plan.
     """
 
     model: nn.Module
@@ -49,7 +50,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Stage:
-    """A milder plan, finished and trained for some epochs on the way to the chosen one."""
+    """A milder plan, finished and trained for ``epochs`` before the chosen one."""
 
     plan: Plan
     epochs: int
@@ -58,19 +59,19 @@ class Stage:
 class Algorithm:
     """Base of all compression algorithms.
 
-    model: the uncompressed model, or in a pipeline what the algorithms before this one made of it; never changed.
-    settings: of ``settings_type``, a frozen dataclass; None stands for its defaults.
+    model: the uncompressed model, in a pipeline the output of the previous algorithm; never changed.
+    settings: an instance of ``settings_type``, a frozen dataclass; None for its defaults.
     """
 
     settings_type: ClassVar[type] = NoSettings
-    # True if later algorithms cannot undo it (structural removal), so that another may follow in a pipeline. Its plan
-    # may then have knobs of layers that are gone.
+    # True if later algorithms cannot undo it (structural removal), so another may follow in a pipeline. The follower's
+    # plan may have knobs of removed layers.
     permanent: ClassVar[bool] = False
-    # True if its models start with random weights and are nothing before they were trained.
+    # True if its models start from random weights, so that an untrained one is meaningless.
     from_scratch: ClassVar[bool] = False
-    # True if ``finish`` does more than ``compress``: training then starts from its result, and without a hook.
+    # True if ``finish`` does more than ``compress``: training then starts from its result, without a hook.
     has_finish: ClassVar[bool] = False
-    # True if ``error_curves`` gives any.
+    # True if ``error_curves`` is implemented.
     has_error_curves: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -81,6 +82,12 @@ class Algorithm:
                     f"learner: {cls.__name__}.{name} is a static function. Remedy: def {name}(self, ...), which finds "
                     "self.model, self.task and self.settings"
                 )
+        if "stages" in vars(cls) and not cls.has_finish:
+            # A stage goes on from the one before through ``finish`` only.
+            raise ConfigError(
+                f"learner: {cls.__name__} has stages and no finish. Remedy: a finish that goes on from start, and "
+                "has_finish = True in the class"
+            )
         for method in ("finish", "error_curves"):
             if method in vars(cls) and not getattr(cls, f"has_{method}"):
                 raise ConfigError(
@@ -93,42 +100,48 @@ class Algorithm:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def space(self) -> CompressionSpace:
-        """The knobs of the model and what they cost. Raises UnsupportedModel where there is nothing to compress."""
+        """Knobs of the model and their costs. Raises UnsupportedModel if there is nothing to compress."""
         raise NotImplementedError
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """A copy of the model compressed by ``plan``, quickly: a search does this for every trial.
+        """A copy of the model compressed by ``plan``, fast: a search calls this in every trial.
 
-        steps: optimizer steps of the training that follows. With 0 the plan is met at once.
+        steps: optimizer steps of the training that follows. With 0 the plan is met immediately.
         """
         raise NotImplementedError
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Relative errors of knobs, ``(G,)`` each, at evenly spaced positions from 0 (most compressed) to 1.
 
-        0 where nothing is lost, 1 where nothing is left of the layer. ``search: allocate`` adds them up.
+        0 means no loss, 1 that nothing of the layer is left. ``search: allocate`` adds them up.
         """
         return {}
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
-        """The model of the chosen plan before its training, made with all the care that a search has no time for.
+        """The model of the chosen plan before its training, by a method too slow for a search.
 
-        start: the trained model of an earlier stage; None for ``model`` itself. The structure is part of the result.
+        start: the trained model of an earlier stage, not to be changed; None for ``self.model``.
         """
         return Compressed(self.compress(plan).model, structure=self.structure(plan))
 
     def structure(self, plan: Plan) -> Any:
-        """The structure that ``finish`` gives a plan, as JSON for ``rebuild``. By default the plan itself."""
+        """Structure that ``finish`` gives a plan, as JSON for ``rebuild``. By default the plan itself."""
         return plan
 
     def rebuild(self, structure: Any) -> nn.Module:
-        """A model of this structure, its weights without meaning: a trained state dict is loaded into it."""
+        """A model of this structure with arbitrary weights, for a trained state dict to be loaded into.
+
+        The default belongs to the default ``structure``: it compresses by the plan.
+        """
         return self.compress(structure).model
 
     def stages(self, plan: Plan) -> list[Stage]:
-        """Milder plans that are finished and trained first, each from the one before."""
+        """Milder plans that are finished and trained first, each from the previous one, for algorithms with ``finish``.
+
+        They may depend only on the plan and the settings.
+        """
         return []

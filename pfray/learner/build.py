@@ -1,4 +1,4 @@
-"""Models of a candidate: made quickly, finished with care, or rebuilt from a state dict."""
+"""Builds a candidate's model: fast (``compress``), final (``finish``), or from a saved state dict (``rebuild``)."""
 
 from __future__ import annotations
 
@@ -18,50 +18,52 @@ from pfray.training.batch_norm import BN_IMAGES, batch_norms, reestimate_batch_n
 
 @dataclass(frozen=True)
 class Weights:
-    """A model as data: its structure, JSON for ``Algorithm.rebuild``, and the state dict that fits into it.
+    """A model as data: its structure, JSON for ``Algorithm.rebuild``, and a state dict that fits it.
 
-    The structure None stands for the one that ``Algorithm.structure`` gives the plan.
+    structure: None for the one that ``Algorithm.structure`` gives the plan.
     """
 
     structure: Any
     state: dict[str, Tensor]
 
 
-def bound(candidate: Candidate, context: Context, device: torch.device) -> Algorithm:
-    """The candidate's algorithm on a copy of the context's model, which a store may hold read-only."""
+def bind_candidate(candidate: Candidate, context: Context, device: torch.device) -> Algorithm:
+    """The candidate's algorithm on a copy of the context's model, which Ray's object store may hold read-only."""
     return candidate.bind(place(copy.deepcopy(context.model), device), context.task)
 
 
-def compressed(candidate: Candidate, context: Context, device: torch.device, steps: int) -> Compressed:
-    """The candidate's model as ``Algorithm.compress`` makes it, for a training of so many steps."""
-    return bound(candidate, context, device).compress(candidate.plan, steps)
+def compress_candidate(candidate: Candidate, context: Context, device: torch.device, steps: int) -> Compressed:
+    """The candidate's model by ``Algorithm.compress``, for a training of ``steps`` optimizer steps."""
+    return bind_candidate(candidate, context, device).compress(candidate.plan, steps)
 
 
-def finished(candidate: Candidate, context: Context, start: Weights | None, device: torch.device) -> Compressed:
-    """The candidate's model as ``Algorithm.finish`` makes it. start: the trained model of an earlier stage."""
+def finish_candidate(
+    candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, device: torch.device
+) -> Compressed:
+    """The candidate's model by ``Algorithm.finish``. start: candidate and trained model of an earlier stage."""
     torch.manual_seed(context.seed)
-    begun = None if start is None else rebuilt(candidate, context, start, device)
-    return bound(candidate, context, device).finish(candidate.plan, begun)
+    trained = None if start is None else rebuild_candidate(start[0], context, start[1], device)
+    return bind_candidate(candidate, context, device).finish(candidate.plan, trained)
 
 
-def rebuilt(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:
-    """The model of a structure, with its weights."""
-    algorithm = bound(candidate, context, torch.device("cpu"))
+def rebuild_candidate(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:
+    """The model of a structure with the weights loaded. Raises RuntimeError if they do not fit."""
+    algorithm = bind_candidate(candidate, context, torch.device("cpu"))
     structure = algorithm.structure(candidate.plan) if weights.structure is None else weights.structure
     model = algorithm.rebuild(structure)
     model.load_state_dict(weights.state)
     return place(model, device)
 
 
-def untrained(candidate: Candidate, context: Context) -> nn.Module:
-    """The candidate's model without a training, on the CPU.
+def untrained_model(candidate: Candidate, context: Context) -> nn.Module:
+    """The candidate's model without training, on the CPU.
 
-    Its batch norms are estimated again, as in a trial, where the validation split says that it helps: with 8 bits a
-    weight the statistics of a whole training are the better ones.
+    Batch norms are re-estimated, as in a trial, if that raises the validation accuracy: with 8-bit weights the
+    statistics of the full training are better.
     """
-    model = compressed(candidate, context, torch.device("cpu"), steps=0).model
+    model = compress_candidate(candidate, context, torch.device("cpu"), steps=0).model
     if not candidate.plan or not batch_norms(model):
         return model
-    again = copy.deepcopy(model)
-    reestimate_batch_norm(again, context.task, BN_IMAGES, "float32")
-    return max((model, again), key=lambda each: evaluate(each, context.task, context.task.validation).accuracy)
+    reestimated = copy.deepcopy(model)
+    reestimate_batch_norm(reestimated, context.task, BN_IMAGES, "float32")
+    return max((model, reestimated), key=lambda each: evaluate(each, context.task, context.task.validation).accuracy)

@@ -1,4 +1,4 @@
-"""What a run's workers are given: what all plans share, how plans become models, and one plan resolved."""
+"""Inputs of a run's workers: the context shared by all plans, the recipe from plan to model, and a resolved plan."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pfray.training.settings import Distill, Training
 
 @dataclass(frozen=True)
 class Context:
-    """What all plans of a run share, put into Ray's object store once.
+    """Shared by all plans of a run, put into Ray's object store once.
 
-    teacher: the uncompressed model, on the CPU. earlier: in a pipeline, what the algorithms before this one made of it.
+    teacher: the uncompressed model, on the CPU. earlier: in a pipeline, the output of the previous algorithm.
     precision: ``auto``, ``bf16`` or ``float32``.
     """
 
@@ -31,16 +31,15 @@ class Context:
 
     @property
     def model(self) -> nn.Module:
-        """The model that is compressed."""
+        """The model to compress."""
         return self.teacher if self.earlier is None else self.earlier
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, resolved: what is decided about the model, and with which settings. Below it nobody knows that settings
-    were searched.
+    """A resolved plan: the knobs of the model, and the settings. Code that gets one need not know which were searched.
 
-    chosen: the searched settings of the plan, by name, of which ``settings``, ``training`` and ``distill`` were made.
+    chosen: values of the searched settings, by name, already merged into ``settings``, ``training`` and ``distill``.
     """
 
     algorithm: type[Algorithm]
@@ -57,9 +56,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How plans become models: the algorithm, its settings, and the training.
+    """From plans to models: the algorithm, its settings, and the training.
 
-    searched: names of the knobs that are settings and no part of the model, such as ``finetune.lr``.
+    searched: names of the knobs that are settings and not part of the model, such as ``finetune.lr``.
     """
 
     algorithm: type[Algorithm]
@@ -69,25 +68,25 @@ class Recipe:
     searched: tuple[str, ...] = ()
 
     def candidate(self, plan: Plan) -> Candidate:
-        """The plan, resolved. Raises pydantic's ValidationError for a searched setting that is not allowed."""
+        """The resolved plan. Raises pydantic's ValidationError for an invalid searched setting."""
         chosen: dict[str, dict[str, float]] = {"finetune": {}, "distill": {}, "learner": {}}
         for name in self.searched:
             section, _, key = name.partition(".")
             chosen[section][key] = plan[name]
         return Candidate(
             self.algorithm,
-            updated(self.settings, chosen["learner"]),
+            with_values(self.settings, chosen["learner"]),
             {name: value for name, value in plan.items() if name not in self.searched},
-            updated(self.training, chosen["finetune"]),
-            updated(self.distill, chosen["distill"]),
+            with_values(self.training, chosen["finetune"]),
+            with_values(self.distill, chosen["distill"]),
             {name: plan[name] for name in self.searched},
         )
 
 
-def updated(settings: Any, chosen: Mapping[str, float]) -> Any:
+def with_values(settings: Any, chosen: Mapping[str, float]) -> Any:
     """A copy of validated settings with ``chosen`` values, validated again (a whole float becomes an int or bool).
 
-    Raises pydantic's ValidationError for a value that is not allowed.
+    Raises pydantic's ValidationError for an invalid value.
     """
     if not chosen:
         return settings

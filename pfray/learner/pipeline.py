@@ -1,7 +1,7 @@
-"""Several learners, one after the other, under one target: ``learner: [channel_pruned, litert_quant]``.
+"""Several learners in sequence under one target: ``learner: [channel_pruned, litert_quant]``.
 
-All their knobs are searched together, and a trial compresses with each of them in turn. What is chosen is done with
-care: each learner's own ``finish`` and training, on what the learners before it have made of the teacher.
+All their knobs are searched jointly, and a trial applies each ``compress`` in turn. The chosen plan goes through each
+learner's own ``finish`` and training, starting from the output of the previous learner.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.settings import Training
 from pfray.utils.settings import as_written
 
-# Training images for the batch norms of what one learner leaves to the next in a trial.
+# Training images on which batch norms are re-estimated between two learners of a trial.
 BN_IMAGES = 250
 
 
 @dataclass(frozen=True)
 class Step:
-    """One learner of a pipeline. finetune: what its training has other than the experiment's ``finetune``."""
+    """One learner of a pipeline. finetune: settings that override the experiment's ``finetune`` in its training."""
 
     name: str
     algorithm: type[Algorithm]
@@ -46,7 +46,7 @@ class Step:
 
 
 def _steps(value: Any) -> tuple[Step, ...]:
-    """Raises ConfigError with a line for every mistake, ValueError for what is no list."""
+    """Parsed entries. Raises ConfigError with a line for every mistake, ValueError if ``value`` is not a list."""
     if isinstance(value, tuple) and all(isinstance(step, Step) for step in value):
         return value
     if not isinstance(value, list) or len(value) < 2:
@@ -95,8 +95,8 @@ def _step(entry: Any, path: str) -> Step:
 
 @dataclass(frozen=True)
 class Settings:
-    """steps: the learners in order. Each entry is a name, or a mapping with its name and settings, and in ``finetune``
-    what its training has other than the experiment's."""
+    """steps: the learners in order. Each entry is a name, or a mapping with name, settings and ``finetune``, which
+    overrides the experiment's for this learner."""
 
     steps: Annotated[tuple[Any, ...], BeforeValidator(_steps)]
 
@@ -104,21 +104,21 @@ class Settings:
 class Pipeline(Algorithm):
     settings: Settings
     settings_type = Settings
-    # Of its algorithms some have.
+    # Some of its algorithms have them.
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """The joint space of all learners (``pipeline_space.py``). Raises ConfigError where two change one cost."""
+        """Joint space of all learners (``pipeline_space.py``). Raises ConfigError if two change the same cost."""
         spaces = {step.name: step.bind(self.model, self.task).space() for step in self.settings.steps}
         return joint_space(spaces, count_params(self.model)[0])
 
     @cached_property
     def first(self) -> Algorithm:
-        """The first algorithm, bound once. The others see another model with every plan."""
+        """The first algorithm, bound once. The others get a different model with every plan."""
         return self.settings.steps[0].bind(self.model, self.task)
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """Curves of each algorithm by itself, on the uncompressed model."""
+        """Error curves of each algorithm separately, on the uncompressed model."""
         return {
             f"{step.name}:{name}": curve
             for step in self.settings.steps
@@ -126,26 +126,26 @@ class Pipeline(Algorithm):
         }
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """One algorithm after the other, each on what the one before has left; the last one's hook."""
-        (_, own), *rest = parts(self.settings, plan)
+        """Applies the algorithms in sequence; the hook is the last one's."""
+        (_, own), *rest = split_plan(self.settings, plan)
         result = self.first.compress(own, steps)
         for step, own in rest:
-            # An algorithm may fold batch norms into the weights, and then they cannot be put right any more.
+            # Before the next algorithm, because it may fold batch norms into the weights, which fixes their statistics.
             reestimate_batch_norm(result.model, self.task, BN_IMAGES, "float32")
             result = step.bind(result.model, self.task).compress(own, steps)
         return result
 
     def rebuild(self, structure: Plan) -> nn.Module:
-        """A model of the structure that all algorithms together give a plan."""
+        """A model with the structure that all algorithms together give a plan."""
         model = self.model
-        for step, own in parts(self.settings, structure):
+        for step, own in split_plan(self.settings, structure):
             algorithm = step.bind(model, self.task)
             model = algorithm.rebuild(algorithm.structure(own))
         return model
 
 
-def parts(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
-    """Learners of a pipeline, in order, each with its own part of the plan."""
+def split_plan(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
+    """Learners of a pipeline, in order, each with its part of the plan."""
     return [
         (step, {name.removeprefix(f"{step.name}:"): v for name, v in plan.items() if name.startswith(f"{step.name}:")})
         for step in settings.steps

@@ -1,4 +1,4 @@
-"""Joint space of the learners of a pipeline: their knobs together, and what all of them leave of the model."""
+"""Joint space of the learners of a pipeline: all their knobs, and the cost of the model after all of them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pfray.space import CompressionSpace, Limits, Plan
 
 @dataclass(frozen=True)
 class PipelineSpace(CompressionSpace):
-    """Knobs of several learners. A limit in a unit that one learner alone has is kept by its knobs alone.
+    """Knobs of several learners. A limit in a unit that only one learner offers is met by that learner's knobs alone.
 
-    parts: the learners' own spaces, with the same names of knobs.
+    parts: the learners' own spaces, with the same knob names.
     """
 
     parts: tuple[CompressionSpace, ...] = ()
 
     def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
-        """Parts with limits of their own; empty where a limit is kept by all parts together."""
+        """Parts with their own limits; empty if a limit is shared by several parts."""
         return [] if self._shared(limits) else self._own(limits)
 
     def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
         """The plan nearest to ``plan`` that meets the limits; each part is moved onto its own limits first.
 
-        Raises InfeasibleTarget where no plan meets the limits.
+        Raises InfeasibleTarget if no plan meets the limits.
         """
         for part, own in self._own(limits):
             plan = {**plan, **part.fit_to_target({name: plan[name] for name in part.names}, own)}
@@ -38,8 +38,8 @@ class PipelineSpace(CompressionSpace):
     def uniform(self, limits: Limits) -> Plan:
         """The plan that meets the limits with one value for all knobs of a part.
 
-        Limits of all parts together are met at one position for all knobs; but switches to 8 bits are on. Raises
-        InfeasibleTarget where no plan meets the limits.
+        Shared limits are met at one position for all knobs, with the 8-bit switches on. Raises InfeasibleTarget if no
+        plan meets the limits.
         """
         plan = self.decode(np.where(self.free, 0.0, 1.0))
         plan.update({knob.name: knob.default for knob in self.knobs if knob.default is not None})
@@ -53,7 +53,7 @@ class PipelineSpace(CompressionSpace):
         return self._least_compressed(lambda p: self._at(np.where(fixed, most, np.minimum(p, most))), 0.0, 1.0, limits)
 
     def _own(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
-        """Parts that alone offer a limit's unit, with these limits."""
+        """Parts that are the only one to offer a limit's unit, with those limits."""
         shared = self._shared(limits)
         found = [
             (part, {unit: limit for unit, limit in limits.items() if unit in units and unit not in shared})
@@ -62,7 +62,7 @@ class PipelineSpace(CompressionSpace):
         return [(part, own) for part, own in found if own]
 
     def _shared(self, limits: Limits) -> list[str]:
-        """Units that no part, or more than one, offers."""
+        """Units of limits that no part, or more than one, offers."""
         offered = self._offered()
         return [unit for unit in limits if sum(unit in units for units in offered) != 1]
 
@@ -71,11 +71,11 @@ class PipelineSpace(CompressionSpace):
 
 
 def joint_space(spaces: Mapping[str, CompressionSpace], params: int) -> PipelineSpace:
-    """The space of learners that run in this order, its knobs named ``learner:knob``, with the costs of all of them.
+    """Joint space of learners that run in this order, with knobs named ``learner:knob`` and the costs of all.
 
-    ``size_bytes`` is offered where all learners offer it: the bytes that all of them together leave.
+    ``size_bytes``, the size after all learners, is offered if every learner offers it.
 
-    params: of the whole model. Raises ConfigError where two learners change one and the same other cost.
+    params: parameters of the whole model. Raises ConfigError if two learners change the same cost in another unit.
     """
     parts = [_named(learner, space) for learner, space in spaces.items()]
     offered = [part.costs_at(np.ones(len(part))) for part in parts]
@@ -100,7 +100,7 @@ def _named(prefix: str, space: CompressionSpace) -> CompressionSpace:
 def _costs(
     values: np.ndarray, parts: Sequence[CompressionSpace], params: int, sizes: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """params: of the whole model. sizes: weights of each layer that is quantized; None where bytes are not offered."""
+    """params: parameters of the whole model. sizes: weights of each quantized layer; None without ``size_bytes``."""
     costs: dict[str, float] = {}
     left: dict[str, float] = {}
     bits = values[:0]
@@ -117,7 +117,7 @@ def _costs(
     whole = costs.pop("size_bytes", None)
     if whole is not None and sizes is not None:
         weights = np.array([left.get(name, size) for name, size in sizes.items()])
-        # Ranges and codebooks are counted as if no channel were gone: an upper bound.
-        described = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
-        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + described
+        # Ranges and codebooks are counted with all channels present: an upper bound.
+        qparam_bytes = whole - stored_bytes(params, np.array(list(sizes.values())), bits)
+        costs["size_bytes"] = stored_bytes(int(costs.get("params", params)), weights, bits) + qparam_bytes
     return costs

@@ -1,4 +1,4 @@
-"""From a plan to a score: compress the teacher, fine-tune, measure. Every trial does this; knows nothing of Ray."""
+"""From a plan to a score, once a trial: compress the teacher, fine-tune, measure. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pfray.training.settings import Training
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a plan is scored.
+    """Scoring of plans.
 
-    rounds: of a trial, each of ``finetune_steps`` optimizer steps and a measurement.
-    bn_images: training images on which batch-norm statistics are estimated again before a measurement; 0 for none.
-    validation_images: the images of a measurement; None for all.
-    latency: the times of objective ``ddc``: of the model in PyTorch, or of its .tflite.
-    shrink_on_oom: whether a plan that runs out of memory is tried once more with half the batch.
+    rounds: rounds of a trial, each of ``finetune_steps`` optimizer steps and a measurement.
+    bn_images: training images on which batch-norm statistics are re-estimated before a measurement; 0 for none.
+    validation_images: validation images of a measurement; None for all.
+    latency: what objective ``ddc`` times, the model in PyTorch or its .tflite file.
+    shrink_on_oom: if True, a plan that runs out of memory is tried once more with half the batch.
     """
 
     objective: Objective = field(default_factory=lambda: Objective("accuracy"))
@@ -51,7 +51,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What the workers of a search are given."""
+    """Inputs of a search's workers."""
 
     context: Context
     recipe: Recipe
@@ -59,9 +59,9 @@ class TrialSpec:
 
 
 class Scorer:
-    """Scores plans one after the other on ``device``; what they share is computed once.
+    """Scores plans in sequence on ``device``; shared quantities are computed once.
 
-    The images for batch norm and for the score are fixed, so that plans are compared on the same ones.
+    The images for batch norm and for the score are fixed, so plans are compared on the same ones.
     """
 
     def __init__(self, context: Context, recipe: Recipe, scoring: Scoring, device: torch.device) -> None:
@@ -72,20 +72,21 @@ class Scorer:
         self.reference: Measurement | None = None
         self.soft_labels: list[Tensor] | None = None
         self.algorithm: Algorithm | None = None
+        self.bound_settings: Any = None
         self.candidate: Candidate | None = None
         self.compressed: Compressed | None = None
         self.latencies: dict[str, tuple[float, float]] = {}
         self.teacher_file: bytes | None = None
 
     def begin(self, plan: Plan) -> None:
-        """Take up the next plan; ``step`` then does its rounds."""
+        """Start on a plan, whose rounds ``step`` does."""
         self.plan, self.round, self.halved = plan, 0, False
 
     def step(self) -> dict[str, Any]:
-        """The result of one round: score, standard_error and measurement. A failure is a result, with the score NaN.
+        """Result of one round: score, standard_error and measurement. A failure gives the score NaN and ``error``.
 
-        A plan that runs out of memory begins again with half the batch, once, if ``shrink_on_oom`` says so; its results
-        then have ``halved_batch``.
+        With ``shrink_on_oom`` a plan that runs out of memory restarts once with half the batch; its results then have
+        ``halved_batch``.
         """
         self.round += 1
         result, out_of_memory = self._try_round()
@@ -102,7 +103,7 @@ class Scorer:
         return {**result, "halved_batch": True} if self.halved else result
 
     def score(self, plan: Plan) -> dict[str, Any]:
-        """The result of the last of all rounds of ``plan``."""
+        """Result of the last round of ``plan``."""
         self.begin(plan)
         result: dict[str, Any] = {}
         while "error" not in result and self.round < self.scoring.rounds:
@@ -113,7 +114,7 @@ class Scorer:
         """(result, whether memory ran out)."""
         try:
             measured, reference = self._do_round()
-            # A model of NaNs still has an accuracy, that of always guessing the first class.
+            # A model of NaNs still has an accuracy: it always predicts the first class.
             if not math.isfinite(measured.loss):
                 raise TrainingFailed(f"the loss on the validation images is {measured.loss}")
             wanted = self.scoring.objective
@@ -128,11 +129,12 @@ class Scorer:
 
     def _do_round(self) -> tuple[Measurement, Measurement]:
         """(measurement of this plan, measurement of the teacher)."""
-        # Here and not in the constructor, so that an algorithm that fails at it gives a result with the reason.
+        # Not in the constructor, so that a failure here becomes a result with its reason.
         reference = self._measure_teacher()
         task, scoring, steps = self.context.task, self.scoring, self.scoring.finetune_steps
-        torch.manual_seed(self.context.seed)  # for models with random layers of their own
+        torch.manual_seed(self.context.seed)  # for models with random layers
         if self.round == 1:
+            self.compressed = None  # frees the memory of the previous plan
             self.candidate = self.recipe.candidate(self.plan)
             self.compressed = self._bound(self.candidate).compress(self.candidate.plan, steps)
             self.macs = total_macs(self.compressed.model, example_input(task, self.device))
@@ -144,12 +146,12 @@ class Scorer:
             fit(
                 model,
                 task,
-                halved(training) if self.halved else training,
+                with_half_batch(training) if self.halved else training,
                 seed=self.context.seed + self.round,
                 precision=self.precision,
                 teacher=self.teacher,
                 distill=self.candidate.distill,
-                # Later rounds go on counting, so that a schedule that has ended does not start again.
+                # Steps are counted over all rounds, so that a schedule that has ended does not restart.
                 hook=hook and (lambda step: hook(done + step)),
                 steps=steps,
             )
@@ -161,9 +163,10 @@ class Scorer:
         return replace(measured, latency_ms=own), replace(reference, latency_ms=teacher)
 
     def _bound(self, candidate: Candidate) -> Algorithm:
-        """The algorithm, bound again only where a searched setting of its own has changed what it computes once."""
-        if self.algorithm is None or self.algorithm.settings != candidate.settings:
+        """The algorithm, bound again only if a searched setting has changed, because its caches depend on settings."""
+        if self.algorithm is None or self.bound_settings != candidate.settings:
             self.algorithm = candidate.bind(self.teacher, self.context.task)
+            self.bound_settings = candidate.settings
         return self.algorithm
 
     def _measure_teacher(self) -> Measurement:
@@ -176,9 +179,9 @@ class Scorer:
         return self.reference
 
     def _time(self) -> tuple[float, float]:
-        """(milliseconds of the plan's model, of the teacher), timed in turns.
+        """(latency of the plan's model, of the teacher) in milliseconds, timed alternately.
 
-        Once for each architecture, so that equal models have equal scores.
+        Timed once per architecture, so that equal models have equal scores.
         """
         assert self.compressed is not None
         architecture = repr(self.compressed.model)  # layers with their sizes and strides
@@ -193,7 +196,8 @@ class Scorer:
         return latencies_ms(models, example_input(self.context.task, self.device))
 
     def _time_files(self, model: torch.nn.Module, teacher: torch.nn.Module) -> list[float]:
-        """Milliseconds of .tflite files on one thread. Making one takes seconds, so the teacher's is kept."""
+        """Latencies of .tflite files in milliseconds, on one thread. The teacher's file is made once, as it takes
+        seconds."""
         example = example_input(self.context.task)
         with tempfile.TemporaryDirectory() as folder:
             own, other = (Path(folder) / f"{name}.tflite" for name in ("own", "teacher"))
@@ -206,12 +210,12 @@ class Scorer:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. On the CPU PyTorch has no type of its own for that."""
+    """True if an allocation failed. On the CPU PyTorch raises a plain RuntimeError for that."""
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return True
     return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def halved(training: Training) -> Training:
-    """The same training with half the batch, of at least one sample."""
+def with_half_batch(training: Training) -> Training:
+    """The same training with half the batch size, at least 1."""
     return training.model_copy(update={"batch_size": max(1, training.batch_size // 2)})

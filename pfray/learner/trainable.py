@@ -1,4 +1,4 @@
-"""Learner: an algorithm as a Ray Tune Trainable. One actor scores many plans, a round of a trial in each step."""
+"""Learner: an algorithm as a Ray Tune Trainable. One actor scores many plans; a step is one round of a trial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pfray.learner.scoring import Scorer, TrialSpec
 
 
 class Learner(tune.Trainable):
-    """The Trainable around any ``Algorithm``: set up once an actor, ``reset_config`` for the next plan."""
+    """Trainable around any ``Algorithm``: ``setup`` once per actor, ``reset_config`` for each further plan."""
 
     def setup(self, config: dict[str, Any], spec: TrialSpec | None = None) -> None:
         """``spec`` comes through ``tune.with_parameters``."""
@@ -27,7 +27,7 @@ class Learner(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One round: compress (the first time), fine-tune, measure. A failure is a result, so the search goes on."""
+        """One round: compress (first round only), fine-tune, measure. A failure is a result, so the search goes on."""
         started = time.perf_counter()
         result = self.scorer.step()
         last = "error" in result or self.scorer.round >= self.scorer.scoring.rounds

@@ -22,7 +22,7 @@ class OptionAShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
 
 
-def option_a(in_channels: int, channels: int, stride: int) -> nn.Module:
+def _option_a(in_channels: int, channels: int, stride: int) -> nn.Module:
     return nn.Identity() if stride == 1 else OptionAShortcut(channels - in_channels)
 
 
@@ -35,9 +35,9 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = residual_stage(16, 16, blocks, 1, option_a)
-        self.layer2 = residual_stage(16, 32, blocks, 2, option_a)
-        self.layer3 = residual_stage(32, 64, blocks, 2, option_a)
+        self.layer1 = residual_stage(16, 16, blocks, 1, _option_a)
+        self.layer2 = residual_stage(16, 32, blocks, 2, _option_a)
+        self.layer3 = residual_stage(32, 64, blocks, 2, _option_a)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(64, num_outputs)
         for module in self.modules():

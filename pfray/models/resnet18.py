@@ -16,7 +16,7 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-def option_b(in_channels: int, channels: int, stride: int) -> nn.Module:
+def _option_b(in_channels: int, channels: int, stride: int) -> nn.Module:
     """He et al.'s option B: a 1x1 convolution where the shape changes."""
     if stride == 1 and in_channels == channels:
         return nn.Sequential()
@@ -36,7 +36,7 @@ class StagedResNet(nn.Module):
         stages = []
         for (base, stride), blocks in zip(STAGES, BLOCKS[depth], strict=True):
             out = scaled(base, width)
-            stages.append(residual_stage(channels, out, blocks, stride, option_b))
+            stages.append(residual_stage(channels, out, blocks, stride, _option_b))
             channels = out
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from pfray.errors import StorageError
 from pfray.utils import command
 
 if __name__ == "__main__":
@@ -25,8 +26,14 @@ def _main(arguments: Sequence[str], program: str) -> int:
     options = _parser(program).parse_args(arguments)
     from pfray.reporting import report
 
+    errors = []
     for folder in options.runs:
-        print(report.write(folder.resolve()))
+        try:
+            print(report.write(folder.resolve()))
+        except StorageError as error:
+            errors.append(str(error))
+    if errors:
+        raise StorageError("\n".join(errors))
     return 0
 
 

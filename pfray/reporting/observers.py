@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pfray.errors import PfrayError, first_line
+from pfray.utils.command import UNWRITABLE
 from pfray.utils.user_code import place_of
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class Stage:
 class Observers(Observer):
     """Passes every event to all observers, and adds up the seconds of each stage.
 
-    An observer that raises an error is removed, so that it cannot cost a run its results. PfrayError and OSError (a
-    full disk) are raised.
+    An observer that raises an error of its own is removed, so that it cannot cost a run its results. PfrayError is
+    raised, and so is the OSError of a folder that cannot be written (a full disk).
     """
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
@@ -139,10 +140,11 @@ class Observers(Observer):
         for observer in list(self.observers):
             try:
                 event(observer)
-            except (PfrayError, OSError):
-                raise
             except Exception as error:
-                self.observers.remove(observer)
+                if isinstance(error, PfrayError) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+                    raise
+                # Trainings in several threads may find the same one failing.
+                self.observers = [each for each in self.observers if each is not observer]
                 logging.getLogger("pfray").warning(
                     "the observer %s failed (%s: %s)%s; the run goes on without it",
                     type(observer).__name__, type(error).__name__, first_line(error), place_of(error),

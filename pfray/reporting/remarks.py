@@ -41,9 +41,6 @@ def remarks(summary: Summary) -> list[str]:
         notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
     notes += _search_remarks(summary)
     notes += [missed.remark() for missed in missed_goals(summary)]
-    if summary.limits is None:
-        notes.append("summary.json is of an earlier version and has no limits: whether a target in milliseconds, "
-                     "bytes or bits is kept is not said")
     notes += _size_remarks(summary)
     notes += _storage_remarks(summary.exported)
     failed = number(summary.trials, "failed")

@@ -6,6 +6,7 @@ After reading, every section is a mapping or missing, and every text can be writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from typing import Any
 from pfray.errors import StorageError, short
 from pfray.reporting.report_input import REMEDY, Record, has_number, number, writable
 from pfray.space import Limits
-from pfray.units import Amount
+from pfray.units import UNITS, Amount
 
 # Sections that are None if missing; the others in SECTIONS are then empty.
 OPTIONAL = ("limits", "teacher", "uniform", "allocate", "compressed", "exported")
@@ -81,6 +82,8 @@ class Summary:
         found: dict[str, Any] = {n: value if n in OPTIONAL else value or {} for n, value in sections.items()}
         for name in ("learner", "searcher", "objective"):
             found[name] = None if entries.get(name) is None else str(entries[name])
+        if found["limits"] is None:
+            found["limits"] = _limits_of_old(found)
         seed = entries.get("seed")
         return cls(str(entries.get("experiment") or "run"), seed=seed if type(seed) is int else None, **found)
 
@@ -107,6 +110,26 @@ def absolute_limits(costs: Mapping[str, Amount], limits: Limits, exported: Recor
     timed = number(exported, "teacher_latency_ms")
     latency = costs.get("latency_ms")
     return {**limits} if latency is None or timed is None else {**limits, "latency_ms": latency.absolute(timed)}
+
+
+def _limits_of_old(sections: Mapping[str, Any]) -> dict[str, float]:
+    """Limits of a summary of an earlier version, which has none: the target's, as far as their wholes are known.
+
+    sections: by name.
+    """
+    limits: dict[str, float] = {}
+    params = number(sections["teacher"], "params")
+    wholes = {
+        "latency_ms": number(sections["exported"], "teacher_latency_ms"),
+        "size_bytes": None if params is None else 4 * params,  # in float32
+    }
+    for name, unit in UNITS.items():
+        with contextlib.suppress(ValueError):
+            amount = unit.amount(sections["target"].get(name))
+            whole = wholes.get(name) if amount.relative else 1.0
+            if whole is not None:
+                limits[name] = amount.absolute(whole)
+    return limits
 
 
 def _section(name: str, value: Any, *, optional: bool = True) -> Any:

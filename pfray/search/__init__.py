@@ -1,1 +1,1 @@
-"""Searchers: how the next plan is chosen. One a file, each a subclass of ``base.PlanSearcher``."""
+"""Searchers: each file holds one way to choose the next plan, a subclass of ``base.PlanSearcher``."""

@@ -1,4 +1,4 @@
-"""The Gymnasium environment that a searcher walks to its plans: made by its id, and found fit for that."""
+"""Makes the Gymnasium environment whose episodes are a searcher's plans, and checks its interface."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ def make_environment(
     name: str,
     space: CompressionSpace,
     limits: Limits,
-    needs: Sequence[str],
+    required: Sequence[str],
     default: str,
     *,
     reward: float = 0.0,
     **options: Any,
 ) -> Any:
-    """The environment ``name`` over ``space``, with the same reward for every plan; made in no time, and never kept.
+    """The environment ``name`` over ``space``, with the same reward for every plan. It is cheap, so it is never saved.
 
-    needs: what the searcher asks it for (``action_for``), dotted where that is part of something. Raises ConfigError,
-    with the ``default`` as the remedy, where there is no such environment, or one without any of it.
+    required: attributes that the searcher uses (``action_for``), dotted for nested ones. Raises ConfigError, with
+    ``default`` as the remedy, if there is no such environment or it lacks an attribute.
     """
     try:
         env = gymnasium.make(
             name,
             space=space,
             target=limits,
-            evaluate=partial(_told, reward=reward),
+            evaluate=partial(_constant_reward, reward=reward),
             disable_env_checker=True,
             **options,
         )
-        for need in needs:
-            attrgetter(need)(env.unwrapped)
+        for attribute in required:
+            attrgetter(attribute)(env.unwrapped)
     except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"search.env: '{name}' is no environment to search in ({first_line(error)}). "
-            f"Remedy: {default}, or one with its arguments and its {', '.join(needs)}"
+            f"Remedy: {default}, or one with its arguments and its {', '.join(required)}"
         ) from error
     return env
 
 
-def _told(plan: Plan, reward: float) -> float:
+def _constant_reward(plan: Plan, reward: float) -> float:
     return reward

@@ -1,4 +1,4 @@
-"""Exploration by noise on an actor's parameters whose scale adapts itself (Plappert et al. 2018, arXiv 1706.01905)."""
+"""Exploration by adaptive noise on an actor's parameters (Plappert et al. 2018, arXiv 1706.01905)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 
 class ParameterNoise:
-    """scale: standard deviation of the noise on each parameter but those of layer norms, which stay as they are.
+    """scale: standard deviation of the noise on each parameter outside layer norms.
 
-    It grows by ``RATE`` while the actions that it moves lie nearer to the clean ones than wanted, and shrinks by it
-    while they lie further (equation 3, with PocketFlow's rate and its mean absolute difference as the distance).
+    It is multiplied by ``RATE`` while perturbed actions are closer to the clean ones than desired, and divided by it
+    while they are further (equation 3, with PocketFlow's rate and its mean absolute difference as the distance).
     """
 
     RATE = 1.03
@@ -22,7 +22,7 @@ class ParameterNoise:
         self.scale = scale
 
     def perturbed(self, actor: nn.Module, rng: np.random.Generator) -> nn.Module:
-        """A copy of the actor with noise from ``rng``."""
+        """A copy of the actor with parameter noise from ``rng``."""
         noisy = copy.deepcopy(actor)
         with torch.no_grad():
             for module in noisy.modules():
@@ -33,5 +33,5 @@ class ParameterNoise:
         return noisy
 
     def adapt(self, distance: float, wanted: float) -> None:
-        """distance: mean absolute difference of a and a' over states, a of the clean and a' of a perturbed actor."""
+        """Adapt the scale. distance: mean absolute difference over states between clean and perturbed actions."""
         self.scale *= self.RATE if distance <= wanted else 1 / self.RATE

@@ -1,8 +1,8 @@
-"""What a search keeps in its folder, and how it goes on from that after a kill.
+"""Persistence of a search in its folder, and resuming after a kill.
 
-``trials.jsonl`` is the truth: what is no line of it was never tried. The state beside it (``_state.py``) has the
-rest, so that the plans after a kill are those that would have come without it. A state that is missing, damaged or of
-other trials is not used; then the search has its trials, and draws its next plans anew.
+``trials.jsonl`` is authoritative: a trial without a line there never happened. The state (``_state.py``) holds the
+rest, so that a resumed search proposes the same plans as an uninterrupted one. A state that is missing, damaged or of
+other trials is ignored; the search then keeps its trials and draws new plans.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pydantic import BaseModel, ConfigDict
 
 from pfray.errors import StorageError
 from pfray.search import _state
-from pfray.search._plan_file import mistakes
+from pfray.search._plan_file import plan_mistakes
 from pfray.search._state import UnusableState
 from pfray.search._trial_log import TRIALS, add_line, checksum, read_trials
 from pfray.space import CompressionSpace
 from pfray.utils.files import append_line
 
-# A state that takes longer to save, in seconds of the processor, is saved only so often that this share of the time
-# goes to it: of thousands of trials it is large, and what it lacks the trial file has.
+# Saves are throttled: above QUICK CPU seconds, at most SAVE_SHARE of the time goes to saving. The state of thousands of
+# trials is large, and ``trials.jsonl`` makes up for an old one.
 QUICK, SAVE_SHARE = 0.02, 0.1
-# What a trial that is not finished consists of.
+# Keys of an unfinished trial.
 ENTRY = {"trial", "origin", "plan"}
 
 
 class _Values(BaseModel):
-    """What ``KeptSearch.state`` gives as JSON, but for the generator. queue: trial, origin and plan of each."""
+    """Values of ``PersistentSearch.state`` except the generator. queue: trial, origin and plan of each entry."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -47,14 +47,14 @@ class _Values(BaseModel):
     queue: list[dict[str, Any]]
 
 
-class KeptSearch:
-    """The half of ``PlanSearcher`` that deals with ``folder``; what a search consists of is explained there."""
+class PersistentSearch:
+    """The half of ``PlanSearcher`` that deals with ``folder``; the attributes are explained there."""
 
-    # Whether ``ask`` goes on as long as there is budget. If not, the only plan is the one of ``origin`` among the plans
-    # that need no search, ``ask`` is not called, and there is no state to keep.
+    # True if ``ask`` proposes plans as long as there is budget. If False, the only plan is the first plan of the same
+    # ``origin``, ``ask`` is not called, and there is no state to keep.
     open_ended: ClassVar[bool] = True
-    # Where its plans are given to it and no search finds them: what says which, and what to do where that has changed.
-    given: ClassVar[str | None] = None
+    # If the user gives the plan: end of the error message about a changed one, with its source and the remedy.
+    plan_source: ClassVar[str | None] = None
 
     space: CompressionSpace
     trials: int
@@ -65,13 +65,13 @@ class KeptSearch:
     pending: dict[int, dict[str, Any]]
     queue: list[dict[str, Any]]
     asked: int
-    lost: list[int]
+    lost_trials: list[int]
     restarts: Counter[int]
-    exhausted: bool
-    # Checksums of what a warm start told, and of what ``trials.jsonl`` holds.
-    earlier_sum: int
-    written: int
-    # When the state is to be saved again, by the monotonic clock.
+    no_plans_left: bool
+    # Checksums of the warm-start trials, and of the lines of ``trials.jsonl``.
+    warm_trials_checksum: int
+    log_checksum: int
+    # Earliest time of the next save, by the monotonic clock.
     next_save: float
 
     def finished(self) -> bool:
@@ -85,7 +85,7 @@ class KeptSearch:
             return
         line = json.dumps(record)
         append_line(self.folder / TRIALS, line)
-        self.written = add_line(self.written, line)
+        self.log_checksum = add_line(self.log_checksum, line)
         if self.open_ended and time.monotonic() >= self.next_save:
             began = time.process_time()
             self.save_state()
@@ -93,79 +93,77 @@ class KeptSearch:
             self.next_save = time.monotonic() + spent / SAVE_SHARE if spent > QUICK else 0.0
 
     def save_state(self) -> None:
-        """Keep in ``folder`` what the search knows beyond ``trials.jsonl``."""
+        """Save to ``folder`` the state beyond ``trials.jsonl``."""
         assert self.folder is not None
-        _state.write(self.folder, self._state_of(len(self.records), self.written), *self.state())
+        _state.write(self.folder, self._identity(len(self.records), self.log_checksum), *self.state())
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """(plain values that JSON can hold, tensors): all that goes into the next plans but what was told.
+        """(JSON values, tensors): everything besides the finished trials that determines the next plans.
 
-        A searcher that learns from what it is told extends it together with ``load_state``, each with super's first.
-        One that extends neither learns from all records again where its search goes on, which is the same for all
-        that it does not learn from draws of ``rng``.
+        A searcher that learns in ``tell`` extends this and ``load_state``, calling super's first. One that extends
+        neither is told all records again on resuming, which is equivalent if ``tell`` draws nothing from ``rng``.
         """
         out = sorted([*self.pending.values(), *self.queue], key=lambda entry: entry["trial"])
         return {
             "generator": _state.generator_state(self.rng),
             "center": self.center.tolist(),
             "asked": self.asked,
-            "lost": list(self.lost),
-            "exhausted": self.exhausted,
+            "lost": list(self.lost_trials),
+            "exhausted": self.no_plans_left,
             "restarts": [list(pair) for pair in self.restarts.items()],
-            # Those that are out are suggested again, first.
+            # Running trials are suggested again, first.
             "queue": [dict(entry) for entry in out],
         }, {}
 
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Become what ``state`` described; ``records`` is then what it was. Raises anything for what ``state`` never
-        gave."""
+        """Load the result of ``state``, after ``records`` was restored. Raises any exception for invalid values."""
         _state.set_generator(self.rng, values["generator"])
         self.center = np.array(values["center"])
-        self.asked, self.lost, self.exhausted = values["asked"], list(values["lost"]), values["exhausted"]
+        self.asked, self.lost_trials, self.no_plans_left = values["asked"], list(values["lost"]), values["exhausted"]
         self.restarts = Counter(dict(values["restarts"]))
         self.queue, self.pending = [dict(entry) for entry in values["queue"]], {}
 
     def resume(self) -> str | None:
-        """Continue the search of ``folder``: its records, and the saved state where there is one that belongs to them.
+        """Continue the search of ``folder`` from its records, and from the saved state if it belongs to them.
 
-        Returns what the user should know of that, if anything. Raises StorageError for a damaged ``trials.jsonl``.
+        Returns a note for the user if the state is not used. Raises StorageError for a damaged ``trials.jsonl``.
         """
         assert self.folder is not None
         records = read_trials(self.folder / TRIALS, self.space, self.trials)
-        self._check_given(records)
-        known, note = self._take_up(records) if self.open_ended else (0, None)
+        self._check_user_plan(records)
+        known, note = self._load_saved_state(records) if self.open_ended else (0, None)
         for record in records[known:]:
             self.queue = [entry for entry in self.queue if entry["trial"] != record["trial"]]
             self.asked = max(self.asked, record["trial"] + 1)
             self._learn(record)
-        self.written = checksum(records)
+        self.log_checksum = checksum(records)
         if len(records) > known + 1:
-            # Drawn again, the plans of these trials would be refused one after the other.
+            # With the old generator the plans of these trials would be drawn again and rejected one by one.
             self.rng = np.random.default_rng([int(self.rng.integers(2**31)), len(records)])
-        # Plans that were out while a later one was finished and written, in a run killed before its state was saved.
+        # Trials that were running while a later one was written, in a run killed before its state was saved.
         accounted = {entry["trial"] for entry in (*self.records, *self.queue)}
-        self.lost = [number for number in range(self.asked) if number not in accounted]
+        self.lost_trials = [number for number in range(self.asked) if number not in accounted]
         return None if self.finished() else note
 
-    def _take_up(self, records: list[dict[str, Any]]) -> tuple[int, str | None]:
-        """Become what the saved state says; returns of how many of ``records`` it was made, and why it was not used."""
+    def _load_saved_state(self, records: list[dict[str, Any]]) -> tuple[int, str | None]:
+        """Load the saved state. Returns the number of ``records`` that it covers, and a note if it is not used."""
         assert self.folder is not None
         fresh = copy.deepcopy(self.state())
         try:
             if (found := _state.read(self.folder)) is None:
                 if not records or (len(records) == 1 and not (self.folder / _state.PICKLE).exists()):
-                    return 0, None  # the first one is written before there is a state
+                    return 0, None  # the first record is written before the first state
                 raise UnusableState("it is missing")
             of, values, tensors = found
             told = self._check_belongs(of, records)
             self._check_values(values)
-            if type(self).load_state is KeptSearch.load_state:
+            if type(self).load_state is PersistentSearch.load_state:
                 for record in records[:told]:
                     self._learn(record)
             self.records = records[:told]
             self.load_state(values, tensors)
             return told, None
-        except Exception as error:  # of a state that was never saved so, anything
+        except Exception as error:  # an altered state may raise anything
             reason = str(error) if isinstance(error, UnusableState) else "it is damaged"
         self.records = []
         self.load_state(*fresh)
@@ -177,36 +175,37 @@ class KeptSearch:
         )
 
     def _check_belongs(self, of: Mapping[str, Any], records: list[dict[str, Any]]) -> int:
-        """How many of ``records`` a state was made of. Raises UnusableState where it is another search's."""
+        """Number of ``records`` that a state covers. Raises UnusableState if it belongs to another search."""
         told = of.get("told")
         if not isinstance(told, int) or not 0 <= told <= len(records):
             raise UnusableState(f"it is of {told} trials, and there are {len(records)}")
-        if of != self._state_of(told, checksum(records[:told])):
+        if of != self._identity(told, checksum(records[:told])):
             raise UnusableState("it is of other trials")
         return told
 
-    def _state_of(self, told: int, written: int) -> dict[str, Any]:
-        """What a state is the state of: the searcher, what it was told, and what a warm start had told it before."""
-        return {"searcher": type(self).__qualname__, "told": told, "written": written, "earlier": self.earlier_sum}
+    def _identity(self, told: int, written: int) -> dict[str, Any]:
+        """Identity of a state: the searcher, its trials (number and checksum), and the checksum of its warm start."""
+        searcher, warm = type(self).__qualname__, self.warm_trials_checksum
+        return {"searcher": searcher, "told": told, "written": written, "earlier": warm}
 
     def _check_values(self, values: Mapping[str, Any]) -> None:
-        """Raises anything for what is no state of this space and budget."""
+        """Raise any exception for values that are not a state of this space and budget."""
         known = _Values.model_validate({key: values[key] for key in _Values.model_fields})
         _state.set_generator(np.random.default_rng(0), values["generator"])
         numbers = [known.asked - 1, *known.lost, *(entry["trial"] for entry in known.queue)]
         if not -1 <= min(numbers) <= max(numbers) < self.trials or len(known.center) != len(self.space):
             raise UnusableState("it is of another search")
-        if any(mistakes(entry["plan"], self.space) or set(entry) != ENTRY for entry in known.queue):
+        if any(plan_mistakes(entry["plan"], self.space) or set(entry) != ENTRY for entry in known.queue):
             raise UnusableState("it is of another space")
 
-    def _check_given(self, records: list[dict[str, Any]]) -> None:
-        """Raises StorageError where plans that are given are no longer those on record."""
-        if self.given is None:
+    def _check_user_plan(self, records: list[dict[str, Any]]) -> None:
+        """Raise StorageError if the user's plan differs from the recorded one."""
+        if self.plan_source is None:
             return
         plans = {entry["trial"]: entry["plan"] for entry in self.queue}
         for record in records:
             if plans.get(record["trial"]) != record["plan"]:
                 raise StorageError(
                     f"{self.folder and self.folder / TRIALS}: trial {record['trial']} is of another plan than "
-                    f"{self.given}"
+                    f"{self.plan_source}"
                 )

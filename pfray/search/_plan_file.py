@@ -1,4 +1,4 @@
-"""A plan that the user gives as JSON, knob name -> value, held to its space."""
+"""Reads a user's plan, JSON of knob name -> value, and validates it against a space."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from pfray.errors import nearest, shown
 from pfray.space import CompressionSpace, Knob
 
-# Mistakes of one plan that are told at once; knobs that are listed by name.
-MOST = 4
+# Maximum number of mistakes reported of one plan, and of knobs listed by name.
+MAX_SHOWN = 4
 
 
-def expanded(path: str) -> Path:
-    """``~`` at its beginning replaced by the home folder; left as it is where there is none, and never an error."""
+def expand_home(path: str) -> Path:
+    """The path with a leading ``~`` expanded; unchanged, without an error, if there is no home folder."""
     return Path(os.path.expanduser(path))
 
 
 def parse_file(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError with the reason: no file, no text, no JSON, or a key given twice."""
+    """Content of a JSON file. Raises ValueError with the reason: no file, no UTF-8, no JSON, or a duplicate key."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             raise ValueError("it is no file" if path.exists() else "there is no such file")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except OSError as error:
@@ -36,8 +36,8 @@ def parse_file(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def mistakes(plan: Any, space: CompressionSpace) -> list[str]:
-    """What is wrong with ``plan`` in this space, a few words each; nothing where it can be tried as it is."""
+def plan_mistakes(plan: Any, space: CompressionSpace) -> list[str]:
+    """Mistakes of ``plan`` in this space, a few words each; empty if it is valid."""
     if not isinstance(plan, Mapping):
         return [f"{shown(plan)} is no plan, which is knob names with their values"]
     known = set(space.names)
@@ -53,7 +53,7 @@ def mistakes(plan: Any, space: CompressionSpace) -> list[str]:
 
 
 def _allowed_instead(value: Any, knob: Knob) -> str:
-    """What a knob could be instead of ``value``; nothing where that is allowed."""
+    """Description of a knob's allowed values; empty if ``value`` is one."""
     low, high = sorted((knob.compressed, knob.full))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"a number from {low:g} to {high:g}"
@@ -66,7 +66,8 @@ def _allowed_instead(value: Any, knob: Knob) -> str:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(map(shown, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(map(shown, names[:MAX_SHOWN])) + more
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

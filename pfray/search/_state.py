@@ -1,7 +1,7 @@
-"""What a search knows beyond its finished trials, in two files: ``state.json``, and safetensors for what is large.
+"""State of a search beyond its finished trials, in two files: ``state.json``, and safetensors for arrays.
 
-The first names the second, and comes after it: whenever the writing stops, the two that belong together are there, or
-the two before them. No pickle: whoever can write into a run folder must not thereby run code.
+The JSON names the safetensors file and is written after it, so that an interruption at any time leaves a consistent
+pair, the new or the old one. No pickle: write access to a run folder must not give code execution.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pfray.utils.files import write_atomically
 
 STATE = "state.json"
 FORMAT, VERSION = "pfray search", 1
-# What versions before this one kept. It is not read.
+# File of earlier versions, not read.
 PICKLE = "searcher.pkl"
 
 _TENSORS = re.compile(r"state-[0-9a-f]{8}\.safetensors")
 
 
 class UnusableState(ValueError):
-    """The reason, a few words."""
+    """A saved state cannot be used; the message is the reason, a few words."""
 
 
 def write(folder: Path, of: Mapping[str, Any], values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Keep the state in ``folder``. of: whose it is, and of how many trials (``told``). Raises StorageError."""
+    """Write the state to ``folder``. of: its identity, with the number of trials as ``told``. Raises StorageError."""
     name = None
     if tensors:
         name = f"state-{uuid.uuid4().hex[:8]}.safetensors"
@@ -50,7 +50,7 @@ def write(folder: Path, of: Mapping[str, Any], values: Mapping[str, Any], tensor
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
-    """(of, values, tensors) as ``write`` was given them; None where there is no state. Raises UnusableState."""
+    """(of, values, tensors) as given to ``write``; None without a state. Raises UnusableState."""
     try:
         content = json.loads((folder / STATE).read_bytes())
     except FileNotFoundError:
@@ -74,8 +74,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor
     return of, values, tensors
 
 
-def trials_told(folder: Path) -> int:
-    """How many finished trials the state in ``folder`` is made of; 0 where there is none, or none that can be read."""
+def saved_trial_count(folder: Path) -> int:
+    """Number of finished trials that the state in ``folder`` covers; 0 without a readable state."""
     try:
         found = read(folder)
     except UnusableState:
@@ -85,33 +85,33 @@ def trials_told(folder: Path) -> int:
 
 
 def generator_state(generator: np.random.Generator) -> dict[str, Any]:
-    """The state of a generator as plain numbers, for ``set_generator``."""
+    """State of a generator as plain numbers, for ``set_generator``."""
     return dict(generator.bit_generator.state)
 
 
 def set_generator(generator: np.random.Generator, state: Any) -> None:
-    """Raises ValueError, TypeError or such for what is no state of this kind of generator."""
+    """Set a generator's state. Raises ValueError, TypeError or KeyError for an invalid one."""
     generator.bit_generator.state = state
 
 
 def module_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's weights and buffers, for ``load_module``; ``name`` keeps several modules apart."""
+    """Copies of a module's parameters and buffers, for ``load_module``; ``name`` is the prefix of the keys."""
     return {f"{name}.{key}": tensor.detach().clone() for key, tensor in module.state_dict().items()}
 
 
 def load_module(name: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raises KeyError or RuntimeError for tensors of another module."""
+    """Load the result of ``module_tensors``. Raises KeyError or RuntimeError for tensors of another module."""
     module.load_state_dict({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of what an optimizer remembers of each parameter, for ``load_optimizer``; not its settings."""
+    """Copies of an optimizer's state of each parameter (moments), for ``load_optimizer``; without its settings."""
     remembered = optimizer.state_dict()["state"].items()
     return {f"{name}.{i}.{key}": kept.detach().clone() for i, own in remembered for key, kept in own.items()}
 
 
 def load_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for what is remembered of other parameters."""
+    """Load the result of ``optimizer_tensors``. Raises ValueError for the state of other parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     remembered: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""``trials.jsonl``: a line of JSON for every finished trial, the truth about a search. Read and checked here.
+"""Reads and checks ``trials.jsonl``, the authoritative log of a search: one line of JSON per finished trial.
 
-Lines are only ever added, and each is on the disk before anything is made of its trial. So a kill can leave half of the
-last line and nothing else; whatever else is wrong there was done by others, and is named.
+Lines are only appended, and each is on disk before its trial is used. So a kill can leave half of the last line and
+nothing else; any other damage was done from outside, and is reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER, TRIALS = "search", "trials.jsonl"
 
 
 class Record(BaseModel):
-    """One finished trial. ``score`` is None where it failed, and then ``error`` says why."""
+    """One finished trial. A failed one has the score None and the reason in ``error``."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -43,10 +43,10 @@ class Record(BaseModel):
 
 
 def read_trials(path: Path, space: CompressionSpace | None = None, trials: int | None = None) -> list[dict[str, Any]]:
-    """The records of a ``trials.jsonl``; none where there is no file. Half a last line is dropped from the file.
+    """Records of a ``trials.jsonl``; empty without the file. An incomplete last line is removed from the file.
 
-    space: what every plan has to fit. trials: the budget of the search, above all numbers. Raises StorageError, which
-    names the first line that is no record of such a search.
+    space: every plan must be valid in it. trials: budget of the search, above every trial number. Raises StorageError
+    with the first invalid line.
     """
     try:
         content = path.read_bytes()
@@ -71,9 +71,9 @@ def read_trials(path: Path, space: CompressionSpace | None = None, trials: int |
 def parse(
     content: bytes, space: CompressionSpace | None = None, trials: int | None = None
 ) -> tuple[list[dict[str, Any]], bytes]:
-    """(the records, the content without half a last line) of a ``trials.jsonl``, as ``read_trials`` has them.
+    """(records, content without an incomplete last line) of a ``trials.jsonl``; arguments as in ``read_trials``.
 
-    Raises ValueError that names the first line that is no record, and why.
+    Raises ValueError with the number of the first invalid line and the reason.
     """
     *lines, rest = content.split(b"\n")
     records: list[dict[str, Any]] = []
@@ -85,15 +85,15 @@ def parse(
             raise ValueError(f"line {number}: {error}") from error
     if rest:
         try:
-            records.append(_record(rest, space, trials, seen))  # all but the end of the line
+            records.append(_record(rest, space, trials, seen))  # only the newline is missing
             lines.append(rest)
         except ValueError:
-            pass  # half a line that a kill left: its trial is run again
+            pass  # half a line, left by a kill: its trial is run again
     return records, b"".join(line + b"\n" for line in lines)
 
 
 def checksum(records: Sequence[dict[str, Any]]) -> int:
-    """Of the lines that hold these records."""
+    """Checksum of the lines of these records."""
     total = 0
     for record in records:
         total = add_line(total, json.dumps(record))
@@ -101,12 +101,12 @@ def checksum(records: Sequence[dict[str, Any]]) -> int:
 
 
 def add_line(total: int, line: str) -> int:
-    """The checksum ``total`` with one more line."""
+    """Checksum ``total`` extended by one line."""
     return zlib.crc32(line.encode(), total)
 
 
 def _record(line: bytes, space: CompressionSpace | None, trials: int | None, seen: set[int]) -> dict[str, Any]:
-    """The record of a line, its number added to ``seen``. Raises ValueError with the reason where it is none."""
+    """Record of a line, whose number is added to ``seen``. Raises ValueError with the reason for an invalid one."""
     try:
         record = json.loads(line)
         Record.model_validate(record)
@@ -124,7 +124,7 @@ def _record(line: bytes, space: CompressionSpace | None, trials: int | None, see
         raise ValueError(f"trial {number} is there already")
     if (score is None) == (record["error"] is None):
         raise ValueError(f"trial {number} has a score and an error, or neither")
-    if space is not None and (wrong := _plan_file.mistakes(record["plan"], space)):
+    if space is not None and (wrong := _plan_file.plan_mistakes(record["plan"], space)):
         raise ValueError(f"the plan is not one of this search: {wrong[0]}")
     seen.add(number)
     return record

@@ -1,14 +1,13 @@
-"""The plan that needs no search: the knobs' errors, added up, are least under the target (a Lagrange multiplier).
+"""Allocation without search: minimizes the sum of the knobs' errors under the target, by a Lagrange multiplier.
 
 Notation: knob l at the value v_l has the relative error e_l(v_l), so it keeps the share 1 - e_l of its signal; c(v) is
-the cost of the whole plan. The product of the shares that all layers keep is largest where sum_l -log(1 - e_l(v_l)) is
-least; that is the plain sum of the errors while they are small, and does not call a layer that lost nearly all as cheap
-to compress further as the sum would.
+the cost of the whole plan. Maximizing the product of the kept shares means minimizing sum_l -log(1 - e_l(v_l)). For
+small errors this is their plain sum, but it makes further compression of a nearly destroyed layer more expensive.
 
-Minimizing it under c(v) <= C is, for each multiplier m >= 0, minimizing it plus m c(v); where c is a sum over the
-knobs, each knob is chosen by itself, and the m that just meets C gives the best plan on the curves' lower convex hulls
-(Everett 1963, "Generalized Lagrange multiplier method"). Where knobs share their cost (the two sides of a convolution),
-c is taken as such a sum around the last plan, and the step is repeated.
+Under c(v) <= C, the sum plus m c(v) is minimized for a multiplier m >= 0. If c is a sum over the knobs, each knob is
+minimized separately, and the m that just meets C gives the best plan on the curves' lower convex hulls (Everett 1963,
+"Generalized Lagrange multiplier method"). If knobs share their cost (the two sides of a convolution), c is linearized
+into such a sum around the last plan, and the step is repeated.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pfray.search.base import NoSettings, PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.units import AT_LEAST
 
-# The relative error of each knob ``(G,)`` at evenly spaced positions from 0 (most compressed) to 1.
+# Relative errors of each knob, ``(G,)``, at evenly spaced positions from 0 (most compressed) to 1.
 Curves = Mapping[str, np.ndarray]
 
 ROUNDS = 8
 
 
 class Allocate(PlanSearcher):
-    """Its one plan is the first plan of every search, so there is nothing left to ask."""
+    """Proposes nothing: its one plan is already the first plan of every search."""
 
     settings_type = NoSettings
     origin = "allocate"
@@ -36,9 +35,9 @@ class Allocate(PlanSearcher):
 
 
 def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Plan:
-    """The plan of least error that meets the limits. ``curves``: ``Learner.error_curves``; other knobs stay uniform.
+    """Plan of least error that meets the limits. curves: ``Algorithm.error_curves``; knobs without stay uniform.
 
-    Raises InfeasibleTarget where no plan meets the limits.
+    Raises InfeasibleTarget if no plan meets the limits.
     """
     if separate := space.separate(limits):
         plan = space.uniform(limits)
@@ -52,7 +51,7 @@ def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Pl
     whole = uniform.copy()
     whole[chosen] = 1.0
     best, best_error = uniform, np.inf
-    # From both, because where knobs share their cost the steps end in the nearest plan that is better than its like.
+    # Two starts, because with shared costs the steps end in the nearest local minimum.
     for positions in (uniform, whole):
         last_error = np.inf
         for _ in range(ROUNDS):
@@ -70,7 +69,7 @@ def allocate_plan(space: CompressionSpace, curves: Curves, limits: Limits) -> Pl
 def _cost_along(
     space: CompressionSpace, positions: np.ndarray, index: int, grid: np.ndarray, limits: Limits
 ) -> np.ndarray:
-    """``(G,)`` costs of the plan with one knob moved over its grid, relative to the limits and summed over them."""
+    """Costs ``(G,)`` of the plan with one knob moved over its grid, relative to the limits and summed over them."""
     moved = positions.copy()
     costs = np.empty(len(grid))
     for place, position in enumerate(grid):
@@ -89,7 +88,7 @@ def _least_error(
     costs: list[np.ndarray],
     limits: Limits,
 ) -> np.ndarray:
-    """Positions of the least error for the smallest multiplier, found by bisection, that meets the limits."""
+    """Positions ``(L,)`` of least error for the smallest multiplier that meets the limits, by bisection."""
 
     def at(multiplier: float) -> np.ndarray:
         found = positions.copy()

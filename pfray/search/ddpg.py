@@ -1,19 +1,18 @@
-"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971) as it was published for compression: AMC
-(He et al. 2018, arXiv 1802.03494) and PocketFlow (Wu et al. 2018). An episode is a plan, a step is a knob.
+"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971) as published for compression: AMC (He et
+al. 2018, arXiv 1802.03494) and PocketFlow (Wu et al. 2018). An episode is a plan, a step is a knob.
 
-The agent walks the layer-wise environment, which keeps the target by clipping its actions (AMC, algorithm 1) and gives
-the reward of the plan at the last step. Every transition of the episode gets that reward R, and the critic is fitted to
-R - b + gamma Q'(s', mu'(s')), b being the moving average of the rewards (AMC, equation 3).
+The agent acts in the layer-wise environment, which keeps the target reachable by clipping actions (AMC, algorithm 1)
+and gives the reward R of the plan at the last step. Every transition of the episode gets R, and the critic is fitted to
+R - b + gamma Q'(s', mu'(s')), where b is the moving average of the rewards (AMC, equation 3).
 
-The defaults are AMC's, with the lengths of a search of some hundred trials; configs/search/ddpg_amc.yaml has all of its
-numbers, ddpg_pocketflow.yaml PocketFlow's.
+The defaults are AMC's, with lengths for a search of some hundred trials; configs/search/ddpg_amc.yaml has AMC's exact
+values, ddpg_pocketflow.yaml PocketFlow's.
 
-What differs, because a plan's reward is measured elsewhere and comes later:
-- An episode is walked twice: with the actor when a plan is asked for, and again with that plan's actions and with its
-  reward when it is told. What was measured is learned from, other runs' plans and those that need no search included.
-- Between the two, plans that use less than the target allows are moved up onto it, as every searcher's are.
-- A trial that failed has the worst reward so far. A plan that was tried already is not tried again: it is drawn anew
-  with more noise.
+Differences, because a plan's reward is measured elsewhere and later:
+- An episode is run twice: with the actor in ``ask``, and again in ``tell`` with the plan's actions and its reward. The
+  agent learns from every measured plan, including plans of other runs and plans that need no search.
+- In between, plans that use less than the target allows are moved up onto it, as in every searcher.
+- A failed trial gets the worst reward so far. A duplicate plan is not tried: another is drawn with more noise.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from pfray.search._environment import make_environment
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
-# What the search asks its environment for.
-NEEDS = ("action_for", "knob")
-# The least noise, in half ranges of an action, of a plan that is drawn in the place of one that was tried already.
-AGAIN = 0.05
+# Attributes of the environment that the search uses.
+REQUIRED = ("action_for", "knob")
+# Minimum noise, in half ranges of an action, for drawing a plan in place of a duplicate.
+MIN_DUPLICATE_NOISE = 0.05
 
 
 @dataclass(frozen=True)
 class Settings:
-    """env: the Gymnasium environment that the agent walks. observe: what it sees of it (see envs/layerwise.py): ``amc``
-    or ``all``. spread: how far from the first plan an action leads at most, as a share of a knob's range; null lets the
-    actions span every range from its most compressed to its full end, as AMC's do.
+    """env: id of the Gymnasium environment. observe: features observed (see envs/layerwise.py), ``amc`` or ``all``.
+    spread: maximum distance of an action from the first plan, as a share of a knob's range; null lets the actions span
+    every range from its compressed to its full end, as in AMC.
 
     warmup: trials before the networks are trained. noise: standard deviation of the exploration in half ranges of an
     action; after the warm-up it is multiplied by ``noise_decay`` each trial. noise_on: ``actions``, drawn from a
     truncated normal (AMC), or ``parameters`` of the actor, adapted to move the actions by ``noise`` (PocketFlow,
     Plappert et al. 2018); in the warm-up always the actions.
 
-    gamma: discount. tau: step of the target networks. baseline_decay: of the moving average b of the rewards.
-    updates: training steps for each transition of a trial. batch: transitions in a step. memory: episodes that are kept
-    to learn from. hidden: width of the networks' two layers. layer_norm: in the networks (PocketFlow). actor_rate,
-    critic_rate: step sizes of Adam.
+    gamma: discount. tau: soft-update rate of the target networks. baseline_decay: decay of the rewards' moving average
+    b. updates: training steps per transition of a trial. batch: transitions per step. memory: episodes in the replay
+    buffer. hidden: width of the networks' two hidden layers. layer_norm: if True, layer norm in the networks
+    (PocketFlow). actor_rate, critic_rate: learning rates of Adam.
     """
 
     env: str = "envs:pfray/Layerwise-v0"
@@ -85,7 +84,7 @@ class DDPG(PlanSearcher):
             seed=seed,
             hidden=set_.hidden,
             layer_norm=set_.layer_norm,
-            normalize=False,  # all observed lies within -1..1
+            normalize=False,  # observations lie within -1..1
             actor_rate=set_.actor_rate,
             critic_rate=set_.critic_rate,
             gamma=set_.gamma,
@@ -95,7 +94,7 @@ class DDPG(PlanSearcher):
             parameter_noise=set_.noise if set_.noise_on == "parameters" else None,
             capacity=set_.memory * len(self.space),
         )
-        # Trials told of, and the worst score among them.
+        # Number of finished trials, and their worst score.
         self.episodes = 0
         self.worst: float | None = None
 
@@ -103,8 +102,8 @@ class DDPG(PlanSearcher):
         warming = self.episodes < self.settings.warmup
         self.origin = "random" if warming else "searched"
         noise, actor = self.noise, None
-        if self.refused:
-            noise = min(1.0, self.widening * max(noise, AGAIN))
+        if self.duplicates:
+            noise = min(1.0, self.spread_factor * max(noise, MIN_DUPLICATE_NOISE))
         elif self.agent.parameter_noise is not None and not warming:
             noise, actor = 0.0, self.agent.perturbed()
         env = self.environment()
@@ -113,40 +112,40 @@ class DDPG(PlanSearcher):
             action = self.agent.act(observation, noise, actor=actor)
             if warming and self.space.free[env.unwrapped.knob]:
                 action = self.rng.uniform(-1.0, 1.0, 1)
-            observation, _, over, _, info = env.step(action)
-            if over:
+            observation, _, done, _, info = env.step(action)
+            if done:
                 return info["plan"]
 
     @property
     def noise(self) -> float:
-        """The present standard deviation of the exploration, in half ranges of an action."""
+        """Current standard deviation of the exploration, in half ranges of an action."""
         return self.settings.noise * self.settings.noise_decay ** max(0, self.episodes - self.settings.warmup)
 
     def tell(self, plan: Plan, score: float | None) -> None:
         self.episodes += 1
         score = self.worst if score is None else score
         if score is None:
-            return  # it failed, and there is nothing to compare it with yet
+            return  # a failure with no score so far to stand for it
         self.worst = score if self.worst is None else min(self.worst, score)
-        self._walk(plan, score)
-        self.agent.follow_reward(score)
+        self._store_episode(plan, score)
+        self.agent.update_baseline(score)
         if self.episodes > self.settings.warmup:
             self.agent.train(self.settings.updates * len(self.space), distance=self.noise)
 
-    def _walk(self, plan: Plan, score: float) -> None:
-        """Walk the environment through a plan, whoever made it, and remember each step with the reward of the last."""
+    def _store_episode(self, plan: Plan, score: float) -> None:
+        """Run an episode of a plan of any origin, and store each transition with the reward of the last step."""
         env = self.environment(score)
         positions = self.space.encode(plan)
         observation, _ = env.reset(seed=int(self.rng.integers(2**31)))
         steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = []
-        over, reward = False, 0.0
-        while not over:
+        done, reward = False, 0.0
+        while not done:
             action = env.unwrapped.action_for(positions[env.unwrapped.knob])
-            following, reward, over, _, _ = env.step(action)
-            steps.append((observation, action, following, over))
-            observation = following
-        for observation, action, following, over in steps:
-            self.agent.remember(observation, action, reward, following, over)
+            next_observation, reward, done, _, _ = env.step(action)
+            steps.append((observation, action, next_observation, done))
+            observation = next_observation
+        for observation, action, next_observation, done in steps:
+            self.agent.remember(observation, action, reward, next_observation, done)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         values, tensors = super().state()
@@ -159,14 +158,14 @@ class DDPG(PlanSearcher):
         self.agent.load_state(values["agent"], tensors)
 
     def environment(self, reward: float = 0.0) -> Any:
-        """Made anew for each walk, which is quick, so that nothing of it has to be saved. reward: of whatever plan."""
+        """A new environment for each episode, cheap, so its state need not be saved. reward: given for any plan."""
         spread, free = self.settings.spread, self.space.free
         whole = free | (spread is None)
         return make_environment(
             self.settings.env,
             self.space,
             self.limits,
-            NEEDS,
+            REQUIRED,
             Settings.env,
             reward=reward,
             center=np.where(whole, 0.5, self.center),

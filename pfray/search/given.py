@@ -1,8 +1,7 @@
-"""The user's own plan: no search, but compression, retraining and export by it.
+"""The user's own plan: compression, retraining and export without a search.
 
-The plan is tried as it is. It has to meet the experiment's target, since whatever a run promises is promised of its
-plan; one that misses it is refused, with by how much, and never moved. One that compresses further than the target asks
-is taken as it is, too.
+The plan is never changed. It has to meet the experiment's target, which a run guarantees of its plan; one that misses
+it is rejected with the distance. A plan that compresses more than the target asks is used unchanged, too.
 """
 
 from __future__ import annotations
@@ -13,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from pfray.errors import ConfigError, short, shown
-from pfray.search._plan_file import MOST, expanded, mistakes, parse_file
+from pfray.search._plan_file import MAX_SHOWN, expand_home, parse_file, plan_mistakes
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan, keeps_limits
 from pfray.units import AT_LEAST
 
 EXAMPLE = "a JSON file of knob names and values, or a run's summary.json"
-# Knobs that are settings begin so.
+# Prefixes of knobs that are settings.
 SETTINGS = ("finetune.", "distill.", "learner.")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """plan: the JSON file of the plan, knob name -> value, as a ``summary.json`` has it under ``plan``; or such a whole
-    file.
-    """
+    """plan: path of a JSON file of the plan, knob name -> value, or of a ``summary.json``, which has it as ``plan``."""
 
     plan: str | None = None
 
@@ -36,18 +33,18 @@ class Given(PlanSearcher):
     settings_type = Settings
     origin = "given"
     open_ended = False
-    given = "search.plan has now. Remedy: put that plan back, --force to begin anew, or name=... for another run"
+    plan_source = "search.plan has now. Remedy: put that plan back, --force to begin anew, or name=... for another run"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.settings.plan is None:
             raise ConfigError(f"search.plan: missing. Remedy: {EXAMPLE}")
-        plan = read_given(expanded(self.settings.plan), self.space, self.limits)
+        plan = read_plan(expand_home(self.settings.plan), self.space, self.limits)
         self.queue, self.asked = [{"trial": 0, "origin": self.origin, "plan": plan}], 1
 
 
-def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
-    """The plan of the file, in the space's order. Raises ConfigError with a line for every mistake of it."""
+def read_plan(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
+    """Plan of the file, in the space's order. Raises ConfigError with a line for every mistake."""
     named = short(str(path), 200)
     try:
         found = parse_file(path)
@@ -60,20 +57,20 @@ def read_given(path: Path, space: CompressionSpace, limits: Limits) -> Plan:
         for name in [name for name in found if name.startswith(SETTINGS) and name not in space.names]:
             wrong.append(f"{shown(name)} is a setting that is not searched here. Remedy: take it out of the plan, and "
                          f"give the experiment its value, {shown(found.pop(name))}")  # fmt: skip
-    wrong += mistakes(found, space)
+    wrong += plan_mistakes(found, space)
     if not wrong:
         found = {name: float(found[name]) for name in space.names}
         wrong = [_miss(unit, cost, limits[unit]) for unit, cost in space.costs(found).items() if unit in limits and
                  not keeps_limits({unit: cost}, {unit: limits[unit]})]  # fmt: skip
-    if len(wrong) > MOST:
-        wrong[MOST:] = [f"{len(wrong) - MOST} mistakes more"]
+    if len(wrong) > MAX_SHOWN:
+        wrong[MAX_SHOWN:] = [f"{len(wrong) - MAX_SHOWN} mistakes more"]
     if wrong:
         raise ConfigError("\n".join(f"search.plan: {named}: {line}" for line in wrong))
     return found
 
 
 def _miss(unit: str, cost: float, limit: float) -> str:
-    """How far a plan of that cost is from the target, and the target that it would just meet."""
+    """Message on a plan of this cost: its distance from the target, and the target that it would just meet."""
     above = unit not in AT_LEAST
     step = 10.0 ** (math.floor(math.log10(abs(cost) or 1.0)) - 4)
     met = (math.ceil if above else math.floor)(cost / step) * step

@@ -1,17 +1,17 @@
-"""Bayesian optimization with a Gaussian process, by bayesian-optimization, made for many knobs and few trials.
+"""Bayesian optimization with a Gaussian process, by bayesian-optimization, for many knobs and few trials.
 
 Notation, for L knobs and n different plans tried:
-    x   ``(L,)``    the positions of a plan
-    z   ``(L,)``    x less the common part that the target decides: base moves every plan onto the target by one common
-                    step, so plans that differ only by such a step are one and the same plan
+    x   ``(L,)``    positions of a plan
+    z   ``(L,)``    x minus its mean over the knobs that the target moves: the base moves every plan onto the target by
+                    a common step, so plans that differ only by such a step are the same plan
     Z   ``(n, L)``  z of the plans tried
-    k   ``(n,)``    covariances of a plan with those, c (1 + r + r^2 / 3) exp(-r) (Matern 5/2), where
+    k   ``(n,)``    covariances of a plan with the plans tried, c (1 + r + r^2 / 3) exp(-r) (Matern 5/2), where
                     r = sqrt(5) |Z_i - z| / l
 
-Three things make it work in tens of knobs. Length scales are searched in units of sqrt(L), with which the distance
-between plans grows (Hvarfner et al. 2024, "Vanilla Bayesian optimization performs great in high dimensions"). The next
-plan is looked for only in a box around the best one, the trust region of TuRBO (Eriksson et al. 2019) without its
-schedule. And the best one is that of the highest posterior mean, not that of the luckiest noisy score.
+Three measures make it work with tens of knobs. Length scales are fitted in units of sqrt(L), in proportion to the
+distance between plans (Hvarfner et al. 2024, "Vanilla Bayesian optimization performs great in high dimensions"). The
+next plan is searched only in a box around the best one, the trust region of TuRBO (Eriksson et al. 2019) without its
+schedule. The best plan is the one of the highest posterior mean, not of the highest noisy score.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from threadpoolctl import threadpool_limits
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
-# L-BFGS-B steps from each of its two starts; the box is small, and more change no plan by much.
+# L-BFGS-B steps from each of the two starts; the box is small, and more steps hardly change a plan.
 STEPS = 50
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Lengths are of a plan's total move; each knob's, as a share of its range, is this over the square root of the
+    """Lengths measure a plan's total move. Per knob, as shares of its range, they are divided by the square root of the
     number of knobs.
 
-    spread: standard deviation of the random plans around the first one. startup: trials before the process is asked.
-    trust: half the side of the box around the best plan in which the next one is looked for. kappa: how many standard
-    deviations of the posterior a plan's mean is credited with. refit: trials between two fits of the length scale, the
-    variance and the noise. nearest: plans that the process knows, those nearest to the best; a fit takes the cube of
-    their number.
+    spread: standard deviation of the random plans around the first one. startup: random trials before the first fit.
+    trust: half the side of the box around the best plan in which the next one is searched. kappa: posterior standard
+    deviations that the upper confidence bound adds to the mean. refit: trials between fits of the length scale, the
+    variance and the noise. nearest: maximum number of plans in the process, the nearest to the best one; a fit takes
+    time cubic in it.
     """
 
     spread: Annotated[float, Field(gt=0, le=10)] = 0.4
@@ -64,7 +64,7 @@ class GP(PlanSearcher):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Logarithms of c, l / sqrt(L) and the noise as last fitted, and the number of trials they were fitted to.
+        # Logarithms of c, l / sqrt(L) and the noise of the last fit, and its number of trials.
         self.theta: np.ndarray | None = None
         self.fitted = 0
 
@@ -79,16 +79,16 @@ class GP(PlanSearcher):
         self.fitted = values["fitted"]
 
     def ask(self) -> Plan:
-        told = self.told
+        told = self.history
         searched = len(told) >= self.settings.startup and any(score is not None for _, score in told)
         self.origin = "searched" if searched else "random"
-        return self._best_bound() if searched else self.scattered(self.center, self.settings.spread)
+        return self._best_bound() if searched else self.sample_around(self.center, self.settings.spread)
 
     def _best_bound(self) -> Plan:
-        """The plan of the highest upper confidence bound near the best one; beside it where that was tried before."""
+        """Plan of the highest upper confidence bound near the best one; a random one near it if that is a duplicate."""
         moved = self.moved
-        positions, scores = self.near_best(*self.history())
-        reach = np.where(self.space.free, 1.0, self.widening * self.settings.trust / np.sqrt(len(self.space)))
+        positions, scores = self.near_best(*self.observations())
+        reach = np.where(self.space.free, 1.0, self.spread_factor * self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
             None,
@@ -97,45 +97,45 @@ class GP(PlanSearcher):
             random_state=int(self.rng.integers(2**31)),
             verbose=0,
         )
-        # Not ``optimizer.register``, which lists all earlier observations at each.
+        # Not ``optimizer.register``, which lists all earlier observations on every call.
         for z, score in zip(without_common_step(positions, moved), scores, strict=True):
             optimizer.space.register(z, score)
-        refit = self.theta is None or len(self.told) >= self.fitted + self.settings.refit
+        refit = self.theta is None or len(self.history) >= self.fitted + self.settings.refit
         kernel = make_kernel(len(self.space), self.theta)
         # The noise is part of the kernel; alpha only keeps the matrix positive definite.
         optimizer.set_gp_params(
             kernel=kernel, alpha=1e-8, n_restarts_optimizer=0, optimizer="fmin_l_bfgs_b" if refit else None
         )
-        # The matrices are small: threads cost more than they bring, on a busy machine ten times as much.
+        # The matrices are small: threads slow the fit down, on a busy machine tenfold.
         with threadpool_limits(1):
             suggested = optimizer.suggest()
         if refit:
-            self.theta, self.fitted = bound.theta, len(self.told)
+            self.theta, self.fitted = bound.theta, len(self.history)
         plan = self.space.decode(np.array([suggested[name] for name in self.space.names]))
-        if self._within_limits(plan) in self.tried:
-            return self.scattered(bound.best, self.settings.spread)
+        if self._within_limits(plan) in self.tried_plans:
+            return self.sample_around(bound.best, self.settings.spread)
         return plan
 
     def near_best(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of positions ``(n, L)`` and scores ``(n,)`` those of the ``nearest`` plans to that of the best score."""
+        """Positions ``(m, L)`` and scores ``(m,)`` of the m <= ``nearest`` plans closest to the best-scored one."""
         away = without_common_step(positions - positions[scores.argmax()], self.moved)
         kept = np.sort(np.argsort((away**2).sum(1), kind="stable")[: self.settings.nearest])
         return positions[kept], scores[kept]
 
     @property
     def moved(self) -> np.ndarray:
-        """``(L,)``: the knobs whose common step the target decides; none where plans need not use the target up."""
-        return ~self.space.free if self.use_up else np.zeros_like(self.space.free)
+        """Mask ``(L,)`` of the knobs whose common step the target determines; none if plans may be below it."""
+        return ~self.space.free if self.use_full_budget else np.zeros_like(self.space.free)
 
-    def history(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; of one tried twice, the mean score.
+    def observations(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions ``(n, L)`` and scores ``(n,)`` of the plans that differ in z; the mean score of one tried twice.
 
-        A failed plan counts as bad as the worst; one still running as an average one, which near the best is a bad one,
-        so that it is not suggested again, and elsewhere says nothing (a "constant liar", Ginsbourger et al. 2010).
+        A failed plan gets the worst score. A running one gets the mean (a "constant liar", Ginsbourger et al. 2010):
+        near the best that is a bad score, so it is not suggested again, and elsewhere it is uninformative.
         """
-        finite = [score for _, score in self.told if score is not None]
+        finite = [score for _, score in self.history if score is not None]
         worst, mean = min(finite), float(np.mean(finite))
-        told = [(plan, worst if score is None else score) for plan, score in self.told]
+        told = [(plan, worst if score is None else score) for plan, score in self.history]
         told += [(entry["plan"], mean) for entry in self.pending.values()]
         positions = np.array([self.space.encode(plan) for plan, _ in told])
         keys = np.round(without_common_step(positions, self.moved), 9) + 0.0  # -0.0 would be another key
@@ -147,12 +147,13 @@ class GP(PlanSearcher):
 
 
 class NearBest(UpperConfidenceBound):
-    """The upper confidence bound, maximized over the box around the best of the plans tried.
+    """Upper confidence bound, maximized over the box around the best of the plans tried.
 
-    positions ``(n, L)``: x of the plans, in the order in which their z were registered. moved ``(L,)``: the knobs that
-    the target moves. reach ``(L,)``: half the sides of the box. The library's own search calls the process some 10,000
-    times and differentiates numerically, L + 1 calls a step; here the gradient is exact and a suggestion takes two
-    short climbs.
+    positions ``(n, L)``: x of the plans, in the order in which their z were registered. moved ``(L,)``: mask of the
+    knobs that the target moves. reach ``(L,)``: half the sides of the box. kappa: weight of the standard deviation.
+
+    The library's own maximization calls the process some 10,000 times and differentiates numerically, with L + 1 calls
+    a step; here the gradient is exact and a suggestion takes two short climbs.
     """
 
     def __init__(self, positions: np.ndarray, moved: np.ndarray, reach: np.ndarray, kappa: float) -> None:
@@ -171,7 +172,7 @@ class NearBest(UpperConfidenceBound):
         fit_gp: bool = True,
         random_state: int | np.random.RandomState | None = None,
     ) -> np.ndarray:
-        """x ``(L,)`` of the next plan. ``n_random`` and ``n_smart`` of the library's own search are not used."""
+        """x ``(L,)`` of the next plan. The library's own ``n_random`` and ``n_smart`` are not used."""
         self._fit_gp(gp, target_space)
         self.theta = gp.kernel_.theta - [0.0, np.log(np.sqrt(len(self.moved))), 0.0]
         self.best = self.positions[np.argmax(gp.predict(gp.X_train_))]
@@ -194,27 +195,27 @@ class NearBest(UpperConfidenceBound):
     def loss(
         self, x: np.ndarray, gp: GaussianProcessRegressor, variance: float, length: float
     ) -> tuple[float, np.ndarray]:
-        """Minus the bound at x, in standard deviations of the scores, and its gradient ``(L,)``."""
+        """Negative bound at x, in standard deviations of the scores, and its gradient ``(L,)``."""
         away = gp.X_train_ - without_common_step(x, self.moved)
         r = np.sqrt(5 * (away**2).sum(1)) / length
         k = variance * (1 + r + r**2 / 3) * np.exp(-r)
         slopes = (variance * 5 / (3 * length**2) * (1 + r) * np.exp(-r))[:, None] * away
         weights = cho_solve((gp.L_, True), k)
         deviation = np.sqrt(max(variance - k @ weights, 1e-10))
-        # All of Z and z have mean 0 over the moved knobs, and so has this: it is the gradient by x as well as by z.
+        # Z and z have mean 0 over the moved knobs, hence so has this: it is the gradient in x as well as in z.
         gradient = slopes.T @ (gp.alpha_ - self.kappa / deviation * weights)
         return -float(self.base_acq(k @ gp.alpha_, deviation)), -gradient
 
 
 def without_common_step(positions: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """z of x ``(..., L)``: the mean over the ``moved`` knobs is taken off them."""
+    """z of x ``(..., L)``: positions minus their mean over the ``moved`` knobs, on those knobs."""
     if not moved.any():
         return positions
     return positions - moved * positions[..., moved].mean(-1, keepdims=True)
 
 
 def make_kernel(knobs: int, theta: np.ndarray | None) -> Kernel:
-    """c Matern(l) + noise, of standardized scores; ``theta`` has the logarithms of c, l / sqrt(L) and the noise."""
+    """c Matern(l) + noise, of standardized scores. theta: logarithms of c, l / sqrt(L) and the noise; None at first."""
     variance, length, noise = (1.0, 0.2, 0.1) if theta is None else np.exp(theta)
     root = np.sqrt(knobs)
     return ConstantKernel(variance, (0.05, 1e3)) * Matern(length * root, (0.02 * root, 5 * root), nu=2.5) + WhiteKernel(

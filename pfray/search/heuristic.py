@@ -1,16 +1,16 @@
-"""Larger layers are compressed more: ``heurist`` of PocketFlow's weight sparsification (Wu et al. 2018).
+"""Compresses larger layers more: ``heurist`` of PocketFlow's weight sparsification (Wu et al. 2018).
 
-Notation: layer l has n_l parameters; s_l is its sparsity. PocketFlow takes (``ws_prune_ratio_prtl: heurist``)
+Notation: layer l has n_l parameters and the sparsity s_l. PocketFlow takes (``ws_prune_ratio_prtl: heurist``)
 
     s_l = alpha log(n_l),
 
-with alpha such that sum_l s_l n_l is the wanted share of all weights. So it is here for weight sparsity, but that each
-s_l ends at the most that its knob allows, where PocketFlow may ask for more than all weights of a layer, and that alpha
-then makes up for it: it is found by bisection on the exact cost of the plan.
+with alpha such that sum_l s_l n_l is the desired share of all weights. Here s_l is also limited by its knob, where
+PocketFlow may ask for more than all weights of a layer; alpha compensates, found by bisection on the exact cost of the
+plan.
 
-PocketFlow has the rule for weight sparsity only. Other knobs follow the analogue, of which s_l is the case that starts
-at 0: the distance of a knob's value from its uncompressed end is alpha log(n_l), in the knob's own unit. That is the
-share of channels that goes, and the number of bits that go. In a pipeline the unit is the widest range of the learner.
+PocketFlow has the rule for weight sparsity only. For other knobs the distance of the value from its uncompressed end is
+alpha log(n_l), in the knob's own unit: the removed share of channels, or the removed bits. For sparsity, whose
+uncompressed end is 0, this is s_l. In a pipeline the unit is the widest range of the learner.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from pfray.search.base import NoSettings, PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 
-# Halvings of the range of alpha: down to float64's own precision.
+# Bisection steps of alpha: down to float64 precision.
 ROUNDS = 60
 
 
 def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
-    """The plan of the module's rule that just meets the limits. Raises InfeasibleTarget where no plan does."""
+    """Plan of the module's rule that just meets the limits. Raises InfeasibleTarget if no plan does."""
     plan = space.uniform(limits)
     if separate := space.separate(limits):
         for part, own in separate:
@@ -45,12 +45,12 @@ def heuristic_plan(space: CompressionSpace, limits: Limits) -> Plan:
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         low, high = (low, middle) if space.meets(at(middle), limits) else (middle, high)
-    # What rounding to the knobs' values, or a layer of one weight, has left.
+    # Corrects for rounding to the knobs' values, and for a layer of one weight.
     return space.fit_to_target(at(high), limits)
 
 
 def _growth(space: CompressionSpace) -> tuple[dict[str, float], float]:
-    """(by knob, what alpha is multiplied by; the alpha at which all knobs are at their compressed end)."""
+    """(factor of alpha by knob, the alpha at which all knobs reach their compressed end)."""
     growth, largest = {}, 0.0
     for part in space.parts:
         knobs = [knob for knob in part.knobs if not knob.free]
@@ -63,7 +63,7 @@ def _growth(space: CompressionSpace) -> tuple[dict[str, float], float]:
 
 
 class Heuristic(PlanSearcher):
-    """Its one plan is among the first plans of every search, so there is nothing left to ask."""
+    """Proposes nothing: its one plan is already among the first plans of every search."""
 
     settings_type = NoSettings
     origin = "heuristic"

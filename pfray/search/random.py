@@ -13,8 +13,8 @@ from pfray.space import Plan
 
 @dataclass(frozen=True)
 class Settings:
-    """spread: standard deviation of a plan's total move away from the first plan; each knob's, as a share of its range,
-    is this over the square root of the number of knobs, so that plans of many knobs are no further away.
+    """spread: standard deviation of a plan's total move from the first plan. Per knob, as a share of its range, it is
+    divided by the square root of the number of knobs, so that the distance does not grow with their number.
     """
 
     spread: Annotated[float, Field(gt=0, le=10)] = 0.4
@@ -25,4 +25,4 @@ class Random(PlanSearcher):
     origin = "random"
 
     def ask(self) -> Plan:
-        return self.scattered(self.center, self.settings.spread)
+        return self.sample_around(self.center, self.settings.spread)

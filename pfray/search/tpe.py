@@ -1,8 +1,7 @@
-"""The tree-structured Parzen estimator (Bergstra et al. 2011), by hyperopt.
+"""Tree-structured Parzen estimator (Bergstra et al. 2011), by hyperopt.
 
-Each knob's prior is a normal around its position in the first plan (``allocate``, else uniform). What is told is the
-plan that was tried, that is after it was moved onto the target, so that the estimator never learns from a plan nobody
-measured.
+Each knob's prior is a normal around its position in the first plan (``allocate``, else uniform). The estimator learns
+from plans as measured, that is after they were moved onto the target.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from pydantic import Field
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 
-# The prior's standard deviation for a searched setting, as a share of its range.
+# Standard deviation of the prior of a searched setting, as a share of its range.
 FREE_SPREAD = 0.3
-# Hyperopt counts no more than so many trials as good ones.
+# Hyperopt's maximum number of good trials.
 GOOD = 25
 
 
 @dataclass(frozen=True)
 class Settings:
-    """spread: standard deviation of a plan's total move from the first one under the prior; each knob's, as a share of
-    its range, is this over the square root of the number of knobs. startup: plans drawn from the prior first.
+    """spread: standard deviation of a plan's total move from the first one under the prior. Per knob, as a share of its
+    range, it is divided by the square root of the number of knobs. startup: plans drawn from the prior first.
 
-    gamma: of n trials, ceil(gamma * sqrt(n)) count as good. candidates: draws among which the expected improvement
-    chooses; few, because where neither the good nor the bad trials are dense it is largest, and so many draws lead far
-    away from all that was tried. memory: trials that are looked at, the ``GOOD`` best of all and the latest others; a
-    suggestion takes as long as they are many, and the estimator gives old ones little weight anyway.
+    gamma: of n trials, ceil(gamma * sqrt(n)) count as good. candidates: draws of which the one of highest expected
+    improvement is tried. Few, because the expected improvement is largest where trials are sparse, so many draws lead
+    far away from all trials. memory: trials of the estimator, the ``GOOD`` best of all and the latest others. The time
+    of a suggestion is proportional to it, and old trials get little weight anyway.
     """
 
     spread: Annotated[float, Field(gt=0, le=10)] = 0.4
@@ -55,14 +54,14 @@ class TPE(PlanSearcher):
         searched = len(trials.trials) >= self.settings.startup
         self.origin = "searched" if searched else "random"
         if not searched:
-            return self.scattered(self.center, self.settings.spread)
-        if self.refused:
-            # The densities are narrow by now, and another draw from them would most often be refused as well.
-            return self.beside_best(self.settings.spread)
+            return self.sample_around(self.center, self.settings.spread)
+        if self.duplicates:
+            # The densities are narrow by now, and another draw would most likely be a duplicate as well.
+            return self.sample_near_best(self.settings.spread)
         return self.space.decode(self.center + self._deviation * self._suggest(trials))
 
     def _suggest(self, trials: Trials) -> np.ndarray:
-        """Hyperopt's choice ``(L,)``, in the prior's standard deviations."""
+        """Hyperopt's choice ``(L,)``, in standard deviations of the prior."""
         document = tpe.suggest(
             [len(trials.trials)],
             _domain(tuple(self.space.names)),
@@ -76,9 +75,9 @@ class TPE(PlanSearcher):
         return np.array([document["misc"]["vals"][name][0] for name in self.space.names])
 
     def _history(self) -> Trials:
-        """All trials as hyperopt wants them; those still running count as bad, so that none is suggested twice."""
+        """Trials in hyperopt's format; running ones count as bad, so that none is suggested twice."""
         trials = Trials()
-        told = [(plan, score, True) for plan, score in remembered(self.told, self.settings.memory)]
+        told = [(plan, score, True) for plan, score in kept_trials(self.history, self.settings.memory)]
         told += [(entry["plan"], None, False) for entry in self.pending.values()]
         trials.insert_trial_docs([self._document(number, *trial) for number, trial in enumerate(told)])
         trials.refresh()
@@ -108,10 +107,10 @@ class TPE(PlanSearcher):
         }
 
 
-def remembered(
+def kept_trials(
     told: list[tuple[Plan, float | None]], memory: int
 ) -> list[tuple[Plan, float | None]]:
-    """The ``GOOD`` best of (plan, score) and the latest others, ``memory`` in all, in their order."""
+    """The ``GOOD`` best trials and the latest others, ``memory`` in total, in their order."""
     if len(told) <= memory:
         return told
     scores = [-math.inf if score is None else score for _, score in told]
@@ -122,7 +121,7 @@ def remembered(
 
 @lru_cache(maxsize=1)
 def _domain(names: tuple[str, ...]) -> Domain:
-    """Half the time of a suggestion where it is not kept; kept here, as it holds no state."""
+    """Hyperopt's domain, cached because it is stateless and takes half the time of a suggestion."""
     return Domain(_never_called, {name: hp.normal(name, 0.0, 1.0) for name in names})
 
 

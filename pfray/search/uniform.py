@@ -1,4 +1,4 @@
-"""The same value for every knob: the baseline that a search has to beat."""
+"""The same value for every knob: the baseline of every search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pfray.search.base import NoSettings, PlanSearcher
 
 
 class Uniform(PlanSearcher):
-    """Its one plan is the first plan of every search, so there is nothing left to ask."""
+    """Proposes nothing: its one plan is already among the first plans of every search."""
 
     settings_type = NoSettings
     origin = "uniform"

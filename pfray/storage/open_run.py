@@ -93,7 +93,7 @@ def check_trials(run: RunFolder, space: CompressionSpace, trials: int) -> None:
     rescored = _trial_log.read_trials(run.rescored_trials, space, trials)
     chosen = run.made_of_choice()
     begun = [*chosen, *([run.rescored_trials] if rescored else [])]
-    finished = _state.trials_told(run.search)
+    finished = _state.saved_trial_count(run.search)
     remedy = "Remedy: put the file back, or --force to begin anew"
     if not found and (finished or begun):
         what = f"the search had finished {finished}" if finished else f"{begun[0]} was made of some"

@@ -97,12 +97,14 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
     entry; its ``stored`` gives the type of each layer of a quantized model in the file. Raises ExportError.
     """
     content = convert.convert(model, example_input(task))
+    large = len(content) >= convert.LARGEST  # as it is, where nothing in it has to change
     for allowed in quantized.CHOICES:
         parsed = flatbuffer.parse(content)
-        short_names.shorten(parsed)
+        if not large:
+            short_names.shorten(parsed)
         stored = quantized.quantize(parsed, model, allowed)
-        sparse.sparsify(parsed)
-        write_atomically(path, flatbuffer.pack(parsed))
+        changed = sparse.sparsify(parsed) or stored or not large
+        write_atomically(path, flatbuffer.pack(parsed) if changed else content)
         try:
             checked = _check(model, task, path, images, stored)
             return {**checked, "stored": _records(model, stored)}

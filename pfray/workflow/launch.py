@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
 
 from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
-from pfray.learner.build import Weights, finished
+from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
 from pfray.storage.run_folder import curve_of
 from pfray.training import checkpoints
@@ -105,9 +105,10 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 def finish(
     candidate: Candidate, context: ray.ObjectRef, start: ray.ObjectRef | None, cpus: int, gpus: float
 ) -> Weights:
-    """Weights from the algorithm's ``finish``, computed in a Ray task. start: an earlier stage's Weights.
+    """Weights from the algorithm's ``finish``, computed in a Ray task.
 
-    Raises the task's own PfrayError, or TrainingFailed.
+    start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises the task's own PfrayError, or
+    TrainingFailed.
     """
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
@@ -117,10 +118,12 @@ def finish(
         raise _as_pfray_error(error) from error
 
 
-def _finish(candidate: Candidate, context: Context, start: Weights | None, cpus: int) -> Weights:
+def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int) -> Weights:
     torch.set_num_threads(cpus)
-    done = finished(candidate, context, start, task_device())
-    return Weights(done.structure, _on_cpu(done.model))
+    done = finish_candidate(candidate, context, start, task_device())
+    # As it will be read from a file: what JSON cannot hold, or changes, shows before the training and not after it.
+    structure = json.loads(json.dumps(done.structure))
+    return Weights(structure, _on_cpu(done.model))
 
 
 def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:

@@ -21,9 +21,9 @@ from torch import nn
 from pfray.cluster import ray_cluster
 from pfray.config.sections import Resources
 from pfray.errors import StorageError
-from pfray.learner.build import Weights, rebuilt, untrained
-from pfray.learner.context import Candidate, Context, Recipe, updated
-from pfray.learner.pipeline import Pipeline, parts
+from pfray.learner.build import Weights, rebuild_candidate, untrained_model
+from pfray.learner.context import Candidate, Context, Recipe, with_values
+from pfray.learner.pipeline import Pipeline, split_plan
 from pfray.reporting.observers import Observers
 from pfray.space import Plan
 from pfray.storage.run_folder import RunFolder
@@ -71,11 +71,11 @@ def staged_trainings(name: str, recipe: Recipe, plan: Plan, context: Context) ->
     if not issubclass(recipe.algorithm, Pipeline):
         return [_staged_training(name, whole, "", context)]
     row: list[StagedTraining] = []
-    steps = parts(whole.settings, whole.plan)
+    steps = split_plan(whole.settings, whole.plan)
     for step, own in steps:
         label = name if step is steps[-1][0] else f"{name}-{step.name}"
-        training = updated(whole.training, step.finetune)
-        candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill)
+        training = with_values(whole.training, step.finetune)
+        candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill, whole.chosen)
         row.append(_staged_training(label, candidate, row[-1].last.key if row else "", context))
     return row
 
@@ -88,7 +88,7 @@ def _staged_training(name: str, candidate: Candidate, before: str, context: Cont
     for label, plan, epochs in [*ways, (name, candidate.plan, candidate.training.epochs)]:
         decided = json.dumps({**plan, **candidate.chosen}, sort_keys=True)
         key = content_key(key, candidate.algorithm.__qualname__, decided, epochs)
-        training = updated(candidate.training, {"epochs": epochs})
+        training = with_values(candidate.training, {"epochs": epochs})
         stages.append(TrainingStage(label, replace(candidate, plan=plan, training=training), key))
     return StagedTraining(tuple(stages))
 
@@ -165,7 +165,7 @@ class Trainer:
                 weights = self._train_stage(stage, context, before, at_once, on_epoch)
                 _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
-            before = ray.put(weights)
+            before = ray.put((stage.candidate, weights))
         return earlier
 
     def _train_stage(
@@ -179,7 +179,7 @@ class Trainer:
         """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
-        start, structure = None, stage.candidate.plan
+        start, structure = None, None
         if stage.candidate.algorithm.has_finish:
             path = self.run.start(stage.name)
             start = self._read(path, stage.key)
@@ -213,12 +213,12 @@ class Trainer:
     def _model(self, staged: StagedTraining, context: Context) -> nn.Module:
         """The model after all stages, on the CPU."""
         if not staged.has_weights:
-            return untrained(staged.last.candidate, context)
+            return untrained_model(staged.last.candidate, context)
         weights = self._kept(staged.last)
         if weights is None:
             damaged = self.run.trained(staged.last.name)
             raise StorageError(f"{damaged} was damaged meanwhile. Remedy: continue with --resume")
-        return rebuilt(staged.last.candidate, context, weights, torch.device("cpu"))
+        return rebuild_candidate(staged.last.candidate, context, weights, torch.device("cpu"))
 
     def _is_missing(self, staged: StagedTraining) -> bool:
         return staged.has_weights and self._kept(staged.last) is None
@@ -239,7 +239,8 @@ class Trainer:
 
 
 def _save(path: Path, weights: Weights, made_from: str) -> None:
-    save_tensors(path, weights.state, made_from, json.dumps(weights.structure))
+    structure = "" if weights.structure is None else json.dumps(weights.structure)
+    save_tensors(path, weights.state, made_from, structure)
 
 
 def _show_epoch(

@@ -37,8 +37,8 @@ def search(
     """Search for the best plan, or continue an interrupted search. Raises SearchFailed."""
     components = loaded.components
     with observers.stage("plans without search"):
-        algorithm = components.learner(spec.context.teacher, loaded.task, components.learner_settings)
-        curves = algorithm.error_curves()
+        # Not kept: what an algorithm computes once may be large, and the workers compute it for themselves.
+        curves = components.learner(spec.context.teacher, loaded.task, components.learner_settings).error_curves()
         known = plans_without_search(loaded.space, loaded.limits, curves)
     searcher = _make_searcher(experiment, loaded, known, run)
     if (note := searcher.resume()) is not None:
@@ -50,7 +50,7 @@ def search(
     plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
     plans[MODEL] = choice.plan
     # A plan given by the user is never changed. If it is too slow, the run misses its goal.
-    fixed = {MODEL} if searcher.given is not None else set()
+    fixed = {MODEL} if searcher.plan_source is not None else set()
     plans |= _meet_latency({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
     return SearchResult(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
 
@@ -61,7 +61,7 @@ def _make_searcher(
     components = loaded.components
     searcher = components.searcher(
         loaded.space, loaded.limits, components.search_settings, seed=experiment.seed, trials=experiment.search.trials,
-        first_plans=first_plans(known, components.searcher), use_up=loaded.objective.name not in WEIGH_COST,
+        first_plans=first_plans(known, components.searcher), use_full_budget=loaded.objective.name not in WEIGH_COST,
         folder=run.search,
     )  # fmt: skip
     searcher.warm_start(loaded.earlier)

@@ -18,7 +18,7 @@ from pfray.config.search_space import as_knob
 from pfray.config.sections import Target
 from pfray.errors import ConfigError, nearest
 from pfray.learner.base import Algorithm
-from pfray.learner.context import updated
+from pfray.learner.context import with_values
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
 from pfray.objective import NEEDS_LATENCY, WEIGH_COST, Objective
 from pfray.search.allocate import Allocate
@@ -118,7 +118,7 @@ def searched_settings(
         value = getattr(sections[section], key)
         knob = as_knob(name, text, float(value) if isinstance(value, int | float) else None)
         try:
-            ends = [updated(sections[section], {key: end}) for end in _examples(knob)]
+            ends = [with_values(sections[section], {key: end}) for end in _examples(knob)]
         except ValidationError as error:
             mistakes.append(f"search.space: {name}: {text} holds values that are not allowed: "
                             f"{error.errors()[0]['msg'].lower()}. Remedy: another range")  # fmt: skip

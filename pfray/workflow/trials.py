@@ -53,6 +53,7 @@ def run_trials(
     bound = tune.with_parameters(Learner, spec=spec)
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
     # The actors' name on Ray's dashboard.
+    trainable.__name__ = spec.recipe.algorithm.__name__
     trainable.__qualname__ = spec.recipe.algorithm.__qualname__
     rounds, asha = spec.scoring.rounds, None
     if scheduler == "asha":
@@ -84,7 +85,7 @@ def run_trials(
         tuner.fit()
     if searcher.failure is not None:
         raise searcher.failure
-    if searcher.exhausted:
+    if searcher.no_plans_left:
         observers.note(f"note: {stage} ended after {len(searcher.records)} of {searcher.trials} trials, because no "
                        "other plan was found that meets the target")  # fmt: skip
 
@@ -130,7 +131,7 @@ def choose(
     all_images = used is None or used >= len(spec.context.task.validation)
     if all_images or not rescore or len(ranking) == 1:
         return _choice(ranking, all_images, [])
-    rivals = searcher.rivals(rescore)
+    rivals = searcher.finalists(rescore)
     whole = replace(spec, scoring=replace(spec.scoring, validation_images=None))
     run.rescore.mkdir(exist_ok=True)
     again = _Rescoring(

@@ -8,7 +8,7 @@ from typing import Any
 from pfray.config import strict_yaml
 from pfray.config.schema import Experiment
 from pfray.errors import ConfigError, first_line, short
-from pfray.search._plan_file import expanded
+from pfray.search._plan_file import expand_home
 from pfray.search._trial_log import parse
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.storage.run_folder import RunFolder
@@ -31,7 +31,7 @@ def read_earlier(
     or with another kind of score.
     """
     assert experiment.search.warm_start is not None
-    run = RunFolder(expanded(experiment.search.warm_start))
+    run = RunFolder(expand_home(experiment.search.warm_start))
     shown = short(run.title, 200)
     try:
         trials, _ = parse(run.trials.read_bytes())

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pfray.learner.base import Compressed
-from pfray.learner.build import Weights, compressed, rebuilt
-from pfray.learner.context import Candidate, Context, updated
+from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
+from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
 from pfray.storage.run_folder import curve_of
 from pfray.training.comm_hooks import distribute
@@ -56,9 +56,9 @@ def train_candidate(
     torch.manual_seed(context.seed)
     steps = training.epochs * steps_per_epoch(context.task.train, training.batch_size)
     if spec.start is None:
-        start = compressed(candidate, context, device, steps)
+        start = compress_candidate(candidate, context, device, steps)
     else:
-        start = Compressed(rebuilt(candidate, context, spec.start, device))
+        start = Compressed(rebuild_candidate(candidate, context, spec.start, device))
     model, hook = start.model, start.hook
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
@@ -73,7 +73,7 @@ def train_candidate(
         if checkpoint is not None and checkpoint["exchange"]:
             exchange.load_state_dict(checkpoint["exchange"])
         if spec.distributed.scale_lr:
-            training = updated(training, {"lr": training.lr * shard.world})
+            training = with_values(training, {"lr": training.lr * shard.world})
     sent_bytes = 0
 
     def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:

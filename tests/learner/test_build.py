@@ -11,7 +11,7 @@ from torch import nn
 
 from learners.weight_sparse import Settings, WeightSparse
 from pfray.learner.base import Compressed
-from pfray.learner.build import untrained
+from pfray.learner.build import Weights, finish_candidate, rebuild_candidate, untrained_model
 from pfray.learner.context import Context, Recipe
 from pfray.measure.evaluation import evaluate
 from pfray.space import Plan
@@ -54,7 +54,7 @@ def accuracy(model: nn.Module, context: Context) -> float:
 
 
 def untrained_by(learner: type[WeightSparse], context: Context, plan: Plan) -> nn.Module:
-    return untrained(Recipe(learner, Settings(), Training(epochs=0)).candidate(plan), context)
+    return untrained_model(Recipe(learner, Settings(), Training(epochs=0)).candidate(plan), context)
 
 
 def test_batch_norms_are_put_right(context):
@@ -74,3 +74,27 @@ def test_a_plan_that_decides_nothing_leaves_the_model_as_it_is(context):
     shifted.get_buffer("0.1.running_mean").add_(3)
     model = untrained_by(Nothing, replace(context, teacher=shifted), {})
     assert torch.equal(model.get_buffer("0.1.running_mean"), shifted.get_buffer("0.1.running_mean"))
+
+
+class Halving(Nothing):
+    """Keeps a share of a hidden layer; its structure is left to the plan."""
+
+    has_finish = True
+
+    def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
+        width = 8 if start is None else len(start.get_parameter("0.weight"))
+        return Compressed(self.rebuild({"width": min(width, plan["width"])}))
+
+    def rebuild(self, structure: Plan) -> nn.Module:
+        width = int(structure["width"])
+        return nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2))
+
+
+def test_a_stage_is_rebuilt_with_its_own_plan_and_not_with_the_next_ones(context):
+    recipe, device = Recipe(Halving, Settings(), Training(epochs=1)), torch.device("cpu")
+    first, second = recipe.candidate({"width": 6}), recipe.candidate({"width": 3})
+    trained = finish_candidate(first, context, None, device)
+    assert trained.structure is None
+    stage = Weights(trained.structure, trained.model.state_dict())
+    assert finish_candidate(second, context, (first, stage), device).model.get_parameter("0.weight").shape == (3, 4)
+    assert rebuild_candidate(first, context, stage, device).get_parameter("0.weight").shape == (6, 4)

@@ -16,7 +16,7 @@ from pfray.config.registry import parse_settings
 from pfray.config.schema import load
 from pfray.data import digits
 from pfray.errors import ConfigError
-from pfray.learner.pipeline import Pipeline, Settings, parts
+from pfray.learner.pipeline import Pipeline, Settings, split_plan
 from pfray.measure.cost import count_params, stored_bytes, total_macs
 from pfray.measure.evaluation import measure
 from pfray.models.vgg import vgg11
@@ -53,7 +53,7 @@ def test_the_knobs_of_all_learners_are_searched_together(context, space, setting
     prefixes = "channel_pruned:", "uniform_quant:"
     assert space.names == [prefix + name for prefix, own in zip(prefixes, alone, strict=True) for name in own.names]
     plan = space.uniform({"macs": 0.5 * space.costs_at(np.ones(len(space)))["macs"], "bits": 4})
-    split = parts(settings, plan)
+    split = split_plan(settings, plan)
     assert [step.name for step, _ in split] == ["channel_pruned", "uniform_quant"]
     assert [list(own) for _, own in split] == [alone[0].names, alone[1].names]
     costs = space.costs(plan)
@@ -111,7 +111,7 @@ def test_uniform_switches_eight_bits_on_before_it_prunes(context):
 
 def test_a_candidate_is_pruned_and_then_quantized(context, space, settings):
     plan = space.uniform({"macs": 0.5 * space.costs_at(np.ones(len(space)))["macs"], "bits": 4})
-    (_, pruning), (_, bits) = parts(settings, plan)
+    (_, pruning), (_, bits) = split_plan(settings, plan)
     model = Pipeline(context.teacher, context.task, settings).compress(plan).model
     alone = ChannelPruned(context.teacher, context.task, settings.steps[0].settings).compress(pruning).model
     for name in bits:
@@ -220,7 +220,7 @@ def test_layers_are_removed_and_the_others_quantized_and_what_is_left_is_what_wa
     layers = {name: layer for name, layer in student.named_modules() if hasattr(layer, "weight_bits")}
     assert layers
     assert not layers.keys() & set(gone)
-    (step, own), _ = parts(settings, plan)
+    (step, own), _ = split_plan(settings, plan)
     first = step.bind(model, task).compress(own).model
     weights, bits = [layer.weight.numel() for layer in layers.values()], [int(x.weight_bits) for x in layers.values()]
     expected = stored_bytes(count_params(first)[0], np.array(weights), np.array(bits))
@@ -245,7 +245,7 @@ def test_what_is_left_of_the_layers_is_trained_and_shipped_in_8_bits(deep):
     pipeline = Pipeline(model, task, settings)
     space = pipeline.space()
     plan = space.decode(np.zeros(len(space)))
-    (removal, gone), (quantization, bits) = parts(settings, plan)
+    (removal, gone), (quantization, bits) = split_plan(settings, plan)
     student = removal.bind(model, task).finish(gone).model
     int8 = quantization.bind(student, task).finish(bits)
     again = quantization.bind(student, task).rebuild(int8.structure)

@@ -21,6 +21,7 @@ from learners.litert_quant import LitertQuant
 from pfray.config.component import PIPELINE
 from pfray.config.registry import component_modules, find_class
 from pfray.data import digits
+from pfray.errors import ConfigError
 from pfray.learner.base import Algorithm, Compressed, NoSettings
 from pfray.measure.cost import count_params, stored_bits, total_macs
 from pfray.models.lenet import lenet
@@ -168,6 +169,7 @@ sys.modules["ray"] = None
 import torch
 from pfray.config.registry import find_class
 from pfray.data import digits
+from pfray.errors import ConfigError
 from pfray.learner.base import Algorithm
 from pfray.models.lenet import lenet
 task, model = digits.build(), lenet(in_channels=1)
@@ -193,9 +195,14 @@ def test_every_algorithm_runs_without_ray():
 @pytest.mark.parametrize("method", ["finish", "error_curves"])
 def test_a_class_with_a_method_of_its_own_says_so(method):
     body = {method: getattr(Algorithm, method)}
-    with pytest.raises(TypeError, match=rf"Own has a {method} of its own. Remedy: has_{method} = True in the class"):
+    with pytest.raises(ConfigError, match=rf"Own has a {method} of its own. Remedy: has_{method} = True in the class"):
         type("Own", (Algorithm,), body)
     assert getattr(type("Own", (Algorithm,), {**body, f"has_{method}": True}), f"has_{method}")
+
+
+def test_stages_without_a_finish_that_goes_on_from_them_are_refused():
+    with pytest.raises(ConfigError, match=r"Own has stages and no finish\. Remedy: a finish that goes on from start"):
+        type("Own", (Algorithm,), {"stages": Algorithm.stages})
 
 
 def test_knobs_have_unique_names_and_the_costs_are_finite_and_monotone(algorithm):

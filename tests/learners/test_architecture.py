@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learners.architecture import Architecture, Settings, stages
+from learners.architecture import Architecture, Settings, stage_channels
 from pfray.config.registry import find_class, parse_settings
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.measure.cost import count_params, total_macs
@@ -30,7 +30,7 @@ def space(small):
 def test_a_plan_says_how_deep_and_how_wide_each_stage_is(small, space):
     assert space.names == [f"stage{i}.{what}" for i in (1, 2, 3) for what in ("depth", "width")]
     plan = space.decode(np.array([0.0, 0.0, 1.0, 1.0, 0.0, 1.0]))
-    assert stages(plan, SMALL) == [[8], [32, 32], [64]]
+    assert stage_channels(plan, SMALL) == [[8], [32, 32], [64]]
     layers = [m for m in small.compress(plan).model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(layer.in_channels, layer.out_channels) for layer in layers] == [(1, 8), (8, 32), (32, 32), (32, 64)]
 
@@ -61,7 +61,7 @@ def test_every_searcher_finds_networks_of_several_depths_that_meet_the_target(sp
         search.on_trial_complete(str(number), {"score": score, "standard_error": 0.1})
     assert all(space.meets(plan, limits) for plan in found)
     assert len({tuple(plan.values()) for plan in found}) == len(found)
-    assert len({tuple(len(stage) for stage in stages(plan, SMALL)) for plan in found}) >= 2
+    assert len({tuple(len(stage) for stage in stage_channels(plan, SMALL)) for plan in found}) >= 2
 
 
 def test_stages_of_one_layer_have_no_depth_to_choose(context):

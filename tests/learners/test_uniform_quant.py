@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from learners.uniform_quant import Settings, UniformQuant, fit
+from learners.uniform_quant import Settings, UniformQuant, fit_ranges
 from pfray.measure.evaluation import evaluate
 from pfray.quantization.qparams import qparams_of
 from pfray.training import loop
@@ -75,7 +75,7 @@ def test_after_every_step_each_weight_is_the_level_nearest_to_its_latent_one(tea
     if interval:
         for name, width in PLAN.items():
             layer = model.get_submodule(name)
-            expected = fit(hook.latents[name], width, len(layer.weight), settings=settings)
+            expected = fit_ranges(hook.latents[name], width, len(layer.weight), settings=settings)
             assert torch.allclose(layer.weight_low, expected.low)
 
 

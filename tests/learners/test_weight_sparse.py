@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learners.weight_sparse import Settings, WeightSparse, gradual_sparsity, smallest, zeros
+from learners.weight_sparse import Settings, WeightSparse, gradual_sparsity, smallest_mask, zero_count
 from pfray.data import digits
 from pfray.errors import UnsupportedModel
 from pfray.models.lenet import lenet
@@ -57,11 +57,11 @@ def test_the_sparsity_over_time_equals_values_worked_by_hand():
 
 def test_the_smallest_magnitudes_go_and_ties_go_by_position():
     weight = torch.tensor([[3.0, -1.0, 1.0], [-0.5, 1.0, 2.0]])
-    assert smallest(weight, 0.5).tolist() == [[False, True, True], [True, False, False]]
-    assert not smallest(weight, 0.0).any()
-    assert smallest(weight, 1.0).all()
+    assert smallest_mask(weight, 0.5).tolist() == [[False, True, True], [True, False, False]]
+    assert not smallest_mask(weight, 0.0).any()
+    assert smallest_mask(weight, 1.0).all()
     # 0.4 of 6 is 2.4, so 2; 0.42 of 6 is 2.52, so 3.
-    assert (zeros(0.4, 6), zeros(0.42, 6)) == (2, 3)
+    assert (zero_count(0.4, 6), zero_count(0.42, 6)) == (2, 3)
 
 
 def test_the_memory_format_does_not_change_what_is_pruned():
@@ -71,14 +71,14 @@ def test_the_memory_format_does_not_change_what_is_pruned():
     last = weight.contiguous(memory_format=torch.channels_last)
     assert last.stride() != weight.stride()
     for share in (0.1, 0.33, 0.8):
-        assert torch.equal(smallest(last, share), smallest(weight, share))
+        assert torch.equal(smallest_mask(last, share), smallest_mask(weight, share))
         models = []
         for format in (torch.contiguous_format, torch.channels_last):
             model = nn.Sequential(nn.Conv2d(4, 5, 3))
             model[0].weight = nn.Parameter(weight.contiguous(memory_format=format))
             models.append(compress(model, {"0": share})[0])
         assert torch.equal(models[0][0].weight, models[1][0].weight)
-        assert torch.equal(models[0][0].weight, weight.masked_fill(smallest(weight, share), 0.0))
+        assert torch.equal(models[0][0].weight, weight.masked_fill(smallest_mask(weight, share), 0.0))
 
 
 def test_compressing_at_once_leaves_what_is_kept_untouched(model):
@@ -87,7 +87,7 @@ def test_compressing_at_once_leaves_what_is_kept_untouched(model):
     for name, share in plan.items():
         old, new = model.get_submodule(name).weight, small.get_submodule(name).weight
         kept = new != 0
-        assert int((~kept).sum()) == zeros(share, new.numel())
+        assert int((~kept).sum()) == zero_count(share, new.numel())
         assert torch.equal(new[kept], old[kept])
         assert old[~kept].abs().max() <= old[kept].abs().min()
     assert torch.equal(small.fc2.weight, model.fc2.weight)
@@ -152,7 +152,7 @@ def test_the_plan_is_reached_whatever_the_number_of_steps_and_the_interval(model
                 small, hook = compress(model, {"fc2": 0.7}, Settings(end=end, interval=interval), steps)
                 for step in range(steps + 1):
                     hook(step)
-                assert int((small.fc2.weight == 0).sum()) == zeros(0.7, 120 * 84)
+                assert int((small.fc2.weight == 0).sum()) == zero_count(0.7, 120 * 84)
 
 
 def test_pruned_weights_never_come_back_in_a_training_and_end_as_positive_zeros(model, task):
@@ -169,13 +169,13 @@ def test_pruned_weights_never_come_back_in_a_training_and_end_as_positive_zeros(
 
     fit(model, task, Training(epochs=3, lr=0.05, batch_size=96), seed=0, hook=watch, steps=36)
     assert {name: int(pruned.sum()) for name, pruned in gone.items()} == {
-        name: zeros(plan[name], pruned.numel()) for name, pruned in gone.items()
+        name: zero_count(plan[name], pruned.numel()) for name, pruned in gone.items()
     }
     assert negative_zeros(model) == 0
 
 
 def test_which_weights_go_is_decided_by_the_training_not_by_the_start(model, task):
-    before = smallest(model.fc1.weight, 0.5)
+    before = smallest_mask(model.fc1.weight, 0.5)
     model, hook = compress(model, {"fc1": 0.5}, Settings(begin=0.4, end=0.8), steps=30)
     fit(model, task, Training(lr=0.1, batch_size=64), seed=0, hook=hook, steps=30)
     assert not torch.equal(model.fc1.weight == 0, before)

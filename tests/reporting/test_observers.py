@@ -89,6 +89,20 @@ def test_an_observer_that_fails_is_left_out_and_the_run_goes_on(caplog):
     assert caplog.text.count("the observer Broken failed (KeyError: 'first')") == 1
 
 
+def test_an_observer_whose_network_is_down_or_that_fails_in_two_threads_costs_nothing(caplog):
+    class Offline(Observer):
+        def note(self, text: str) -> None:
+            if text == "again":
+                observers.note("from another thread")  # where it fails and is left out first
+            raise ConnectionResetError("gone")
+
+    one = Listing()
+    observers = Observers([Offline(), one])
+    observers.note("again")
+    assert one.told == [("from another thread",), ("again",)]
+    assert caplog.text.count("the observer Offline failed (ConnectionResetError: gone)") == 2
+
+
 @pytest.mark.parametrize("error", [StorageError("full. Remedy: free space"), OSError(28, "No space left on device")])
 def test_a_full_disk_ends_the_run(error):
     class Full(Observer):

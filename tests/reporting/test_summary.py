@@ -12,7 +12,7 @@ from pfray.reporting import report
 from pfray.reporting.remarks import remarks
 from pfray.reporting.summary import Summary, absolute_limits
 from pfray.units import Amount
-from tests.reporting.test_report import Page, write_run
+from tests.reporting.test_report import write_run
 from tests.summaries import SUMMARY, TRIALS, summary
 
 
@@ -30,12 +30,15 @@ def test_baselines_that_were_not_trained_are_left_out_and_a_file_that_was_not_ma
     assert plain["allocate"] == SUMMARY["allocate"]
 
 
-def test_a_file_of_an_earlier_version_gives_a_report_that_says_so(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_version_has_the_limits_of_its_target(tmp_path: Path) -> None:
     earlier = {key: value for key, value in SUMMARY.items() if key != "limits"}
-    assert "limits" not in Summary.parse(earlier).to_dict()
-    text = Page(report.write(write_run(tmp_path / "run", earlier, TRIALS)).read_text(encoding="utf-8")).text
-    assert "summary.json is of an earlier version and has no limits" in text
-    assert not any("earlier version" in note for note in remarks(summary()))
+    assert Summary.parse(earlier).limits == {"sparsity": 0.75}
+    slow = {**earlier, "target": {"latency_ms": "0.5x", "size_bytes": "0.1x", "macs": "0.4x", "max_drop": 0.01}}
+    limits = Summary.parse(slow).limits
+    assert limits == {"latency_ms": pytest.approx(3.05), "size_bytes": pytest.approx(1_280_000)}
+    assert Summary.parse({**earlier, "target": {"bits": "many", "macs": None}}).limits == {}
+    assert any("(target.latency_ms)" in note for note in remarks(Summary.parse(slow)))
+    assert report.write(write_run(tmp_path / "run", earlier, TRIALS)).exists()
 
 
 def test_milliseconds_are_relative_to_the_teachers_file_as_timed_beside_the_results() -> None:

@@ -129,7 +129,7 @@ def test_of_the_draws_the_critic_chooses_the_one_it_values_most():
     bound[3] = 0  # is free: its own action counts, the others' common step does not
 
     def chosen(candidates: int) -> float:
-        drawn = agent.draws(searcher.centers(np.zeros((count, 1))), 0.3, candidates)
+        drawn = agent.sample(searcher.centers(np.zeros((count, 1))), 0.3, candidates)
         assert drawn.shape == (2 * candidates, count, 1)
         return drawn[searcher.choice(states, drawn, bound)][3, 0]
 

@@ -213,7 +213,7 @@ class Learned(PlanSearcher):
         self.mean = 0.0
 
     def ask(self) -> Plan:
-        return self.scattered(self.center + self.mean, 0.2)
+        return self.sample_around(self.center + self.mean, 0.2)
 
     def tell(self, plan: Plan, score: float | None) -> None:
         self.mean = 0.9 * self.mean + 0.1 * (score or 0.0)

@@ -52,7 +52,7 @@ def test_an_agent_goes_on_from_json_and_tensors_as_if_nothing_had_been(options, 
         for number in range(rounds):
             state = np.float32([number % 3 / 3, number % 2])
             agent.remember(state, agent.act(state, 0.3), 1.0 - number % 3, state, number % 2 == 1)
-            agent.follow_reward(float(number))
+            agent.update_baseline(float(number))
             if len(agent) >= 8:
                 agent.train(2, distance=0.1)
         moved = [agent.perturbed()] if agent.parameter_noise is not None else []
@@ -81,7 +81,7 @@ def test_target_networks_move_by_the_share_tau():
     with torch.no_grad():
         source.fill_(3.0)
         target.fill_(1.0)
-    agent.follow()
+    agent.update_targets()
     assert target.detach().numpy() == pytest.approx(1.5)  # 1 + 0.25 * (3 - 1)
     assert source.detach().numpy() == pytest.approx(3.0)
 
@@ -126,7 +126,7 @@ def test_other_spaces_are_refused():
 
 def test_a_step_common_to_an_episodes_actions_teaches_nothing_where_the_target_undoes_it():
     def trained(step: float, level: bool) -> np.ndarray:
-        agent = Agent(STATE, ACTION, batch=8, group=3, level=level, gamma=0.0)
+        agent = Agent(STATE, ACTION, batch=8, group=3, ignore_common_step=level, gamma=0.0)
         draws = np.random.default_rng(0)
         for _ in range(10):
             actions, reward = draws.uniform(1, 2, 3), draws.random()
@@ -145,17 +145,17 @@ def test_the_baseline_is_the_moving_average_of_the_rewards_by_hand():
     agent = Agent(STATE, ACTION, baseline_decay=0.9)
     found = []
     for reward in (1.0, 2.0, 0.0):
-        agent.follow_reward(reward)
+        agent.update_baseline(reward)
         found.append(agent.baseline)
     assert found == pytest.approx([1.0, 1.1, 0.99])  # 0.9 * 1 + 0.1 * 2, 0.9 * 1.1
     plain = Agent(STATE, ACTION)
-    plain.follow_reward(1.0)
+    plain.update_baseline(1.0)
     assert plain.baseline is None
 
 
 def test_q_is_fitted_to_the_reward_over_the_baseline_and_the_targets_value_of_the_next_state_by_hand():
     agent = Agent(STATE, ACTION, gamma=0.5, baseline_decay=0.9, normalize=False)
-    agent.follow_reward(0.75)
+    agent.update_baseline(0.75)
     # mu'(s') = s'_0 and Q'(s', a) = 2 s'_1 + 3 a + 1.
     actor, critic = torch.nn.Linear(2, 1), torch.nn.Linear(3, 1)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_q_is_fitted_to_the_reward_over_the_baseline_and_the_targets_value_of_th
     agent.networks["target_actor"], agent.networks["target_critic"] = actor, critic
     reward, following = np.full((2, 1), 2.0, np.float32), np.float32([[0.5, 0.25]] * 2)
     # 2 - 0.75 + 0.5 * (2 * 0.25 + 3 * 0.5 + 1); where the episode is over, 2 - 0.75.
-    found = agent.returns(reward, following, np.float32([[0], [1]]))
+    found = agent.td_targets(reward, following, np.float32([[0], [1]]))
     assert found.detach().numpy().ravel() == pytest.approx([2.75, 1.25])
 
 

@@ -87,7 +87,7 @@ def test_it_finds_the_best_plan_of_a_smooth_landscape_to_a_hundredth_of_where_it
 def test_plans_are_within_the_box_around_the_best_one_before_the_target_moves_them():
     searcher = make(Settings(trust=0.1))
     drive(searcher, 20)
-    positions, _ = searcher.history()
+    positions, _ = searcher.observations()
     asked = SPACE.encode(searcher.ask())
     assert np.abs(positions - asked).max(1).min() <= 0.1 / np.sqrt(KNOBS) + 1e-9
 
@@ -98,7 +98,7 @@ def test_a_failed_plan_counts_as_the_worst_and_a_running_one_as_average():
         entry = searcher.suggest(str(number))
         searcher.on_trial_complete(str(number), {"score": float("nan") if number == 5 else number})
     out = searcher.suggest("out")
-    positions, scores = searcher.history()
+    positions, scores = searcher.observations()
     assert len(scores) == 13
     assert scores[5] == 0.0
     assert scores[12] == pytest.approx(np.mean([n for n in range(12) if n != 5]))
@@ -110,7 +110,7 @@ def test_a_plan_tried_twice_is_one_observation_of_the_mean_score():
     searcher = make()
     plan = SPACE.uniform(LIMITS)
     searcher.warm_start([(plan, 0.2), (plan, 0.4)])
-    positions, scores = searcher.history()
+    positions, scores = searcher.observations()
     assert positions.shape == (1, KNOBS)
     assert scores == pytest.approx([0.3])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfray.search._plan_file import mistakes, parse_file
+from pfray.search._plan_file import parse_file, plan_mistakes
 from pfray.space import CompressionSpace, Knob
 
 SPACE = CompressionSpace(
@@ -26,15 +26,15 @@ PLAN = {"conv": 0.5, "fc": 0.25, "lr": 4}
     ({"cnv": 0.5}, ["unknown knob 'cnv'. Did you mean 'conv'?"]),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_plan_is_said_with_what_is_allowed(change, wrong):
-    assert mistakes({**PLAN, **change}, SPACE) == wrong
+    assert plan_mistakes({**PLAN, **change}, SPACE) == wrong
 
 
 def test_knobs_that_are_missing_are_named_and_what_is_no_plan_is_shown():
-    assert mistakes({"conv": 0.5}, SPACE) == ["values are missing for 'fc', 'lr'"]
-    assert mistakes({"conv": 0.5, "lr": 4, "fcc": 1}, SPACE) == [
+    assert plan_mistakes({"conv": 0.5}, SPACE) == ["values are missing for 'fc', 'lr'"]
+    assert plan_mistakes({"conv": 0.5, "lr": 4, "fcc": 1}, SPACE) == [
         "unknown knob 'fcc'. Did you mean 'fc'?", "a value is missing for 'fc'",
     ]  # fmt: skip
-    assert mistakes([1, 2], SPACE) == ["[1, 2] is no plan, which is knob names with their values"]
+    assert plan_mistakes([1, 2], SPACE) == ["[1, 2] is no plan, which is knob names with their values"]
 
 
 @pytest.mark.parametrize(("content", "reason"), [

@@ -25,7 +25,7 @@ def search(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     return PolicyGradient(
-        toy_space, LIMITS, Settings(**settings), seed=seed, trials=trials, use_up=False, folder=folder
+        toy_space, LIMITS, Settings(**settings), seed=seed, trials=trials, use_full_budget=False, folder=folder
     )
 
 
@@ -61,7 +61,7 @@ def test_a_policy_that_was_learned_starts_where_the_other_ended(learned):
 def test_a_policy_reads_spaces_of_any_depth(learned):
     space, limits, deeper, (_, top) = toy(stages=6)
     settings = Settings(policy_from=str(learned[1]))
-    searcher = PolicyGradient(space, limits, settings, trials=10, use_up=False)
+    searcher = PolicyGradient(space, limits, settings, trials=10, use_full_budget=False)
     scores = [deeper(e["plan"]) for e in drive(searcher, outcome=lambda e: {"score": deeper(e["plan"])})]
     rng = np.random.default_rng(0)
     random = [deeper(space.decode(rng.integers(0, 2, len(space)).astype(float))) for _ in range(200)]

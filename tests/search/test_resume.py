@@ -163,13 +163,13 @@ def test_a_warm_start_is_told_and_its_best_plan_tried_after_the_first_ones(open_
     searcher = make(open_ended)
     first = len(searcher.queue)
     searcher.warm_start([(bad, 0.2), (good, 0.9), (worse, None)])
-    assert searcher.told == [(bad, 0.2), (good, 0.9), (worse, None)]
+    assert searcher.history == [(bad, 0.2), (good, 0.9), (worse, None)]
     entries = drive(searcher)
     assert len(entries) == 16
     assert (entries[first]["origin"], entries[first]["plan"]) == ("warm start", pytest.approx(good))
     assert all(entry["origin"] in ("random", "searched") for entry in entries[first + 1 :])
     assert [record["trial"] for record in searcher.records] == list(range(16))
-    assert len(searcher.told) == 19
+    assert len(searcher.history) == 19
 
 
 def test_a_warm_started_search_goes_on_after_a_kill_as_if_it_had_not_stopped(open_ended, tmp_path):

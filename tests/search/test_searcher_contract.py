@@ -181,4 +181,4 @@ def test_after_any_kind_of_failure_the_search_goes_on(open_ended):
     tried = {entry["trial"]: entry["plan"] for entry in entries}
     assert len(tried) == len(searcher.records) == 30
     assert [record["score"] is not None for record in searcher.records] == [number % 7 == 6 for number in range(30)]
-    assert [plan for plan, _ in searcher.told] == list(tried.values())
+    assert [plan for plan, _ in searcher.history] == list(tried.values())

@@ -19,8 +19,8 @@ from pfray.search._state import (
     module_tensors,
     optimizer_tensors,
     read,
+    saved_trial_count,
     set_generator,
-    trials_told,
     write,
 )
 
@@ -34,13 +34,13 @@ def files(folder: Path) -> list[str]:
 
 def test_what_was_written_is_read(tmp_path):
     assert read(tmp_path) is None
-    assert trials_told(tmp_path) == 0
+    assert saved_trial_count(tmp_path) == 0
     write(tmp_path, OF, VALUES, TENSORS)
     of, values, tensors = read(tmp_path)
     assert (of, values) == (OF, VALUES)
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[key], TENSORS[key]) and tensors[key].dtype == TENSORS[key].dtype for key in TENSORS)
-    assert trials_told(tmp_path) == 3
+    assert saved_trial_count(tmp_path) == 3
     write(tmp_path, OF, {}, {})
     assert read(tmp_path) == (OF, {}, {})
     assert files(tmp_path) == ["state.json"]
@@ -70,7 +70,7 @@ def test_the_tensors_of_another_state_are_not_taken(tmp_path):
     (tmp_path / "state.json").write_bytes(first)
     with pytest.raises(UnusableState, match=r"state-\w{8}.safetensors is missing or damaged"):
         read(tmp_path)
-    assert trials_told(tmp_path) == 0
+    assert saved_trial_count(tmp_path) == 0
 
 
 @pytest.mark.parametrize("name", ["state.json", "state-*.safetensors"])

@@ -23,11 +23,16 @@ def space_of(count: int, **knob: Any) -> CompressionSpace:
 
 
 def search(
-    name: str, space: CompressionSpace, limits: dict[str, float], trials: int, use_up: bool = True, **settings: Any
+    name: str,
+    space: CompressionSpace,
+    limits: dict[str, float],
+    trials: int,
+    use_full_budget: bool = True,
+    **settings: Any,
 ) -> PlanSearcher:
     found = find_class("search", name, PlanSearcher)
     own, first = found.settings_type(**settings), (("uniform", space.uniform(limits)),)
-    return found(space, limits, own, seed=0, trials=trials, first_plans=first, use_up=use_up)
+    return found(space, limits, own, seed=0, trials=trials, first_plans=first, use_full_budget=use_full_budget)
 
 
 # With so many knobs a trial takes long: what learns begins to after five.
@@ -60,7 +65,7 @@ def test_one_knob_that_the_target_decides_has_one_plan_and_the_search_ends(open_
 @pytest.mark.parametrize("count", [1, 3])
 def test_where_the_score_weighs_the_cost_plans_below_the_target_are_found(open_ended, count):
     space = space_of(count)
-    searcher = search(open_ended, space, LIMITS, 25, use_up=False)
+    searcher = search(open_ended, space, LIMITS, 25, use_full_budget=False)
     # Best is a sparsity of 0.9 everywhere, more than the target asks for.
     entries = drive(searcher, outcome=lambda e: {"score": -sum((v - 0.9) ** 2 for v in e["plan"].values())})
     sparsities = [space.costs(plan)["sparsity"] for plan in plans(entries)]

@@ -11,7 +11,7 @@ import torch
 
 from learners import weight_sparse
 from pfray.errors import TrainingFailed
-from pfray.learner.build import compressed
+from pfray.learner.build import compress_candidate
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.evaluation import evaluate
 from pfray.space import Plan
@@ -52,7 +52,7 @@ def trained(ray_cluster, context, candidate, tmp_path_factory):
 def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(trained, context, candidate):
     plan, accuracies, counts = candidate.plan, {}, {}
     for workers, (state, _, seen) in trained.items():
-        model = compressed(candidate, context, CPU, steps=0).model
+        model = compress_candidate(candidate, context, CPU, steps=0).model
         model.load_state_dict(state)
         accuracies[workers] = evaluate(model, context.task, context.task.test).accuracy
         counts[workers] = {name: int((state[f"{name}.weight"] == 0).sum()) for name in plan}
@@ -61,7 +61,7 @@ def test_two_workers_reach_the_accuracy_and_the_exact_plan_of_one(trained, conte
     # 359 test images: two points are about two standard errors of the difference.
     assert abs(accuracies[1] - accuracies[2]) <= 0.02
     sizes = {name: context.teacher.get_submodule(name).weight.numel() for name in plan}
-    assert counts[1] == counts[2] == {name: weight_sparse.zeros(plan[name], sizes[name]) for name in plan}
+    assert counts[1] == counts[2] == {name: weight_sparse.zero_count(plan[name], sizes[name]) for name in plan}
 
 
 def test_one_worker_does_exactly_what_the_plain_loop_does(trained, context, candidate):
@@ -70,7 +70,7 @@ def test_one_worker_does_exactly_what_the_plain_loop_does(trained, context, cand
     torch.set_num_threads(1)
     try:
         steps = 4 * (len(context.task.train) // 64)
-        begun = compressed(candidate, context, CPU, steps)
+        begun = compress_candidate(candidate, context, CPU, steps)
         fit(begun.model, context.task, candidate.training, seed=context.seed, hook=begun.hook)
     finally:
         torch.set_num_threads(threads)

@@ -128,7 +128,7 @@ def _find(
     total = np.array([total_macs(model, example), count_params(model)[0]], dtype=float)
     whole = LayerGraph(tuple(layers), (), np.zeros(2)).costs(())
     constant = total - np.array([whole["macs"], whole["params"]])
-    blocks = _blocks(model, nodes, shapes, names)
+    blocks = _blocks(nodes, shapes, names)
     return _cheaper(LayerGraph(tuple(layers), blocks, constant, kept))
 
 
@@ -215,7 +215,6 @@ def _obstacle(
 
 
 def _blocks(
-    model: nn.Module,
     nodes: Sequence[fx.Node],
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]],
     names: Sequence[str],
