@@ -1,4 +1,4 @@
-"""The command ``pfray``: each of its commands is a module that is imported when it is asked for."""
+"""The command ``pfray``. Each subcommand is a module, imported only when it is called."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: the command's own, or 2 for a command that does not exist."""
+    """Exit code: the subcommand's, or 2 for an unknown one."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     program = "python -m pfray" if Path(sys.argv[0]).name == "__main__.py" else "pfray"
     name, rest = (given[0], given[1:]) if given else ("", [])

@@ -1,4 +1,4 @@
-"""Run and time .tflite files. The device side: needs numpy and ai-edge-litert or tflite-runtime, nothing else."""
+"""Run and time .tflite files on a device. Needs only numpy, and ai-edge-litert or tflite-runtime."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ except ImportError:
     sys.exit(2)
 
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
-# One round of one file lasts at least this long, so that neither the clock's resolution nor the call's cost is seen.
+# Shortest round of one file: long enough to hide the clock's resolution and the cost of a call.
 ROUND_SECONDS = 0.02
 WARMUP_ROUNDS = 5
 
@@ -43,11 +43,11 @@ class BenchError(PfrayError):
 
 
 def runtime() -> ModuleType:
-    """The installed interpreter's package, ai-edge-litert before tflite-runtime. Raises BenchError without one."""
+    """Package of the installed interpreter, ai-edge-litert before tflite-runtime. Raises BenchError without one."""
     failures = []
     for name in RUNTIMES:
         try:
-            # pip installs numpy 2 beside it, and then it crashes on the first file.
+            # pip installs numpy 2 with tflite-runtime, which then crashes on the first file.
             if name == "tflite_runtime" and importlib.util.find_spec(name) and int(np.__version__.split(".")[0]) >= 2:
                 raise ImportError(f"needs numpy below 2, here is {np.__version__}")
             importlib.import_module(f"{name}.interpreter")
@@ -61,7 +61,7 @@ def runtime() -> ModuleType:
 
 
 def open_interpreter(path: str | Path, threads: int = 1) -> Any:
-    """An interpreter of the file, its tensors allocated. Raises BenchError for a missing or damaged file."""
+    """Interpreter of the file, with tensors allocated. Raises BenchError for a missing or damaged file."""
     package = runtime()
     if not Path(path).is_file():
         raise BenchError(f"{path}: no such file. Remedy: give the path of a .tflite file")
@@ -79,10 +79,10 @@ def open_interpreter(path: str | Path, threads: int = 1) -> Any:
 
 
 def predict(path: str | Path, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
-    """``(N, C, H, W)`` float32 inputs to ``(N, K)`` float32 outputs, one sample at a time through a batch-1 file.
+    """Outputs ``(N, K)`` for inputs ``(N, C, H, W)``, both float32, one sample at a time through a batch-1 file.
 
-    A file with integer inputs or outputs is fed and read through its own scale and zero point.
-    Raises BenchError where the file has several inputs or outputs, or inputs of another shape.
+    Integer inputs and outputs are converted by the file's own scale and zero point.
+    Raises BenchError if the file has several inputs or outputs, or inputs of another shape.
     """
     interpreter = open_interpreter(path, threads)
     ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -102,9 +102,9 @@ def predict(path: str | Path, inputs: np.ndarray, threads: int = 1) -> np.ndarra
 def round_times_ms(
     paths: Sequence[str | Path], rounds: int = 15, threads: int = 1, round_seconds: float = ROUND_SECONDS
 ) -> np.ndarray:
-    """``(len(paths), rounds)`` milliseconds of one inference, the mean of each round.
+    """Milliseconds of one inference ``(len(paths), rounds)``, the mean of each round.
 
-    The files take turns (A, B, A, B, ...), so that a change of the processor's clock or load meets all of them alike.
+    The files take turns (A, B, A, B, ...), so that a change of clock rate or load affects all alike.
     Inputs are random with a fixed seed. Raises BenchError for a missing or damaged file.
     """
     interpreters = [open_interpreter(path, threads) for path in paths]
@@ -117,13 +117,13 @@ def round_times_ms(
 
 
 def latency_ms(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> list[float]:
-    """The median milliseconds of one inference of each file, measured by turns (see ``round_times_ms``)."""
+    """Median milliseconds of one inference of each file, timed in turns (see ``round_times_ms``)."""
     return [float(median) for median in np.median(round_times_ms(paths, rounds, threads), axis=1)]
 
 
 def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> dict[str, Any]:
-    """What the command line prints, as JSON values: the runtime, and for each file its bytes, the quartiles of its
-    rounds in milliseconds, and its median relative to the first file's."""
+    """Results that the command line prints, as JSON values: the runtime, and for each file its bytes, the quartiles of
+    its rounds in milliseconds, and the ratio of its median to the first file's."""
     package = runtime()
     quartiles = np.percentile(round_times_ms(paths, rounds, threads), [25, 50, 75], axis=1).T.tolist()
     files = [
@@ -142,7 +142,7 @@ def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> 
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.bench") -> int:
-    """Returns the exit code: 0, or 2 after a one-line message on stderr."""
+    """Exit code: 0, or 2 after a one-line message on stderr."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     return command.run_command(partial(_main, given, program), given)
 
@@ -155,16 +155,16 @@ def _main(arguments: Sequence[str], program: str) -> int:
 
 
 def _check_whole(content: bytes) -> None:
-    """Raise ValueError unless every constant lies inside the file: tflite-runtime crashes on one that was cut short.
+    """Raise ValueError unless every constant lies inside the file: tflite-runtime crashes on a truncated one.
 
-    Follows the flatbuffer: field 4 of its root is the list of buffers, field 0 of a buffer is its bytes.
+    In the flatbuffer, field 4 of the root is the list of buffers, and field 0 of a buffer its bytes.
     """
 
     def number(kind: str, at: int) -> int:
         return int(struct.unpack_from(f"<{kind}", content, at)[0])
 
     def field(table: int, index: int) -> int:
-        """Where the field's vector starts, 0 where the table lacks it."""
+        """Offset of the field's vector; 0 if the table lacks it."""
         vtable, slot = table - number("i", table), 4 + 2 * index
         offset = number("H", vtable + slot) if slot < number("H", vtable) else 0
         return table + offset + number("I", table + offset) if offset else 0
@@ -182,6 +182,7 @@ def _check_whole(content: bytes) -> None:
 
 
 def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """``values`` in the dtype of a tensor, rounded by its scale and zero point if it is quantized."""
     dtype = np.dtype(detail["dtype"])
     scale, zero_point = detail["quantization"]
     if not np.issubdtype(dtype, np.integer) or scale == 0:
@@ -191,6 +192,7 @@ def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
 
 
 def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """The float32 values that a tensor stands for."""
     scale, zero_point = detail["quantization"]
     if not np.issubdtype(values.dtype, np.integer) or scale == 0:
         return values.astype(np.float32)
@@ -198,7 +200,7 @@ def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
 
 
 def _repeats(interpreter: Any, round_seconds: float) -> int:
-    """Warm up on random inputs; how many inferences fill one round."""
+    """Number of inferences that fill one round, after a warm-up on random inputs."""
     generator = np.random.default_rng(0)
     for detail in interpreter.get_input_details():
         values = generator.standard_normal(tuple(detail["shape"]), np.float32)

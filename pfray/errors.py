@@ -1,4 +1,4 @@
-"""The errors a user meets. Each message is one line and names the value, what is allowed and the remedy."""
+"""Errors for users. Each message is one line that names the value, the allowed range and the remedy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import reprlib
 import sys
 from collections.abc import Iterable
 
-# Characters of a user's value in a message, of a library's message in ours, and of a whole line; lines of an error.
+# Most characters of a user's value, of a quoted library message and of a whole line; most lines of an error.
 VALUE, QUOTED, LINE, LINES = 100, 300, 1000, 20
 
-# Of whatever a cluster refuses for want of its token.
+# For every refusal by a cluster that wants its token.
 TOKEN_REMEDY = (
     "Remedy: RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in a file named by RAY_AUTH_TOKEN_PATH, "
     "or in ~/.ray/auth_token"
@@ -55,7 +55,7 @@ class StorageError(PfrayError):
 
 
 class ClusterError(PfrayError):
-    """Ray does not start, or a cluster does not answer, let one in or do what is asked of it."""
+    """Ray does not start, or a cluster does not answer, refuses access or rejects a request."""
 
     exit_code = 1
 
@@ -89,7 +89,7 @@ class GoalMissed(PfrayError):
 
 
 def print_error(error: PfrayError) -> int:
-    """Print each line of the error on stderr, cut and escaped; returns the exit code."""
+    """Print each line of the error on stderr, shortened and escaped. Returns the exit code."""
     lines = [line for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
     for line in lines[:LINES]:
         print(f"error: {short(line, LINE)}", file=sys.stderr)
@@ -99,7 +99,7 @@ def print_error(error: PfrayError) -> int:
 
 
 def shown(value: object) -> str:
-    """A user's value in a message: its ``repr``, on one line, of bounded length, and never an error itself."""
+    """The ``repr`` of a user's value for a message: one line of bounded length. Never raises."""
     try:
         return short(_SHORT.repr(value))
     except Exception:  # a repr of the user's own, or an integer of too many digits
@@ -107,10 +107,10 @@ def shown(value: object) -> str:
 
 
 def short(text: str, most: int = VALUE) -> str:
-    """``text`` on one line, the middle left out where it has more than ``most`` characters.
+    """``text`` on one line, its middle left out beyond ``most`` characters.
 
-    Control characters, line ends, marks of the direction of writing and lone surrogates become escapes: a terminal
-    would obey them, or could not write them.
+    Control characters, line ends, bidirectional marks and lone surrogates become escapes: a terminal would obey them,
+    or fail to print them.
     """
     if len(text) > most:
         head = 2 * most // 3
@@ -119,12 +119,12 @@ def short(text: str, most: int = VALUE) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where the text is empty."""
+    """First line of an error's text, or its type if the text is empty."""
     try:
         text = str(error).strip()
     except Exception:  # a user's own class of errors
         text = ""
-    # Libraries colour what they say.
+    # Libraries colour their messages.
     return short(re.sub(r"\x1b\[[0-9;]*m", "", text.split("\n")[0]).strip(), QUOTED) or type(error).__name__
 
 
@@ -134,7 +134,7 @@ _SHORT.maxlevel = 3
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the closest known name, or nothing where none is close."""
-    # The time that it takes grows with the square of the length.
+    """`` Did you mean 'x'?`` for the closest known name; an empty text if none is close."""
+    # The matcher's time grows with the square of the length.
     close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,6 +1,6 @@
 """Channel groups of an experiment's model: ``pfray inspect experiment.yaml [key=value ...]`` shows what can be pruned.
 
-Nothing is trained and nothing written. Learner and target of the experiment play no part.
+Nothing is trained or written. The experiment's learner and target are ignored.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
     from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 
-# Layer names shown of one group; a residual stream runs through dozens.
+# Layer names shown per group; a residual stream runs through dozens.
 MOST_LAYERS = 6
-# Characters a line where the output is no terminal, whose width would be known.
+# Characters per line if the output is no terminal.
 WIDTH = 120
 
 
 def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Tensor, ChannelGraph]:
     """Model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
 
-    note: gets remarks on data and weights, a line at a time. Raises PfrayError for everything a user can put right.
+    note: called with each remark on data and weights. Raises PfrayError for every mistake that a user can correct.
     """
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray.pruning.channels.graph import channel_graph
@@ -53,7 +53,7 @@ def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple
 
 
 def show(model: nn.Module, example: Tensor, graph: ChannelGraph, console: Console) -> None:
-    """Print the totals, a table of the groups, and the layers that stay whole with the reasons."""
+    """Print the totals, a table of the groups, and the layers that cannot be pruned, with the reasons."""
     total = graph.costs(graph.units)
     shape = "x".join(str(size) for size in example.shape[1:])
     console.print(
@@ -84,7 +84,7 @@ def show(model: nn.Module, example: Tensor, graph: ChannelGraph, console: Consol
 
 
 def _channels(group: ChannelGroup) -> str:
-    """``16``, or ``4 x 4`` where four channels go at a time."""
+    """``16``, or ``4 x 4`` if channels go in fours."""
     own = group.name.partition("#")[0]
     each = next(cut.index.shape[1] for cut in group.cuts if cut.layer == own and cut.side == "out")
     return str(group.units) if each == 1 else f"{group.units} x {each}"
@@ -99,14 +99,14 @@ def _layers(group: ChannelGroup) -> str:
 def main(
     arguments: Sequence[str] | None = None, program: str = "python -m pfray.inspect", console: Console | None = None
 ) -> int:
-    """Returns the exit code: 0, 2 for a wrong request, 1 for another failure."""
+    """Exit code: 0, 2 for a wrong request, 1 for another failure."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     return command.run_command(partial(_main, given, program, console), given)
 
 
 def _main(arguments: Sequence[str], program: str, console: Console | None) -> int:
     options = _parser(program).parse_intermixed_args(arguments)
-    # Not rich's markup: reasons and names may hold brackets.
+    # Without rich's markup, because reasons and names may hold brackets.
     console = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     experiment = load_experiment(options.experiment, options.overrides)
     show(*inspect(experiment, lambda remark: console.print(f"note: {remark}", soft_wrap=True)), console)

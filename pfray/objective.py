@@ -1,4 +1,4 @@
-"""Score functions: a trial's measurement and the teacher's to one number; higher is better.
+"""Score functions: one number from the measurements of a trial and of the teacher; higher is better.
 
 Notation: accuracy A, error E = 1 - A, cost C; the teacher has A_0 and C_0. The thresholds A_th, T_th and C_th are
 ``Thresholds``.
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pfray.utils.settings import Section
 
-if TYPE_CHECKING:  # it imports torch, and the thresholds are part of the experiment's schema
+if TYPE_CHECKING:  # imports torch, which the experiment's schema must not need for the thresholds
     from pfray.measure.evaluation import Measurement
 
 # Slope of the sigmoids of ``ddc``.
@@ -27,7 +27,7 @@ class Thresholds(Section):
     """Thresholds of the objective ``ddc``, where each factor of the reward is 1/2 (Pahwa et al. 2019, section 3.3).
 
     accuracy: share of the teacher's accuracy, A_th. latency: share of its inference time, T_th. compression: share of
-    its parameters that is left, C_th.
+    its parameters that remain, C_th.
     """
 
     accuracy: float = Field(0.9, gt=0, le=1)
@@ -37,7 +37,7 @@ class Thresholds(Section):
 
 @dataclass(frozen=True)
 class Objective:
-    """name: a key of ``OBJECTIVES``. cost: the field of a measurement that ``C`` stands for."""
+    """name: a key of ``OBJECTIVES``. cost: the field of a measurement that is ``C``."""
 
     name: str
     cost: str = "nonzero_params"
@@ -45,14 +45,14 @@ class Objective:
 
 
 def score(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
-    """The score of a trial."""
+    """Score of a trial; higher is better."""
     return OBJECTIVES[objective.name](objective, measured, teacher)
 
 
 def standard_error(objective: Objective, measured: Measurement, teacher: Measurement) -> float | None:
-    """Standard error of the score: half its change as the accuracy (or agreement) goes one standard error up and down.
+    """Standard error of the score: half its change between one standard error of the accuracy below and above.
 
-    None where the accuracy's (or agreement's) is not known.
+    For ``agreement`` the agreement takes the accuracy's place. None if its standard error is unknown.
     """
     field = "agreement" if objective.name == "agreement" else "accuracy"
     value, error = getattr(measured, field), getattr(measured, f"{field}_error")
@@ -68,8 +68,8 @@ def accuracy(objective: Objective, measured: Measurement, teacher: Measurement) 
 
 
 def agreement(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
-    """-KL(teacher || student) on the validation images: as ``accuracy``, with finer steps and no labels."""
-    assert measured.agreement is not None, "measured beside the teacher"
+    """-KL(teacher || student) on the validation images: finer than ``accuracy``, and without labels."""
+    assert measured.agreement is not None, "measured against the teacher"
     return measured.agreement
 
 
@@ -79,7 +79,7 @@ def accuracy_and_cost(objective: Objective, measured: Measurement, teacher: Meas
 
 
 def amc(objective: Objective, measured: Measurement, teacher: Measurement) -> float:
-    """-E log(C) (He et al. 2018, AMC, section 3.4): R_FLOPs where the cost is MACs, R_Param where it is parameters."""
+    """-E log(C) (He et al. 2018, AMC, section 3.4): R_FLOPs if the cost is MACs, R_Param if it is parameters."""
     return -(1 - measured.accuracy) * math.log(getattr(measured, objective.cost))
 
 
@@ -88,7 +88,7 @@ def ddc(objective: Objective, measured: Measurement, teacher: Measurement) -> fl
 
     R1 = 1 - 1 / (1 + exp(15 (A / A_0 - A_th))), R2 = 1 / (1 + exp(15 (T / T_0 - T_th))) and
     R3 = 1 / (1 + exp(15 (C / C_0 - C_th))): shifted sigmoids, 1/2 at their threshold and nowhere flat. T is the
-    inference time, C the number of parameters left, whatever the target's unit.
+    inference time and C the number of remaining parameters, for every unit of the target.
     """
     from scipy.special import expit  # takes long to import, for this one score
 
@@ -114,6 +114,6 @@ def _saved(objective: Objective, measured: Measurement, teacher: Measurement) ->
 OBJECTIVES: dict[str, Callable[[Objective, Measurement, Measurement], float]] = {
     function.__name__: function for function in (accuracy, agreement, accuracy_and_cost, amc, ddc, n2n)
 }
-# Objectives that weigh the cost too: their plans need only keep the target, not use it up.
+# Objectives that weigh the cost too: their plans must meet the target, but need not use it up.
 WEIGH_COST = frozenset({"accuracy_and_cost", "amc", "ddc", "n2n"})
 NEEDS_LATENCY = frozenset({"ddc"})

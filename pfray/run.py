@@ -1,4 +1,4 @@
-"""A run: one experiment file in, a smaller and checked model out. Reads like the design's "one run"."""
+"""A run: from one experiment file to a smaller, checked model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pfray.utils import command
 
 if __name__ == "__main__":
-    # Before the imports below, which take as long as a user may need to press Ctrl-C.
+    # Before the slow imports below, because a user may press Ctrl-C during them.
     command.begin(command.resume_hint("python -m pfray.run", sys.argv[1:]))
 
 import argparse
@@ -27,7 +27,7 @@ from pfray.reporting.progress import Progress
 from pfray.workflow.experiment_file import load_experiment
 
 if TYPE_CHECKING:
-    from pfray.workflow.claim import Claim
+    from pfray.workflow.locked_run import LockedRun
     from pfray.workflow.setup import LoadedRun
 
 
@@ -39,32 +39,33 @@ def run(
     console: Console | None = None,
     observers: Sequence[Observer] = (),
 ) -> Path:
-    """Do the whole run and return its folder. Raises PfrayError for everything that a user can put right.
+    """Run the experiment and return the run folder. Raises PfrayError for every mistake that a user can correct.
 
-    observers: told of the run beside progress, TensorBoard and Prometheus.
+    resume: continue the run in the folder. force: replace it. observers: told of all events, as progress, TensorBoard
+    and Prometheus are.
     """
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray.reporting import report
     from pfray.reporting.summary import Summary
     from pfray.workflow import setup
-    from pfray.workflow.claim import claimed
+    from pfray.workflow.locked_run import locked_run
     from pfray.workflow.summary import check_goals
 
     with closing(Observers([Progress(console), *observers])) as watching:
         loaded = setup.load(experiment, watching)
-        with claimed(experiment, loaded, watching, resume=resume, force=force) as claim:
-            folder = claim.run
-            if claim.is_complete:
-                # Made again because a run may have been killed between its last two files.
+        with locked_run(experiment, loaded, watching, resume=resume, force=force) as locked:
+            folder = locked.folder
+            if locked.is_complete:
+                # Rewritten, because a run may have been killed between its last two files.
                 watching.note(f"{folder.title} is finished already; its report is {report.write(folder.path)}")
-                claim.keep()
+                locked.synchronize()
             else:
-                _compress(experiment, loaded, claim, watching)
+                _compress(experiment, loaded, locked, watching)
     check_goals(Summary.read(folder.summary))
     return folder.path
 
 
-def _compress(experiment: schema.Experiment, loaded: LoadedRun, claim: Claim, observers: Observers) -> None:
+def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRun, observers: Observers) -> None:
     """Teacher, search, retraining, export, report."""
     from pfray.cluster import preflight, ray_cluster
     from pfray.reporting import prometheus, report
@@ -77,13 +78,13 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, claim: Claim, ob
     from pfray.workflow.summary import make_summary, tell_result
     from pfray.workflow.teacher import make_teacher
 
-    resources, components, folder, task = experiment.resources, loaded.components, claim.run, loaded.task
+    resources, components, folder, task = experiment.resources, loaded.components, locked.folder, loaded.task
     with ray_cluster.ray_session(observers, address=resources.address, dashboard=resources.dashboard):
         ray_cluster.check_room(resources.trial.cpu, resources.trial.gpu, resources.workers)
         used = (components.learner, components.learner_settings, loaded.model)
         preflight.check_nodes(task, used, folder.path.parent)
-        # Only now, when nothing can be wrong with the request any more, is anything written.
-        claim.open()
+        # The first write. The request is known to be valid now.
+        locked.open()
         board = TensorBoard(folder.events)
         observers.add(board)
         with observers.joined_by(prometheus.Prometheus(experiment.name)):
@@ -102,7 +103,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, claim: Claim, ob
 
 
 def check(experiment: schema.Experiment, console: Console | None = None) -> None:
-    """Find every mistake that shows without training; the last line says that there is none. Raises PfrayError."""
+    """Look for mistakes without training, and note that the experiment is valid. Raises PfrayError."""
     from pfray.workflow import setup
 
     observers = Observers([Progress(console)])
@@ -111,8 +112,8 @@ def check(experiment: schema.Experiment, console: Console | None = None) -> None
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.run") -> int:
-    """Returns the exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130,
-    SIGTERM with 143."""
+    """Exit code: 0, 1 for a run that failed, 2 for a wrong request. Ctrl-C ends the process with 130, SIGTERM with 143.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     return command.run_command(partial(_main, given, program), given, command.resume_hint(program, given))
 
@@ -121,7 +122,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
     # Listing the components takes a moment, and only the help shows them.
     components = catalog.listing() if {"-h", "--help"} & set(arguments) else ""
     options = _parser(program, components).parse_intermixed_args(arguments)
-    # Some options stand for a setting.
+    # Options whose name has a dot are settings.
     given = {key: value for key, value in vars(options).items() if "." in key and value is not None}
     overrides = [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
     if options.resume and options.force:

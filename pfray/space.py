@@ -1,7 +1,7 @@
-"""Decisions about a model under one learner, and the cost of every decision, without touching weights.
+"""Search space of a model under one learner: knobs, plans and their exact costs. Weights are not touched.
 
-Notation: a plan gives each of L knobs a value. ``position`` is a knob's place on its range, from 0 at the most
-compressed end to 1 at the uncompressed end; all positions of a plan form the ``(L,)`` vector that searchers work in.
+Notation: a plan gives each of L knobs a value. A ``position`` is a place on a knob's range, from 0 at the most
+compressed end to 1 at the uncompressed end. The positions of a plan form the ``(L,)`` vector that searchers work in.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pfray.units import AT_LEAST
 Plan = dict[str, float]
 Limits = Mapping[str, float]
 
-# What a knob decides. layer: to keep or to remove it; int8_switch: 8 bits on or off; setting: the value of a searched
-# setting, which costs nothing and which no target moves. The framework itself asks for these last two only.
+# Kinds of knobs. layer: keep or remove it. int8_switch: 8 bits on or off. setting: the value of a searched setting,
+# which costs nothing and which no target moves. The framework itself uses only the kinds int8_switch and setting.
 Kind = Literal["", "keep_ratio", "sparsity", "bits", "int8_switch", "layer", "depth", "width", "setting"]
-# Facts of a knob that is named after a layer: outputs, inputs, height and width of the input, stride, kernel size.
+# Facts of a layer's knob: outputs, inputs, height and width of the input, stride, kernel size.
 SHAPE = ("n", "c", "h", "w", "s", "k")
 
 
@@ -31,12 +31,12 @@ class Knob:
     """One decision of the search.
 
     compressed, full: the values at the most and the least compressed end.
-    scale: ``linear``; ``log``; or ``log_density`` for a sparsity s, whose position is linear in log(1 - s): from 0.90
-        to 0.95 is then as far as from 0.0 to 0.5, for both halve the density.
+    scale: ``linear``; ``log``; or ``log_density`` for a sparsity s, whose position is linear in log(1 - s): 0.90 to
+        0.95 is then as far as 0.0 to 0.5, because both halve the density.
     facts: static numbers of the layer or group (params, macs, ...), for heuristics and observations.
-    choices: the only values allowed, both ends among them; empty for every value (or whole number) of the range.
-    kind: what the knob decides, as the learner says; empty where the framework need not know.
-    default: the value of a setting (a learning rate) before anything is learned about it.
+    choices: allowed values, both ends included; empty allows every value (or whole number) of the range.
+    kind: the learner's word for the decision; empty if the framework need not know.
+    default: value of a setting (a learning rate) before anything is learned about it.
     """
 
     name: str
@@ -76,9 +76,9 @@ class Knob:
 class CompressionSpace:
     """Ordered knobs of one model under one learner, or under several (``PipelineSpace``).
 
-    costs_of(values): the exact cost, by unit, of the values of all knobs but settings, in order. It must be monotone:
+    costs_of(values): exact costs, by unit, for the values of all knobs except settings, in order. It must be monotone:
         compressing one knob further never raises a cost.
-    weights_left(values): weights that a plan leaves, by layer that it takes some from; None where it never takes any.
+    weights_left(values): remaining weights, by layer that loses some; None if no plan removes weights.
     """
 
     knobs: tuple[Knob, ...]
@@ -94,36 +94,37 @@ class CompressionSpace:
 
     @cached_property
     def names(self) -> list[str]:
+        """Names of the knobs, in order."""
         return [knob.name for knob in self.knobs]
 
     @cached_property
     def free(self) -> np.ndarray:
-        """``(L,)`` booleans: the knobs that are settings."""
+        """Mask ``(L,)`` of the knobs that are settings."""
         return self.of_kind("setting")
 
     def of_kind(self, kind: Kind) -> np.ndarray:
-        """``(L,)`` booleans: the knobs of one kind."""
+        """Mask ``(L,)`` of the knobs of one kind."""
         return np.array([knob.kind == kind for knob in self.knobs], dtype=bool)
 
     @property
     def parts(self) -> tuple[CompressionSpace, ...]:
-        """Spaces of the single learners: this one."""
+        """Spaces of the single learners: here this one alone."""
         return (self,)
 
     def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
-        """Parts that can be planned each by itself, with their limits; empty where all knobs keep limits together."""
+        """Parts that can be planned independently, with their limits; empty if all knobs share the limits."""
         return []
 
     def with_free(self, knobs: tuple[Knob, ...]) -> CompressionSpace:
-        """The same space, with settings after its own knobs."""
+        """The same space with ``knobs``, which are settings, appended."""
         return replace(self, knobs=(*self.knobs, *knobs))
 
     def costs(self, plan: Plan) -> dict[str, float]:
-        """The exact cost of a plan, by unit."""
+        """Exact costs of a plan, by unit."""
         return self._costs(self._values(plan))
 
     def costs_at(self, positions: np.ndarray) -> dict[str, float]:
-        """The exact cost of the plan at ``positions`` ``(L,)``, by unit."""
+        """Exact costs of the plan at ``positions`` ``(L,)``, by unit."""
         return self._costs(self._at(positions))
 
     def encode(self, plan: Plan) -> np.ndarray:
@@ -136,7 +137,7 @@ class CompressionSpace:
         return dict(zip(self.names, self._at(positions).tolist(), strict=True))
 
     def reachable(self, unit: str) -> tuple[float, float]:
-        """The lowest and the highest cost that any plan has, in ``unit``."""
+        """(lowest, highest) cost of all plans, in ``unit``."""
         ends = [self.costs_at(np.full(len(self), p))[unit] for p in (0.0, 1.0)]
         return min(ends), max(ends)
 
@@ -145,11 +146,10 @@ class CompressionSpace:
         return keeps_limits(self.costs(plan), limits)
 
     def fit_to_target(self, plan: Plan, limits: Limits) -> Plan:
-        """The plan nearest to ``plan`` that meets the limits and wastes nothing of them.
+        """The plan nearest to ``plan`` that meets the limits and uses them up.
 
-        All positions but those of settings move by one common step, each stopping at the ends of its range: of all
-        moves that reach the target this one has the smallest largest change. Raises InfeasibleTarget where no plan
-        meets the limits.
+        All positions except settings move by one common step, clipped to 0..1. Of all moves that reach the target,
+        this one minimizes the largest change. Raises InfeasibleTarget if no plan meets the limits.
         """
         start = self.encode(plan)
         return self._least_compressed(lambda step: self._at(start + np.where(self.free, 0.0, step)), -1.0, 1.0, limits)
@@ -157,7 +157,7 @@ class CompressionSpace:
     def uniform(self, limits: Limits) -> Plan:
         """The plan that meets the limits with one value for all knobs, as far as each knob's range permits.
 
-        Raises InfeasibleTarget where no plan meets the limits.
+        Raises InfeasibleTarget if no plan meets the limits.
         """
         defaults = np.array([knob.default or 0.0 for knob in self.knobs])
         values = [v for k in self.knobs if not k.free for v in (k.compressed, k.full)]
@@ -192,9 +192,9 @@ class CompressionSpace:
         return dict(zip(self.names, values.tolist(), strict=True))
 
     def _fill(self, values: np.ndarray, larger: np.ndarray, limits: Limits) -> np.ndarray:
-        """``values``, with as many of ``larger`` as the limits allow; only rounding keeps the two apart.
+        """``values``, with as many of ``larger`` as the limits allow. The two differ by rounding only.
 
-        Knobs with few values jump all at once where they are moved together, and would leave much of a limit unused.
+        Knobs with few values would otherwise jump together and leave much of a limit unused.
         """
         jumps = np.flatnonzero(self._stepped & (values != larger)).tolist()
 
@@ -229,7 +229,7 @@ class CompressionSpace:
     def _costs(self, values: np.ndarray) -> dict[str, float]:
         return self.costs_of(values[~self.free])
 
-    # Arrays ``(L,)`` of the knobs, made once: searchers ask for thousands of costs.
+    # Arrays ``(L,)`` of the knobs, cached because searchers ask for thousands of costs.
 
     @cached_property
     def _integer(self) -> np.ndarray:
@@ -241,7 +241,7 @@ class CompressionSpace:
 
     @cached_property
     def _choices(self) -> np.ndarray:
-        """``(L, most)``, filled up with inf; ``(L, 0)`` where no knob has any."""
+        """``(L, most)``, padded with inf; ``(L, 0)`` if no knob has choices."""
         most = max((len(knob.choices) for knob in self.knobs), default=0)
         filled = [[*knob.choices, *[np.inf] * (most - len(knob.choices))] for knob in self.knobs]
         return np.array(filled, dtype=float).reshape(len(self.knobs), most)
@@ -276,7 +276,7 @@ class CompressionSpace:
         return self._allowed(values)
 
     def _allowed(self, values: np.ndarray) -> np.ndarray:
-        """The nearest values that the knobs can have."""
+        """Nearest allowed values of the knobs."""
         if self._choices.size:
             nearest = np.abs(self._choices - values[:, None]).argmin(1)
             chosen = self._choices[np.arange(len(values)), nearest]

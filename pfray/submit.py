@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster, one per experiment: ``pfray submit experiments/*.yaml --address http://...``.
 
-A job runs ``pfray.run`` on the cluster and outlives this command. Its id is kept in a file beside the run folder.
+A job runs ``pfray.run`` on the cluster and outlives this command. Its id is kept in a hidden file next to the run
+folder.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Ticket:
-    """The file that is kept of a sent job."""
+    """Content of the file that records a sent job."""
 
     job: str
     address: str
@@ -54,7 +55,7 @@ class Ticket:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.submit") -> int:
-    """Returns the exit code: with --wait the highest of the jobs, 2 for a wrong request, 1 for a failure."""
+    """Exit code: 0, with --wait the highest of the jobs; 2 for a wrong request, 1 for a failure."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     then = "The jobs that were sent go on; --status asks after them, --stop ends them"
     return command.run_command(partial(_main, given, program), given, then)
@@ -70,7 +71,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
 
 
 def _request(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Request:
-    """Raises ConfigError for every mistake of the experiment, before anything is sent."""
+    """The job of an experiment file. Raises ConfigError for every mistake in it, before anything is sent."""
     experiment = load_experiment(path, overrides)
     working_dir = options.working_dir.resolve()
     if not path.resolve().is_relative_to(working_dir):
@@ -129,7 +130,7 @@ def _ask(names: Sequence[str], overrides: Sequence[str], options: argparse.Names
     clients: dict[str, Any] = {}
     for name, ticket in found.items():
         job = name if ticket is None else ticket.job
-        # Where it was sent to, unless another is asked for: a cluster may be reached by another address now.
+        # The address it was sent to, unless --address names another: the cluster's address may have changed.
         address = options.address or (DEFAULT_ADDRESS if ticket is None else ticket.address)
         client = clients[address] = clients.get(address) or jobs.connect(address)
         if options.stop:

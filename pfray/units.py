@@ -1,4 +1,4 @@
-"""Units of a target, the one table of their names, directions and words; and amounts such as ``0.4x`` and ``800k``."""
+"""Units of a target: names, directions and wording in one table. Amounts such as ``0.4x`` and ``800k``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _FACTORS = {"k": 1e3, "M": 1e6, "G": 1e9}
 class Amount:
     """A number of a unit: absolute, or relative to the teacher's (``0.4x``).
 
-    text: a relative amount as the user wrote it. A run is known by its experiment's text, so ``0.40x`` is dumped so.
+    text: a relative amount as the user wrote it. ``0.40x`` is dumped unchanged, because a run is known by its
+    experiment's text.
     """
 
     value: float
@@ -42,7 +43,7 @@ class Amount:
         return cls(number * _FACTORS[suffix])
 
     def absolute(self, whole: float) -> float:
-        """The number without reference to the teacher, which has ``whole``."""
+        """The absolute number. whole: the teacher's."""
         return self.value * whole if self.relative else self.value
 
     def plain(self) -> float | str:
@@ -67,11 +68,11 @@ def latency_text(milliseconds: float) -> str:
 class Unit:
     """A unit that a target may limit.
 
-    field: the field of a Measurement that stands for the unit in scores and figures. title: of an axis with that field.
-    noun: the limited quantity in words. text: a number of the unit in words.
+    field: field of a Measurement that represents the unit in scores and figures. title: axis label of the field.
+    noun: the limited quantity in words. text(value): a number of the unit in words.
     at_least: a plan needs at least the limit; otherwise at most the limit.
-    suffixes: ends of texts that are read as an amount of the unit; with ``x`` among them it may be relative.
-    allowed: the range of values in words. allows(value): True inside it.
+    suffixes: allowed last characters of an amount; ``x`` allows relative amounts.
+    allowed: range of values in words. allows(value): True inside it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Unit:
 
     @property
     def relative(self) -> bool:
+        """True if amounts may be relative to the teacher's."""
         return "x" in self.suffixes
 
     def amount(self, value: Any) -> Amount:
@@ -137,5 +139,5 @@ UNITS = {
     )
 }  # fmt: skip
 
-# Units of which a plan wants at least the limit; of every other cost at most the limit.
+# Units with a lower limit. All other costs have an upper limit.
 AT_LEAST = frozenset(name for name, unit in UNITS.items() if unit.at_least)

@@ -24,7 +24,7 @@ from pfray.task import Split, Task
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, fit
 from pfray.training.settings import Distributed, Training
-from pfray.workflow.worker import Work, train_candidate
+from pfray.workflow.worker import TrainingSpec, train_candidate
 
 EPOCHS = 4
 TRAINING = Training(epochs=EPOCHS, lr=0.1, batch_size=64)
@@ -131,9 +131,9 @@ def planned(folder: Path, lr: float, scale_lr: bool) -> Tensor:
     teacher, task = place(perceptron(), "cpu"), small_digits()
     plan = WeightSparse(teacher, task).space().uniform({"sparsity": 0.5})
     candidate = Recipe(WeightSparse, Settings(), training).candidate(plan)
-    work = Work(candidate, Context(task, teacher), folder, distributed=Distributed(scale_lr=scale_lr))
+    spec = TrainingSpec(candidate, Context(task, teacher), folder, distributed=Distributed(scale_lr=scale_lr))
     shard = Shard(dist.get_rank(), dist.get_world_size())
-    return weights(train_candidate(work, shard, torch.device("cpu"), None, lambda state: None))
+    return weights(train_candidate(spec, shard, torch.device("cpu"), None, lambda state: None))
 
 
 def weights(model: nn.Module) -> Tensor:

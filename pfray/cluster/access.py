@@ -1,9 +1,9 @@
-"""Access to Ray: the user's token, checked before Ray is started, and a Ray of the run's own for this user only.
+"""Access to Ray: the user's token, checked before Ray starts, and a Ray of the run's own for this user only.
 
-Whoever reaches a Ray can run code in it. Ray asks for a token from version 2.52 on, and for one of its own local
-clusters without being told from 2.59 on (docs.ray.io/en/latest/ray-security/token-auth.html; pull requests 57835 and
-64755 of ray-project/ray). Ray's own token is in ~/.ray/auth_token, its sockets, logs and spilled objects in
-/tmp/ray; other users of the machine may read the token and replace the other files.
+Anyone who reaches a Ray can run code in it. Ray supports tokens from version 2.52 on, and its local clusters ask for
+one by default from 2.59 on (docs.ray.io/en/latest/ray-security/token-auth.html; pull requests 57835 and 64755 of
+ray-project/ray). Ray's own token is in ~/.ray/auth_token, its sockets, logs and spilled objects in /tmp/ray. Other
+users of the machine may read the token and replace the other files.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pfray.errors import ConfigError, PfrayError
 from pfray.utils.url import MODE, TOKEN, TOKEN_PATH
 
 DEFAULT_TOKEN = Path("~/.ray/auth_token")
-# "0" makes Ray listen on 127.0.0.1 only, on every system despite the name; otherwise it listens on all interfaces. Ray
+# "0" makes Ray listen on 127.0.0.1 only, on every system despite the name. Otherwise it listens on all interfaces, and
 # replaces an address of 127.0.0.1 by an interface's.
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-# Characters of a temporary folder's path at most, so that the paths of Ray's sockets stay under the system's limit.
-SHORT = 20
-# Bytes read of a token file.
-LONG = 10_000
+# Most characters of a temporary folder's path; the paths of Ray's sockets must stay under the system's limit.
+MAX_TEMP_PATH = 20
+# Most bytes read of a token file.
+MAX_TOKEN_BYTES = 10_000
 
 
 def check_token() -> None:
@@ -45,19 +45,19 @@ def check_token() -> None:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise OSError("not a regular file")
             with open(path, "rb") as file:
-                token = file.read(LONG).decode("latin-1")
+                token = file.read(MAX_TOKEN_BYTES).decode("latin-1")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(f"{source} cannot be read ({why}). {remedy}, or 'unset {TOKEN_PATH}'") from error
         if not token.strip():
             raise ConfigError(f"{source} is empty. {remedy}, or 'unset {TOKEN_PATH}'")
-    # It is sent in a header; with one that no header can have, Ray says that the cluster does not answer.
+    # The token is sent in a header. For one that no header can have, Ray reports that the cluster does not answer.
     if not all(" " <= character <= "~" for character in token.strip()):
         raise ConfigError(f"{source}: a token is one line of ASCII characters, and this is none. {remedy}")
 
 
 def show_token() -> None:
-    """Show clusters the token that Ray finds, unless RAY_AUTH_MODE says otherwise.
+    """Show clusters the token that Ray finds, unless RAY_AUTH_MODE is set.
 
     Ray itself would not, or only with a warning.
     """
@@ -67,12 +67,12 @@ def show_token() -> None:
 
 @contextlib.contextmanager
 def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
-    """Make a Ray that is started in the block listen on 127.0.0.1 only and ask for a token made for it.
+    """Make a Ray that starts in the block listen on 127.0.0.1 only and ask for a new token.
 
-    Ray's sockets, logs and spilled objects are in a folder that only this user can enter. It is removed after the
-    block; after a failure it stays, because the logs may tell the reason. Where Ray is still up after the block,
-    nothing is changed back. The user's variables are kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH,
-    RAY_TMPDIR and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+    Ray's sockets, logs and spilled objects are in a folder that only this user can enter. The folder is removed after
+    the block, except after a failure, because the logs may tell the reason. If Ray is still up after the block, nothing
+    is restored. Variables set by the user are kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, RAY_TMPDIR and
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
 
     token_file: write the token to a file in that folder, for users of the dashboard. Yields the file, or None.
     """
@@ -83,7 +83,7 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
     mode = os.environ.get(MODE, "").lower()
     if not mode:
         variables[MODE] = "token"
-    # Ray's own file is used where the user asks for tokens. Ray would make one otherwise, which others could read.
+    # If the user asks for tokens, Ray's own file is used. Without it Ray would make one, which others could read.
     if not (mode == "disabled" or _names_token() or (mode and DEFAULT_TOKEN.expanduser().exists())):
         # In the environment of this user's processes, which no other user can read.
         variables[TOKEN] = secrets.token_hex(32)
@@ -93,7 +93,7 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
     folder = None
     if shown or not os.environ.get("RAY_TMPDIR"):
         parent = tempfile.gettempdir()
-        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= SHORT else "/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= MAX_TEMP_PATH else "/tmp"))
         if not os.environ.get("RAY_TMPDIR"):
             variables["RAY_TMPDIR"] = str(folder)
     token = None
@@ -126,18 +126,18 @@ def _names_token() -> bool:
 
 
 def _set(variables: Mapping[str, str | None]) -> None:
-    """Give this process, and Ray in it, the variables; None removes one."""
+    """Set environment variables for this process and Ray in it; None removes one."""
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
     if variables:
-        read_again()
+        reload_token_settings()
 
 
-def read_again() -> None:
-    """Make Ray read RAY_AUTH_* from the environment again, which it otherwise does once per process."""
+def reload_token_settings() -> None:
+    """Make Ray read RAY_AUTH_* from the environment again; it reads them once per process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")

@@ -1,6 +1,6 @@
 """Jobs on a Ray cluster's job server: submit, status, logs, stop.
 
-Ray's client waits for ever for an address that does not answer; here every address is tried first.
+Ray's client waits for ever for an address that does not answer, so every address is tried first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Seconds for an address to answer.
 ANSWER_TIMEOUT = 10
-# Files of a working directory that no job needs; files that .gitignore names are not sent either.
+# Files of a working directory that no job needs. Files in .gitignore are not sent either.
 NOT_SENT = [".git", ".venv*", "runs", "**/__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"]
 # Seconds that a newly started cluster may take until it can start jobs, and between two attempts.
 STARTUP_TIMEOUT, PAUSE = 60.0, 1.0
@@ -32,10 +32,10 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The client of the job server at ``address``.
+    """Client of the job server at ``address``.
 
-    Raises ConfigError for an address with a secret in it and for a token that cannot be read, ClusterError where no
-    server answers or where it refuses the token.
+    Raises ConfigError for an address that contains a secret and for a token that cannot be read, ClusterError if no
+    server answers or it refuses the token.
     """
     try:
         check_address(address)
@@ -54,7 +54,7 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     access.show_token()
-    # Ray lets these variables win over the address that it is given, without a word.
+    # Ray silently prefers these variables to the given address.
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
         with _refusals(address):
@@ -64,10 +64,10 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:
-    """Runtime environment of a job: the working directory, pfray where that lacks it, and requirements for pip."""
+    """Runtime environment of a job: the working directory, pfray if it is not in there, and requirements for pip."""
     import pfray
 
-    # Beside the package are the learners and environments that an experiment names.
+    # The learners and environments that an experiment names are next to the package.
     home = Path(pfray.__file__).parent.parent
     shipped: dict[str, Any] = {"working_dir": str(working_dir), "excludes": NOT_SENT}
     if not home.is_relative_to(working_dir):
@@ -78,7 +78,7 @@ def environment(working_dir: Path, requirements: Path | None) -> dict[str, Any]:
 
 
 def submit(client: JobSubmissionClient, job: str, entrypoint: str, shipped: Mapping[str, Any]) -> None:
-    """Send a job. Raises ClusterError where the server refuses it, such as for too large a working directory."""
+    """Send a job. Raises ClusterError if the server refuses it, for example for too large a working directory."""
     deadline = time.monotonic() + STARTUP_TIMEOUT
     while True:
         try:
@@ -99,15 +99,15 @@ def details(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def stop(client: JobSubmissionClient, job: str) -> bool:
-    """Stop a job; False where it had ended already. Raises UnknownJob, ClusterError."""
+    """Stop a job. Returns False if it had ended already. Raises UnknownJob, ClusterError."""
     with _refusals(client.get_address(), job):
         return client.stop_job(job)
 
 
 def follow(client: JobSubmissionClient, jobs: Mapping[str, str], say: Callable[[str, str], None]) -> dict[str, int]:
-    """Exit code of each job, by name, once all have ended. say(name, line): called for every line of a log.
+    """Exit code of each job, by name, once all have ended. say(name, line) is called for every line of a log.
 
-    A job that was stopped, or that ended before its command could start, has exit code 1.
+    A job that was stopped, or that ended before its command could start, has exit code 1. Raises ClusterError.
     """
 
     async def tail(name: str, job: str) -> None:

@@ -1,7 +1,7 @@
-"""Check of a cluster's other machines, before the first trial: can they do the run's work?
+"""Check of a cluster's other machines before the first trial: can they do the run's work?
 
-The data and the teacher come to a trial through Ray's object store, so no machine needs their files. It needs the
-modules that they and the learner are made of, and for a retraining the run's folder, where checkpoints are kept.
+A trial gets the data and the teacher through Ray's object store, so no machine needs their files. A machine needs the
+modules of the data, the teacher and the learner, and for a retraining the run's folder, which holds the checkpoints.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pfray.errors import ClusterError, StorageError, first_line
 from pfray.task import Task
 
-# Seconds to wait for the machines' answers; one that takes longer to start a process is left to prove itself.
+# Seconds to wait for the machines' answers. A machine that takes longer to start a process is not checked.
 ANSWER_TIMEOUT = 25.0
 
 
 def check_nodes(task: Task, used: Any, folder: Path) -> None:
     """Ask every other machine to load the code of a trial, and to find ``folder``.
 
-    used: learner, settings and model. Raises ClusterError for what a machine lacks, StorageError where ``folder``
-    cannot be written here.
+    used: learner, settings and model. Raises ClusterError for everything that a machine lacks, StorageError if
+    ``folder`` cannot be written here.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here and n["Resources"].get("CPU", 0) > 0]
     if not others:
         return
-    # All of the Python code, and next to nothing of the data.
+    # All of the code, and hardly any data.
     small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
     pickled = ray.cloudpickle.dumps((small, used))
     mark = folder / f".{uuid.uuid4().hex}.here"
@@ -43,7 +43,7 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}). Remedy: storage=... elsewhere") from error
     try:
-        look = ray.remote(num_cpus=0, max_retries=0)(what_is_missing)
+        look = ray.remote(num_cpus=0, max_retries=0)(find_missing)
         asked = {
             look.options(
                 name=f"look at {node['NodeManagerAddress']}",
@@ -60,8 +60,8 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
         raise ClusterError("\n".join(f"the machine {name}: {problem}" for name, problem in sorted(lacking.items())))
 
 
-def what_is_missing(pickled: bytes, mark: str) -> str | None:
-    """The reason why this machine cannot do the run's work, and the remedy; None where it can."""
+def find_missing(pickled: bytes, mark: str) -> str | None:
+    """Reason why this machine cannot do the run's work, and the remedy; None if it can."""
     try:
         pickle.loads(pickled)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Ray for a run: started on this machine or found on a cluster, and its room for trials and workers."""
+"""Ray for a run, started on this machine or found on a cluster, and its capacity for trials and workers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ANSWER_TIMEOUT = 15.0
 
 @contextlib.contextmanager
 def ray_session(observers: Observers, *, address: str | None = None, dashboard: bool = False) -> Iterator[None]:
-    """Ray for the length of the block: the cluster at ``address``, one already started, or one of the run's own.
+    """Connect to Ray for the length of the block: the cluster at ``address``, a Ray already started, or a new one.
 
-    dashboard: whether one of the run's own has a dashboard. Raises ConfigError, ClusterError.
+    dashboard: a new one has a dashboard. Raises ConfigError, ClusterError.
     """
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
-    # A raylet whose agents take longer to start gives up; by default after 30 s, which a busy machine may need.
+    # A raylet gives up if its agents start too slowly, by default after 30 s, which a busy machine may need.
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     with contextlib.ExitStack() as closing:
         with observers.stage("start ray"):
@@ -51,8 +51,8 @@ def ray_session(observers: Observers, *, address: str | None = None, dashboard: 
             except (ConnectionError, ValueError) as error:
                 raise no_cluster_at(address, error) from error
             except OSError:
-                raise  # a full disk, say, of which main knows more to tell
-            except Exception as error:  # Ray has no type of its own for a start that takes too long
+                raise  # such as a full disk, which main explains better
+            except Exception as error:  # Ray has no class of its own for a start that takes too long
                 raise ClusterError(
                     f"Ray did not start ({first_line(error)}). Remedy: try again when the machine has less to do; end "
                     "what earlier sessions may have left with 'ray stop', which ends all Rays of yours here"
@@ -64,7 +64,7 @@ def ray_session(observers: Observers, *, address: str | None = None, dashboard: 
         try:
             yield
         except KeyboardInterrupt:
-            # Threads may be waiting in Ray, and a shutdown could then wait for ever. Its processes end with this one.
+            # Threads may wait in Ray, and a shutdown could then wait for ever. Ray's processes end with this one.
             raise
         except BaseException:
             ray.shutdown()
@@ -74,12 +74,12 @@ def ray_session(observers: Observers, *, address: str | None = None, dashboard: 
 
 
 def reach(address: str | None) -> str | None:
-    """Try the cluster at ``host:port``, before ``ray.init``, which tries for minutes and seldom says what is wrong.
+    """Address of the cluster to use, after a try to reach it; None if the run has to start its own Ray.
 
-    Without an address it is the cluster that Ray would then use: RAY_ADDRESS, or one of ``ray start`` on this machine.
-    Returns the address; None where there is none, and a run starts a Ray of its own. Raises ConfigError where none
-    answers and for a token that cannot be read, ClusterError for another token, and for other versions of Ray or
-    Python. Other forms of an address are left to Ray.
+    ``ray.init`` itself tries for minutes and seldom names the cause. Without an address, Ray's own choice is tried:
+    RAY_ADDRESS, or a Ray of ``ray start`` on this machine. Forms other than ``host:port`` are left to Ray. Raises
+    ConfigError if no cluster answers and for a token that cannot be read, ClusterError for another token, and for
+    other versions of Ray or Python.
     """
     from ray._private.services import find_bootstrap_address
     from ray.exceptions import AuthenticationError
@@ -100,9 +100,9 @@ def reach(address: str | None) -> str | None:
     else:
         which = f"the Ray of this machine at {address}, which a run without an address uses,"
         otherwise = ", or --address local for a Ray of the run's own"
-        access.show_token()  # as Ray does for a cluster that nobody named
+        access.show_token()  # as Ray does for a cluster that it finds itself
     try:
-        with mute_stderr():  # Ray itself warns of another token
+        with mute_stderr():  # Ray itself warns about another token
             found = with_timeout(ANSWER_TIMEOUT, lambda: cluster_versions(address))
     except AuthenticationError:
         raise ClusterError(f"{which} wants another token. {TOKEN_REMEDY}{otherwise}") from None
@@ -128,7 +128,7 @@ def reach(address: str | None) -> str | None:
 
 
 def no_cluster_at(address: str | None, error: Exception) -> ConfigError:
-    """The error of an address, in any form, where no cluster answers."""
+    """The error for an address, in any form, at which no cluster answers."""
     return ConfigError(
         f"resources.address: no Ray cluster answers at {address!r} ({first_line(error)}). "
         "Remedy: start one with 'ray start --head', or leave the address out"
@@ -136,26 +136,27 @@ def no_cluster_at(address: str | None, error: Exception) -> ConfigError:
 
 
 def cluster_versions(address: str) -> dict[str, Any]:
+    """Versions of Ray and Python at ``host:port``, as ``ray_version`` and ``python_version``. Raises OSError."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    # Ray's client would go on trying where nobody listens.
+    # Ray's client would keep trying if nobody listens.
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT / 2).close()
     return json.loads(GcsClient(address=address).internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster") or b"{}")
 
 
 def total(kind: str) -> int:
-    """``CPU`` or ``GPU`` of the whole cluster."""
+    """Number of ``CPU`` or ``GPU`` of the whole cluster."""
     return int(ray.cluster_resources().get(kind, 0))
 
 
 def largest(kind: str) -> int:
-    """``CPU`` or ``GPU`` of the machine that has most of it: no worker can be given more."""
+    """Number of ``CPU`` or ``GPU`` of the machine that has most: the limit of one worker."""
     return max((int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def check_room(cpu: int, gpu: float, workers: int) -> None:
-    """Raise ConfigError for shares that the cluster can never give, for which Ray would wait for ever.
+    """Raise ConfigError for resources that the cluster never has, for which Ray would wait for ever.
 
     cpu, gpu: of one trial. workers: of a retraining.
     """
@@ -179,7 +180,7 @@ def check_room(cpu: int, gpu: float, workers: int) -> None:
 
 
 def parallel_trials(cpu: int, gpu: float) -> int:
-    """Number of trials that fit on the cluster at once; one trial is on one machine."""
+    """Number of trials that fit on the cluster at once. A trial is on a single machine."""
     return max(1, sum(_room(node["Resources"], cpu, gpu) for node in ray.nodes() if node["Alive"]))
 
 
@@ -191,5 +192,5 @@ def _room(has: dict[str, float], cpu: int, gpu: float) -> int:
 
 
 def processors_per_worker(workers: int) -> int:
-    """CPUs of each of ``workers`` that train at the same time."""
+    """CPUs for each of ``workers`` that train at the same time."""
     return max(1, min(largest("CPU"), total("CPU") // workers))

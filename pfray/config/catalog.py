@@ -1,4 +1,4 @@
-"""Catalog of pfray's own components: names and one line each, read from their sources, so that none is imported."""
+"""Catalog of pfray's own components: names with one line each, read from the sources without importing them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 112
 
 
 def listing() -> str:
-    """The names of all components with one line each, by kind."""
+    """Names of all components with one line each, by kind."""
     parts = []
     for kind, title in TITLES.items():
         lines = [_line(names, about) for names, about in _entries(kind)]
@@ -24,7 +24,7 @@ def listing() -> str:
 
 
 def _entries(kind: str) -> list[tuple[list[str], str]]:
-    """(names, what they are) of a kind's modules. A module of models has several names, its public functions."""
+    """(names, docstring) of each module of a kind. A module of models has several names: its public functions."""
     entries = []
     for name, path in component_modules(kind).items():
         module = _parse(path)
@@ -47,7 +47,7 @@ def _parse(path: str) -> ast.Module:
 
 def _line(names: list[str], about: str) -> str:
     start = f"  {', '.join(names):<18} "
-    # Without sources such as "(He et al. 2018)", up to the end of the sentence or a colon.
+    # First sentence, up to a colon, without sources such as "(He et al. 2018)".
     paragraph = re.sub(r"\s\([^()]*\d{4}[^()]*\)", "", about.partition("\n\n")[0])
     sentence = re.split(r"(?<!\bal)[.:]\s", paragraph + " ")[0]
     return start + textwrap.shorten(sentence, max(40, WIDTH - len(start)), placeholder=" ...")

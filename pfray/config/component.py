@@ -1,4 +1,4 @@
-"""Components of an experiment: chosen by name, with settings of their own."""
+"""Components of an experiment: a name and settings each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import Field, model_validator
 from pfray.errors import shown
 from pfray.utils.settings import Section
 
-# The learner that a list of learners stands for.
+# Name of the learner that a list of learners becomes.
 PIPELINE = "pipeline"
 
 
 class Component(Section):
-    """A thing chosen by name, with its own settings: ``digits``, or ``{name: cifar10, path: data/cifar10}``.
+    """A component chosen by name, with its settings: ``digits``, or ``{name: cifar10, path: data/cifar10}``.
 
-    ``factory`` may stand for ``name`` where an import path is given.
+    For an import path the key may be ``factory`` instead of ``name``.
     """
 
     name: str
@@ -52,13 +52,13 @@ class LearnerChoice(Component):
 
     @property
     def title(self) -> str:
-        """The names of the learners."""
+        """Names of the learners."""
         if self.name != PIPELINE:
             return self.name
         return ", ".join(Component.model_validate(step).name for step in self.settings["steps"])
 
 
 class Model(Component):
-    """``weights``: a state-dict file; without it the teacher is trained as ``teacher`` says."""
+    """weights: a state-dict file; None trains the teacher with the settings of ``teacher``."""
 
     weights: str | None = None

@@ -1,4 +1,4 @@
-"""Raw experiment files: YAML read with its includes, later mappings laid over earlier ones, ``key=value`` on top."""
+"""Experiment files as plain data: YAML merged with its includes, then ``key=value`` overrides."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 from pfray.config import strict_yaml
 from pfray.errors import ConfigError, short, shown
 
-# Files of one experiment, each counted as often as it is included.
+# Most files of one experiment, each counted as often as it is included.
 MOST_FILES = 100
 
 
 def read_with_includes(path: Path) -> dict[str, Any]:
-    """The file's mapping over those of its ``include:`` list, whose paths are relative to the file."""
+    """The file's mapping, merged over the files of its ``include:`` list. Their paths are relative to the file.
+
+    Raises ConfigError for a file that cannot be read.
+    """
     return _read(path, (), [])
 
 
@@ -55,7 +58,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """``raw`` with ``value`` at the end of ``keys``; an entry of a list goes by its name, or by its place from 0."""
+    """Set ``value`` at the path ``keys`` of ``raw``. An entry of a list goes by its name, or by its index from 0.
+
+    Raises ValueError for a path that does not exist.
+    """
     if len(keys) > strict_yaml.DEEPEST:
         raise ValueError(f"more than {strict_yaml.DEEPEST} keys inside one another")
     inner: Any = raw
@@ -80,7 +86,7 @@ def set_key(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 def _place(entries: Sequence[Any], key: str, where: str) -> int:
     given = [entry.get("name", entry.get("factory")) if isinstance(entry, dict) else entry for entry in entries]
-    # Of an import path, my_package.prune:Prune, the last part: the keys of an override end at dots.
+    # The last part of an import path my_package.prune:Prune, because dots separate the keys of an override.
     names = [str(name).rpartition(":")[2] for name in given]
     if key.isdecimal() and len(key) < 6 and int(key) < len(entries):
         return int(key)
@@ -91,7 +97,7 @@ def _place(entries: Sequence[Any], key: str, where: str) -> int:
 
 
 def _make_way(base: dict[str, Any], over: Collection[str]) -> None:
-    """A ``factory`` on top replaces a ``name`` below it, and the other way round: they name the same thing."""
+    """Remove ``name`` from ``base`` if ``over`` has ``factory``, and vice versa: both name the component."""
     for key, other in (("factory", "name"), ("name", "factory")):
         if key in over and other not in over:
             base.pop(other, None)

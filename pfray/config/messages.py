@@ -11,9 +11,9 @@ from pfray.errors import nearest, short, shown
 
 
 def describe_errors(error: ValidationError, prefix: str, allowed: Callable[[tuple[Any, ...]], list[str]]) -> list[str]:
-    """One line for each mistake pydantic found: the key's path, the value, what is allowed, the nearest name.
+    """One line for each mistake: the key's path, the value, the allowed range, the nearest name.
 
-    ``allowed(location)`` gives the keys allowed at the place of an unknown one.
+    allowed(location): keys allowed at the place of an unknown one.
     """
     lines = []
     for item in error.errors(include_url=False):

@@ -1,7 +1,7 @@
-"""Find a component by the name an experiment file gives: a short name of pfray's own, or an import path of the user's.
+"""Components by the name that an experiment file gives: a short name of pfray's own, or an import path of the user's.
 
-A short name is a module of the folder for its kind (``learner: weight_sparse`` is ``learners/weight_sparse.py``), so a
-new component is one new file and no list has to be kept.
+A short name is a module in the folder of its kind (``learner: weight_sparse`` is ``learners/weight_sparse.py``). A new
+component is one new file, and no list is kept.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pfray.config.messages import describe_errors
 from pfray.errors import ConfigError, PfrayError, first_line, nearest, short, shown
 from pfray.utils.user_code import place_of, user_code
 
-# Where the short names of each kind live. Kept as strings: the framework imports no particular learner.
+# Packages of the short names, by kind. Kept as texts, because the framework imports no particular learner.
 PACKAGES = {"data": "pfray.data", "learner": "learners", "search": "pfray.search", "model": "pfray.models"}
-# Components that are part of the framework: a list of learners is one.
+# Components inside the framework: the learner that a list of learners becomes.
 FRAMEWORK = {"learner": {PIPELINE: "pfray.learner.pipeline"}}
 _REMEDY_FACTORY = "name a function or class, with a signature, that builds the {kind}"
 
 
 def load_object(kind: str, name: str) -> Any:
-    """The object behind an import path ``package.module:attribute``. Raises ConfigError naming the part that fails."""
+    """The object at an import path ``package.module:attribute``. Raises ConfigError naming the part that fails."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (PfrayError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a module may do anything when it is imported, and end the program for one
+    except BaseException as error:  # importing a module runs its code, which may raise anything, SystemExit too
         raise ConfigError(
             f"{kind}: cannot import {shown(module_name)} ({type(error).__name__}: {first_line(error)})"
             f"{place_of(error)}. Remedy: run where the module can be imported, or install it"
@@ -50,7 +50,7 @@ def load_object(kind: str, name: str) -> Any:
 
 
 def find_function(kind: str, name: str) -> Callable[..., Any]:
-    """The factory of a model or data set.
+    """The factory of a model or data set. Raises ConfigError.
 
     ``data``: the function ``build`` of the module with that name. ``model``: the function of that name in any module of
     pfray/models. Either may be an import path.
@@ -69,7 +69,7 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
 
 
 def find_class(kind: str, name: str, base: type) -> type:
-    """The learner or searcher class of that name: the only subclass of ``base`` that its module defines."""
+    """The learner or searcher class of that name: the only subclass of ``base`` in its module. Raises ConfigError."""
     if ":" in name:
         found = load_object(kind, name)
     else:
@@ -96,14 +96,14 @@ def find_class(kind: str, name: str, base: type) -> type:
     return found
 
 
-def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], beside: Iterable[str] = ()) -> Any:
-    """A learner's or searcher's ``Settings`` dataclass from plain data, validated as it is written (``as_written``).
+def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], other_keys: Iterable[str] = ()) -> Any:
+    """A learner's or searcher's settings from plain data, validated without conversions (``as_written``).
 
-    beside: keys that are allowed in the same section but are not the component's. Raises ConfigError with one line for
+    other_keys: allowed keys of the same section that are not the component's. Raises ConfigError with one line for
     every mistake.
     """
     fields = [field.name for field in dataclasses.fields(settings_type)]
-    allowed = [*beside, *fields]
+    allowed = [*other_keys, *fields]
     mistakes = [
         f"{path}.{short(key)}: unknown key. Allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
         for key in settings
@@ -122,10 +122,7 @@ def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], 
 
 
 def component_modules(kind: str) -> dict[str, str]:
-    """Dotted paths of the modules in a kind's folder, by name.
-
-    A module whose name begins with ``_`` is no component, nor is ``base``.
-    """
+    """Dotted paths of a kind's modules, by name. ``base`` and modules that begin with ``_`` are no components."""
     package = PACKAGES[kind]
     names = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     known = {name: f"{package}.{name}" for name in names if name != "base" and not name.startswith("_")}
@@ -145,7 +142,7 @@ def _functions(kind: str) -> dict[str, Callable[..., Any]]:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error of a short name that no component has."""
+    """The error for a short name that no component has."""
     names = sorted(known)
     return ConfigError(
         f"{kind}: unknown name {shown(name)}. Allowed: {', '.join(names)}, or an import path "

@@ -1,4 +1,4 @@
-"""The experiment file: YAML, fragments and ``key=value`` overrides to one frozen, validated ``Experiment``."""
+"""Experiment files: YAML, fragments and ``key=value`` overrides become one frozen, validated ``Experiment``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ComponentCheck = Callable[[Mapping[str, Component]], list[str]]
 
 
 class Experiment(Section):
-    """One whole experiment. Raises ConfigError through ``load`` with every mistake at once."""
+    """One whole experiment. ``load`` reports all mistakes of its file at once."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: Model
@@ -62,7 +62,7 @@ class Experiment(Section):
 def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None = None) -> Experiment:
     """Read, merge and validate. ``overrides`` are texts such as ``search.trials=60``, later ones winning.
 
-    check(components by section): further mistakes, asked for of every section that is well formed.
+    check(components by section): further mistakes in the well-formed sections.
 
     Raises ConfigError whose message has one line for every mistake.
     """
@@ -109,12 +109,12 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML; ``load`` of it gives the same experiment."""
+    """The resolved experiment as YAML, from which ``load`` gives the same experiment."""
     return strict_yaml.dump(plain(experiment))
 
 
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:
-    """The keys of the section that holds ``location``."""
+    """Keys of the section that holds ``location``."""
     section: type[BaseModel] = Experiment
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation

@@ -1,4 +1,4 @@
-"""Searched settings: ``finetune.lr: loguniform(1e-4, 1e-1)`` in an experiment file becomes a knob of the search."""
+"""Searched settings: ``finetune.lr: loguniform(1e-4, 1e-1)`` of an experiment file as a knob of the search."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ _RANGE = re.compile(rf"\s*(uniform|loguniform|integers)\s*\({_NUMBER},{_NUMBER}\
 
 
 def check_range(text: str) -> str:
-    """Returns ``text``. Raises ValueError where it is no range."""
+    """``text`` unchanged. Raises ValueError if it is no range."""
     as_knob("setting", text, None)
     return text
 
 
 def as_knob(name: str, text: str, default: float | None) -> Knob:
-    """The knob of a setting. default: the setting's own value, clipped to the range; None for the lower end."""
+    """The knob of a setting. default: the setting's value, clipped to the range; None for the lower end.
+
+    Raises ValueError if ``text`` is no range.
+    """
     match = _RANGE.fullmatch(text)
     if match is None:
         raise ValueError(f"{shown(text)} is no range. Allowed: {FORM}")

@@ -24,7 +24,7 @@ from pfray.utils.url import check_address
 
 
 def _fraction(value: Any) -> Any:
-    """The number of ``1%``; any other value as it is, for pydantic to judge."""
+    """0.01 for ``1%``; any other value unchanged, for pydantic to validate."""
     with suppress(ValueError):
         if isinstance(value, str) and value.strip().endswith("%"):
             return Amount.parse(value).value
@@ -32,12 +32,12 @@ def _fraction(value: Any) -> Any:
 
 
 def _cost(value: Any, info: ValidationInfo) -> Amount:
-    """The amount in the unit that the field is named after."""
+    """The amount, in the unit that the field is named after."""
     return UNITS[str(info.field_name)].amount(value)
 
 
 def _tuple(value: Any) -> Any:
-    """YAML knows lists only."""
+    """A tuple for a list, because YAML has lists only."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -47,14 +47,14 @@ Cost = Annotated[Amount, PlainValidator(_cost), PlainSerializer(Amount.plain)]
 class Target(Section):
     """Goals in named units (``units.py``). A cost (all but ``max_drop``) is a hard limit that every plan keeps.
 
-    sparsity: share of the weights of all convolutions and linear layers that is zero (``0.75`` or ``75%``).
+    sparsity: share of zeros among the weights of all convolutions and linear layers (``0.75`` or ``75%``).
     params: parameters that are not zero, as a count (``800k``) or relative to the teacher's (``0.4x``).
     macs: multiply-adds of one input (1 MAC = one multiply and one add), as a count (``50M``) or relative (``0.4x``).
     bits: mean over the teacher's weights in the layers that are quantized, from 1 to 32.
-    size_bytes: all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``),
-        ranges and codebooks included; a file has batch norms' statistics and names too.
-    latency_ms: one input through the .tflite, on one thread of this machine, or relative to the teacher's; plans keep
-        it by a prediction (``latency_model.py``), and a result that is more than 5 % slower ends with exit code 1.
+    size_bytes: all parameters at their bits, in bytes (``60k``) or relative to the teacher's in float32 (``0.1x``).
+        Ranges and codebooks count; the batch-norm statistics and names of a file do not.
+    latency_ms: one input through the .tflite, on one thread of this machine, or relative to the teacher's. Plans meet
+        it by a prediction (``latency_model.py``); a result more than 5 % slower ends with exit code 1.
     max_drop: accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
     """
 
@@ -75,24 +75,24 @@ class Target(Section):
         return self
 
     def costs(self) -> dict[str, Amount]:
-        """The limits that are set, by unit."""
+        """Limits that are set, by unit."""
         return {unit: amount for unit in UNITS if (amount := getattr(self, unit)) is not None}
 
 
 class Search(Component):
-    """``name`` chooses the searcher; keys not listed here are its own settings.
+    """The search. name: the searcher; keys not listed here are its settings.
 
     trials: number of plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before measurement.
-    bn_images: training images on which batch-norm statistics are re-estimated before a measurement (0: left alone).
-    validation_images: number of validation images that a trial is measured on (null: all of them).
+    bn_images: training images for the batch-norm statistics, re-estimated before a measurement (0: not re-estimated).
+    validation_images: number of validation images that a trial is measured on (null: all).
     rescore: number of the best plans that are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
-    objective: the score of a trial (null: ``agreement`` where the task has soft labels, else ``accuracy``).
-    thresholds: of the objective ``ddc``. latency: whether it times the model in PyTorch or its .tflite, which takes
+    objective: the score of a trial (null: ``agreement`` if the task has soft labels, else ``accuracy``).
+    thresholds: of the objective ``ddc``. latency: ``ddc`` times the model in PyTorch, or its .tflite, which takes
         seconds to make for every architecture.
-    space: settings that are searched together with the model, such as ``finetune.lr: loguniform(1e-4, 1e-1)``.
-    baselines: plans that are retrained too, besides the best one.
-    warm_start: the folder of an earlier run, whose trials the searcher learns from first.
+    space: settings searched together with the model, such as ``finetune.lr: loguniform(1e-4, 1e-1)``.
+    baselines: plans that are retrained besides the best one.
+    warm_start: run folder of an earlier run; the searcher learns from its trials first.
     """
 
     name: str = "tpe"
@@ -121,7 +121,7 @@ class Search(Component):
 
 
 class Export(Section):
-    """tflite: make that file. images: test images that it is checked on (null: all). rounds: of its timing."""
+    """tflite: write model.tflite. images: test images that it is checked on (null: all). rounds: of its timing."""
 
     tflite: bool = True
     images: int | None = Field(1000, ge=1)
@@ -129,7 +129,7 @@ class Export(Section):
 
 
 class Share(Section):
-    """Processors and (fractions of) graphics processors of one trial."""
+    """Resources of one trial. cpu: processors. gpu: graphics processors, fractions allowed."""
 
     cpu: int = Field(1, ge=1)
     gpu: float = Field(0.0, ge=0)
@@ -138,7 +138,7 @@ class Share(Section):
 class Resources(Section):
     """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining.
     shrink_on_oom: a trial that runs out of memory is tried once more with half the batch.
-    dashboard: start the dashboard of a Ray that the run itself starts, on 127.0.0.1, and print its address.
+    dashboard: if the run starts its own Ray, start Ray's dashboard on 127.0.0.1 and print the address.
     """
 
     trial: Share = Share()

@@ -1,8 +1,8 @@
-"""YAML of an experiment: texts, numbers, booleans, lists and mappings, each where the file's reader sees it.
+"""Strict YAML for experiment files: texts, numbers, booleans, lists and mappings.
 
-Stricter than PyYAML where a file would mean something else than it says: two equal keys are refused, and so are keys
-that are not texts (``on``, ``1``), tags of other types, recursive aliases, and anything too large or too deep to be an
-experiment. ``1e-3`` is a number, as in YAML 1.2, and a date is a text.
+Unlike PyYAML it refuses duplicate keys, keys that are not texts (``on``, ``1``), tags of other types, recursive
+aliases, and anything too large or too deep for an experiment. ``1e-3`` is a number, as in YAML 1.2, and a date is a
+text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str", "se
 
 
 def read(path: Path) -> Any:
-    """What the file says. Raises ConfigError that names the file, and the line and column of the mistake."""
+    """The file's value. Raises ConfigError that names the file, and the line and column of the mistake."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -50,7 +50,7 @@ def read(path: Path) -> Any:
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML text, no part of which is shared. Raises ValueError: what is wrong, and where."""
+    """The value of a YAML text, without shared parts. Raises ValueError that names the mistake and its place."""
     try:
         return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
@@ -70,9 +70,9 @@ def dump(plain: Any) -> str:
 class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        # Of the value that is being composed: its depth, the depth of the deepest in it so far, and all values so far.
+        # Depth of the current value, greatest depth inside it so far, and number of all values so far.
         self.depth = self.deepest = self.values = 0
-        # Of the values that are composed: (values in it, how much deeper the deepest of them is).
+        # (number of values, height) of each composed node.
         self.measures: dict[yaml.Node, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
         except yaml.YAMLError:
             raise
-        except Exception as error:  # PyYAML's own are those of int, float and of a lookup
+        except Exception as error:  # from PyYAML's calls of int and float, and its look-ups
             kind = node.tag.removeprefix(_TAG)
             raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from error
         if isinstance(value, str):
@@ -169,7 +169,7 @@ def _check_text(text: str, mark: yaml.Mark) -> None:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy, in which what was an alias can be changed alone."""
+    """A copy in which former aliases can be changed separately."""
     if isinstance(value, dict):
         return {key: _unshared(inner) for key, inner in value.items()}
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The command ``pfray report``: the reports of run folders, made again from their summaries and trials."""
+"""The command ``pfray report``: reports of run folders, made again from their summaries and trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.reporting") -> int:
-    """Returns the exit code: 0, 1 for a run folder that cannot be read, 2 for a wrong request."""
+    """Exit code: 0, 1 for a run folder that cannot be read, 2 for a wrong request."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     return command.run_command(partial(_main, given, program), given)
 

@@ -11,7 +11,7 @@ from plotly import graph_objects as go
 from pfray.reporting.report_input import Record, number
 from pfray.units import Unit
 
-# Colours that are legible on white and on near-black; every group has its own symbol too.
+# Colour and symbol by origin. The colours are legible on white and on near-black.
 ORIGINS = {
     "allocate": ("#7c3aed", "hexagon"),
     "uniform": ("#d97706", "square"),
@@ -30,7 +30,7 @@ FAILED = "#e11d48"
 
 
 def scores(trials: Sequence[Record]) -> go.Figure:
-    """Score by trial, one colour for each origin, the best so far as a line, failed trials as crosses at the foot."""
+    """Score by trial: a colour for each origin, the best so far as a line, failed trials as crosses at the bottom."""
     done = [(trial["trial"], score) for trial in trials if (score := number(trial, "score")) is not None]
     figure = _figure("trial", "score", height=400)
     best, steps = -math.inf, []
@@ -61,9 +61,9 @@ def scores(trials: Sequence[Record]) -> go.Figure:
 
 
 def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None], unit: Unit) -> go.Figure:
-    """Every trial (validation split), and the final measurements by name (test split) as labelled marks.
+    """Accuracy by cost: every trial (validation split), and the final measurements (test split) as labelled marks.
 
-    unit: its field of a measurement is on the horizontal axis.
+    final: measurements by name. unit: its field of a measurement is on the horizontal axis.
     """
     figure, cost = _figure(unit.title, "accuracy", height=440), unit.field
     for origin in origins(trials):
@@ -93,7 +93,7 @@ def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None
 
 
 def plan_bars(plan: Record, uniform: Record) -> go.Figure:
-    """The chosen and the uniform value of each knob, first knob on top."""
+    """Chosen and uniform value of each knob, first knob on top."""
     knobs = list(plan)
     figure = _figure("value", "", height=140 + 30 * len(knobs))
     for values, name, colour in ((plan, "chosen", "#3b82f6"), (uniform, "uniform", "#d97706")):
@@ -126,7 +126,7 @@ def _point(measurement: Record | None, cost: str) -> tuple[float, float] | None:
 
 
 def origins(trials: Sequence[Record]) -> list[str]:
-    """The origins that occur, the known ones first."""
+    """Origins of the trials, the known ones first."""
     found = {str(trial.get("origin")) for trial in trials}
     return [*(name for name in ORIGINS if name in found), *sorted(found - set(ORIGINS))]
 

@@ -1,4 +1,4 @@
-"""Observers of a run: who wants to know what happens, and the one place that tells them.
+"""Observers of a run, told of its stages, trials, epochs and measurements.
 
 A user's own observer is a subclass of ``Observer`` with the methods it needs, given to ``pfray.run.run(...,
 observers=[Mine()])``.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchState:
-    """A search after another trial. stage: ``search``, or ``rescore`` where the best trials are measured again.
+    """A search after a finished trial. stage: ``search``, or ``rescore`` if the best trials are measured again.
 
-    records: of all finished trials, the newest last, as ``trials.jsonl`` has them. best: the best trial's record, None
-    while there is no score.
+    records: all finished trials as in ``trials.jsonl``, the newest last. best: record of the best trial; None while
+    there is no score.
     """
 
     stage: str
@@ -35,6 +35,7 @@ class SearchState:
 
     @property
     def failed(self) -> int:
+        """Number of failed trials."""
         return sum(record["error"] is not None for record in self.records)
 
 
@@ -42,10 +43,10 @@ class Observer:
     """Base of all observers; its methods do nothing. All are called in the driver, ``epoch_done`` from any thread."""
 
     def stage_started(self, stage: str, total: int | None) -> None:
-        """total: units of work in the stage, where that is known."""
+        """total: units of work in the stage; None if unknown."""
 
     def stage_advanced(self, stage: str, done: int, words: str) -> None:
-        """done: units of work so far. words: such as the best score."""
+        """done: units of work so far. words: a remark, such as the best score."""
 
     def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:
         """failed: an exception ended the stage."""
@@ -54,7 +55,7 @@ class Observer:
         """A trial gave a score or an error."""
 
     def epoch_done(self, training: str, epoch: int, loss: float) -> None:
-        """training: name of the model or of a stage of its training. epoch: from 1. loss: its mean."""
+        """training: name of the model or of a stage of its training. epoch: from 1. loss: mean over the epoch."""
 
     def measured(self, model: str, measurement: Measurement) -> None:
         """The final measurement of a model on the test split."""
@@ -67,7 +68,7 @@ class Observer:
 
 
 class Stage:
-    """The stage of a run that is under way."""
+    """The current stage of a run."""
 
     def __init__(self, observer: Observer, name: str) -> None:
         self.observer, self.name = observer, name
@@ -77,10 +78,10 @@ class Stage:
 
 
 class Observers(Observer):
-    """Tells every event to all of its observers, and adds up the seconds of each stage.
+    """Passes every event to all observers, and adds up the seconds of each stage.
 
-    An observer that raises an error of its own is left out from then on, so that it cannot cost a run its results.
-    PfrayError is raised, and so is the OSError of a folder that cannot be written (a full disk).
+    An observer that raises an error of its own is removed, so that it cannot cost a run its results. PfrayError is
+    raised, and so is the OSError of a folder that cannot be written (a full disk).
     """
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
@@ -92,7 +93,7 @@ class Observers(Observer):
 
     @contextmanager
     def joined_by(self, observer: Observer) -> Iterator[None]:
-        """Tell ``observer`` too, for the length of the block."""
+        """Add ``observer`` for the length of the block."""
         self.add(observer)
         try:
             yield

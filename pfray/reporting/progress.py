@@ -1,4 +1,4 @@
-"""Progress of a run for its user: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Progress(Observer):
         self.lines[stage] = _Line(self.console, stage, total)
 
     def stage_advanced(self, stage: str, done: int, words: str) -> None:
-        if line := self.lines.get(stage):  # none where a thread is late
+        if line := self.lines.get(stage):  # None if a thread is late
             line.update(done, words)
 
     def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:
@@ -65,7 +65,7 @@ class _Line:
             self.bar.update(self.task, completed=done, words=words)
             return
         now = time.monotonic()
-        # Work that an earlier session did does not enter the rate.
+        # Work of an earlier session does not count for the rate.
         self.first_done = done - 1 if self.first_done is None else self.first_done
         if now - self.last_line < PAUSE and done != self.total:
             return

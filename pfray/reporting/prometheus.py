@@ -1,6 +1,6 @@
-"""Ray metrics of a run: a cluster's Prometheus collects them, and its dashboard shows them.
+"""Ray metrics of a run, for a cluster's Prometheus and dashboard.
 
-All are gauges of the driver with the tag ``experiment``; ``docs/guide.md`` lists them.
+All are gauges of the driver with the tag ``experiment``. ``docs/guide.md`` lists them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from ray.util.metrics import Gauge
 
 from pfray.reporting.observers import Observer, SearchState
 
-# Finished trials that the rate is taken over: enough to smooth it, few enough to show a change.
+# Finished trials for the rate: enough to smooth it, few enough to show a change.
 RECENT = 20
 
 
 class Prometheus(Observer):
-    """experiment: the name of the run. Needs a Ray that this process is connected to."""
+    """experiment: name of the run. This process must be connected to Ray."""
 
     def __init__(self, experiment: str) -> None:
         tags = {"experiment": experiment}
@@ -49,7 +49,7 @@ class Prometheus(Observer):
 
 
 def per_minute(times: Sequence[float]) -> float | None:
-    """Events in a minute, from their times in seconds; None where there are too few to tell."""
+    """Events per minute, from their times in seconds; None for too few events."""
     if len(times) < 2 or max(times) <= min(times):
         return None
     return 60 * (len(times) - 1) / (max(times) - min(times))

@@ -1,4 +1,4 @@
-"""Summary of a run in words: the headline, and remarks that a reader must know before quoting it."""
+"""Summary of a run in words: the headline, and the remarks needed before quoting it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pfray.units import UNITS, latency_text, size_text
 
 # Origins of plans that need no measurement.
 NO_SEARCH = ("allocate", "uniform", "heuristic")
-# Shares of a limit up to which no remark is made: on the bytes of the file, and on the mean bits of all parameters.
-LARGER, BESIDE = 1.05, 1.25
+# Multiples of a limit that give no remark: for the bytes of the file, and for the mean bits of all parameters.
+BYTES_TOLERANCE, BITS_TOLERANCE = 1.05, 1.25
 
 
 def headline(summary: Summary) -> str:
-    """The result in one sentence of plain words. Numbers that are not known are left out."""
+    """The result in one sentence. Unknown numbers are left out."""
     teacher, compressed = summary.teacher, summary.compressed
     parts = [_goal(unit, value) for unit, value in summary.target.items() if unit != "max_drop"]
     before, after = number(teacher, "accuracy"), number(compressed, "accuracy")
@@ -30,7 +30,7 @@ def headline(summary: Summary) -> str:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """What a reader must know before quoting the headline; empty where there is nothing to hold back."""
+    """Remarks that a reader must know before quoting the headline; empty if there are none."""
     teacher, compressed = summary.teacher, summary.compressed
     notes = []
     now, before = summary.latencies()
@@ -39,10 +39,10 @@ def remarks(summary: Summary) -> list[str]:
         smaller = None if sizes[0] is None or sizes[1] is None else sizes[0] < sizes[1]
         what = {True: "smaller but not faster", False: "neither smaller nor faster", None: "not faster"}[smaller]
         notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
-    notes += _doubts(summary)
+    notes += _search_remarks(summary)
     notes += [missed.remark() for missed in missed_goals(summary)]
-    notes += _beside_weights(summary)
-    notes += _storage(summary.exported)
+    notes += _size_remarks(summary)
+    notes += _storage_remarks(summary.exported)
     failed = number(summary.trials, "failed")
     if failed:
         finished = number(summary.trials, "finished") or 0
@@ -55,12 +55,12 @@ def remarks(summary: Summary) -> list[str]:
 
 
 def score_text(value: float, digits: int = 1) -> str:
-    """Fractions as per cent; scores of another range as they are."""
+    """A score as text: in per cent if it is within 0..1."""
     return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value:.4g}"
 
 
-def _doubts(summary: Summary) -> list[str]:
-    """Remarks on a search that did not earn its keep, and on a choice within the error of its score."""
+def _search_remarks(summary: Summary) -> list[str]:
+    """Remarks on a search that did not beat its baselines, and on a choice within the error of its score."""
     choice, found = summary.choice, number(summary.compressed, "accuracy")
     notes = []
     if choice.get("origin") in NO_SEARCH and summary.searcher not in NO_SEARCH:
@@ -78,25 +78,25 @@ def _doubts(summary: Summary) -> list[str]:
     return notes
 
 
-def _beside_weights(summary: Summary) -> list[str]:
-    """Remarks on a target in bytes that the whole file exceeds, and on one in bits that all parameters exceed."""
+def _size_remarks(summary: Summary) -> list[str]:
+    """Remarks on a target in bytes that the whole file exceeds, and on a target in bits that all parameters exceed."""
     size, params = number(summary.compressed, "size_bytes"), number(summary.compressed, "params")
     wanted = number(summary.limits, "size_bytes")
     notes = []
-    if wanted and size is not None and size > LARGER * wanted:
+    if wanted and size is not None and size > BYTES_TOLERANCE * wanted:
         notes.append(f"the packed file has {size_text(size)}, target.size_bytes is {size_text(wanted)}: it counts "
                      "parameters, not the statistics of batch norms, names and the file's own table")
     bits, stored = number(summary.limits, "bits"), number(summary.compressed, "stored_bits")
-    if bits and stored and params and stored / params > BESIDE * bits:
+    if bits and stored and params and stored / params > BITS_TOLERANCE * bits:
         notes.append(f"{bits:.4g} bits hold for the layers that are quantized; all parameters have "
                      f"{stored / params:.3g} on average, as the others stay float")
     return notes
 
 
-def _storage(exported: Record | None) -> list[str]:
-    """Remarks on layers that the .tflite has otherwise than their bits promise: in float, or rounded once more.
+def _storage_remarks(exported: Record | None) -> list[str]:
+    """Remarks on layers that the .tflite stores differently from their bits: in float, or rounded once more.
 
-    A layer that was not to be quantized is in the report's table, and no surprise.
+    A layer that was not to be quantized is in the report's table only.
     """
     stored = ((exported or {}).get("stored") or {}).items()
     whole = [name for name, each in stored if each.get("type") == "float" and (each.get("bits") or _no_kernel(each))]
@@ -118,13 +118,13 @@ def _no_kernel(each: Record) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    """At most four of the names; the table has all."""
+    """Up to four of the names; the report's table has all."""
     more = f" and {len(names) - 3} more" if len(names) > 4 else ""
     return ", ".join(names[:3] if more else names) + more
 
 
 def _goal(unit: str, value: Any) -> str:
-    """The limit in words; a value or a unit that is not known as it is."""
+    """The limit in words; an unknown value or unit is shown unchanged."""
     try:
         return UNITS[unit].limit(UNITS[unit].amount(value))
     except (KeyError, ValueError):
@@ -132,5 +132,5 @@ def _goal(unit: str, value: Any) -> str:
 
 
 def _line(text: str) -> str:
-    """For terminals and pages alike; names and reasons come from files."""
+    """Text that is safe on terminals and pages, because names and reasons come from files."""
     return short(str(text), 2000)

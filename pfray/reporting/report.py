@@ -1,4 +1,4 @@
-"""Report of a finished run: ``summary.json`` and ``search/trials.jsonl`` to one page that needs no network."""
+"""Report of a finished run: one page from ``summary.json`` and ``search/trials.jsonl``, readable without a network."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pfray.storage.run_folder import RunFolder
 from pfray.units import UNITS, latency_text, size_text
 from pfray.utils.files import write_atomically
 
-# Fields of a measurement that the final table has.
+# Fields of a measurement in the final table.
 COLUMNS = ("accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes", "latency_ms")
 
 
 def write(run_dir: Path) -> Path:
     """Write ``report.html`` into the folder of a run and return its path.
 
-    Raises StorageError where the run's own files are missing or damaged, or the report cannot be written.
+    Raises StorageError if the run's files are missing or damaged, or the report cannot be written.
     """
     run = RunFolder(run_dir)
     summary = Summary.read(run.summary)
@@ -90,12 +90,13 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
 
 
 def draw(figure: Any, name: str) -> str:
+    """HTML of a plotly figure without plotly.js. name: id of its element."""
     config = {"displayModeBar": False, "responsive": True}
     return plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=name)
 
 
 def _table(summary: Summary) -> str:
-    """Numbers of teacher, baselines, compressed and exported, each with its ratio to the teacher's."""
+    """Numbers of teacher, baselines, compressed and exported model, each with its ratio to the teacher's."""
     teacher, exported = summary.teacher or {}, summary.exported
     rows = []
     for name in (*figures.FINAL, "exported"):
@@ -106,11 +107,11 @@ def _table(summary: Summary) -> str:
         for key in COLUMNS:
             value, reference = number(record, key), number(teacher, key)
             if name == "exported" and f"teacher_{key}" in record:
-                # A file is compared with the teacher's file, made and timed the same way.
+                # A file is compared with the teacher's file, which is made and timed the same way.
                 reference = number(record, f"teacher_{key}")
             relative = "" if name == "teacher" else _relative(key, value, reference)
             if name == "exported" and key == "accuracy" and (images := number(record, "images")):
-                # Fewer images than the teacher's row has: a difference would be mostly that of the samples.
+                # With fewer images than in the teacher's row, a difference would be mostly due to the samples.
                 relative = f"first {images:,.0f} images"
             cells.append(f"<td>{_cell(key, value)}<small>{relative}</small></td>")
         rows.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
@@ -121,7 +122,7 @@ def _table(summary: Summary) -> str:
 
 
 def _origins(trials: Sequence[Record]) -> str:
-    """Best score by origin of the plans: without a search, random and searched."""
+    """Best score by origin of the plans: without a search, random or searched."""
     rows = []
     for origin in figures.origins(trials):
         scores = [s for t in trials if str(t.get("origin")) == origin and (s := number(t, "score")) is not None]

@@ -1,4 +1,5 @@
-"""Records of a run's files, which may be damaged or a stranger's: numbers, texts and the trials of ``trials.jsonl``."""
+"""Safe reading of a run's files, which may be damaged or untrusted: numbers, texts and the trials of ``trials.jsonl``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ REMEDY = "Remedy: name the folder of a finished run"
 
 
 def number(record: Record | None, key: str) -> float | None:
-    """``record[key]`` where it is a finite number, else None. Yes and no count as 1 and 0."""
+    """``record[key]`` if it is a finite number, else None. True and False count as 1 and 0."""
     value = (record or {}).get(key)
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
@@ -25,9 +26,9 @@ def number(record: Record | None, key: str) -> float | None:
 
 
 def read_trials(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(trials by number, count of lines that hold none). Every trial has a number and an origin.
+    """(trials, ordered by number; count of lines without a trial). Every trial has a number and an origin.
 
-    Raises StorageError where the file cannot be read.
+    Raises StorageError if the file cannot be read.
     """
     try:
         records, unreadable = read_records(path)
@@ -43,12 +44,12 @@ def read_trials(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def has_number(record: Record) -> bool:
-    """True if a record has the number of a trial."""
+    """True if a record has a valid trial number."""
     return type(record.get("trial")) is int and 0 <= record["trial"] < 2**31
 
 
 def writable(value: Any) -> Any:
-    """``value``, its texts fit for a file: JSON may hold halves of characters."""
+    """``value`` with lone surrogates escaped, which JSON may hold and a file may not."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):

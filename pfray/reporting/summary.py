@@ -1,7 +1,7 @@
-"""Summary of a finished run, written to ``summary.json`` and read from it, which may be damaged or a stranger's.
+"""Summary of a finished run, written to ``summary.json`` and read from it. The file may be damaged or untrusted.
 
-After reading, every section is a mapping or missing, and every text can be written. Single values stay as they are:
-``number`` gives None for any that is no number, and the report escapes all texts.
+After reading, every section is a mapping or missing, and every text can be written. Single values are not checked:
+``number`` gives None for a value that is no number, and the report escapes all texts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pfray.reporting.report_input import REMEDY, Record, has_number, number, wri
 from pfray.space import Limits
 from pfray.units import UNITS, Amount
 
-# Sections that are None where they are missing, and sections that are then empty.
+# Sections that are None if missing; the others in SECTIONS are then empty.
 OPTIONAL = ("limits", "teacher", "uniform", "allocate", "compressed", "exported")
 SECTIONS = (*OPTIONAL, "target", "plan", "uniform_plan", "choice", "trials", "seconds")
-# Keys that a file need not have: baselines that were not trained, and limits, which earlier versions did not write.
+# Keys that a file may lack: baselines that were not trained, and limits, which earlier versions did not write.
 LEFT_OUT = ("limits", "uniform", "allocate")
 
 
@@ -33,7 +33,7 @@ class Summary:
     limits: the target's costs as absolute numbers, by unit; None in a file of an earlier version.
     teacher, uniform, allocate, compressed: measurements on the test split (``Measurement.to_dict``); None for a
         baseline that was not trained.
-    exported: size, latency and outputs of the exported file, and ``stored``, how it has each layer; None without one.
+    exported: size, latency and outputs of the exported file, and ``stored``, each layer's type; None without a file.
     plan, uniform_plan: value by knob. objective: name of the trials' score. choice: why the plan was chosen.
     trials: counts. seconds: by stage.
     """
@@ -58,9 +58,9 @@ class Summary:
 
     @classmethod
     def read(cls, path: Path) -> Summary:
-        """The summary in a file. Raises StorageError, in one line, where it is missing, damaged or of another form."""
+        """The summary in a file. Raises StorageError, in one line, if it is missing, damaged or of another form."""
         try:
-            # JSON has no NaN, Python's writes one all the same; it means the number is not known.
+            # JSON has no NaN, but Python writes it. Such a number is unknown.
             entries = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
         except (OSError, ValueError, RecursionError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({short(str(error))})"
@@ -72,7 +72,7 @@ class Summary:
 
     @classmethod
     def parse(cls, entries: Any) -> Summary:
-        """The summary of plain data, as ``to_dict`` gives them. Raises ValueError for data of another form."""
+        """The summary from plain data of ``to_dict``. Raises ValueError for data of another form."""
         entries = writable(entries)
         if not isinstance(entries, dict):
             raise ValueError("not a run's summary")
@@ -93,7 +93,8 @@ class Summary:
         return {name: value for name, value in found.items() if value is not None or name not in LEFT_OUT}
 
     def latencies(self) -> tuple[float | None, float | None]:
-        """Milliseconds of the result and of the teacher: of their files, timed in turns, or of their measurements."""
+        """Milliseconds of the result and of the teacher: from their files, timed in turns, else from the measurements.
+        """
         found = number(self.exported, "latency_ms"), number(self.exported, "teacher_latency_ms")
         if None in found:
             found = number(self.compressed, "latency_ms"), number(self.teacher, "latency_ms")
@@ -101,10 +102,10 @@ class Summary:
 
 
 def absolute_limits(costs: Mapping[str, Amount], limits: Limits, exported: Record | None) -> dict[str, float]:
-    """Limits of a finished run, by unit: ``limits``, except milliseconds relative to the teacher's.
+    """Limits of a finished run, by unit: ``limits``, except a latency relative to the teacher's.
 
-    These are relative to the teacher's file as it was timed in turns with the result's: the clock of the search may
-    have run at another pace.
+    That limit is relative to the teacher's file as timed in turns with the result's, because the machine may have run
+    at another speed during the search.
     """
     timed = number(exported, "teacher_latency_ms")
     latency = costs.get("latency_ms")

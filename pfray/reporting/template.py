@@ -1,4 +1,4 @@
-"""The frame of the report: page template, style for light and dark screens, and the script that recolours figures."""
+"""Page template of the report, with the style for light and dark screens and the script that recolours figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Identity of a run beyond its experiment file: pfray's version, the model, the data and the user's code.
 
-It is kept in the run folder, so that a run is continued with what it began with.
+It is kept in the run folder, so that a run is continued only with the same ones.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from pfray.nn.fingerprint import fixed_batch_outputs
 from pfray.task import Task
 from pfray.utils.cache import content_key, state_bytes, version
 
-# Their code is known by pfray's version.
+# Packages whose code pfray's version identifies.
 OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
-# Outputs that are kept, at most, and the difference between two machines that is allowed, as a share of the largest.
+# Most outputs that are kept, and the difference allowed between machines, as a share of the largest output.
 KEPT_OUTPUTS = 64
-TOLERANCE = 1e-3
-# The difference allowed of the moments of data, in which the last bits of many values cancel out.
-MOMENTS = 1e-7
-# Values whose moments are summed at once: a copy of a large data set in double precision would be twice its size.
+OUTPUT_TOLERANCE = 1e-3
+# The same for moments of the data, in which the rounding of many values cancels out.
+MOMENT_TOLERANCE = 1e-7
+# Values whose moments are summed at once, because a copy of a data set in double precision would be twice its size.
 CHUNK = 1_000_000
 
 
 def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task) -> dict[str, Any]:
     """The identity as JSON values.
 
-    experiment: plain data, as ``schema.plain`` gives them. model: as the run begins with it, with the user's weights or
-    untrained.
+    experiment: plain data from ``schema.plain``. model: at the begin of the run, with the user's weights or untrained.
     """
     outputs = fixed_batch_outputs(model, task)
     kept = outputs.flatten()[:: max(1, outputs.numel() // KEPT_OUTPUTS)][:KEPT_OUTPUTS].nan_to_num()
@@ -46,7 +45,7 @@ def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task) -> dic
     return {
         "pfray": version(),
         "architecture": content_key(repr(model)),
-        # Weights drawn by a seed differ between machines in their last bits; the outputs tell of them too.
+        # Weights drawn by a seed differ between machines in their last bits; the outputs cover them.
         "weights": content_key(state_bytes(model)) if given else "drawn",
         "outputs": kept.tolist(),
         **{f"{name} data": f"{_form(split.inputs)}, {_form(split.targets)}" for name, split in splits},
@@ -58,7 +57,7 @@ def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task) -> dic
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Changes between two identities, a few words for each."""
+    """Changes between two identities, in a few words each."""
     changed = []
     if old.get("pfray") != new["pfray"]:
         changed.append(f"pfray {new['pfray']} instead of {old.get('pfray')}")
@@ -66,7 +65,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         changed.append("the model's architecture")
     elif old.get("weights") != new["weights"]:
         changed.append("the model's weights")
-    elif not _close(old.get("outputs"), new["outputs"], TOLERANCE):
+    elif not _close(old.get("outputs"), new["outputs"], OUTPUT_TOLERANCE):
         changed.append("what the model gives for the first inputs (forward() or the normalization)")
     shapes = [f"{name} {new[name]} instead of {old.get(name)}"
               for name in ("train data", "validation data", "test data") if old.get(name) != new[name]]  # fmt: skip
@@ -83,7 +82,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _contents(tensor: Tensor) -> str | list[float]:
-    """Hash of whole numbers, or three moments of floats, whose last bits depend on the number of threads."""
+    """Hash of integers, or three moments of floats, whose last bits depend on the number of threads."""
     if not tensor.is_floating_point():
         return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).hexdigest()[:16]
     count, sums = tensor.numel(), torch.zeros(3, dtype=torch.float64)
@@ -97,7 +96,7 @@ def _contents(tensor: Tensor) -> str | list[float]:
 def _same_contents(old: Any, new: dict[str, Any]) -> bool:
     if not isinstance(old, dict) or old.keys() != new.keys():
         return False
-    return all(_close(old[key], new[key], MOMENTS) if isinstance(new[key], list) else old[key] == new[key]
+    return all(_close(old[key], new[key], MOMENT_TOLERANCE) if isinstance(new[key], list) else old[key] == new[key]
                for key in new)  # fmt: skip
 
 
@@ -113,7 +112,7 @@ def _close(old: Any, new: list[float], tolerance: float) -> bool:
 
 
 def _user_modules(experiment: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
-    """(name, file) of the modules behind the experiment's import paths and the task's functions, without pfray's."""
+    """(name, file) of the modules of the experiment's import paths and the task's functions, except pfray's."""
     names = {text.partition(":")[0] for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)}
     for each in (task.loss, task.score, task.soft_loss, task.augment):
         while isinstance(each, partial):

@@ -1,4 +1,4 @@
-"""Whether a run may begin or go on in a folder, and the folder made ready for it."""
+"""Run folders before a run begins or continues: checked, then prepared."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ def check_folder(
     force: bool,
     identity: Mapping[str, Any] | None = None,
 ) -> None:
-    """Look at the run's folder and touch nothing.
+    """Check the run's folder without changing it.
 
-    experiment: plain data, as ``schema.plain`` gives them. identity: what the run to continue has to have begun with;
-    None compares the experiment only. Raises RunExists where a run there would mix files or be lost, StorageError where
-    it cannot be read.
+    experiment: plain data from ``schema.plain``. identity: required of a run to continue; None compares the experiment
+    only. Raises RunExists if runs would mix or a run would be lost, StorageError if the folder cannot be read.
     """
     if run.experiment.exists():
         if resume:
@@ -48,7 +47,7 @@ def check_folder(
                 f"{run.title} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
             )
     elif run.path.is_dir() and any(not path.name.startswith(".") for path in run.path.iterdir()):
-        # Such files would be taken for an earlier session's, or be lost to a later --force.
+        # The files would be taken for an earlier session's, or be lost to a later --force.
         raise RunExists(f"{run.path} holds files but no run. Remedy: move them away, or name=... for another folder")
 
 
@@ -60,17 +59,17 @@ def open_folder(
     force: bool,
     identity: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make the run's folder ready to work in. ``force`` removes an earlier run; a damaged result is removed too.
+    """Prepare the run's folder for work. ``force`` removes an earlier run; a damaged result is removed too.
 
-    Arguments as of ``check_folder``. Raises RunExists, StorageError.
+    Takes the arguments of ``check_folder``. Raises RunExists, StorageError.
     """
     check_folder(run, experiment, resume=resume, force=force, identity=identity)
     try:
         if force and run.experiment.exists():
             shutil.rmtree(run.path)
-        if run.experiment.exists() and _differing(run, experiment) != []:  # and yet the identity is the same
+        if run.experiment.exists() and _differing(run, experiment) != []:  # although the identity is the same
             logging.getLogger("pfray").warning("%s is damaged; it is written again", run.experiment)
-        # Ray Tune's record of an earlier session is never read, and damage in it would be in the way.
+        # Ray Tune's record of an earlier session is never read, and damage in it would stop Tune.
         shutil.rmtree(run.path / TUNE, ignore_errors=True)
         run.summary.unlink(missing_ok=True)
         run.path.mkdir(parents=True, exist_ok=True)
@@ -86,9 +85,9 @@ def open_folder(
 
 
 def check_trials(run: RunFolder, space: CompressionSpace, trials: int) -> None:
-    """Look for lost trials of a run that is to go on, before anything is done. trials: the budget of the search.
+    """Check that a run to continue has lost no trials. trials: the budget of the search.
 
-    Raises StorageError for damaged trial files, and where trials are gone that later files were made of.
+    Raises StorageError for damaged trial files, and for missing trials that later files were made from.
     """
     found = _trial_log.read_trials(run.trials, space, trials)
     rescored = _trial_log.read_trials(run.rescored_trials, space, trials)
@@ -110,7 +109,7 @@ def check_trials(run: RunFolder, space: CompressionSpace, trials: int) -> None:
 
 
 def _check_kinds(run: RunFolder) -> None:
-    """Raise StorageError for a folder in the place of a file, and the other way round."""
+    """Raise StorageError for a folder in place of a file, and vice versa."""
     folders = [*(run.path / name for name in FOLDERS), *run.path.glob(f"{TRAINING}/[!.]*")]
     wrong = [path for path in folders if path.suffix not in SUFFIXES and path.exists() and not path.is_dir()]
     if wrong:
@@ -132,7 +131,7 @@ def _check_same(run: RunFolder, experiment: Mapping[str, Any], identity: Mapping
     if identity is None:
         return
     if known is None:
-        # Killed before its first result it has nothing that could be mixed with another's.
+        # A run killed before its first result has nothing that could mix with another's.
         if any(path.exists() for path in (run.trials, run.path / TRAINING, run.teacher)):
             raise RunExists(
                 f"{run.title} holds a run of an earlier version of pfray, or its {IDENTITY} is missing or damaged: "
@@ -157,22 +156,22 @@ def _check_same_experiment(run: RunFolder, experiment: Mapping[str, Any], remedy
 
 
 def _differing(run: RunFolder, experiment: Mapping[str, Any]) -> list[str] | None:
-    """Sections in which the saved experiment is another one; None where its file is damaged."""
+    """Sections in which the saved experiment differs; None if its file is damaged."""
     new = _compared(experiment)
     old = _read_compared(run.experiment, set(experiment))
     return None if old is None else [key for key in new if old.get(key) != new[key]]
 
 
 def _compared(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that decides what a run computes; where it runs, and on how much, may differ when it is continued."""
-    plain = strict_yaml.parse(strict_yaml.dump(dict(experiment)))  # as it will be read
+    """The part that determines a run's results. Storage and resources may differ when it is continued."""
+    plain = strict_yaml.parse(strict_yaml.dump(dict(experiment)))  # as it will be read back
     plain["resources.precision"] = plain.pop("resources")["precision"]
     del plain["storage"]
     return plain
 
 
 def _read_compared(saved: Path, sections: set[str]) -> dict[str, Any] | None:
-    """The saved experiment as ``_compared`` gives it; None where the file is damaged or lacks sections."""
+    """``_compared`` of the saved experiment; None if the file is damaged or lacks sections."""
     try:
         raw = strict_yaml.parse(saved.read_text(encoding="utf-8"))
         if not raw.keys() >= sections:

@@ -1,7 +1,7 @@
-"""Storage folder behind an fsspec URL, such as ``s3://bucket/runs``: lists, reads and writes its files.
+"""Storage folder at an fsspec URL, such as ``s3://bucket/runs``: lists, reads and writes its files.
 
-Every failure is one StorageError, whose text holds no secret. A store is not trusted to keep to the folder: names that
-are no plain relative paths are refused, when they are listed and when they are used (``safe_paths.py``).
+Every failure is one StorageError, whose text holds no secret. A store is not trusted to stay in the folder: names that
+are no plain relative paths are refused when listed and when used (``safe_paths.py``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pfray.errors import StorageError, first_line, short
 from pfray.utils.safe_paths import flaw, inside
 from pfray.utils.url import hidden
 
-# Stores whose puts are atomic; elsewhere a file is put under another name and then renamed.
+# Stores with atomic puts. In others a file is put under another name and then renamed.
 WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
-# A run that goes on must not wait for minutes where nobody answers.
+# Timeouts in seconds: a run must not wait for minutes for a store that does not answer.
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
@@ -33,7 +33,7 @@ OPTIONS["s3a"] = OPTIONS["s3"]
 
 @dataclass(frozen=True)
 class Bucket:
-    """The folder at ``url``. Paths are relative to it. Methods raise StorageError where the store fails."""
+    """The folder at ``url``. Paths are relative to it. Methods raise StorageError if the store fails."""
 
     url: str
     fs: Any
@@ -63,7 +63,7 @@ class Bucket:
         return sorted(name for name in names if not is_unfinished(name))
 
     def read(self, path: str) -> bytes | None:
-        """None where there is no such file."""
+        """Content of a file; None if there is none."""
         source = self._at(path)
         with self._told("read"):
             try:
@@ -73,6 +73,7 @@ class Bucket:
                 return None
 
     def get(self, path: str, local: Path) -> None:
+        """Fetch a file to ``local``."""
         source = self._at(path)
         with self._told("read"):
             local.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ class Bucket:
             self.fs.mv(temporary, target)
 
     def write(self, path: str, content: bytes, *, new: bool = False) -> bool:
-        """Write a small file. new: only where there is none. Returns True where it was written."""
+        """Write a small file. new: do not overwrite. Returns True if it was written."""
         target = self._at(path)
         with self._told("written"):
             if not self._puts_whole:
@@ -100,13 +101,14 @@ class Bucket:
             try:
                 self.fs.pipe_file(target, content, **({"mode": "create"} if new else {}))
             except OSError:
-                # Stores that refuse to overwrite have several ways to say so.
+                # Stores raise different errors for a refusal to overwrite.
                 if new and self.fs.exists(target):
                     return False
                 raise
         return True
 
     def remove(self, path: str) -> None:
+        """Remove a file, if there is one."""
         target = self._at(path)
         with self._told("written"), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(target)
@@ -121,9 +123,9 @@ class Bucket:
         return bool(WHOLE_PUTS & self._kinds)
 
     def _at(self, path: str) -> str:
-        """The store's name of ``path``. Raises StorageError for a path that is not below the root."""
+        """Name of ``path`` in the store. Raises StorageError for a path that is not below the root."""
         if "file" in self._kinds:
-            inside(Path(self.root), path)  # of all stores, only folders have links that are followed
+            inside(Path(self.root), path)  # only local folders have links that are followed
         elif reason := flaw(path):
             raise StorageError(f"{self.url} cannot take a file named '{short(path)}' ({reason}). Remedy: rename it")
         return f"{self.root}/{path}"
@@ -132,12 +134,12 @@ class Bucket:
     def _told(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # the libraries behind fsspec have kinds of their own
+        except Exception as error:  # the libraries behind fsspec have their own classes of errors
             raise _failure(self.url, what, error) from None
 
 
 def open_bucket(url: str) -> Bucket:
-    """The store at ``url``, not contacted yet. Raises StorageError where its library is not installed."""
+    """The store at ``url``, not contacted yet. Raises StorageError if its library is not installed."""
     from fsspec.core import url_to_fs
 
     try:

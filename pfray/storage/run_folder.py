@@ -1,4 +1,4 @@
-"""Layout of a run folder: a property or method for every file, and the few small files that say how far the run is."""
+"""Layout of a run folder: a property or method for every file. Reads and writes the small files of a run's progress."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pfray.utils.url import is_url
 
 EXPERIMENT, SUMMARY, IDENTITY, CHECKSUMS = "experiment.yaml", "summary.json", "identity.json", "checksums.json"
 SECONDS, REPORT = "seconds.json", "report.html"
-# What a searcher keeps in its folder is named in search/, what a training keeps for itself in training/checkpoints.py.
+# A searcher's own files are named in search/, a training's in training/checkpoints.py.
 SEARCH, RESCORE, TRAINING, EVENTS, TUNE = _trial_log.FOLDER, "rescore", "training", "events", "tune"
-# They say what other files hold, so they are read before those and sent after them: of these states no part is missing.
+# Files that refer to others. They are read before those and sent after them, so that no part of a state is missing.
 INDEXES = (f"{SEARCH}/{_state.STATE}", checkpoints.SNAPSHOT)
-# The model that a run is for; other names are its baselines'.
+# Name of a run's result; its baselines have other names.
 MODEL = "compressed"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder at ``path``. url: its address where the run is kept in a store, of which ``path`` is the copy here."""
+    """The folder at ``path``. url: its address if the run is kept in a store; ``path`` is then the local copy."""
 
     path: Path
     url: str | None = None
@@ -53,19 +53,19 @@ class RunFolder:
         """The folder as its user knows it."""
         return self.url or str(self.path)
 
-    # -- beside the folder, because --force removes it and a folder with other files is not taken for a new run's
+    # -- next to the folder, because --force removes the folder, and a new run refuses a folder with other files
 
     @property
     def lock(self) -> Path:
-        return self.beside("lock")
+        return self.sibling("lock")
 
     @property
     def job(self) -> Path:
-        """What ``pfray submit`` keeps of the job that runs it."""
-        return self.beside("job.json")
+        """Record that ``pfray submit`` keeps of the run's job."""
+        return self.sibling("job.json")
 
-    def beside(self, suffix: str) -> Path:
-        """A hidden file or folder of this run's next to its folder."""
+    def sibling(self, suffix: str) -> Path:
+        """A hidden file or folder of this run, next to its folder."""
         return self.path.with_name(f".{self.name}.{suffix}")
 
     # -- the run as a whole
@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def identity(self) -> Path:
-        """What the run began with (``identity.py``)."""
+        """Model, data and code at the begin of the run (``identity.py``)."""
         return self.path / IDENTITY
 
     @property
@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """The result. A run is finished when it is there; only the report is written later."""
+        """The result. A run with this file is finished; only the report is written later."""
         return self.path / SUMMARY
 
     @property
@@ -118,7 +118,7 @@ class RunFolder:
 
     @property
     def timed_plans(self) -> Path:
-        """Plans that were compressed further because their files were timed too slow."""
+        """Plans that were compressed further because their files were too slow."""
         return self.search / "timed_plans.json"
 
     @property
@@ -134,7 +134,7 @@ class RunFolder:
         """Folder of Ray Tune's own record of a search, which is never read again."""
         return self.path / TUNE / stage
 
-    # -- training; names are those of the models, or of one stage of a training
+    # -- training; a name is of a model, or of one stage of its training
 
     @property
     def teacher(self) -> Path:
@@ -146,7 +146,7 @@ class RunFolder:
         return self.path / TRAINING / name
 
     def start(self, name: str) -> Path:
-        """State dict that a training starts from, where making it took care."""
+        """State dict from an algorithm's ``finish``, which a training starts from."""
         return self.path / TRAINING / f"{name}.start.safetensors"
 
     def trained(self, name: str) -> Path:
@@ -154,7 +154,7 @@ class RunFolder:
         return self.path / TRAINING / f"{name}.safetensors"
 
     def made_of_choice(self) -> list[Path]:
-        """Files and folders that were made of the chosen plan."""
+        """Files and folders that were made from the chosen plan."""
         timed = [self.timed_plans] if self.timed_plans.exists() else []
         return [*(self.path / TRAINING).glob(f"{MODEL}*"), *timed]
 
@@ -183,7 +183,7 @@ class RunFolder:
         return self.summary.exists()
 
     def find_damage(self) -> str | None:
-        """What is wrong with the files of a finished run, in a few words; None where they are whole."""
+        """The first damage in the files of a finished run, in a few words; None if there is none."""
         known = read_json(self.checksums)
         if known is None:
             return f"{self.checksums} is missing or damaged"
@@ -203,7 +203,7 @@ class RunFolder:
         write_json(self.seconds, seconds)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the result, which finishes the run, after the checksums of its files."""
+        """Write the checksums of all files, then the result, which finishes the run."""
         content = json.dumps(summary, indent=2).encode()
         files = [*self.path.glob("*"), *self.search.glob("*"), *self.rescore.glob("*")]
         names = [path.relative_to(self.path).as_posix() for path in files if path.is_file() and path.name[0] != "."]
@@ -216,10 +216,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes of this machine out of the folder; the system unlocks it however this process ends.
+        """Lock the folder against other processes of this machine. The system unlocks it however this process ends.
 
-        Raises RunExists where another process is at work there, StorageError where the storage folder cannot be
-        written.
+        Raises RunExists if another process works there, StorageError if the storage folder cannot be written.
         """
         storage = self.path.parent
         try:
@@ -240,7 +239,7 @@ class RunFolder:
 
 
 def curve_of(training: Path) -> Path:
-    """The curve of the training in a folder: one line per epoch."""
+    """File of the curve of the training in a folder: one line per epoch."""
     return training / "curve.jsonl"
 
 

@@ -1,7 +1,7 @@
-"""Synchronization of a run folder on this machine with its URL in a store.
+"""Synchronization of a local run folder with its URL in a store.
 
-The files at the URL are the run; the folder here may be gone afterwards. Wherever the sending stops, the run at the URL
-can be resumed: a file that refers to others is sent after them, and the summary last.
+The files at the URL are the run; the local folder may be deleted afterwards. The run at the URL can be resumed wherever
+the upload stops: a file that refers to others is sent after them, and the summary last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pfray.storage.run_folder import EXPERIMENT, INDEXES, SUMMARY, TUNE, RunFold
 from pfray.utils.files import write_atomically
 from pfray.utils.safe_paths import inside, refuse_links_outside
 
-# Seconds between two looks at what is new.
+# Seconds between two uploads.
 INTERVAL = 5.0
 
 Stamp = tuple[int, int, int]
@@ -31,11 +31,11 @@ Stamp = tuple[int, int, int]
 
 @contextlib.contextmanager
 def synchronized(run: RunFolder, *, resume: bool) -> Iterator[Callable[[], None]]:
-    """Synchronize the run's folder with its URL, where it has one.
+    """Synchronize the run's folder with its URL, if it has one.
 
-    First the folder is fetched: whole with ``resume``, otherwise only what says whether there is a run. Yields a
-    function to call once the folder is open: from then on, every few seconds and at the end, the URL gets new files.
-    Raises RunExists where another machine works there, StorageError.
+    First the folder is fetched: all of it with ``resume``, otherwise only the files that tell whether there is a run.
+    Yields a function to call once the folder is open. From then on new files are sent to the URL, every few seconds and
+    at the end. Raises RunExists if another machine works there, StorageError if the store fails.
     """
     if run.url is None:
         yield lambda: None
@@ -43,8 +43,8 @@ def synchronized(run: RunFolder, *, resume: bool) -> Iterator[Callable[[], None]
     bucket = open_bucket(run.url.removesuffix(f"/{run.name}"))
     with locked(bucket, run.lock.name, _owner(run.path.parent)) as lease:
         sync = FolderSync(bucket, run, lease)
-        # After a kill on this machine the files here are newer; after anything else they may be older.
-        if lease.left_by_us and sync.newest.exists():
+        # After a kill on this machine the local files are newer; otherwise they may be older.
+        if lease.was_ours and sync.newest.exists():
             sync.sent = dict.fromkeys(bucket.names(run.name))
         else:
             sync.fetch(whole=resume)
@@ -63,7 +63,7 @@ def synchronized(run: RunFolder, *, resume: bool) -> Iterator[Callable[[], None]
                 closing.close()
                 try:
                     sync.push_rest()
-                except StorageError as error:  # which must not hide what ended the run
+                except StorageError as error:  # must not hide the error that ended the run
                     logging.getLogger("pfray").warning("%s", error)
                 raise
             closing.close()
@@ -71,19 +71,22 @@ def synchronized(run: RunFolder, *, resume: bool) -> Iterator[Callable[[], None]
 
 
 class FolderSync:
-    """A run in ``bucket`` and its folder here. Nothing is written or removed there without the lease."""
+    """A run in ``bucket`` and its local folder. Nothing is written or removed in the bucket without the lease."""
 
     def __init__(self, bucket: Bucket, run: RunFolder, lease: Lease) -> None:
         self.bucket, self.name, self.folder, self.lease = bucket, run.name, run.path, lease
-        # Files in the bucket, with the stamp that the file here had when it was sent; None where that is not known.
+        # Files in the bucket, with the stamp of the local file when it was sent; None if unknown.
         self.sent: dict[str, Stamp | None] = {}
-        self.begun, self.gaps = False, lease.gaps
-        # Exists from the moment on when the folder here has the whole run, and more than the bucket.
-        self.newest, self.arriving, self.outgoing = (run.beside(end) for end in ("newest", "arriving", "sending"))
+        self.started, self.gaps = False, lease.gaps
+        # newest: exists while the local folder has the whole run, and newer files than the bucket.
+        self.newest, self.arriving, self.outgoing = (run.sibling(end) for end in ("newest", "arriving", "sending"))
         self.sending = threading.Lock()
 
     def fetch(self, *, whole: bool) -> None:
-        """Replace the folder here by the bucket's; without ``whole``, only the files that say how far the run is."""
+        """Replace the local folder by the bucket's. whole: all files, not only the experiment and the summary.
+
+        Raises RunExists for files without a run, StorageError.
+        """
         self.newest.unlink(missing_ok=True)
         names = self.bucket.names(self.name)
         if names and EXPERIMENT not in names:
@@ -100,19 +103,19 @@ class FolderSync:
         self.sent = {name: _stamp(self.folder / name) if whole else None for name in names}
 
     def clear(self) -> None:
-        """Remove the run in the bucket. Killed in the middle, this leaves an unfinished run, or none."""
+        """Remove the run in the bucket. A kill in the middle leaves an unfinished run, or none."""
         for name in sorted(self.bucket.names(self.name), key=lambda name: (name != SUMMARY, name == EXPERIMENT)):
             self._check_lease()
             self.bucket.remove(f"{self.name}/{name}")
         self.sent = {}
 
     def push(self) -> None:
-        """Send new files, then remove from the bucket those that are gone here. Raises StorageError."""
+        """Send new files, then remove files from the bucket that are gone locally. Raises StorageError."""
         with self.sending:
             self._check_lease()
-            self.begun = True
+            self.started = True
             if self.gaps != self.lease.gaps:
-                # Another one may have worked there meanwhile, and was told to stop: what is here counts.
+                # Another owner may have written there before it had to stop, so every local file is sent again.
                 self.sent, self.gaps = dict.fromkeys(self.bucket.names(self.name)), self.lease.gaps
             staging = self.outgoing
             try:
@@ -136,8 +139,8 @@ class FolderSync:
                 shutil.rmtree(staging, ignore_errors=True)
 
     def push_rest(self) -> None:
-        """Send the rest. Raises StorageError that says where the files are."""
-        if self.begun:
+        """Send the remaining files at the end. Raises StorageError that names the local folder."""
+        if self.started:
             self.lease.wait()
             try:
                 self.push()
@@ -158,7 +161,7 @@ class FolderSync:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder and all that is in it, or a link without its target."""
+    """Remove a folder with its content, or a link without its target."""
     try:
         if folder.is_symlink():
             folder.unlink()
@@ -172,10 +175,10 @@ def _remove(folder: Path) -> None:
 
 
 def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
-    """Link the folder's files, as they are at one moment, below ``staging``; returns their stamps by relative path.
+    """Link the folder's files, at one moment, below ``staging``. Returns their stamps by relative path.
 
-    None where they change too fast; they are looked at again soon. Links suffice, because files are replaced here and
-    not changed, but for indexes, which are copied, and files that grow by a line.
+    None if they change too fast; the next upload tries again. Links suffice, because files are replaced and not
+    changed, except indexes, which are copied, and files that grow by lines.
     """
     for _ in range(20):
         _remove(staging)
@@ -191,7 +194,7 @@ def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
                     shutil.copyfile(folder / name, staging / name)
                 else:
                     _link(folder / name, staging / name)
-            # Ray's list of checkpoints is written in place, and those that it no longer has are removed.
+            # Ray writes its list of checkpoints in place, and removes checkpoints that are no longer listed.
             if all(_stamp(folder / name) == stamps[name] for name in names if name.endswith(INDEXES[1])):
                 return stamps
         except FileNotFoundError:
@@ -219,14 +222,14 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _turn(name: str) -> int:
-    """Order of sending: the experiment first, indexes late, the summary last."""
+    """Rank in the order of sending: the experiment first, indexes late, the summary last."""
     return 0 if name == EXPERIMENT else 3 if name == SUMMARY else 2 if name.endswith(INDEXES) else 1
 
 
 def _owner(folder: Path) -> str:
-    """Name under which runs of this folder lock; no other folder on any machine has it."""
+    """Owner of the locks of this folder's runs: a name that no other folder on any machine has."""
     path = folder / ".owner"
-    # An empty one, as a power cut could leave it, would be the same on all machines.
+    # An empty file, which a power cut may leave, would give all machines the same name.
     if not path.exists() or not re.fullmatch("[0-9a-f]{32}", path.read_text(encoding="utf-8", errors="replace")):
         write_atomically(path, uuid.uuid4().hex)
     return path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Plans that need no search: the first plans of every search, and its baselines."""
+"""Plans without a search: the first plans of every search, and its baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pfray.space import CompressionSpace, Limits, Plan
 def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves | None = None) -> dict[str, Plan]:
     """Plans by origin: allocate if there are error curves, uniform, and heuristic if the layers' sizes are known.
 
-    Raises InfeasibleTarget where no plan meets the limits.
+    Raises InfeasibleTarget if no plan meets the limits.
     """
     plans = {"allocate": allocate_plan(space, curves, limits)} if curves else {}
     plans["uniform"] = space.uniform(limits)
@@ -24,7 +24,10 @@ def plans_without_search(space: CompressionSpace, limits: Limits, curves: Curves
 
 
 def first_plans(plans: Mapping[str, Plan], searcher: type[PlanSearcher]) -> tuple[tuple[str, Plan], ...]:
-    """(origin, plan) of the plans that a searcher tries first: all of ``plans``, or its own alone; equal plans once."""
+    """(origin, plan) of the plans that a searcher tries first. Equal plans appear once.
+
+    An open-ended searcher tries all of ``plans``, any other only its own.
+    """
     chosen = [(origin, plan) for origin, plan in plans.items() if searcher.open_ended or origin == searcher.origin]
     return tuple(
         (origin, plan) for i, (origin, plan) in enumerate(chosen) if plan not in [earlier for _, earlier in chosen[:i]]

@@ -1,4 +1,4 @@
-"""The end of a run: read the test split, export, check and time the result."""
+"""End of a run: measure on the test split, export, check and time the result."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pfray.utils.files import write_atomically
 
 # Largest difference of the file's outputs from the model's, as a share of the largest output.
 MAX_RELATIVE_DIFFERENCE = 1e-2
-# The same for a file that rounds to 8 bits what the model does not, or otherwise. Steps of 1/256 add up over the layers
-# (0.05 for MobileNet-v1 on the digits); a wrong file differs by 1.
+# The same for a file that rounds to 8 bits differently from the model. Steps of 1/256 add up over the layers (0.05 for
+# MobileNet-v1 on the digits); a wrong file differs by 1.
 MAX_INT8_DIFFERENCE = 0.2
 # Added to both, absolute: float32's own rounding, for outputs of nearly 0.
 ROUNDING = 1e-5
@@ -37,7 +37,7 @@ MAX_ACCURACY_DIFFERENCE = 0.01
 
 
 def measure_test(model: nn.Module, task: Task, size_bytes: int) -> Measurement:
-    """The measurement on the test split, in float32. Raises TrainingFailed where the loss there is not finite."""
+    """Measurement on the test split, in float32. Raises TrainingFailed if the loss is not finite."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measurement = measure(place(model, device), task, task.test)
     model.to("cpu")
@@ -63,9 +63,9 @@ def export_model(
 ) -> dict[str, Any] | None:
     """Write model.pt2 and, with ``tflite``, model.tflite and teacher.tflite into the run folder.
 
-    images: test images that model.tflite is checked on (None: all). rounds: of timing both files in turns.
-    Returns the summary's ``exported`` entry; None without a .tflite. Raises ExportError where the file does not
-    reproduce the model.
+    images: test images that model.tflite is checked on (None: all). rounds: timing rounds of both files, in turns.
+    Returns the summary's ``exported`` entry; None without a .tflite. Raises ExportError if the file does not reproduce
+    the model.
     """
     example = example_input(task)
     path = run.tflite
@@ -93,8 +93,8 @@ def export_model(
 def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) -> dict[str, Any]:
     """Write the .tflite with sparse and quantized weights stored as such, and run it on test images (None: all).
 
-    Where a form that rounds makes the outputs too different, the next one is tried. Returns a part of the summary's
-    ``exported`` entry, in which ``stored`` says how the file has each layer of a quantized model. Raises ExportError.
+    If a rounding type changes the outputs too much, the next type is tried. Returns part of the summary's ``exported``
+    entry; its ``stored`` gives the type of each layer of a quantized model in the file. Raises ExportError.
     """
     content = convert.convert(model, example_input(task))
     large = len(content) >= convert.LARGEST  # as it is, where nothing in it has to change
@@ -115,7 +115,7 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
 
 
 def _records(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Any]:
-    """How the file has each layer, as JSON values; empty for a model in float."""
+    """Type of each layer in the file, as JSON values; empty for a model in float."""
     operators = {
         name: {"bits": 8 if kind == "int8" else None, "type": kind, "reason": why}
         for name, (kind, why) in shipped(model).operators().items()
@@ -124,7 +124,8 @@ def _records(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Any]:
 
 
 def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored: dict[str, Stored]) -> dict[str, Any]:
-    """Raises ExportError where the file does not do what the model does, BenchError where it does not run."""
+    """Accuracies and largest difference. Raises ExportError if file and model disagree, BenchError if it does not run.
+    """
     test = task.test.head(images)
     inputs = task.normalize(test.inputs)
     outputs, difference = convert.compare(path, model, inputs)
@@ -136,7 +137,7 @@ def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored:
             "Remedy: export.tflite=false to do without it, and report the model"
         )
     accuracy, torch_accuracy = task.score(outputs, test.targets).mean().item(), evaluate(model, task, test).accuracy
-    # With few images, a single one on the border between two classes proves nothing.
+    # With few images, a single one between two classes proves nothing.
     if abs(accuracy - torch_accuracy) > max(MAX_ACCURACY_DIFFERENCE, 1.5 / len(test)):
         raise ExportError(
             f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
@@ -146,5 +147,5 @@ def _check(model: nn.Module, task: Task, path: Path, images: int | None, stored:
 
 
 def pack(model: nn.Module, path: Path) -> int:
-    """Write the packed weights and return the file's size in bytes."""
+    """Write the packed weights. Returns the file's size in bytes."""
     return file.save(path, shipped(model).weights())

@@ -1,11 +1,11 @@
-"""Milliseconds as a target: what a plan's .tflite takes on this machine, predicted from its multiply-adds.
+"""Latency as a target: milliseconds of a plan's .tflite on this machine, predicted from its MACs.
 
-A few plans, from the whole network to the most compressed one, are exported and timed in turns. Between them the
-prediction is linear in the multiply-adds, and it never rises as they fall. Weights do not matter for the time, so
-nothing is trained for it. Two plans of as many multiply-adds differ in time by how many channels each layer has, so the
-plans that are to be retrained are timed themselves, and compressed further as long as they are too slow.
+A few plans, from the whole network to the most compressed one, are exported and timed in turns. The prediction
+interpolates linearly in the MACs and never rises as they fall. Weights do not change the time, so nothing is trained.
+Plans with equal MACs differ in time by the channels of each layer. Therefore the plans to be retrained are timed
+themselves, and compressed further while they are too slow.
 
-Where layers can be switched to 8 bits, both ends are timed, and the prediction is linear in the mean bits between them.
+If layers can be switched to 8 bits, both ends are timed, and the prediction is linear in the mean bits between them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from pfray.task import example_input
 from pfray.utils.cache import cache_dir, cache_key
 from pfray.utils.files import read_json, write_json
 
-# Plans on the curve, the whole network among them; rounds of timing; and corrections of a plan that is too slow.
+# Plans on the curve, the whole network included; timing rounds; most corrections of a plan that is too slow.
 POINTS = 5
 ROUNDS = 30
 TRIES = 4
 
-# ``(2, P)``: multiply-adds, rising, and milliseconds.
+# ``(2, P)``: MACs, rising, and milliseconds.
 Curve = list[list[float]]
 
 
 def timed_space(space: CompressionSpace, algorithm: Algorithm, done: Callable[[int, str], None]) -> CompressionSpace:
-    """``space`` with the cost ``latency_ms`` beside its ``macs``, which it has to have; as it is where it has none.
+    """``space`` with the additional cost ``latency_ms`` (milliseconds); unchanged if it has no cost ``macs``.
 
-    done(files made, words) is called after each. The curves are kept in the cache, so that a run that is continued has
-    the same. Raises ExportError where the network cannot be exported.
+    done(files made, words) is called after each file. The curves are cached, so that a continued run has the same.
+    Raises ExportError if the network cannot be exported.
     """
     if "macs" not in space.costs_at(np.ones(len(space))):
         return space
@@ -64,36 +64,35 @@ def timed_space(space: CompressionSpace, algorithm: Algorithm, done: Callable[[i
     return replace(space, costs_of=partial(costs_with_latency, inner=space.costs_of, curves=curves, bits=_bits(space)))
 
 
-def hold(
+def meet_latency(
     plans: dict[str, Plan],
     space: CompressionSpace,
     limits: Limits,
     recipe: Recipe,
     context: Context,
-    kept: Path,
+    path: Path,
     done: Callable[[int, str], None],
 ) -> dict[str, Plan]:
-    """The named plans, each compressed further as often as its file is timed slower than ``limits`` allow, TRIES times
-    at most.
+    """The named plans, each compressed further while its file is slower than ``limits`` allow, at most TRIES times.
 
-    It is timed in turns with the whole network, whose time is taken to be that of the curve. kept: the file that the
-    plans are written to, and read from where it is there, since another timing could give others. done(plans, name).
-    """  # fmt: skip
-    if (known := read_json(kept)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
+    A plan is timed in turns with the whole network, whose time is taken from the curve. path: file that the plans are
+    written to, and read from if it exists, because another timing could give others. done(plans, name).
+    """
+    if (known := read_json(path)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
         return known["held"]
-    if kept.exists():
-        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", kept)
-    held: dict[str, Plan] = {}
+    if path.exists():
+        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", path)
+    faster: dict[str, Plan] = {}
     for count, (name, plan) in enumerate(plans.items()):
         done(count, name)
-        same = [earlier for earlier in held if plans[earlier] == plan]
-        held[name] = held[same[0]] if same else _held(plan, space, limits, recipe, context)
+        same = [earlier for earlier in faster if plans[earlier] == plan]
+        faster[name] = faster[same[0]] if same else _meet_latency(plan, space, limits, recipe, context)
     done(len(plans), "done")
-    write_json(kept, {"plans": plans, "held": held})
-    return held
+    write_json(path, {"plans": plans, "held": faster})
+    return faster
 
 
-def _held(plan: Plan, space: CompressionSpace, limits: Limits, recipe: Recipe, context: Context) -> Plan:
+def _meet_latency(plan: Plan, space: CompressionSpace, limits: Limits, recipe: Recipe, context: Context) -> Plan:
     whole = space.decode(np.ones(len(space)))
     wanted, stricter = limits["latency_ms"], dict(limits)
     for _ in range(TRIES):
@@ -110,12 +109,12 @@ def _held(plan: Plan, space: CompressionSpace, limits: Limits, recipe: Recipe, c
 
 
 def file_count(space: CompressionSpace) -> int:
-    """How many files ``timed_space`` makes at most."""
+    """Most files that ``timed_space`` makes."""
     return POINTS * len(_ends(space))
 
 
 def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
-    """Positions ``(L,)`` that the curves start from: with all switches to 8 bits off, and, if there are any, on."""
+    """Positions ``(L,)`` that the curves start from: all switches to 8 bits off and, if there are any, all on."""
     full = np.ones(len(space))
     switches = space.of_kind("int8_switch")
     # Between the two curves the prediction goes by the mean bits.
@@ -125,20 +124,20 @@ def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
 
 
 def _bits(space: CompressionSpace) -> tuple[float, float]:
-    """The mean bits with all switches on, and with all off."""
+    """Mean bits with all switches on, and with all off."""
     ends = [space.costs_at(positions).get("bits", 0.0) for positions in _ends(space).values()]
     return min(ends), max(ends)
 
 
 def _plans(space: CompressionSpace, positions: np.ndarray) -> list[Plan]:
-    """Plans from the most compressed to that at ``positions``, all that is between 0 and 1 there moved together."""
+    """Plans from the most compressed one to the one at ``positions``, their positions raised together."""
     steps = np.linspace(0.0, 1.0, POINTS)
     plans = [space.decode(np.minimum(positions, step)) for step in steps]
     return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]
 
 
 def _time(plans: list[tuple[Algorithm, Plan]], done: Callable[[int], None]) -> list[float]:
-    """Milliseconds of each plan's file, whatever its weights."""
+    """Milliseconds of each plan's file. done(count) is called after each file is made."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.tflite" for i in range(len(plans))]
         for i, ((algorithm, plan), path) in enumerate(zip(plans, paths, strict=True)):
@@ -149,7 +148,7 @@ def _time(plans: list[tuple[Algorithm, Plan]], done: Callable[[int], None]) -> l
 
 
 def rising_curve(macs: list[float], times: list[float]) -> Curve:
-    """Sorted by the multiply-adds, and a time never less than that of fewer."""
+    """The curve of measured points, sorted by MACs, its times made monotone."""
     order = np.argsort(macs)
     return [np.array(macs)[order].tolist(), np.maximum.accumulate(np.array(times)[order]).tolist()]
 
@@ -160,12 +159,16 @@ def costs_with_latency(
     curves: Mapping[str, Curve],
     bits: tuple[float, float],
 ) -> dict[str, float]:
+    """The costs of ``inner`` and the predicted ``latency_ms``.
+
+    curves: by name, ``float`` and perhaps ``int8``. bits: mean bits with all switches on, and with all off.
+    """
     costs = inner(values)
     times = {name: float(np.interp(costs["macs"], macs, times)) for name, (macs, times) in curves.items()}
     if "int8" not in times:
         return {**costs, "latency_ms": times["float"]}
     share = (costs["bits"] - bits[0]) / (bits[1] - bits[0])
-    # Where 8 bits are slower, using more of them must not look like a gain.
+    # If 8 bits are slower, using more of them must not look like a gain.
     return {**costs, "latency_ms": times["int8"] + share * max(0.0, times["float"] - times["int8"])}
 
 

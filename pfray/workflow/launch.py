@@ -1,8 +1,8 @@
-"""Full-data training on the cluster: the teacher's, and the retraining of a chosen plan.
+"""Full-data training on the cluster, of the teacher and of chosen plans.
 
-``worker.py`` has what a worker does; here are its processes, a checkpoint after every epoch, and resuming.
-Several workers are Ray Train's. One alone is a plain task: Ray gives the next one the same process, where each training
-of Ray Train starts two, which is 6 s before the first step.
+``worker.py`` trains within one worker. This module starts the workers, keeps a checkpoint after every epoch, and
+resumes. Several workers run through Ray Train. A single one is a plain task, whose process Ray reuses: a training of
+Ray Train starts two processes, which takes 6 s before the first step.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
-from pfray.workflow.worker import Work, add_line, read_curve, read_lines, train_candidate
+from pfray.workflow.worker import TrainingSpec, add_line, read_curve, read_lines, train_candidate
 
-# Lost workers are replaced, and the training goes on from the last epoch's checkpoint, this many times.
+# Times that lost workers are replaced, and the training continues from the last epoch's checkpoint.
 RETRIES = 2
 
 
@@ -53,13 +53,12 @@ def retrain(
     distributed: Distributed | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Train the candidate's model on all training data, and return the last epoch's state dict.
+    """State dict after the last epoch of training the candidate's model on all training data.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
-    folder: of the checkpoints and the curve (epoch, loss); a training that finds its own checkpoints there, of
-    the same ``made_from``, continues from the last one. Of several workers, the curve also has the bytes of
-    gradients that each sent in the epoch.
-    on_epoch(epochs done, loss) is called in this process, from the calling thread.
+    folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
+    ``made_from``. With several workers the curve also has the bytes of gradients that each sent in an epoch.
+    on_epoch(epochs done, loss) is called from the calling thread.
     Raises TrainingFailed.
     """
     _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
@@ -96,7 +95,7 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
         while wait(futures, timeout=0.5).not_done:
             pass
     except KeyboardInterrupt:
-        # The threads wait for Ray and cannot be stopped; whoever handles this has to end the process.
+        # The threads wait for Ray and cannot be stopped. The handler of this exception has to end the process.
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     for future in futures:
@@ -106,7 +105,7 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 def finish(
     candidate: Candidate, context: ray.ObjectRef, start: ray.ObjectRef | None, cpus: int, gpus: float
 ) -> Weights:
-    """The weights that the algorithm's ``finish`` gives, computed in a Ray task.
+    """Weights from the algorithm's ``finish``, computed in a Ray task.
 
     start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises the task's own PfrayError, or
     TrainingFailed.
@@ -128,7 +127,8 @@ def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weig
 
 
 def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Tensor]:
-    # Retried here, because Ray itself would go on for ever where a worker is killed for the memory that it takes.
+    """State dict from a training on one worker, a plain Ray task. config: fields of ``TrainingSpec``."""
+    # Retried here, because Ray itself would retry for ever if a worker is killed for its use of memory.
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work_alone)
     named = task.options(name=f"{config['candidate'].algorithm.__name__}.train")
     for _ in range(RETRIES):
@@ -142,11 +142,11 @@ def train_alone(config: dict[str, Any], cpus: int, gpus: float) -> dict[str, Ten
 
 
 def work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
+    """Train in a worker that is alone. Returns the state dict, on the CPU."""
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
-
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
-    model = train_candidate(_work(config), Shard(), task_device(), state, partial(checkpoints.save, path))
+    model = train_candidate(_training_spec(config), Shard(), task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -178,7 +178,7 @@ def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int
 
 
 def _work_together(config: dict[str, Any]) -> None:
-    """What each of Ray Train's workers runs."""
+    """Train in one of Ray Train's workers."""
     context = train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -196,26 +196,26 @@ def _work_together(config: dict[str, Any]) -> None:
                 checkpoints.save(Path(directory) / EXCHANGE.format(rank=shard.rank), kept)
             if shard.rank == 0:
                 checkpoints.save(Path(directory) / STATE, state)
-            # Ray Train makes one checkpoint of all workers' files.
+            # Ray Train merges the files of all workers into one checkpoint.
             checkpoint = Checkpoint.from_directory(directory) if kept or shard.rank == 0 else None
             train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
 
     try:
-        train_candidate(_work(config), shard, device, state, save)
+        train_candidate(_training_spec(config), shard, device, state, save)
     except TrainingFailed as error:
-        # All ranks see the same loss and stop here together. Raising instead would make Ray Train try it all again.
+        # All ranks see the same loss and stop here together. An exception would make Ray Train retry the training.
         if shard.rank == 0:
             add_line(config["folder"], error=str(error))
 
 
-def _work(config: dict[str, Any]) -> Work:
-    """What Ray holds for all workers is fetched."""
+def _training_spec(config: dict[str, Any]) -> TrainingSpec:
+    """The training, with its objects fetched from Ray's object store."""
     fetched = {name: ray.get(value) for name, value in config.items() if isinstance(value, ray.ObjectRef)}
-    return Work(**{**config, **fetched})
+    return TrainingSpec(**{**config, **fetched})
 
 
 def _clean_curve(folder: Path, done: int) -> None:
-    """Leave of the curve what an earlier session trained of the ``done`` epochs; why it failed is no longer true."""
+    """Keep only the curve's lines of the ``done`` epochs; an earlier session's error no longer holds."""
     path = curve_of(folder)
     records, unreadable = read_records(path) if path.exists() else ([], 0)
     epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
@@ -226,6 +226,7 @@ def _clean_curve(folder: Path, done: int) -> None:
 
 
 def task_device() -> torch.device:
+    """Device of the current Ray task: ``cuda`` if Ray gave it a graphics processor."""
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
@@ -234,7 +235,7 @@ def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:
-    """Call ``on_epoch`` for every epoch past ``seen``; returns the last one."""
+    """Call ``on_epoch`` for every epoch after ``seen``. Returns the last one."""
     curve = read_curve(folder)
     for entry in curve:
         if on_epoch is not None and entry["epoch"] > seen:
@@ -243,10 +244,10 @@ def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] 
 
 
 def _as_pfray_error(error: Exception) -> PfrayError:
-    """The cause in a worker, without the traceback that Ray wraps around it."""
+    """The cause in a worker, without Ray's traceback."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     cause = causes[0]
-    # What Ray wraps around an error is an error of the same class.
+    # Ray wraps an error in another of the same class.
     while isinstance(cause, ray.exceptions.RayTaskError) or not isinstance(cause, PfrayError):
         if (deeper := getattr(cause, "cause", None) or cause.__cause__) is None:
             break

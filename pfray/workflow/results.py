@@ -1,4 +1,4 @@
-"""The results of a run: every retrained model packed and measured on the test split, the compressed one exported."""
+"""Results of a run: every retrained model packed and measured on the test split, the compressed one exported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pfray.workflow import finalize
 
 @dataclass(frozen=True)
 class Results:
-    """measured: by the name of the model, the teacher first. exported: what is known of the .tflite; None without."""
+    """measured: by name of the model, the teacher first. exported: facts of the .tflite; None without one."""
 
     measured: dict[str, Measurement]
     exported: dict[str, Any] | None
@@ -32,7 +32,7 @@ def measure_and_export(
     run: RunFolder,
     observers: Observers,
 ) -> Results:
-    """Write and measure what the run ships. Raises TrainingFailed, ExportError."""
+    """Write and measure the run's models. Raises TrainingFailed, ExportError."""
     with observers.stage("measure"):
         sizes = {"teacher": run.teacher.stat().st_size}
         for name, model in models.items():

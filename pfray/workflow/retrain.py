@@ -1,7 +1,7 @@
-"""Which trainings make the models of a run's plans, in which order; what is finished is kept and not repeated.
+"""Retraining of a run's plans: which trainings, and in which order. Finished ones are kept and not repeated.
 
-A plan is one training, or a row of them: the algorithms of a pipeline one after the other, and for each of them its
-stages. ``launch.py`` does a single one.
+A plan takes one training or several: the algorithms of a pipeline one after the other, each with its stages.
+``launch.py`` runs a single training.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pfray.workflow.launch import finish, retrain, run_together
 class TrainingStage:
     """One training. name: of its files.
 
-    key: of the plans that it and all before it are made from. Its files are kept under the key: where the search is
-    continued and another plan is chosen, an earlier plan's training must not be taken for its own.
+    key: hash of its plan and of all plans before it. Its files are stored under the key: if a continued search chooses
+    another plan, the training of the earlier plan must not be reused.
     """
 
     name: str
@@ -50,8 +50,8 @@ class TrainingStage:
 
 
 @dataclass(frozen=True)
-class Link:
-    """One algorithm's part of a plan: the trainings that lead to it. The last one is its own."""
+class StagedTraining:
+    """The trainings of one algorithm for a plan: milder stages, then the plan itself."""
 
     stages: tuple[TrainingStage, ...]
 
@@ -60,28 +60,28 @@ class Link:
         return self.stages[-1]
 
     @property
-    def trains(self) -> bool:
-        """Whether there is anything to do for it, and to keep."""
+    def has_weights(self) -> bool:
+        """True if there are weights to make and to keep: by training, or by the algorithm's ``finish``."""
         return bool(self.last.epochs) or self.last.candidate.algorithm.has_finish
 
 
-def links(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[Link]:
-    """One link for a plain algorithm, one for each algorithm of a pipeline; the last is called ``name``."""
+def staged_trainings(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[StagedTraining]:
+    """One for a plain algorithm, or one for each algorithm of a pipeline, in order. The last one is called ``name``."""
     whole = recipe.candidate(plan)
     if not issubclass(recipe.algorithm, Pipeline):
-        return [_link(name, whole, "", context)]
-    row: list[Link] = []
+        return [_staged_training(name, whole, "", context)]
+    row: list[StagedTraining] = []
     steps = split_plan(whole.settings, whole.plan)
     for step, own in steps:
         label = name if step is steps[-1][0] else f"{name}-{step.name}"
         training = with_values(whole.training, step.finetune)
         candidate = Candidate(step.algorithm, step.settings, own, training, whole.distill, whole.chosen)
-        row.append(_link(label, candidate, row[-1].last.key if row else "", context))
+        row.append(_staged_training(label, candidate, row[-1].last.key if row else "", context))
     return row
 
 
-def _link(name: str, candidate: Candidate, before: str, context: Context) -> Link:
-    """before: the key of what the link is made from."""
+def _staged_training(name: str, candidate: Candidate, before: str, context: Context) -> StagedTraining:
+    """before: key of the training before it; empty for the first."""
     milder = candidate.bind(context.teacher, context.task).stages(candidate.plan)
     ways = [(f"{name}-{number}", stage.plan, stage.epochs) for number, stage in enumerate(milder, start=1)]
     stages, key = [], before
@@ -90,12 +90,12 @@ def _link(name: str, candidate: Candidate, before: str, context: Context) -> Lin
         key = content_key(key, candidate.algorithm.__qualname__, decided, epochs)
         training = with_values(candidate.training, {"epochs": epochs})
         stages.append(TrainingStage(label, replace(candidate, plan=plan, training=training), key))
-    return Link(tuple(stages))
+    return StagedTraining(tuple(stages))
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where and with what trainings run: Ray resources, the run folder, who is told of each epoch."""
+    """Runs trainings. resources: of Ray. run: its folder. observers: told of each epoch."""
 
     resources: Resources
     run: RunFolder
@@ -103,24 +103,24 @@ class Trainer:
     distributed: Distributed = field(default_factory=Distributed)
 
     def train(self, recipe: Recipe, context: Context, plans: dict[str, Plan]) -> dict[str, nn.Module]:
-        """The model that each named plan gives after the training, on the CPU; finished ones are not repeated.
+        """The trained model of each named plan, on the CPU. Finished trainings are not repeated.
 
-        The trainings run side by side where the cluster has room, because two on half the cores each are faster than
-        one after the other on all of them.
+        Trainings run in parallel if the cluster has room: two on half the cores each are faster than one after the
+        other on all cores.
         """
-        # Of equal plans the first is trained; a training by an equal plan gives an equal model.
+        # Of equal plans only the first is trained, because their models are equal.
         same = {name: next(first for first in plans if plans[first] == plans[name]) for name in plans}
-        wanted = {name: links(name, recipe, plans[name], context) for name in dict.fromkeys(same.values())}
+        wanted = {name: staged_trainings(name, recipe, plans[name], context) for name in dict.fromkeys(same.values())}
         missing = [name for name, row in wanted.items() if any(map(self._is_missing, row))]
         if missing:
             at_once = max(1, min(len(missing), ray_cluster.total("CPU") // self.resources.workers))
             if self.resources.trial.gpu:
                 at_once = min(at_once, max(1, ray_cluster.total("GPU") // self.resources.workers))
-            total = sum(stage.epochs for name in missing for link in wanted[name] for stage in link.stages)
+            total = sum(stage.epochs for name in missing for staged in wanted[name] for stage in staged.stages)
             names = " and ".join(", ".join(missing).rsplit(", ", 1))
             with self.observers.stage(f"train {names}", total=total) as stage:
                 epochs_done = dict.fromkeys(missing, 0)
-                reference = ray.put(context)  # one for all, where no algorithm comes before another
+                reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
                     def show(label: str, epoch: int, loss: float, earlier: int) -> None:
@@ -129,30 +129,33 @@ class Trainer:
                         self.observers.epoch_done(label, epoch, loss)
 
                     earlier, own, shared = 0, context, reference
-                    for link in wanted[name]:
-                        if link.trains:  # what is finished of it is read
-                            earlier = self._train_link(link, shared, at_once, earlier, show)
-                        if link is not wanted[name][-1]:
-                            own = replace(context, earlier=self._model(link, own))
+                    for staged in wanted[name]:
+                        if staged.has_weights:  # finished stages are read
+                            earlier = self._train_stages(staged, shared, at_once, earlier, show)
+                        if staged is not wanted[name][-1]:
+                            own = replace(context, earlier=self._model(staged, own))
                             shared = ray.put(own)
 
                 run_together([partial(train_one, name) for name in missing], at_once)
-        trained = all(link.trains for row in wanted.values() for link in row)
+        trained = all(staged.has_weights for row in wanted.values() for staged in row)
         with contextlib.nullcontext() if trained else self.observers.stage("compress without training"):
             built = {name: self._build(row, context) for name, row in wanted.items()}
         return {name: built[same[name]] for name in plans}
 
-    def _train_link(
+    def _train_stages(
         self,
-        link: Link,
+        staged: StagedTraining,
         context: ray.ObjectRef,
         at_once: int,
         earlier: int,
         show: Callable[[str, int, float, int], None],
     ) -> int:
-        """All stages of a link, the finished ones skipped; returns the epochs done with it. earlier: those before."""
-        before, stages = None, link.stages
-        # Stages before a finished one are not looked at: nothing is made from them any more.
+        """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
+
+        earlier: epochs of the algorithms before it.
+        """
+        before, stages = None, staged.stages
+        # Stages before a finished one are no longer needed.
         done = next((i for i in reversed(range(len(stages))) if self._kept(stages[i]) is not None), 0)
         earlier += sum(stage.epochs for stage in stages[:done])
         for stage in stages[done:]:
@@ -173,7 +176,7 @@ class Trainer:
         at_once: int,
         on_epoch: Callable[[int, float], None],
     ) -> Weights:
-        """The weights after the stage's training, and before that the algorithm's ``finish`` where it has one."""
+        """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
         start, structure = None, None
@@ -200,28 +203,28 @@ class Trainer:
         )
         return Weights(structure, state)
 
-    def _build(self, row: list[Link], context: Context) -> nn.Module:
+    def _build(self, row: list[StagedTraining], context: Context) -> nn.Module:
         *first, last = row
         own = context
-        for link in first:
-            own = replace(context, earlier=self._model(link, own))
+        for staged in first:
+            own = replace(context, earlier=self._model(staged, own))
         return self._model(last, own)
 
-    def _model(self, link: Link, context: Context) -> nn.Module:
-        """The link's model, on the CPU."""
-        if not link.trains:
-            return untrained_model(link.last.candidate, context)
-        weights = self._kept(link.last)
+    def _model(self, staged: StagedTraining, context: Context) -> nn.Module:
+        """The model after all stages, on the CPU."""
+        if not staged.has_weights:
+            return untrained_model(staged.last.candidate, context)
+        weights = self._kept(staged.last)
         if weights is None:
-            damaged = self.run.trained(link.last.name)
+            damaged = self.run.trained(staged.last.name)
             raise StorageError(f"{damaged} was damaged meanwhile. Remedy: continue with --resume")
-        return rebuild_candidate(link.last.candidate, context, weights, torch.device("cpu"))
+        return rebuild_candidate(staged.last.candidate, context, weights, torch.device("cpu"))
 
-    def _is_missing(self, link: Link) -> bool:
-        return link.trains and self._kept(link.last) is None
+    def _is_missing(self, staged: StagedTraining) -> bool:
+        return staged.has_weights and self._kept(staged.last) is None
 
     def _kept(self, stage: TrainingStage) -> Weights | None:
-        """The weights that the stage ended with; None where they have to be made."""
+        """The stage's final weights; None if they have to be made."""
         return self._read(self.run.trained(stage.name), stage.key)
 
     def _read(self, path: Path, made_from: str) -> Weights | None:

@@ -1,4 +1,4 @@
-"""The search of a run: plans without search, trials, the choice among the best, and plans that keep a time limit."""
+"""Search of a run: plans without a search, trials, the choice among the best, and corrections for a latency limit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pfray.workflow.trials import Choice
 
 
 @dataclass(frozen=True)
-class Found:
-    """plans: to retrain, by the name of their model. choice: the chosen trial. trials: their numbers.
+class SearchResult:
+    """plans: to retrain, by name of their model. choice: the chosen trial. trials: counts.
 
-    uniform: the plan that treats all knobs alike.
+    uniform: the plan with one value for all knobs.
     """
 
     plans: dict[str, Plan]
@@ -31,8 +31,10 @@ class Found:
     uniform: Plan
 
 
-def search(experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers) -> Found:
-    """Search the best plan, or go on with a search that was interrupted. Raises SearchFailed."""
+def search(
+    experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
+) -> SearchResult:
+    """Search for the best plan, or continue an interrupted search. Raises SearchFailed."""
     components = loaded.components
     with observers.stage("plans without search"):
         # Not kept: what an algorithm computes once may be large, and the workers compute it for themselves.
@@ -47,10 +49,10 @@ def search(experiment: Experiment, loaded: LoadedRun, spec: TrialSpec, run: RunF
     choice = trials.choose(spec, searcher, experiment.search.rescore, experiment.resources, run, observers)
     plans: dict[str, Plan] = {name: plan for name, plan in known.items() if name in experiment.search.baselines}
     plans[MODEL] = choice.plan
-    # A plan that the user gave is never changed: too slow, it is so in the end.
+    # A plan given by the user is never changed. If it is too slow, the run misses its goal.
     fixed = {MODEL} if searcher.plan_source is not None else set()
-    plans |= _kept_to_time({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
-    return Found(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
+    plans |= _meet_latency({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
+    return SearchResult(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
 
 
 def _make_searcher(
@@ -66,13 +68,13 @@ def _make_searcher(
     return searcher
 
 
-def _kept_to_time(
+def _meet_latency(
     plans: dict[str, Plan], loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
 ) -> dict[str, Plan]:
-    """The plans, compressed further where their files are too slow; as they are without a limit on the time."""
+    """The plans, compressed further if their files are too slow; unchanged without a limit on the latency."""
     if "latency_ms" not in loaded.limits:
         return plans
     with observers.stage("time plans", total=len(plans)) as stage:
-        return latency_model.hold(
+        return latency_model.meet_latency(
             plans, loaded.space, loaded.limits, spec.recipe, spec.context, run.timed_plans, stage.update
         )

@@ -1,4 +1,4 @@
-"""Setup of a run, before Ray starts: from an experiment's names and settings to task, model, space and limits."""
+"""Setup of a run before Ray starts: task, model, space and limits from an experiment's names and settings."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from pfray.workflow.target import (
 )
 from pfray.workflow.warm_start import read_earlier
 
-# Takes a remark for the reader of the results that is no error, a line at a time.
+# Called with a remark that is no error, for the reader of the results.
 Note = Callable[[str], None]
 
 
 def _ignore(remark: str) -> None:
-    """The note of a caller who has nobody to show remarks to."""
+    """The note of a caller that shows no remarks."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,14 @@ class LoadedRun:
 
 
 def load(experiment: Experiment, observers: Observers) -> LoadedRun:
-    """Find and load everything, and check that the target can be reached. Raises PfrayError for a wrong request."""
+    """Load everything that the experiment names, and check that the target can be reached.
+
+    Raises PfrayError for a wrong request.
+    """
     notes: list[str] = []
     with observers.stage("load"):
         components = resolve(experiment)
-        cache_dir()  # one that cannot be used is found before anything is written
+        cache_dir()  # raises for an unusable one before anything is written
         task = build_task(experiment, components, notes.append)
         model = build_model(experiment, components, task, notes.append)
         algorithm = components.learner(model, task, components.learner_settings)
@@ -101,7 +104,7 @@ def load(experiment: Experiment, observers: Observers) -> LoadedRun:
             space = timed_space(space, algorithm, stage.update)
     macs = total_macs(model, example_input(task))
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
-    plans_without_search(space, limits)  # a target that is out of reach is found before anything is written
+    plans_without_search(space, limits)  # raises for a target out of reach before anything is written
     check_searcher(experiment, components.searcher, components.learner)
 
     def space_of(settings: Any) -> CompressionSpace:
@@ -109,13 +112,13 @@ def load(experiment: Experiment, observers: Observers) -> LoadedRun:
 
     knobs = searched_settings(experiment, components.learner_settings, space_of)
     space = space.with_free(knobs)
-    components.searcher(space, limits, components.search_settings)  # so are settings that only the searcher can judge
+    components.searcher(space, limits, components.search_settings)  # raises for settings that only it can check
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
     return LoadedRun(components, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
 
 
 def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) -> TrialSpec:
-    """What the run's workers are given to compress ``teacher``."""
+    """Everything that the run's workers need to compress ``teacher``."""
     search, learner = experiment.search, loaded.components.learner
     return TrialSpec(
         Context(loaded.task, teacher, experiment.seed, experiment.resources.precision),
@@ -130,7 +133,7 @@ def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) ->
 
 
 def resolve(experiment: Experiment) -> Components:
-    """Find everything the experiment names. Raises ConfigError with one line for every mistake."""
+    """The components that the experiment names. Raises ConfigError with one line for every mistake."""
     sections = {"model": experiment.model, "data": experiment.data, "learner": experiment.learner}
     found, mistakes = _find({**sections, "search": experiment.search})
     if mistakes:
@@ -144,7 +147,7 @@ def component_mistakes(components: Mapping[str, Component]) -> list[str]:
 
 
 def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
-    """(the fields of Components, the mistakes)."""
+    """(fields of Components, mistakes)."""
     found: dict[str, Any] = {}
     mistakes: list[str] = []
 
@@ -164,21 +167,20 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
         ("learner", "learner", Algorithm, []),
         ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
     )
-    for kind, field, base, beside in kinds:
+    for kind, field, base, other_keys in kinds:
         if kind in components:
             cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
             settings = components[kind].settings
             if cls is not None:
-                parse = partial(parse_settings, kind, cls.settings_type, settings, beside)
+                parse = partial(parse_settings, kind, cls.settings_type, settings, other_keys)
                 found[f"{kind}_settings"] = attempt(parse)
     return found, mistakes
 
 
 def build_task(experiment: Experiment, components: Components, note: Note = _ignore) -> Task:
-    """Load the data and look at every split once; remarks on it go to ``note``.
+    """The experiment's task, every split checked once. Remarks on the data go to ``note``.
 
-    Raises DataError for missing or damaged files and for data that no run can work with, ConfigError where no Task
-    comes back.
+    Raises DataError for missing or damaged files and for unusable data, ConfigError if the factory returns no Task.
     """
     task = call("data", components.data, experiment.data.settings)
     if not isinstance(task, Task):
@@ -191,11 +193,11 @@ def build_task(experiment: Experiment, components: Components, note: Note = _ign
 
 
 def build_model(experiment: Experiment, components: Components, task: Task, note: Note = _ignore) -> nn.Module:
-    """The teacher's architecture, with its weights where the experiment gives a file, on the CPU.
+    """The teacher's architecture on the CPU, with weights if the experiment gives a file.
 
-    The factory is given ``num_outputs`` and ``in_channels`` of the task, as far as it takes them and the experiment
-    does not set them. note: gets a remark on converted weights. Raises UnsupportedModel where the model cannot run on
-    the data or cannot be worked with, WeightsError for unfit weights.
+    The factory gets ``num_outputs`` and ``in_channels`` of the task, if it takes them and the experiment does not set
+    them. note: called with a remark on converted weights. Raises ConfigError if the factory returns no module,
+    UnsupportedModel if the model cannot run on the data or is unusable, WeightsError for unfit weights.
     """
     torch.manual_seed(experiment.seed)
     model = build("model", components.model, task_arguments(task), experiment.model.settings)

@@ -1,4 +1,4 @@
-"""The summary of a run: all that its report needs, and whether its goals were met."""
+"""Summary of a run: everything that its report needs, and a check of its goals."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pfray.reporting.remarks import headline, remarks
 from pfray.reporting.summary import Summary, absolute_limits
 from pfray.storage.run_folder import RunFolder
 from pfray.workflow.results import Results
-from pfray.workflow.search import Found
+from pfray.workflow.search import SearchResult
 from pfray.workflow.setup import LoadedRun
 
 
 def make_summary(
-    experiment: Experiment, loaded: LoadedRun, found: Found, results: Results, seconds: dict[str, float]
+    experiment: Experiment, loaded: LoadedRun, found: SearchResult, results: Results, seconds: dict[str, float]
 ) -> Summary:
     """The summary of a finished run. seconds: of each stage."""
     choice, exported = found.choice, results.exported
@@ -42,13 +42,13 @@ def make_summary(
 
 
 def check_goals(summary: Summary) -> None:
-    """Raise GoalMissed where a complete run misses a goal of its target."""
+    """Raise GoalMissed if a complete run misses a goal of its target."""
     if missed := missed_goals(summary):
         raise GoalMissed("\n".join(goal.error() for goal in missed))
 
 
 def tell_result(summary: Summary, run: RunFolder, observers: Observers) -> None:
-    """Note the headline, the remarks, and where the files are."""
+    """Note the headline, the remarks and the places of the files."""
     observers.note("")
     observers.note(headline(summary))
     for remark in remarks(summary):

@@ -1,4 +1,4 @@
-"""Limits, objective and searched settings of an experiment, and whether its searcher and learner suit them."""
+"""Limits, objective and searched settings of an experiment, and checks that searcher and learner suit them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pfray.space import CompressionSpace, Knob, keeps_limits
 from pfray.task import Task
 from pfray.units import UNITS
 
-# Trials train for a number of steps, so epochs change nothing in them; the batch size has to suit the workers.
+# Trials train for a number of steps, so epochs do not matter. The batch size has to suit the workers.
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
 
 
@@ -36,13 +36,13 @@ def resolve_limits(
 ) -> dict[str, float]:
     """Limits by unit, as absolute numbers.
 
-    macs: of the model; None where the space's full end has as many. Raises ConfigError for a unit that the learner
-    lacks, for a learner of a pipeline that no limit asks to compress, and for a target that the model already meets.
+    macs: of the model; None if the space's full end has as many. Raises ConfigError for a unit that the learner cannot
+    change, for a learner of a pipeline that no limit asks to compress, and for a target that the model already meets.
     """
     full = {knob.name: knob.full for knob in space.knobs}
     offered = space.costs(full)
     params = count_params(model)[0]
-    # At the full end of their knobs weights may have 8 bits; the teacher's have 32.
+    # At the full end of a knob weights may have 8 bits; the teacher's have 32.
     as_it_is = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
     if macs is not None:
         as_it_is["macs"] = macs
@@ -68,9 +68,9 @@ def resolve_limits(
 
 
 def resolve_objective(experiment: Experiment, task: Task) -> Objective:
-    """The score of a trial.
+    """The objective that scores trials.
 
-    Raises ConfigError for an agreement that the task does not define, and for times that cannot be measured here.
+    Raises ConfigError if the task does not define the agreement, or if the latency cannot be measured here.
     """
     search = experiment.search
     name = search.objective or ("agreement" if task.has_soft_labels else "accuracy")
@@ -101,9 +101,9 @@ def _check_litert() -> None:
 def searched_settings(
     experiment: Experiment, learner_settings: Any, space_of: Callable[[Any], CompressionSpace]
 ) -> tuple[Knob, ...]:
-    """The knobs of ``search.space``. Raises ConfigError with one line for every setting that cannot be searched.
+    """Knobs of ``search.space``. Raises ConfigError with one line for every setting that cannot be searched.
 
-    space_of(learner's settings): the space under these settings; a setting that shapes the space cannot be searched.
+    space_of(learner's settings): the space under them; a setting that changes the space cannot be searched.
     """
     sections = {"finetune": experiment.finetune, "distill": experiment.distill, "learner": learner_settings}
     known = [f"{section}.{key}" for section, settings in sections.items() for key in vars(settings)]
@@ -135,13 +135,13 @@ def searched_settings(
 
 
 def _examples(knob: Knob) -> list[float]:
-    """Both ends of a range and, unless it holds whole numbers only, a broken number inside."""
+    """Both ends of a range and, unless it holds whole numbers only, a fraction inside."""
     inside = [] if knob.integer else [knob.compressed + (knob.full - knob.compressed) / math.pi]
     return [knob.compressed, knob.full, *inside]
 
 
 def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner: type[Algorithm]) -> None:
-    """Raises ConfigError where the searcher needs error curves and the learner gives none."""
+    """Raise ConfigError if the searcher needs error curves and the learner gives none."""
     if searcher is Allocate and not learner.has_error_curves:
         raise ConfigError(
             f"search: allocate needs error curves, which {experiment.learner.title} does not give. "
@@ -152,9 +152,9 @@ def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner
 def check_from_scratch(
     experiment: Experiment, searcher: type[PlanSearcher], learner: type[Algorithm], knobs: int, objective: str
 ) -> None:
-    """Raises ConfigError where models that start with random weights would be judged untrained, or cannot be timed.
+    """Raise ConfigError if models that start with random weights would be scored untrained, or cannot be timed.
 
-    knobs: number of the space's knobs.
+    knobs: number of the space's knobs. objective: its name.
     """
     if not learner.from_scratch:
         return

@@ -1,4 +1,4 @@
-"""The teacher: given weights, or trained once by ``learners/full_precision.py`` and cached by content."""
+"""Teacher of a run: given weights, or trained once by ``learners/full_precision.py`` and cached by content."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from pfray.workflow.retrain import Trainer
 
 
 def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
-    """``model`` as it is where the experiment gave it weights; otherwise trained, or read from the run folder or the
-    cache.
+    """``model`` unchanged if the experiment gave it weights; otherwise trained, or read from the run folder or cache.
 
-    The cache's key is the settings of model, data and training, the architecture's printed form, the initial weights
-    and what ``forward`` does with them, the data itself and pfray's version, so a change of any of them trains a new
-    teacher. A change inside the user's own loss or augmentation cannot be seen; it takes a new seed, or an empty cache.
+    The cache key covers the settings of model, data and training, the architecture's printed form, the initial weights,
+    the outputs of ``forward``, the data itself and pfray's version. A change of any of them trains a new teacher. A
+    change inside the user's own loss or augmentation is not seen: it takes a new seed, or an empty cache.
     """
     if experiment.model.weights is not None:
         return model
     if _read_into(model, trainer.run.teacher):
-        return model  # the one that the run's trials were made from, on whatever machine it is continued
-    # How gradients are exchanged is part of what a teacher is, where it is not the plain way.
+        return model  # the run's own, because its trials were made from it, perhaps on another machine
+    # An exchange of gradients other than the default changes the teacher.
     plain = experiment.distributed == Distributed()
     key = cache_key(
         experiment.model.model_dump_json(), experiment.data.model_dump_json(), *model_parts(model, task),
@@ -51,7 +50,7 @@ def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: 
 
 
 def _read_into(model: nn.Module, path: Path) -> bool:
-    """Whether ``model`` now has the state in the file; where that is damaged or another model's, it is as before."""
+    """Load the file into ``model``; False, with ``model`` unchanged, if the file is damaged or another model's."""
     if not path.exists():
         return False
     state, own = load_tensors(path), model.state_dict()

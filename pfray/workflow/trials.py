@@ -1,4 +1,4 @@
-"""Run a search's trials through Ray Tune, one plan a trial, on actors that are reused."""
+"""Trials of a search through Ray Tune, one plan each, on reused actors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 from pfray.storage.run_folder import RunFolder
 
-# A trial whose worker dies is run again this many times, and then as often as the searcher suggests it again. A trial
-# that raises an error is a result, and is not run again.
+# Times that Tune repeats a trial whose worker died; the searcher may suggest it again afterwards. A trial that raises
+# an error is a result, and is not repeated.
 WORKER_RETRIES = 2
 
 
@@ -39,14 +39,14 @@ def run_trials(
     """Run the plans that ``searcher`` still wants, and tell it each result.
 
     scheduler: ``asha`` stops the worse trials after each of their rounds.
-    folder: for Tune's own record; the stage has its name. Raises the error that kept a result from being written.
+    folder: for Tune's own record; the stage has its name. Raises the error that prevented the writing of a result.
     """
     stage = folder.name
     # Per-trial loggers would cost more than most trials, and Tune's own Ctrl-C handling ends a search silently.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # Tune's own bookkeeping may get lost in a kill: the searcher keeps the results.
+    # Tune's own records may be lost in a kill, because the searcher keeps the results.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
@@ -77,7 +77,7 @@ def run_trials(
                 storage_path=str(folder.parent),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                # A trial is cheap to run again, and a checkpoint of it would cost more than it.
+                # A trial is cheap to repeat, and its checkpoint would cost more.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 callbacks=[_TellObservers(searcher, stage, observers)],
             ),
@@ -94,8 +94,8 @@ def run_trials(
 class Choice:
     """The chosen trial. rescored: it and its rivals, measured on all validation images, the best first.
 
-    within_error: number of plans whose score is at most the best one's standard error below the best.
-    all_images: True where ``score`` is of all validation images.
+    within_error: number of plans whose score is within one standard error of the best.
+    all_images: True if ``score`` is from all validation images.
     """
 
     trial: int
@@ -108,6 +108,7 @@ class Choice:
     rescored: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for the summary, without the plan."""
         return {key: value for key, value in asdict(self).items() if key != "plan"}
 
 
@@ -116,8 +117,7 @@ def choose(
 ) -> Choice:
     """The best trial, after the ``rescore`` best ones and the first were measured again on all validation images.
 
-    Trials that were measured on all of them are not measured again. Raises SearchFailed when no trial gave a usable
-    score.
+    Trials already measured on all of them are not repeated. Raises SearchFailed if no trial gave a usable score.
     """
     ranking = searcher.ranking()
     if not ranking:
@@ -142,7 +142,7 @@ def choose(
         observers.note(f"note: {note}")
     if not again.finished():
         run_trials(whole, again, resources, run.tune(run.rescore.name), observers)
-    # Trials keep the numbers that they have in the search.
+    # Trials keep their numbers from the search.
     rescored = [{**record, "trial": rivals[record["trial"]]["trial"]} for record in again.ranking()]
     return _choice(rescored, True, rescored) if rescored else _choice(ranking, False, [])
 
@@ -158,7 +158,7 @@ def _choice(ranking: list[dict[str, Any]], all_images: bool, rescored: list[dict
 
 
 class _Rescoring(PlanSearcher):
-    """The given plans, once more."""
+    """The given plans, measured again."""
 
     open_ended = False
     given = (
@@ -174,14 +174,14 @@ class _TellObservers(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if len(self.searcher.records) == self.seen:
-            return  # its worker died, and it is suggested again
+            return  # the worker died, and the trial is suggested again
         self.seen = len(self.searcher.records)
         self.observers.trial_finished(SearchState(self.stage, self.searcher.records, self.searcher.best()))
 
     on_trial_error = on_trial_complete
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks for a restore of its own, which is never used; a live display cannot be pickled.
+        # Tune pickles its callbacks for a restore that is never used, and a live display cannot be pickled.
         return {}
 
 

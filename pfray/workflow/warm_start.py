@@ -1,4 +1,4 @@
-"""Warm start of a search: the trials of an earlier run."""
+"""Warm start of a search from the trials of an earlier run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pfray.space import CompressionSpace, Limits, Plan
 from pfray.storage.run_folder import RunFolder
 from pfray.utils.settings import as_written
 
-# A score means the same in two runs where these sections and settings of the search are the same,
+# Scores of two runs compare if these sections and settings of the search are equal,
 SECTIONS = ("model", "data", "learner")
 SETTINGS = ("thresholds", "latency", "rounds", "finetune_steps")
-# and where trials are fine-tuned, these sections too.
+# and, if trials are fine-tuned, these sections too.
 TRAINING = ("finetune", "distill")
 REMEDY = "Remedy: the folder of a run with the same model, learner and kind of score"
 
@@ -27,8 +27,8 @@ def read_earlier(
 ) -> list[tuple[Plan, float | None]]:
     """(plan, score) of the trials in the run folder ``search.warm_start`` that meet this search's limits.
 
-    objective: name of this search's score. Raises ConfigError where the folder holds no trials, or trials of another
-    space or with another kind of score.
+    objective: name of this search's score. Raises ConfigError if the folder holds no trials, or trials of another space
+    or with another kind of score.
     """
     assert experiment.search.warm_start is not None
     run = RunFolder(expand_home(experiment.search.warm_start))
@@ -69,7 +69,7 @@ def read_earlier(
 
 
 def _objective(experiment: Experiment, trials: Sequence[dict[str, Any]]) -> str | None:
-    """The score's name: as the run's file gives it, else the measured number that every score is equal to."""
+    """Name of a run's score: from its file, else the field of the measurement that equals every score."""
     scored = [trial for trial in trials if trial["score"] is not None]
     for name in ("agreement", "accuracy"):
         if experiment.search.objective is None and all(t["measurement"].get(name) == t["score"] for t in scored):

@@ -1,5 +1,4 @@
-"""What one worker of a training does, alone or among others: train a candidate's model, and write its curve, a line
-after each epoch.
+"""One worker of a training, alone or among others: trains a candidate's model and writes a line of its curve an epoch.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from pfray.utils.files import append_line, read_records
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingSpec:
     """One training.
 
-    start: the weights that the algorithm's ``finish`` gave; None where ``compress`` makes the model.
-    folder: of the curve. made_from: what a checkpoint is kept under, and gone on from.
-    distributed: how several workers exchange gradients.
+    start: weights from the algorithm's ``finish``; None if ``compress`` makes the model.
+    folder: of the curve. made_from: key of the checkpoints; one with another key is not continued.
+    distributed: exchange of gradients between workers.
     """
 
     candidate: Candidate
@@ -42,38 +41,38 @@ class Work:
 
 
 def train_candidate(
-    work: Work,
+    spec: TrainingSpec,
     shard: Shard,
     device: torch.device,
-    known: dict[str, Any] | None,
+    checkpoint: dict[str, Any] | None,
     save: Callable[[dict[str, Any]], None],
 ) -> nn.Module:
-    """The candidate's model after all epochs; continued from ``known``, where that is a state that was saved.
+    """The candidate's model after all epochs. checkpoint: a saved state to continue from.
 
-    save(state), after each epoch: ``exchange`` of it is this worker's own, and empty where it has nothing to remember;
-    the rest is the same for all. Raises TrainingFailed.
+    save(state) is called after each epoch. ``state["exchange"]`` is this worker's own, and empty if it has nothing to
+    remember; the rest is the same for all workers. Raises TrainingFailed.
     """
-    candidate, context, training = work.candidate, work.context, work.candidate.training
+    candidate, context, training = spec.candidate, spec.context, spec.candidate.training
     torch.manual_seed(context.seed)
     steps = training.epochs * steps_per_epoch(context.task.train, training.batch_size)
-    if work.start is None:
-        begun = compress_candidate(candidate, context, device, steps)
+    if spec.start is None:
+        start = compress_candidate(candidate, context, device, steps)
     else:
-        begun = Compressed(rebuild_candidate(candidate, context, work.start, device))
-    model, hook = begun.model, begun.hook
-    if known is not None:
-        model.load_state_dict(known["model"])
+        start = Compressed(rebuild_candidate(candidate, context, spec.start, device))
+    model, hook = start.model, start.hook
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
         if isinstance(hook, StatefulHook):
-            hook.load_state_dict(known["hook"])
-        # A fault may have come between an epoch's state and its line.
-        if shard.rank == 0 and all(entry["epoch"] != known["epoch"] for entry in read_curve(work.folder)):
-            add_line(work.folder, epoch=known["epoch"], loss=known["loss"])
+            hook.load_state_dict(checkpoint["hook"])
+        # A crash may have come between an epoch's state and its line.
+        if shard.rank == 0 and all(entry["epoch"] != checkpoint["epoch"] for entry in read_curve(spec.folder)):
+            add_line(spec.folder, epoch=checkpoint["epoch"], loss=checkpoint["loss"])
     trained, exchange = model, None
     if shard.world > 1:
-        trained, exchange = distribute(model, work.distributed, context.seed)
-        if known is not None and known["exchange"]:
-            exchange.load_state_dict(known["exchange"])
-        if work.distributed.scale_lr:
+        trained, exchange = distribute(model, spec.distributed, context.seed)
+        if checkpoint is not None and checkpoint["exchange"]:
+            exchange.load_state_dict(checkpoint["exchange"])
+        if spec.distributed.scale_lr:
             training = with_values(training, {"lr": training.lr * shard.world})
     sent_bytes = 0
 
@@ -83,7 +82,7 @@ def train_candidate(
             "model": model.state_dict(),
             "epoch": epoch,
             "loss": loss,
-            "made_from": work.made_from,
+            "made_from": spec.made_from,
             "optimizer": optimizer.state_dict(),
             "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
             "exchange": {} if exchange is None else exchange.state_dict(),
@@ -91,7 +90,7 @@ def train_candidate(
         save(state)
         if shard.rank == 0:
             sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
-            add_line(work.folder, epoch=epoch, loss=loss, **sent)
+            add_line(spec.folder, epoch=epoch, loss=loss, **sent)
         sent_bytes = 0 if exchange is None else exchange.sent_bytes
 
     fit(
@@ -103,8 +102,8 @@ def train_candidate(
         teacher=place(context.teacher, device) if candidate.distill.weight else None,
         distill=candidate.distill,
         hook=hook,
-        start_epoch=0 if known is None else known["epoch"],
-        optimizer_state=None if known is None else known["optimizer"],
+        start_epoch=0 if checkpoint is None else checkpoint["epoch"],
+        optimizer_state=None if checkpoint is None else checkpoint["optimizer"],
         on_epoch=keep,
         shard=shard,
     )
@@ -112,18 +111,21 @@ def train_candidate(
 
 
 def add_line(folder: Path, **entry: float | str) -> None:
-    """To the curve's file."""
+    """Append a line to the curve's file."""
     append_line(curve_of(folder), json.dumps(entry))
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
-    """(epoch, loss) of the training in ``folder`` so far; of an epoch run again after a fault, the last time."""
+    """Epoch and loss of each epoch of the training in ``folder``; for an epoch repeated after a crash, the last values.
+    """
     return sorted({e["epoch"]: e for e in read_lines(folder, "epoch")}.values(), key=lambda entry: entry["epoch"])
 
 
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """The lines of the curve's file that have ``key``, ``epoch`` or ``error``, with values of the right types; the last
-    one may still be in writing."""
+    """Lines of the curve's file that have ``key`` (``epoch`` or ``error``) and values of the right types.
+
+    A last line that is still being written is left out.
+    """
     path = curve_of(folder)
     lines = read_records(path)[0] if path.exists() else []
     types: dict[str, type] = {"error": str} if key == "error" else {"epoch": int, "loss": float}

@@ -168,7 +168,7 @@ def no_ray(monkeypatch, tmp_path) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("pfray.cluster.access.read_again", lambda: None)
+    monkeypatch.setattr("pfray.cluster.access.reload_token_settings", lambda: None)
     return tmp_path
 
 

@@ -23,7 +23,7 @@ import yaml
 
 from benchmarks.raylets import free_ports
 from pfray.cluster import access, ray_cluster
-from pfray.cluster.preflight import what_is_missing
+from pfray.cluster.preflight import find_missing
 from pfray.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -178,8 +178,8 @@ def count_nodes(address: str) -> str:
 def test_a_folder_that_only_this_machine_has_is_named(tmp_path):
     pickled = pickle.dumps(None)
     (tmp_path / "mark").touch()
-    assert what_is_missing(pickled, str(tmp_path / "mark")) is None
-    problem = what_is_missing(pickled, str(tmp_path / "none" / "mark"))
+    assert find_missing(pickled, str(tmp_path / "mark")) is None
+    problem = find_missing(pickled, str(tmp_path / "none" / "mark"))
     assert f"the folder {tmp_path}/none is another one there, or none. Remedy: storage=..." in problem
 
 

@@ -188,7 +188,7 @@ def test_settings_are_taken_as_they_are_written(key, value):
 
 def test_every_mistake_in_settings_is_a_line_of_its_own():
     with pytest.raises(ConfigError) as caught:
-        parse_settings("search", Settings, {"rate": -1, "count": "many", "cuont": 1}, beside=["trials"])
+        parse_settings("search", Settings, {"rate": -1, "count": "many", "cuont": 1}, other_keys=["trials"])
     lines = str(caught.value).splitlines()
     assert lines[0] == "search.cuont: unknown key. Allowed: trials, rate, names, count. Did you mean 'count'?"
     assert lines[1] == "search.rate: -1 is not allowed: input should be greater than 0"

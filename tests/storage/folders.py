@@ -11,7 +11,7 @@ from pfray.storage.remote import Bucket
 class Held:
     """A lease that is held unless a test says otherwise."""
 
-    lost, left_by_us, gaps, holds = False, False, 0, True
+    lost, was_ours, gaps, holds = False, False, 0, True
 
     def held(self) -> bool:
         return self.holds and not self.lost

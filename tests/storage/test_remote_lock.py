@@ -54,7 +54,7 @@ def world(tmp_path: Path) -> World:
 def test_a_lock_is_held_by_one_and_let_go_at_the_end(world: World) -> None:
     one = world.acquire("one")
     assert one.held()
-    assert not one.left_by_us
+    assert not one.was_ours
     world.meanwhile = one.renew
     started = world.now
     with pytest.raises(RunExists, match=rf"exp is in use by another process, on {socket.gethostname()}\. Remedy"):
@@ -241,7 +241,7 @@ def test_a_lock_that_a_killed_run_of_the_same_folder_left_is_taken_without_a_wat
     world.acquire("here")
     started = world.now
     again = world.acquire("here")
-    assert again.left_by_us
+    assert again.was_ours
     assert again.held()
     assert world.now - started == SETTLE
 

@@ -14,7 +14,7 @@ from pfray.config.sections import Resources
 from pfray.learner.context import Context, Recipe
 from pfray.reporting.observers import Observers
 from pfray.storage.run_folder import RunFolder
-from pfray.workflow.retrain import Trainer, links
+from pfray.workflow.retrain import Trainer, staged_trainings
 from tests.without_ray import without_ray
 
 
@@ -63,8 +63,8 @@ def test_a_damaged_result_is_made_from_the_last_epochs_state(tmp_path, context, 
 @pytest.mark.parametrize("change", [{"epochs": 3}, {"share": 0.6}])
 def test_another_plan_or_length_has_another_key(context, recipe, change):
     def key(share: float = 0.5, epochs: int = 2) -> Any:
-        (link,) = links("compressed", lasting(recipe, epochs), {"fc1": share}, context)
-        return [stage.key for stage in link.stages]
+        (staged,) = staged_trainings("compressed", lasting(recipe, epochs), {"fc1": share}, context)
+        return [stage.key for stage in staged.stages]
 
     assert key() == key()
     assert key() != key(**change)

@@ -1,4 +1,4 @@
-"""The run folder of one run, claimed for this process: locked, fetched, and checked to be the same run."""
+"""The run folder of a run, held by this process: locked, fetched, and checked to be the same run."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from pfray.workflow.setup import LoadedRun
 
 
 @dataclass(frozen=True)
-class Claim:
-    """run: the claimed folder. is_complete: the run is finished and its files are whole, so nothing is left to do.
+class LockedRun:
+    """A run folder that no other process can use.
 
-    open: makes the folder ready to work in; the first call that writes anything. keep: begins to synchronize it with
-    its URL, where it has one.
+    is_complete: the run is finished and its files are undamaged. open: prepares the folder for work; the first call
+    that writes. synchronize: starts to send the folder's files to its URL, if it has one.
     """
 
-    run: RunFolder
+    folder: RunFolder
     is_complete: bool
     open: Callable[[], None]
-    keep: Callable[[], None]
+    synchronize: Callable[[], None]
 
 
 @contextlib.contextmanager
-def claimed(
+def locked_run(
     experiment: schema.Experiment, loaded: LoadedRun, observers: Observers, *, resume: bool, force: bool
-) -> Iterator[Claim]:
-    """Claim the experiment's run folder for the length of the block.
+) -> Iterator[LockedRun]:
+    """Lock the experiment's run folder for the length of the block.
 
-    Raises RunExists where another process works there or another run is there, StorageError where it cannot be used.
+    Raises RunExists if another process or another run uses the folder, StorageError if it cannot be used.
     """
     run, plain = RunFolder.at(experiment.storage, experiment.name), schema.plain(experiment)
     with run.locked(), contextlib.ExitStack() as closing:
-        # Takes a while where a lock that a killed run left behind is watched, or a run to go on with is fetched.
+        # Slow if a killed run left its lock, which is then watched, or if a run to continue is fetched.
         with observers.stage("open storage") if run.url else contextlib.nullcontext():
-            keep = closing.enter_context(synchronized(run, resume=resume))
-        began = identity(plain, loaded.model, loaded.task)
-        open_run.check_folder(run, plain, resume=resume, force=force, identity=began)
-        going_on = resume and run.is_finished
-        damage = run.find_damage() if going_on else None
+            synchronize = closing.enter_context(synchronized(run, resume=resume))
+        current = identity(plain, loaded.model, loaded.task)
+        open_run.check_folder(run, plain, resume=resume, force=force, identity=current)
+        finished = resume and run.is_finished
+        damage = run.find_damage() if finished else None
         if damage:
             observers.note(f"{damage}; the files are made again")
-        complete = going_on and not damage
+        complete = finished and not damage
         if resume and not complete:
             open_run.check_trials(run, loaded.space, experiment.search.trials)
 
         def open_folder() -> None:
-            open_run.open_folder(run, plain, resume=resume, force=force, identity=began)
-            keep()
+            open_run.open_folder(run, plain, resume=resume, force=force, identity=current)
+            synchronize()
             observers.add(SecondsFile(run, observers.seconds))
 
-        yield Claim(run, complete, open_folder, keep)
+        yield LockedRun(run, complete, open_folder, synchronize)
 
 
 class SecondsFile(Observer):
-    """Keeps the seconds of each stage in the run folder, earlier sessions of the run included."""
+    """Writes the seconds of each stage into the run folder, earlier sessions of the run included."""
 
     def __init__(self, run: RunFolder, seconds: Mapping[str, float]) -> None:
         self.run, self.seconds, self.earlier = run, seconds, run.read_seconds()
