@@ -43,7 +43,7 @@ def test_the_help_of_run_lists_the_components():
     text = pfray("run", "--help").stdout
     for title in ("learners:", "searchers:", "models:", "data sets:"):
         assert f"\n{title}\n" in text
-    assert "  weight_sparse      Weight sparsification by magnitude" in text
+    assert "  weight_sparse      Gradual magnitude pruning of weights" in text
 
 
 def test_the_installed_script_finds_a_users_modules_in_the_working_folder(tmp_path):
