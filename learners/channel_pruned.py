@@ -19,7 +19,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pfray.learner.base import Algorithm, Compressed, Stage
+from learners._channels import ChannelAlgorithm
+from pfray.learner.base import Compressed
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
 from pfray.nn.modes import place
@@ -32,7 +33,7 @@ from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
-from pfray.space import CompressionSpace, Plan
+from pfray.space import Plan
 from pfray.task import Task, example_input
 
 
@@ -44,16 +45,9 @@ class Settings(ChannelSettings):
     positions: Annotated[int, Field(ge=1)] = 48
 
 
-class ChannelPruned(Algorithm):
+class ChannelPruned(ChannelAlgorithm):
     settings: Settings
     settings_type = Settings
-    permanent = True
-    has_finish = True
-    has_error_curves = True
-
-    def space(self) -> CompressionSpace:
-        """One knob, the keep ratio, for every group of channels; costs ``macs`` and ``params``."""
-        return keep_ratios.channel_space(graph_of(self.model, self.task), self.settings)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -94,18 +88,6 @@ class ChannelPruned(Algorithm):
             )
             pruned = reconstructed(model, calibration, kept).eval()
         return Compressed(pruned, structure=structure)
-
-    def structure(self, plan: Plan) -> dict[str, int]:
-        """Number of units that each group keeps."""
-        return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
-
-    def rebuild(self, structure: dict[str, int]) -> nn.Module:
-        return keep_ratios.with_counts(self.model, structure, self.task)
-
-    def stages(self, plan: Plan) -> list[Stage]:
-        """Stages of group fine-tuning (``group_size``)."""
-        plans = keep_ratios.group_plans(plan, self.settings.group_size)
-        return [Stage(each, self.settings.group_epochs) for each in plans]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pfray.learner.base import Algorithm, Compressed, Stage
+from learners._channels import ChannelAlgorithm
+from pfray.learner.base import Compressed
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
@@ -82,12 +83,9 @@ class Settings(ChannelSettings):
     epsilon: Annotated[float, Field(ge=0)] = 0.0
 
 
-class DisChnPruned(Algorithm):
+class DisChnPruned(ChannelAlgorithm):
     settings: Settings
     settings_type = Settings
-    permanent = True
-    has_finish = True
-    has_error_curves = True
 
     def space(self) -> CompressionSpace:
         """One knob, the keep ratio, per channel group; costs ``macs`` and ``params``.
@@ -96,7 +94,7 @@ class DisChnPruned(Algorithm):
         """
         if self.settings.losses:
             outputs_for(self.model, self.task)
-        return keep_ratios.channel_space(graph_of(self.model, self.task), self.settings)
+        return super().space()
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -146,18 +144,6 @@ class DisChnPruned(Algorithm):
         prune(student, graph, kept)
         reestimate_batch_norm(student, task, BN_IMAGES, "float32")
         return Compressed(place(student, device), structure=structure)
-
-    def structure(self, plan: Plan) -> dict[str, int]:
-        """Number of units that each group keeps."""
-        return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
-
-    def rebuild(self, structure: dict[str, int]) -> nn.Module:
-        return keep_ratios.with_counts(self.model, structure, self.task)
-
-    def stages(self, plan: Plan) -> list[Stage]:
-        """Stages of group fine-tuning (``group_size``)."""
-        plans = keep_ratios.group_plans(plan, self.settings.group_size)
-        return [Stage(each, self.settings.group_epochs) for each in plans]
 
 
 def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: Settings) -> dict[str, np.ndarray]:

@@ -24,8 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from learners._channels import ChannelAlgorithm
 from pfray.errors import UnsupportedModel
-from pfray.learner.base import Algorithm, Compressed, Stage
+from pfray.learner.base import Compressed, Stage
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
@@ -62,21 +63,18 @@ class Settings(ChannelSettings):
             )
 
 
-class FilterRanked(Algorithm):
+class FilterRanked(ChannelAlgorithm):
     settings: Settings
     settings_type = Settings
-    permanent = True
-    has_finish = True
-    has_error_curves = True
 
     def space(self) -> CompressionSpace:
         """One knob, the keep ratio, per channel group; costs ``macs`` and ``params``.
 
         Raises UnsupportedModel if the criterion does not apply to a group.
         """
-        graph = graph_of(self.model, self.task)
-        space = keep_ratios.channel_space(graph, self.settings)
+        space = super().space()
         if self.settings.criterion == "bn_scale":
+            graph = graph_of(self.model, self.task)
             check_scaled(self.model, keep_ratios.searched_groups(graph, self.settings))
         return space
 
@@ -103,23 +101,14 @@ class FilterRanked(Algorithm):
         reestimate_batch_norm(pruned, self.task, self.settings.images, "float32")
         return Compressed(pruned, structure=structure)
 
-    def structure(self, plan: Plan) -> dict[str, int]:
-        """Number of units that each group keeps."""
-        return keep_ratios.kept_counts(graph_of(self.model, self.task), plan)
-
-    def rebuild(self, structure: dict[str, int]) -> nn.Module:
-        return keep_ratios.with_counts(self.model, structure, self.task)
-
     def stages(self, plan: Plan) -> list[Stage]:
         """Keep ratios r^(1/n), r^(2/n), ... before the plan's own r, for n ``iterations``; or group fine-tuning."""
         iterations = self.settings.iterations
         if iterations == 1 or all(ratio >= 1 for ratio in plan.values()):
-            plans, epochs = keep_ratios.group_plans(plan, self.settings.group_size), self.settings.group_epochs
-        else:
-            shares = [step / iterations for step in range(1, iterations)]
-            plans = [{n: ratio**share for n, ratio in plan.items()} for share in shares]
-            epochs = self.settings.iteration_epochs
-        return [Stage(each, epochs) for each in plans]
+            return super().stages(plan)
+        shares = [step / iterations for step in range(1, iterations)]
+        plans = [{n: ratio**share for n, ratio in plan.items()} for share in shares]
+        return [Stage(each, self.settings.iteration_epochs) for each in plans]
 
 
 def rank(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, settings: Settings) -> dict[str, np.ndarray]:
