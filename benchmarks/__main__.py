@@ -47,7 +47,7 @@ def run_one(command: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def is_closing(line: str) -> bool:
-    """Whether a line is the JSON that a benchmark ends with."""
+    """True for the JSON line that ends a benchmark."""
     try:
         entry = json.loads(line)
     except ValueError:

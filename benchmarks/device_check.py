@@ -76,7 +76,7 @@ def compare(files: Sequence[Path], expected: Path, may_refuse: Sequence[Path] = 
 
 
 def _in_integers(interpreter: Any) -> bool:
-    """Whether the kernels compute in integers: then biases are int32 with a scale.
+    """True if the kernels compute in integers: then biases are int32 with a scale.
 
     Asked where the file was made, because tflite-runtime crashes over the details of a sparse tensor.
     """

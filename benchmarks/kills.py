@@ -151,7 +151,7 @@ def search(
 
 
 def faults(records: Sequence[dict[str, Any]], trials: int, plans: int) -> dict[str, int]:
-    """What a search of ``trials`` got wrong, by kind. plans: how many different ones the search in peace had."""
+    """Faults of a search of ``trials``, by kind. plans: number of different plans of the undisturbed search."""
     numbers = Counter(record["trial"] for record in records)
     return {
         "lost": sum(number not in numbers for number in range(trials)),
@@ -162,7 +162,7 @@ def faults(records: Sequence[dict[str, Any]], trials: int, plans: int) -> dict[s
 
 
 def different(records: Sequence[dict[str, Any]]) -> int:
-    """How many different plans there are among the records."""
+    """Number of different plans among the records."""
     return len({json.dumps(record["plan"], sort_keys=True) for record in records})
 
 

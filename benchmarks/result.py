@@ -24,7 +24,7 @@ def close(name: str, value: float, unit: str, goal: str) -> None:
 
 
 def is_missing(name: str, paths: Sequence[Path], remedy: str) -> bool:
-    """Whether one of ``paths`` is not there; then one line says so, and the benchmark ends with SKIPPED."""
+    """True if one of ``paths`` is missing; then one line says so, and the benchmark ends with SKIPPED."""
     missing = [path for path in paths if not path.exists()]
     if missing:
         print(f"{name}: skipped, {missing[0]} is missing. Remedy: {remedy}", flush=True)

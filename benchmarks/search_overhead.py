@@ -55,7 +55,7 @@ def first_start(trials: Sequence[Mapping[str, Any]]) -> float:
 
 
 def start_breakdown(began: float, seen: Mapping[str, float], first: float) -> list[tuple[str, float]]:
-    """What the time from the command's start to the first trial's start went to: (what, seconds), in order.
+    """(stage, seconds) from the command's start to the first trial's start, in order.
 
     seen: when the lines ``[load] started`` and so on appeared, by stage.
     """

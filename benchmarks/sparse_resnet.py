@@ -20,7 +20,7 @@ def needed(model: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Job:
-    """What trials are made from: Context, Recipe and Scoring."""
+    """Context, Recipe and Scoring of the trials."""
 
     context: Any
     recipe: Any

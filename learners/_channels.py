@@ -1,4 +1,4 @@
-"""What the channel learners have in common: a keep ratio per channel group, and models of so many units a group."""
+"""Channel learners: their common keep ratio per channel group, and models with given numbers of units."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def retrain(piece: Sequence[Any]) -> Record:
 
 
 def retrained_model(factor: float, method: str) -> Any:
-    """What an earlier call kept of this retraining; None where it has not been done."""
+    """Record of this retraining from an earlier call; None if there is none."""
     import torch
 
     path = FOLDER / "records.jsonl"

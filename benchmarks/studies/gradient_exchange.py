@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _close(by_way: Mapping[str, Sequence[Record]]) -> None:
-    """What the ways that quantize lose, and how many fewer bytes they send."""
+    """Accuracy that the quantizing ways lose, and the factor by which they send fewer bytes."""
     if "none" not in by_way:
         return
     plain = by_way["none"]

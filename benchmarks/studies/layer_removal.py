@@ -249,7 +249,7 @@ def _table(kind: Kind, options: argparse.Namespace) -> None:
 
 
 def _policy_and_chance(chosen: Sequence[Record], rewards: Mapping[str, Sequence[float]], name: str) -> None:
-    """What the policy has found after so many students, and chance after as many. rewards: the best of each search."""
+    """Best rewards of the policy and of chance after as many students. rewards: the best of each search."""
     counts = [10, 20, 40, 70, 100]
     print("| search | seed | mean reward | " + " | ".join(f"best of {count}" for count in counts) + " |")
     print("|---|---:|---:|" + "---:|" * len(counts))

@@ -76,7 +76,7 @@ def settings_of(name: str, trials: int) -> str:
 
 
 def trials_to_pass(record: Mapping[str, Any], accuracy: float) -> int | None:
-    """How many trials it took to find a plan of ``MARGIN`` more than ``accuracy``, None where none was."""
+    """Number of trials until a plan was ``MARGIN`` above ``accuracy``; None if none was."""
     return next((i + 1 for i, found in enumerate(record["accuracies"]) if found >= accuracy + MARGIN), None)
 
 

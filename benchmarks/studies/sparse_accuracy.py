@@ -24,7 +24,7 @@ EXPERIMENT = ROOT / "experiments" / "resnet20_sparse.yaml"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Of one finished run: seed, test accuracies in percent, trials, and what the best plan came from."""
+    """Seed, test accuracies in percent, trials and origin of the best plan of one finished run."""
     summary = json.loads((folder / "summary.json").read_text())
     origins = {}
     for line in (folder / "search" / "trials.jsonl").read_text().splitlines():

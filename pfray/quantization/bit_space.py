@@ -90,7 +90,7 @@ class Prepared:
     information: dict[str, Tensor] = field(default_factory=dict)
 
     def error_curves(self, model: nn.Module, task: Task) -> dict[str, np.ndarray]:
-        """What the predictions lose, to second order, by a layer's bits."""
+        """Loss of the predictions, to second order, by a layer's bits."""
         levels = {name: list(own.values()) for name, own in self.levels.items()}
         return error_curves(model, task, self.norms, levels, self.information)
 

@@ -49,7 +49,7 @@ def begin(then: str = "") -> None:
 
 
 def resume_hint(program: str, arguments: Sequence[str]) -> str:
-    """How the run that ``program`` starts with these arguments is continued; nothing where they start none.
+    """Command that continues the run that ``program`` starts with these arguments; empty if they start none.
 
     Possible secrets in a URL are hidden, because an interruption can come before they are refused.
     """
