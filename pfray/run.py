@@ -105,9 +105,12 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
 def check(experiment: schema.Experiment, console: Console | None = None) -> None:
     """Look for mistakes without training, and note that the experiment is valid. Raises PfrayError."""
     from pfray.workflow import setup
+    from pfray.workflow.learner_check import try_plan
 
     observers = Observers([Progress(console)])
     loaded = setup.load(experiment, observers)
+    with observers.stage("try a plan"):
+        try_plan(experiment, loaded)
     observers.note(f"{experiment.name} is valid: {len(loaded.space)} knobs, and the target can be reached")
 
 

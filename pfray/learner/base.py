@@ -105,14 +105,14 @@ class Algorithm:
 
     def space(self) -> CompressionSpace:
         """Knobs of the model and their costs. Raises UnsupportedModel if there is nothing to compress."""
-        raise NotImplementedError
+        raise self._missing("space(self)")
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """A copy of the model compressed by ``plan``, fast: a search calls this in every trial.
 
         steps: optimizer steps of the training that follows. With 0 the plan is met immediately.
         """
-        raise NotImplementedError
+        raise self._missing("compress(self, plan, steps=0)")
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Relative errors of knobs, ``(G,)`` each, at evenly spaced positions from 0 (most compressed) to 1.
@@ -145,3 +145,17 @@ class Algorithm:
         They may depend only on the plan and the settings.
         """
         return []
+
+    def _missing(self, method: str) -> ConfigError:
+        name = type(self).__name__
+        return ConfigError(f"learner: {name} has no {method.partition('(')[0]}. Remedy: def {method}: ... in the class")
+
+
+def check_result(algorithm: Algorithm, method: str, result: Any) -> Compressed:
+    """``result``, if it is of the type that ``compress`` and ``finish`` return. Raises ConfigError otherwise."""
+    if isinstance(result, Compressed) and isinstance(result.model, nn.Module):
+        return result
+    found = f"Compressed({type(result.model).__name__})" if isinstance(result, Compressed) else type(result).__name__
+    raise ConfigError(
+        f"learner: {type(algorithm).__name__}.{method} returned a {found}. Remedy: return Compressed(model, hook)"
+    )

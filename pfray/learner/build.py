@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfray.learner.base import Algorithm, Compressed
+from pfray.learner.base import Algorithm, Compressed, check_result
 from pfray.learner.context import Candidate, Context
 from pfray.measure.evaluation import evaluate
 from pfray.nn.modes import place
@@ -34,7 +34,8 @@ def bind_candidate(candidate: Candidate, context: Context, device: torch.device)
 
 def compress_candidate(candidate: Candidate, context: Context, device: torch.device, steps: int) -> Compressed:
     """The candidate's model by ``Algorithm.compress``, for a training of ``steps`` optimizer steps."""
-    return bind_candidate(candidate, context, device).compress(candidate.plan, steps)
+    algorithm = bind_candidate(candidate, context, device)
+    return check_result(algorithm, "compress", algorithm.compress(candidate.plan, steps))
 
 
 def finish_candidate(
@@ -43,7 +44,8 @@ def finish_candidate(
     """The candidate's model by ``Algorithm.finish``. start: candidate and trained model of an earlier stage."""
     torch.manual_seed(context.seed)
     trained = None if start is None else rebuild_candidate(start[0], context, start[1], device)
-    return bind_candidate(candidate, context, device).finish(candidate.plan, trained)
+    algorithm = bind_candidate(candidate, context, device)
+    return check_result(algorithm, "finish", algorithm.finish(candidate.plan, trained))
 
 
 def rebuild_candidate(candidate: Candidate, context: Context, weights: Weights, device: torch.device) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pfray import bench, objective
 from pfray.errors import TrainingFailed, first_line
 from pfray.export.tflite import convert
-from pfray.learner.base import Algorithm, Compressed
+from pfray.learner.base import Algorithm, Compressed, check_result
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import Measurement, judge, measure, measurement_of, outputs_of
@@ -136,7 +136,8 @@ class Scorer:
         if self.round == 1:
             self.compressed = None  # frees the memory of the previous plan
             self.candidate = self.recipe.candidate(self.plan)
-            self.compressed = self._bound(self.candidate).compress(self.candidate.plan, steps)
+            algorithm = self._bound(self.candidate)
+            self.compressed = check_result(algorithm, "compress", algorithm.compress(self.candidate.plan, steps))
             self.macs = total_macs(self.compressed.model, example_input(task, self.device))
         assert self.candidate is not None
         assert self.compressed is not None

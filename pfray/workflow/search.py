@@ -14,6 +14,7 @@ from pfray.space import Plan
 from pfray.storage.run_folder import MODEL, RunFolder
 from pfray.workflow import latency_model, trials
 from pfray.workflow.baselines import first_plans, plans_without_search
+from pfray.workflow.learner_check import check_curves
 from pfray.workflow.setup import LoadedRun
 from pfray.workflow.trials import Choice
 
@@ -39,6 +40,7 @@ def search(
     with observers.stage("plans without search"):
         # Not kept: what an algorithm computes once may be large, and the workers compute it for themselves.
         curves = components.learner(spec.context.teacher, loaded.task, components.learner_settings).error_curves()
+        check_curves(curves, loaded.space)
         known = plans_without_search(loaded.space, loaded.limits, curves)
     searcher = _make_searcher(experiment, loaded, known, run)
     if (note := searcher.resume()) is not None:

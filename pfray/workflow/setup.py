@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,6 +35,7 @@ from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task, example_input
 from pfray.utils.cache import cache_dir
 from pfray.utils.signatures import call, check_arguments
+from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
@@ -93,7 +96,7 @@ def load(experiment: Experiment, observers: Observers) -> LoadedRun:
         task = build_task(experiment, components, notes.append)
         model = build_model(experiment, components, task, notes.append)
         algorithm = components.learner(model, task, components.learner_settings)
-        space = algorithm.space()
+        space = _space_of(algorithm, experiment.learner.name)
         space = with_layer_shapes(space, model, example_input(task))
     for note in notes:
         observers.note(f"note: {note}")
@@ -115,6 +118,19 @@ def load(experiment: Experiment, observers: Observers) -> LoadedRun:
     components.searcher(space, limits, components.search_settings)  # raises for settings that only it can check
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
     return LoadedRun(components, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
+
+
+def _space_of(algorithm: Algorithm, learner: str) -> CompressionSpace:
+    """The algorithm's space. Raises ConfigError where that of a user's own algorithm fails or is none."""
+    own = user_code(f"learner: {learner}", "mend the learner") if ":" in learner else contextlib.nullcontext()
+    with own:
+        space: Any = algorithm.space()
+        if not isinstance(space, CompressionSpace):
+            raise TypeError(f"space returned a {type(space).__name__}, not a CompressionSpace")
+        costs: Any = space.costs_at(np.ones(len(space)))
+        if not isinstance(costs, dict):
+            raise TypeError(f"the costs of its space are a {type(costs).__name__}, not numbers by unit")
+    return space
 
 
 def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) -> TrialSpec:
