@@ -12,6 +12,7 @@ from torch import nn
 from pfray.config.schema import Experiment
 from pfray.errors import ConfigError, short
 from pfray.learner.base import Algorithm, check_result
+from pfray.learner.pipeline import Pipeline
 from pfray.space import CompressionSpace
 from pfray.utils.user_code import user_code
 from pfray.workflow.setup import LoadedRun
@@ -56,8 +57,8 @@ def _check_rebuilt(algorithm: Algorithm, rebuilt: Any, compressed: nn.Module) ->
     name = type(algorithm).__name__
     if not isinstance(rebuilt, nn.Module):
         raise ConfigError(f"learner: {name}.rebuild returned a {type(rebuilt).__name__}. Remedy: return a model")
-    if algorithm.has_finish:
-        return  # its model may have another structure than that of compress
+    if algorithm.has_finish or isinstance(algorithm, Pipeline):
+        return  # a model of finish may have another structure than one of compress
     shapes = [{n: t.shape for n, t in model.state_dict().items()} for model in (rebuilt, compressed)]
     if shapes[0] != shapes[1]:
         raise ConfigError(

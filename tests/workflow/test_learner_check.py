@@ -114,7 +114,7 @@ def test_a_compress_that_gives_a_model_is_told_what_to_give():
     ("NotASpace", "learner: mine_wrong:NotASpace: space returned a list, not a CompressionSpace"),
     ("GivesTheModel", "learner: GivesTheModel.compress returned a "),
     ("Broken", "learner: mine_wrong:Broken: KeyError: "),
-    ("OtherStructure", "learner: OtherStructure.rebuild and OtherStructure.compress give models of different structure"),
+    ("OtherStructure", "learner: OtherStructure.rebuild and OtherStructure.compress give models of different"),
     ("Backwards", "learner: the error curve of 'a' rises from 0 to 1"),
 ])  # fmt: skip
 def test_check_tries_a_plan_and_says_what_is_wrong_in_one_line(tmp_path: Path, monkeypatch, capsys, name, message):
@@ -129,3 +129,14 @@ def test_check_tries_a_plan_and_says_what_is_wrong_in_one_line(tmp_path: Path, m
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert error.startswith(f"error: {message}")
     assert not (tmp_path / "runs").exists()
+
+
+def test_check_tries_a_pipeline_whose_last_model_has_another_form_than_in_trials(tmp_path: Path, capsys):
+    path = tmp_path / "exp.yaml"
+    path.write_text(
+        "model: lenet\ndata: digits\n"
+        "learner: [{name: channel_pruned, images: 100}, {name: litert_quant, images: 100}]\n"
+        f"target: {{macs: 0.5x, bits: 8}}\nstorage: {tmp_path}/runs\n"
+    )
+    assert main([str(path), "--check"]) == 0
+    assert "exp is valid: 9 knobs" in capsys.readouterr().out
