@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from learners import filter_ranked
 from pfray.errors import UnsupportedModel
@@ -75,7 +75,7 @@ class LayerRemoval(Algorithm):
                 f"{type(self.model).__name__} has no layer that can be removed "
                 f"({reasons or 'all are in learner.skip'}). Remedy: another learner, such as channel_pruned"
             )
-        facts = layer_features(self.model, found, chosen, example_input(self.task))
+        facts = layer_features(self.model, found, chosen)
         knobs = tuple(Knob(n, 0.0, 1.0, choices=(0.0, 1.0), facts=facts[n], kind="layer") for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
@@ -170,9 +170,7 @@ class _Costs:
         return _Costs, (self.found, self.names)
 
 
-def layer_features(
-    model: nn.Module, found: LayerGraph, names: list[str], example: Tensor
-) -> dict[str, dict[str, float]]:
+def layer_features(model: nn.Module, found: LayerGraph, names: list[str]) -> dict[str, dict[str, float]]:
     """(t, k, s, p, n, s_start, s_end) of Pahwa et al. 2019 for every knob, and the params and MACs that it removes.
 
     t: ``graph.KINDS``. k, s, p, n: kernel, stride, padding, outputs, for a block of its first layer. s_start, s_end:

@@ -26,11 +26,7 @@ from pfray.errors import ConfigError
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.loop import Hook
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    """Empty settings."""
+from pfray.utils.settings import NoSettings
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pfray.search.base import NoSettings, PlanSearcher
+from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.units import AT_LEAST
+from pfray.utils.settings import NoSettings
 
 # Relative errors of each knob, ``(G,)``, at evenly spaced positions from 0 (most compressed) to 1.
 Curves = Mapping[str, np.ndarray]

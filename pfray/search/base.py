@@ -11,7 +11,6 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,11 +30,6 @@ SPREAD_GROWTH = 1.25
 # Restarts of a trial whose worker died, in addition to Tune's own retries: a worker's death while it receives the plan
 # counts for Tune as an error of the trial.
 MAX_RESTARTS = 2
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    """Empty settings."""
 
 
 class PlanSearcher(PersistentSearch, Searcher):

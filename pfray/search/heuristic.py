@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfray.search.base import NoSettings, PlanSearcher
+from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
+from pfray.utils.settings import NoSettings
 
 # Bisection steps of alpha: down to float64 precision.
 ROUNDS = 60

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pfray.search.base import NoSettings, PlanSearcher
+from pfray.search.base import PlanSearcher
+from pfray.utils.settings import NoSettings
 
 
 class Uniform(PlanSearcher):

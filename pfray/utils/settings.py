@@ -1,11 +1,17 @@
-"""The base of all sections of an experiment file: frozen, and without unknown keys."""
+"""Bases of settings: an experiment file's sections, frozen and without unknown keys, and empty settings."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Empty settings."""
 
 
 class Section(BaseModel):

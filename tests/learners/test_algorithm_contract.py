@@ -22,7 +22,7 @@ from pfray.config.component import PIPELINE
 from pfray.config.registry import component_modules, find_class
 from pfray.data import digits
 from pfray.errors import ConfigError
-from pfray.learner.base import Algorithm, Compressed, NoSettings
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, stored_bits, total_macs
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
@@ -32,6 +32,7 @@ from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import fit
 from pfray.training.settings import Training
+from pfray.utils.settings import NoSettings
 from tests.small import described_bytes, equal, state
 
 # A pipeline has no defaults and does what its algorithms do; tests/learner/test_pipeline.py.

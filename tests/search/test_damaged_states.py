@@ -11,8 +11,9 @@ import pytest
 
 from pfray.errors import StorageError
 from pfray.search._trial_log import read_trials
-from pfray.search.base import NoSettings, PlanSearcher
+from pfray.search.base import PlanSearcher
 from pfray.space import Plan
+from pfray.utils.settings import NoSettings
 from tests.search.toy import LIMITS, PLANS, SPACE, drive, make, plans, result
 
 STOP = 7
