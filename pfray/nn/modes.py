@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pfray.nn.inputs import Inputs, call, map_tensors, tensors
+
+# Attribute of a model whose forward pass needs contiguous tensors (``x.view(len(x), -1)``). Copies have it too.
+CONTIGUOUS = "_pfray_contiguous"
+
 
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """The same model, moved to ``device`` with convolutions in channels_last, the fastest memory format."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """The same model, moved to ``device`` with 2-d convolutions in channels_last, the fastest memory format.
+
+    A model that ``settle_memory_format`` found to need contiguous tensors keeps them.
+    """
+    model.to(device)
+    if not hasattr(model, CONTIGUOUS):
+        for parameter in model.parameters():
+            parameter.data = channels_last(parameter.data)
+    return model
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """The outputs of a ``place``d model, its inputs in the same memory format."""
+    # Data-parallel training wraps the model.
+    contiguous = hasattr(getattr(model, "module", model), CONTIGUOUS)
+    return call(model, inputs if contiguous else map_tensors(channels_last, inputs))
+
+
+def settle_memory_format(model: nn.Module, inputs: Inputs) -> None:
+    """Mark ``model`` if it runs on ``inputs`` but not on the same in channels_last, as flattening by ``view`` does not.
+    """
+    if all(tensor.dim() != 4 for tensor in (*tensors(inputs), *model.parameters())):
+        return
+    with evaluating(model):
+        try:
+            forward(place(copy.deepcopy(model), "cpu"), inputs)
+        except Exception:
+            call(model, inputs)
+            setattr(model, CONTIGUOUS, True)
 
 
 @contextmanager
@@ -41,5 +75,5 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def channels_last(inputs: Tensor) -> Tensor:
-    """Images ``(N, C, H, W)`` in channels_last; other inputs unchanged."""
+    """Images ``(N, C, H, W)`` in channels_last; other tensors unchanged."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
