@@ -30,6 +30,7 @@ def make(folder: Path) -> list[Path]:
     from learners.uniform_quant import Settings, UniformQuant
     from pfray.data import digits
     from pfray.models.lenet import lenet
+    from pfray.nn.build import required_outputs
     from pfray.nn.modes import place
     from pfray.training import loop
     from pfray.training.settings import Training
@@ -37,7 +38,7 @@ def make(folder: Path) -> list[Path]:
 
     torch.manual_seed(0)
     task = digits.build()
-    model = lenet(task.num_outputs, 1)
+    model = lenet(required_outputs(task), 1)
     loop.fit(model, task, Training(lr=0.05, batch_size=64), seed=0, steps=200)
     place(model, "cpu").eval()
 

@@ -36,7 +36,8 @@ def bare_loop(model: torch.nn.Module, task: Task, training: Training, precision:
 
     assert task.augment is not None
     device = next(model.parameters()).device
-    images, labels = task.train.inputs.to(device), task.train.targets.to(device)
+    train = task.train.head(None)
+    images, labels = train.inputs.to(device), train.targets.to(device)
     mean = torch.tensor(task.mean, device=device).view(1, -1, 1, 1) * 255
     std = torch.tensor(task.std, device=device).view(1, -1, 1, 1) * 255
     optimizer = torch.optim.SGD(
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pfray.data import cifar10, digits
     from pfray.models.mobilenet import mobilenet_v1
     from pfray.models.resnet import resnet20
+    from pfray.nn.build import required_outputs
     from pfray.nn.modes import place
     from pfray.training.loop import choose_precision, fit
     from pfray.training.settings import Training
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def fresh() -> torch.nn.Module:
         torch.manual_seed(0)
-        return place(make(task.num_outputs, task.input_shape[0]), device)
+        return place(make(required_outputs(task), task.input_shape[0]), device)
 
     ours, bare = fresh(), fresh()
     precision = choose_precision(ours, device, options.precision)

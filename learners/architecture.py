@@ -24,7 +24,7 @@ from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import stored_bytes
 from pfray.models.vgg import VGG
-from pfray.nn.build import check_output, task_arguments
+from pfray.nn.build import check_output, required_outputs, task_arguments
 from pfray.nn.modes import place
 from pfray.nn.width_multiplier import scaled
 from pfray.space import CompressionSpace, Knob, Plan
@@ -80,7 +80,7 @@ class Architecture(Algorithm):
         with torch.random.fork_rng(devices=[]):
             check_output(build_network(smallest, settings, task_arguments(task)), task)
         return CompressionSpace(
-            tuple(knobs), partial(_costs, names=names, settings=settings, shape=shape, outputs=task.num_outputs)
+            tuple(knobs), partial(_costs, names=names, settings=settings, shape=shape, outputs=required_outputs(task))
         )
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:

@@ -7,69 +7,48 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfray.data._split_checks import check_splits
-from pfray.errors import DataError, short, shown
+from pfray.data._split import Split, in_memory
+from pfray.data._split_checks import check_labels, check_splits
+from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
+from pfray.nn.inputs import Inputs, map_tensors, named_tensors, tensors
+
+__all__ = ["SPLITS", "Samples", "Split", "Task", "example_input", "soft_cross_entropy", "top1"]
 
 SPLITS = ("train", "validation", "test")
+# Integers that are tokens, numbers of classes or masks, and go to the model as they are.
+WHOLE = (torch.int64, torch.int32, torch.bool)
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split in memory, already shuffled, so that its head is a fair sample.
+class Samples(Protocol):
+    """A split, in memory (``Split``) or read from a data set batch by batch (``pfray/data/_stream.py``)."""
 
-    inputs: ``(M, C, H, W)`` uint8 for images, float32 for other data.
-    targets: ``(M, ...)``; int64 class numbers for classification.
-    Gradients with respect to either are dropped. Raises DataError for tensors of unequal lengths; ``Task`` checks the
-    rest.
-    """
+    def __len__(self) -> int: ...
 
-    inputs: Tensor
-    targets: Tensor
+    def head(self, count: int | None) -> Any:
+        """The first ``count`` samples, in memory; all of them for None."""
 
-    def __post_init__(self) -> None:
-        tensors = [value for value in (self.inputs, self.targets) if isinstance(value, Tensor) and value.dim()]
-        if len(tensors) == 2 and len(self.inputs) != len(self.targets):
-            raise DataError(
-                f"a split has {len(self.inputs)} inputs but {len(self.targets)} targets. Remedy: one target a sample"
-            )
-        for name in ("inputs", "targets"):
-            value = getattr(self, name)
-            # Tensors with gradients and negated views cannot become numpy arrays.
-            if isinstance(value, Tensor) and (value.requires_grad or value.is_neg()):
-                object.__setattr__(self, name, value.detach().resolve_neg())
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
+        """(inputs, targets) of batches in order."""
 
-    def __len__(self) -> int:
-        return len(self.inputs)
+    def steps(self, size: int) -> int:
+        """Whole batches in an epoch, at least one."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As numpy arrays, which Ray's object store maps into every worker without a copy.
-        return _split_from_arrays, (self.inputs.numpy(), self.targets.numpy())
-
-    def head(self, count: int | None) -> Split:
-        """The first ``count`` samples; all of them for None."""
-        return self if count is None else Split(self.inputs[:count], self.targets[:count])
+    def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
+        """One process's part of each whole batch of an epoch, in an order that depends on ``seed``."""
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _split_from_arrays(inputs: np.ndarray, targets: np.ndarray) -> Split:
-    with warnings.catch_warnings():
-        # torch warns that the store's arrays are read-only, but nothing writes into a split.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return Split(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -89,45 +68,62 @@ def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: fl
 
 @dataclass(frozen=True)
 class Task:
-    """Data, loss and score that a model is trained for and measured by.
+    """Data, loss and metric that a model is trained for and measured by.
 
+    train, validation, test: ``Split``s in memory, or streams.
+    num_outputs: K, for models that are built for the task; None where the model is given and K means nothing.
+    output: what loss, metric and soft labels read of a model's outputs: a key, an attribute or a position, or a
+        function of the outputs; None for all of them.
     loss(outputs, targets): scalar mean over the batch.
-    score(outputs, targets): ``(N,)``, higher is better; its mean over a split is reported as ``accuracy``.
+    score(outputs, targets): the metric's value for each sample ``(N,)``; its mean over a split is reported. Or an
+        object with ``update(outputs, targets)``, ``compute()`` and ``reset()``, as torchmetrics has, for a metric that
+        is no mean over samples.
+    metric_name, higher_is_better, is_share: of the score. A measurement's ``accuracy`` is its mean, negated if lower is
+        better. A share, from 0 to 1, is printed in percent.
+    evaluate(model): a number that replaces the mean score, for who has only that.
     soft_loss(outputs, teacher_outputs, temperature): scalar, the distillation term.
     augment(inputs, generator): randomly changed inputs of a training batch, of the same type and shape.
-    mean, std: one number a channel (or one for all), applied to inputs scaled to 0..1.
+    mean, std: one number a channel (or one for all), applied to inputs of one tensor, scaled to 0..1 if they are bytes.
     classes: for a task with some classes of a data set, their numbers in the data set.
     """
 
     name: str
-    train: Split
-    validation: Split
-    test: Split
-    num_outputs: int
+    train: Samples
+    validation: Samples
+    test: Samples
+    num_outputs: int | None = None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    score: Callable[[Tensor, Tensor], Tensor] = top1
-    soft_loss: Callable[[Tensor, Tensor, float], Tensor] = soft_cross_entropy
+    augment: Callable[[Any, torch.Generator], Any] | None = None
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy
+    score: Any = top1
+    soft_loss: Callable[[Any, Any, float], Tensor] = soft_cross_entropy
     classes: tuple[int, ...] | None = None
+    output: str | int | Callable[[Any], Any] | None = None
+    metric_name: str = "accuracy"
+    higher_is_better: bool = True
+    is_share: bool = True
+    evaluate: Callable[[nn.Module], float] | None = None
 
     def __post_init__(self) -> None:
         """Raise DataError, one line, for splits and settings that no run can work with."""
         title = f"task {short(str(self.name))}"
         splits = {name: getattr(self, name) for name in SPLITS}
         for name, split in splits.items():
-            if not isinstance(split, Split):
+            if not hasattr(split, "head"):
                 raise DataError(
                     f"{title}: {name} is a {type(split).__name__}. Remedy: pfray.task.Split(inputs, targets)"
                 )
-        if isinstance(self.num_outputs, bool) or not isinstance(self.num_outputs, int) or self.num_outputs < 1:
+        outputs = self.num_outputs
+        if outputs is not None and (isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1):
             raise DataError(
-                f"{title}: num_outputs is {shown(self.num_outputs)}. Remedy: how many outputs the model has, 1 or more"
+                f"{title}: num_outputs is {shown(outputs)}. Remedy: how many outputs the model has, 1 or more"
             )
-        for name in ("loss", "score", "soft_loss", "augment"):
+        for name in ("loss", "score", "soft_loss", "augment", "evaluate"):
             function = getattr(self, name)
-            if not callable(function) and (function is not None or name != "augment"):
+            if name == "score" and self.accumulates:
+                continue
+            if not callable(function) and (function is not None or name not in ("augment", "evaluate")):
                 raise DataError(f"{title}: {name} is {shown(function)}, which cannot be called. Remedy: a function")
         check_splits(title, splits, self.num_outputs, self.loss, self.score is top1)
         for name in ("mean", "std"):
@@ -149,8 +145,8 @@ class Task:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """``(C, H, W)`` of one input."""
-        return tuple(self.train.inputs.shape[1:])
+        """Shape of one sample of the first input, ``(C, H, W)`` for images."""
+        return tuple(tensors(self.train.head(1).inputs)[0].shape[1:])
 
     @property
     def has_soft_labels(self) -> bool:
@@ -158,30 +154,91 @@ class Task:
         """
         return self.loss is F.cross_entropy or self.soft_loss is not soft_cross_entropy
 
-    def normalize(self, inputs: Tensor) -> Tensor:
-        """Inputs in float32, scaled to 0..1 if they are uint8, minus mean, over std."""
-        x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
+    @property
+    def accumulates(self) -> bool:
+        """True if the score is an object that sees all batches before it has a value."""
+        return all(callable(getattr(self.score, name, None)) for name in ("update", "compute", "reset"))
+
+    def select(self, outputs: Any) -> Any:
+        """What loss, score and soft labels read of a model's outputs. Raises UnsupportedModel where it is missing."""
+        wanted = self.output
+        if wanted is None or (isinstance(outputs, Tensor) and not callable(wanted)):
+            return outputs
+        if callable(wanted):
+            return wanted(outputs)
+        try:
+            by_name = isinstance(wanted, str) and hasattr(outputs, wanted) and not isinstance(outputs, dict)
+            return getattr(outputs, str(wanted)) if by_name else outputs[wanted]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UnsupportedModel(
+                f"the model's outputs, a {type(outputs).__name__}, have no {shown(wanted)} ({first_line(error)}). "
+                "Remedy: output=, the key or position of what the loss reads"
+            ) from error
+
+    def normalize(self, inputs: Inputs) -> Inputs:
+        """Inputs as the model takes them: bytes scaled to 0..1, floats in float32, tokens and masks unchanged.
+
+        The normalization, minus ``mean`` and over ``std``, is for inputs of one tensor.
+        """
+        if not isinstance(inputs, Tensor):
+            return map_tensors(_in_float, inputs)
+        if inputs.dtype in (torch.int64, torch.int32) and (tuple(self.mean), tuple(self.std)) == ((0.0,), (1.0,)):
+            return inputs
+        x = _in_float(inputs).float()  # a mask alone is an image of two colours
         shape = (1, -1, *(1,) * (x.dim() - 2))
         return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
 
-    def batches(self, split: Split, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: Samples, size: int, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
         """Batches of the split in order, normalized, without augmentation, for evaluation."""
-        for start in range(0, len(split), size):
-            part = slice(start, start + size)
-            yield self.normalize(split.inputs[part].to(device)), split.targets[part].to(device)
+        for inputs, targets in split.batches(size):
+            yield self.normalize(_on(device, inputs)), self._checked(_on(device, targets))
+
+    def training_batches(
+        self, size: int, seed: int, noise: torch.Generator, device: torch.device, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Inputs, Any]]:
+        """One process's part of each batch of an epoch, augmented and normalized. seed: of the order. noise: of the
+        augmentation."""
+        for inputs, targets in self.train.epoch(size, seed, rank, world):
+            changed = inputs if self.augment is None else self.augment(inputs, noise)
+            yield self.normalize(_on(device, changed)), self._checked(_on(device, targets))
+
+    def _checked(self, targets: Any) -> Any:
+        """``targets``, if they are class numbers in range where the data were not read before."""
+        if isinstance(self.train, Split) or self.score is not top1 or self.num_outputs is None:
+            return targets
+        check_labels(f"task {short(str(self.name))}: a batch's targets", targets, self.num_outputs, True, -100)
+        return targets
 
     def fingerprint(self) -> str:
-        """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys."""
+        """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys.
+
+        Of data that are read batch by batch the number of samples and the first ones count.
+        """
         # The last bits of a mean depend on the number of threads.
         numbers = [[f"{value:.9g}" for value in values] for values in (self.mean, self.std)]
         digest = hashlib.sha256(repr((self.num_outputs, self.classes, *numbers)).encode())
         for split in (self.train, self.validation, self.test):
-            for part in (split.inputs, split.targets):
-                digest.update(repr((str(part.dtype), tuple(part.shape))).encode())
-                digest.update(np.ascontiguousarray(part.numpy()).data)
+            if not isinstance(split, Split):
+                digest.update(repr(len(split)).encode())
+            known = in_memory(split)
+            for part in (known.inputs, known.targets):
+                for _, tensor in named_tensors(part):
+                    digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
+                    digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()[:16]
 
 
-def example_input(task: Task, device: torch.device | str = "cpu") -> Tensor:
-    """The first training input ``(1, C, H, W)``, normalized."""
-    return task.normalize(task.train.inputs[:1]).to(device)
+def example_input(task: Task, device: torch.device | str = "cpu") -> Inputs:
+    """The first training input as a batch of one, normalized: for images ``(1, C, H, W)``."""
+    return task.normalize(_on(device, task.train.head(1).inputs))
+
+
+def _in_float(tensor: Tensor) -> Tensor:
+    """Bytes scaled to 0..1, other numbers in float32, tokens and masks unchanged."""
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    return tensor if tensor.dtype in WHOLE else tensor.float()
+
+
+def _on(device: torch.device | str, tree: Any) -> Any:
+    return map_tensors(lambda tensor: tensor.to(device), tree)

@@ -249,9 +249,9 @@ MODELS: dict[str, Form] = {
     "noise of numpy": (
         with_forward(lambda m, x: m.head(m.features(x)) + float(np.random.rand())), UnsupportedModel, "(apart by",
     ),
-    "tuple": (with_forward(lambda m, x: (m.head(m.features(x)), x)), UnsupportedModel, "it is a tuple, not one tensor"),
-    "dict": (with_forward(lambda m, x: {"out": m.head(m.features(x))}), UnsupportedModel, "it is a dict, not one"),
-    "features": (with_forward(lambda m, x: m.features(x)[:, :3]), UnsupportedModel, "(2, 3) does not fit the task"),
+    "tuple": (with_forward(lambda m, x: (m.head(m.features(x)), x)), UnsupportedModel, "output, a tuple, does not fit"),
+    "dict": (with_forward(lambda m, x: {"out": m.head(m.features(x))}), UnsupportedModel, "output, a dict, does not"),
+    "features": (with_forward(lambda m, x: m.features(x)[:, :3]), UnsupportedModel, "(2, 3), does not fit the task"),
     "forward that ends the program": (with_forward(lambda m, x: ends()), UnsupportedModel, "it ends the program"),
     "forward that fails": (with_forward(lambda m, x: m.none(x)), UnsupportedModel, "has no attribute 'none'"),
     "float64": (lambda: Net().double(), UnsupportedModel, "parameter conv.weight is float64, not float32. Remedy: ret"),

@@ -53,7 +53,7 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     from pfray.learner.build import compress_candidate
     from pfray.measure.evaluation import evaluate
     from pfray.training.comm_hooks import distribute
-    from pfray.training.loop import Shard, choose_precision, fit, steps_per_epoch
+    from pfray.training.loop import Shard, choose_precision, fit
     from pfray.training.settings import Distributed, Training
 
     way, epochs, seed = piece
@@ -61,7 +61,7 @@ def _worker(rank: int, piece: Sequence[Any], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=WORKERS)
     work, device, started = job(MODEL), torch.device("cpu"), time.time()
     training = Training(epochs=epochs, lr=0.05, batch_size=128, warmup_epochs=0)
-    steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
+    steps = epochs * work.task.train.steps(training.batch_size)
     candidate = work.recipe.candidate(plans_without_search(work)["uniform"])
     start = compress_candidate(candidate, work.context, device, steps)
     sparse, hook = start.model, start.hook

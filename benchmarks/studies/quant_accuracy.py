@@ -63,13 +63,13 @@ def retrain(piece: Sequence[Any]) -> Record:
 
     from pfray.learner.build import compress_candidate
     from pfray.measure.evaluation import evaluate
-    from pfray.training.loop import choose_precision, fit, steps_per_epoch
+    from pfray.training.loop import choose_precision, fit
     from pfray.training.settings import Training
 
     model, name, settings, seed, epochs, plan = piece
     work = searching.job_with(model, name, **settings)
     training = Training(epochs=epochs, lr=LR / 10 if settings["fold"] else LR, **TRAINING)
-    steps = epochs * steps_per_epoch(work.task.train, training.batch_size)
+    steps = epochs * work.task.train.steps(training.batch_size)
     device, started = torch.device("cpu"), time.time()
     start = compress_candidate(work.recipe.candidate(plan), work.context, device, steps)
     quantized, hook = start.model, start.hook

@@ -30,26 +30,25 @@ STEPS = 30
 
 def score_and_retrain(piece: list[Any]) -> Record:
     """piece: (number of the plan, training images, epochs). Every score of the plan, and its retrained accuracy."""
-    import torch
 
-    from pfray.measure.evaluation import evaluate, judge, outputs_of
+    from pfray.measure.evaluation import BATCH, answers_of, evaluate, judge
     from pfray.training.batch_norm import reestimate_batch_norm
-    from pfray.training.loop import fit, steps_per_epoch
+    from pfray.training.loop import fit
 
     number, images, epochs = piece
     work, images_used = job(), {"validation_images": 1000, "bn_images": 1000}
     plan = plans(number + 1)[number]
     scorer = work.scorer(**images_used)
     task, precision = work.task, scorer.precision
-    soft_labels = outputs_of(scorer.teacher, task, task.validation, precision=precision)
+    soft_labels = answers_of(scorer.teacher, task, task.validation, precision)
     algorithm = work.recipe.candidate(plan).bind(scorer.teacher, task)
     model = algorithm.compress(plan).model
     reestimate_batch_norm(model, task, images_used["bn_images"], precision)
-    outputs = outputs_of(model, task, task.validation, precision=precision)
+    answers = answers_of(model, task, task.validation, precision)
     record: Record = {}
     for count in (500, 1000, 5000):
-        heads = [torch.cat(batches)[:count].split(250) for batches in (outputs, soft_labels)]
-        found = judge(task, task.validation.head(count), *heads)
+        batches = count // BATCH
+        found = judge(model, task, answers[:batches], soft_labels[:batches])
         record[f"accuracy, {count} images"] = found.accuracy
         record[f"agreement, {count} images"] = found.agreement
     found = work.scorer(**images_used, finetune_steps=STEPS).score(plan)["measurement"]
@@ -58,7 +57,7 @@ def score_and_retrain(piece: list[Any]) -> Record:
 
     part = replace(task, train=task.train.head(images))
     training = work.recipe.training.model_copy(update={"epochs": epochs})
-    steps = epochs * steps_per_epoch(part.train, training.batch_size)
+    steps = epochs * part.train.steps(training.batch_size)
     student = algorithm.compress(plan, steps)
     fit(student.model, part, training, seed=work.context.seed, precision=precision, hook=student.hook)
     record["retrained"] = evaluate(student.model, task, task.test, precision=precision).accuracy

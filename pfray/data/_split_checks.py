@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfray.data._split import in_memory
 from pfray.errors import DataError
+from pfray.nn.inputs import named_tensors
 
 # Types that can be indexed, stored as numpy arrays, and converted to float32 without losing sign or imaginary part.
 TYPES = (
@@ -27,35 +29,42 @@ TYPES = (
 LARGEST = torch.finfo(torch.float32).max
 
 
-def check_splits(title: str, splits: Mapping[str, Any], num_outputs: int, loss: Callable[..., Any], top1: bool) -> None:
+def check_splits(
+    title: str, splits: Mapping[str, Any], num_outputs: int | None, loss: Callable[..., Any], top1: bool
+) -> None:
     """Raise DataError, one line that names the split, for data that cannot be trained on or measured.
 
-    title: begins each message. splits: train, validation and test, with ``inputs`` and ``targets``. top1: True if the
-    score compares class numbers with the largest output.
+    title: begins each message. splits: train, validation and test. Of those that are no ``Split`` in memory the first
+    samples are checked. top1: True if the score compares class numbers with the largest output.
     """
-    for name, split in splits.items():
+    samples = {name: in_memory(split) for name, split in splits.items()}
+    for name, split in samples.items():
         _check_form(f"{title}: the {name} split", split.inputs, split.targets)
-    first, train = next(iter(splits.items()))
-    for name, split in splits.items():
+    first, train = next(iter(samples.items()))
+    for name, split in samples.items():
         for part in ("inputs", "targets"):
-            own, other = getattr(split, part), getattr(train, part)
-            if _kind(own) != _kind(other):
+            own, other = _kinds(getattr(split, part)), _kinds(getattr(train, part))
+            # Batches that are read one by one may be padded to lengths of their own.
+            if own != other and split is splits[name]:
                 raise DataError(
-                    f"{title}: the {name} split's {part} are {_kind(own)} a sample, and those of the {first} split "
-                    f"{_kind(other)}. Remedy: the same shape and type in every split"
+                    f"{title}: the {name} split's {part} are {own} a sample, and those of the {first} split "
+                    f"{other}. Remedy: the same shape and type in every split"
                 )
-    for name, split in splits.items():
+    for name, split in samples.items():
         for part in ("inputs", "targets"):
-            _check_finite(f"{title}: the {name} split's {part}", getattr(split, part))
-    kept_out = ignored_label(loss)
-    if top1 or (kept_out is not None and not train.targets.is_floating_point()):
-        for name, split in splits.items():
+            for where, tensor in named_tensors(getattr(split, part), part):
+                _check_finite(f"{title}: the {name} split's {where}", tensor)
+    kept_out, targets = ignored_label(loss), train.targets
+    if not isinstance(targets, Tensor) or num_outputs is None:
+        return
+    if top1 or (kept_out is not None and not targets.is_floating_point()):
+        for name, split in samples.items():
             # An ignored label makes sense in training; a measurement would count it as a mistake.
             ignored = kept_out if name == first else None
             if name != first or kept_out is not None:
                 check_labels(f"{title}: the {name} split's targets", split.targets, num_outputs, top1, ignored)
     elif kept_out is not None:
-        _check_probabilities(title, train.targets, num_outputs)
+        _check_probabilities(title, targets, num_outputs)
 
 
 def ignored_label(loss: Callable[..., Any]) -> int | None:
@@ -101,18 +110,30 @@ def check_labels(where: str, targets: Tensor, num_outputs: int, top1: bool, igno
 
 def _check_form(where: str, inputs: Any, targets: Any) -> None:
     for part, value in (("inputs", inputs), ("targets", targets)):
-        _check_tensor(f"{where}'s {part}", part, value)
-    if len(inputs) != len(targets):
-        raise DataError(f"{where} has {len(inputs)} inputs but {len(targets)} targets. Remedy: one target a sample")
-    if not len(inputs):
+        found = named_tensors(value, part)
+        if not found or isinstance(value, np.ndarray):
+            _check_tensor(f"{where}'s {part}", part, value)
+        for name, tensor in found:
+            _check_tensor(f"{where}'s {name}", part, tensor)
+    counts = [_count(inputs), _count(targets)]
+    if counts[0] != counts[1]:
+        raise DataError(f"{where} has {counts[0]} inputs but {counts[1]} targets. Remedy: one target a sample")
+    if not counts[0]:
         raise DataError(f"{where} is empty. Remedy: put samples into every split")
-    if inputs.dim() < 2 or not inputs[0].numel():
+    if isinstance(inputs, Tensor) and (inputs.dim() < 2 or not inputs[0].numel()):
         raise DataError(
             f"{where}'s inputs have the shape {tuple(inputs.shape)}. Remedy: (M, C, H, W) for M images, (M, F) for M "
             "rows of F features"
         )
-    if not targets.numel():
+    if isinstance(targets, Tensor) and not targets.numel():
         raise DataError(f"{where}'s targets have the shape {tuple(targets.shape)}. Remedy: a target for every sample")
+
+
+def _count(value: Any) -> int:
+    """Samples in the inputs or targets; a list has one value for each."""
+    if isinstance(value, list):
+        return len(value)
+    return next((len(tensor) for _, tensor in named_tensors(value) if tensor.dim()), 0)
 
 
 def _check_tensor(where: str, part: str, value: Any) -> None:
@@ -172,3 +193,11 @@ def _type(value: Tensor) -> str:
 def _kind(value: Tensor) -> str:
     """``uint8 (3, 32, 32)``: type and shape of one sample."""
     return f"{_type(value)} {tuple(value.shape[1:])}"
+
+
+def _kinds(value: Any) -> str:
+    """``_kind`` of every tensor; samples in a list may differ, and only their number of values counts."""
+    if isinstance(value, list):
+        return f"a list of {type(value[0]).__name__}s" if value else "a list"
+    named = [(name, _kind(tensor)) for name, tensor in named_tensors(value)]
+    return ", ".join(f"{name.lstrip('.')} {kind}".strip() for name, kind in named)

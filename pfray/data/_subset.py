@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -37,10 +38,11 @@ def keep_classes(task: Task, classes: Sequence[int]) -> Task:
 
     Splits and normalization stay as in the whole data set.
     """
+    assert task.num_outputs is not None
     numbers = torch.full((task.num_outputs,), -1)
     numbers[list(classes)] = torch.arange(len(classes))
 
-    def cut(split: Split) -> Split:
+    def cut(split: Any) -> Split:
         targets = numbers[split.targets]
         return Split(split.inputs[targets >= 0], targets[targets >= 0])
 

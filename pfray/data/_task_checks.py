@@ -9,9 +9,11 @@ import torch
 from ray import cloudpickle
 from torch import Tensor
 
+from pfray.data._split import in_memory
 from pfray.data._split_checks import ignored_label
 from pfray.errors import DataError, first_line, short
-from pfray.task import SPLITS, Task, top1
+from pfray.nn.inputs import map_tensors, named_tensors
+from pfray.task import SPLITS, Split, Task, top1
 from pfray.utils.random_state import kept_generators
 
 # Class numbers named in a remark.
@@ -25,9 +27,11 @@ def check_task(task: Task) -> list[str]:
     """
     title = f"task {short(str(task.name))}"
     remarks = _classes(title, task)
-    inputs, value = task.train.inputs, task.train.inputs[0].flatten()[0]
-    if (inputs[0] == value).all() and (inputs == value).all():
-        remarks.append(f"every number in the training inputs is {value.item():g}: nothing can be learned from them")
+    for name, inputs in named_tensors(in_memory(task.train).inputs, "inputs"):
+        value = inputs[0].flatten()[:1]
+        numbers = inputs.is_floating_point() or inputs.dtype == torch.uint8
+        if numbers and (inputs[0] == value).all() and (inputs == value).all():
+            remarks.append(f"every number in the training {name} is {value.item():g}: nothing can be learned from them")
     _check_augmentation(title, task)
     _check_sendable(title, task)
     return remarks
@@ -35,13 +39,17 @@ def check_task(task: Task) -> list[str]:
 
 def _classes(title: str, task: Task) -> list[str]:
     """Remarks on classes without samples. Raises DataError if the training split has a single class."""
-    targets = task.train.targets
+    targets = in_memory(task.train).targets
     labelled = task.score is top1 or ignored_label(task.loss) is not None
-    if not labelled or targets.dtype != torch.int64 or task.num_outputs == 1:
+    whole = isinstance(targets, Tensor) and targets.dtype == torch.int64
+    if not labelled or not whole or task.num_outputs in (None, 1):
         return []
     remarks = []
     for name in SPLITS:
-        own = getattr(task, name).targets.flatten()
+        split = getattr(task, name)
+        if not isinstance(split, Split):
+            continue  # a sample of many classes lacks some
+        own = split.targets.flatten()
         counts = torch.bincount(own[(own >= 0) & (own < task.num_outputs)], minlength=task.num_outputs)
         present, missing = int((counts > 0).sum()), (counts == 0).nonzero().flatten().tolist()
         if name == "train" and present < 2:
@@ -62,34 +70,54 @@ def _classes(title: str, task: Task) -> list[str]:
 def _check_augmentation(title: str, task: Task) -> None:
     if task.augment is None:
         return
-    inputs = task.train.inputs[:2]
+    inputs = task.train.head(2).inputs
     # A copy, because the augmentation may work in place.
     with kept_generators():
         try:
-            changed: Any = task.augment(inputs.clone(), torch.Generator().manual_seed(0))
+            changed: Any = task.augment(map_tensors(torch.clone, inputs), torch.Generator().manual_seed(0))
         except (Exception, SystemExit) as error:
             raise DataError(
                 f"{title}: augment fails on two training inputs ({type(error).__name__}: {first_line(error)}). "
                 "Remedy: a function of (inputs, generator)"
             ) from error
-    if not isinstance(changed, Tensor):
-        raise DataError(f"{title}: augment gives a {type(changed).__name__}. Remedy: return a tensor, as it was given")
-    if changed.shape != inputs.shape or changed.dtype != inputs.dtype:
+    if type(changed) is not type(inputs):
         raise DataError(
-            f"{title}: augment makes {changed.dtype} {tuple(changed.shape)} of {inputs.dtype} {tuple(inputs.shape)}. "
-            "Remedy: return inputs of the same type and shape"
+            f"{title}: augment gives a {type(changed).__name__}. Remedy: return a "
+            f"{type(inputs).__name__.lower()}, as it was given"
         )
-    if not torch.isfinite(changed).all():
-        raise DataError(f"{title}: augment gives NaN or infinite inputs. Remedy: finite numbers")
+    for (name, own), (_, given) in zip(named_tensors(changed), named_tensors(inputs), strict=False):
+        if own.shape != given.shape or own.dtype != given.dtype:
+            raise DataError(
+                f"{title}: augment makes {own.dtype} {tuple(own.shape)} of {given.dtype} {tuple(given.shape)}{name}. "
+                "Remedy: return inputs of the same type and shape"
+            )
+        if not torch.isfinite(own).all():
+            raise DataError(f"{title}: augment gives NaN or infinite inputs. Remedy: finite numbers")
 
 
 def _check_sendable(title: str, task: Task) -> None:
     """Raise DataError if cloudpickle, by which Ray sends the task to trials, fails."""
+    for name in SPLITS:
+        split = getattr(task, name)
+        try:
+            cloudpickle.dump(None if isinstance(split, Split) else split, _Nowhere())
+        except Exception as error:
+            raise DataError(
+                f"{title}: the {name} data cannot be sent to workers ({first_line(error)}). Remedy: a data set without "
+                "open files, locks, generators or connections, which it may open when it is first read"
+            ) from error
     small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
     try:
         cloudpickle.dumps(small)
     except Exception as error:
         raise DataError(
-            f"{title}: its loss, score, soft_loss or augment cannot be sent to workers ({first_line(error)}). "
-            "Remedy: functions without open files, locks or generators"
+            f"{title}: its loss, score, soft_loss, output, evaluate or augment cannot be sent to workers "
+            f"({first_line(error)}). Remedy: functions without open files, locks or generators"
         ) from error
+
+
+class _Nowhere:
+    """A file that forgets what is written, since data may be large."""
+
+    def write(self, content: Any) -> int:
+        return memoryview(content).nbytes

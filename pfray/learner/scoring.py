@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from pfray import bench, objective
 from pfray.errors import TrainingFailed, first_line
@@ -18,7 +17,7 @@ from pfray.export.tflite import convert
 from pfray.learner.base import Algorithm, Compressed, check_result
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.cost import total_macs
-from pfray.measure.evaluation import Measurement, judge, measure, measurement_of, outputs_of
+from pfray.measure.evaluation import Answers, Measurement, answers_of, judge, measure, measurement_of
 from pfray.measure.timing import latencies_ms
 from pfray.nn.modes import place
 from pfray.objective import Objective
@@ -70,7 +69,7 @@ class Scorer:
         self.precision = choose_precision(self.teacher, device, context.precision)
         self.validation = context.task.validation.head(scoring.validation_images)
         self.reference: Measurement | None = None
-        self.soft_labels: list[Tensor] | None = None
+        self.soft_labels: list[Answers] | None = None
         self.algorithm: Algorithm | None = None
         self.bound_settings: Any = None
         self.candidate: Candidate | None = None
@@ -173,9 +172,9 @@ class Scorer:
     def _measure_teacher(self) -> Measurement:
         if self.reference is None:
             task = self.context.task
-            outputs = outputs_of(self.teacher, task, self.validation, precision=self.precision)
-            self.soft_labels = outputs if task.has_soft_labels else None
-            evaluation = judge(task, self.validation, outputs, self.soft_labels)
+            answers = answers_of(self.teacher, task, self.validation, self.precision)
+            self.soft_labels = answers if task.has_soft_labels else None
+            evaluation = judge(self.teacher, task, answers, self.soft_labels)
             self.reference = measurement_of(self.teacher, task, evaluation)
         return self.reference
 

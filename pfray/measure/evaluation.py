@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pfray.errors import TrainingFailed
 from pfray.measure.cost import count_params, stored_bits, total_macs
-from pfray.nn.modes import autocast, channels_last, evaluating
-from pfray.task import Split, Task, example_input
+from pfray.nn.inputs import count, floats, take
+from pfray.nn.modes import autocast, evaluating, forward
+from pfray.task import Samples, Task, example_input
 
+# Samples of one pass.
+BATCH = 250
 # Samples whose mean soft loss is one observation of its standard error.
 GROUP = 10
 
@@ -21,8 +27,8 @@ GROUP = 10
 class Measurement:
     """Quality and costs of a model.
 
-    accuracy: mean score of the task, a fraction for classification. loss: mean loss.
-    accuracy_error: the accuracy's standard error, for samples drawn at random.
+    accuracy: the task's metric, a fraction for classification, negated where lower is better. loss: mean loss.
+    accuracy_error: the accuracy's standard error, for samples drawn at random; None for a metric that is no mean.
     agreement: minus the mean KL divergence from the teacher's soft labels, in nats (the task's ``soft_loss`` at a
         temperature of 1); None without a teacher. agreement_error: its standard error.
     params: count of all parameters. nonzero_params: count of those that are not 0.0.
@@ -54,46 +60,66 @@ class Evaluation:
 
     accuracy: float
     loss: float
-    accuracy_error: float
+    accuracy_error: float | None
     agreement: float | None = None
     agreement_error: float | None = None
 
 
-def outputs_of(
-    model: nn.Module, task: Task, split: Split, batch_size: int = 250, precision: str = "float32"
-) -> list[Tensor]:
-    """The model's outputs on ``split``: a float32 tensor ``(N, ...)`` for each batch, on the model's device."""
+class Answers(NamedTuple):
+    """One batch: what the task reads of a model's outputs, in float32, the targets, and the number of samples."""
+
+    outputs: Any
+    targets: Any
+    samples: int
+
+
+def answers_of(model: nn.Module, task: Task, split: Samples, precision: str = "float32") -> list[Answers]:
+    """The model's answers to ``split`` in order, on the model's device."""
     device = next(model.parameters()).device
-    outputs = []
+    answers = []
     with evaluating(model):
-        for inputs, _ in task.batches(split, batch_size, device):
+        for inputs, targets in task.batches(split, BATCH, device):
             with autocast(device, precision):
-                outputs.append(model(channels_last(inputs)).float())
-    return outputs
+                answers.append(Answers(floats(task.select(forward(model, inputs))), targets, count(inputs)))
+    return answers
 
 
 def judge(
-    task: Task, split: Split, outputs: Sequence[Tensor], soft_labels: Sequence[Tensor] | None = None
+    model: nn.Module, task: Task, answers: Sequence[Answers], soft_labels: Sequence[Answers] | None = None
 ) -> Evaluation:
-    """Score, loss and agreement of the ``outputs_of`` a model on ``split``. soft_labels: the teacher's ``outputs_of``
-    it.
+    """Metric, loss and agreement of the ``answers_of`` a model to a split. soft_labels: the teacher's to the same one.
 
     The soft loss is a batch mean, so its standard error comes from the means of groups of ``GROUP`` samples.
+    Raises TrainingFailed if the task's metric is not a finite number.
     """
-    scores, losses, groups, start = [], [], [], 0
+    scores, losses, groups = [], [], []
+    metric = copy.deepcopy(task.score) if task.accumulates else None
+    if metric is not None:
+        metric.reset()
     with torch.inference_mode():
-        for index, batch in enumerate(outputs):
-            targets = split.targets[start : start + len(batch)].to(batch.device)
-            start += len(batch)
-            scores.append(task.score(batch, targets).float())
-            losses.append(task.loss(batch, targets).float() * len(targets))
+        for index, (batch, targets, size) in enumerate(answers):
+            if metric is not None:
+                metric.update(batch, targets)
+            elif task.evaluate is None:
+                scores.append(task.score(batch, targets).float())
+            losses.append(task.loss(batch, targets).float() * size)
             if soft_labels is not None:
-                pairs = zip(batch.split(GROUP), soft_labels[index].split(GROUP), strict=True)
-                groups += [(len(own), task.soft_loss(own, soft, 1.0)) for own, soft in pairs]
-    score = torch.cat(scores).double().cpu()
-    evaluation = Evaluation(
-        score.mean().item(), torch.stack(losses).double().sum().item() / len(split), _standard_error(score)
-    )
+                parts = [slice(start, start + GROUP) for start in range(0, size, GROUP)]
+                pairs = [(take(batch, part), take(soft_labels[index].outputs, part)) for part in parts]
+                groups += [
+                    (min(GROUP, size - part.start), task.soft_loss(*pair, 1.0))
+                    for part, pair in zip(parts, pairs, strict=True)
+                ]
+    value, error = _metric(model, task, metric, scores)
+    samples = sum(size for _, _, size in answers)
+    loss = torch.stack(losses).double().sum().item() / samples
+    # A model of NaNs has an accuracy, and its loss tells; where the outputs are sound, the metric is at fault.
+    if not math.isfinite(value) and math.isfinite(loss):
+        raise TrainingFailed(
+            f"the metric {task.metric_name} is {value} on {samples} samples, though the loss is {loss:.4g}. "
+            "Remedy: a metric that gives a finite number for them"
+        )
+    evaluation = Evaluation(value if task.higher_is_better else -value, loss, error)
     if not groups:
         return evaluation
     sizes = torch.tensor([size for size, _ in groups]).double()
@@ -102,11 +128,19 @@ def judge(
     return replace(evaluation, agreement=agreement, agreement_error=_standard_error(means))
 
 
-def evaluate(
-    model: nn.Module, task: Task, split: Split, batch_size: int = 250, precision: str = "float32"
-) -> Evaluation:
+def _metric(model: nn.Module, task: Task, metric: Any, scores: list[Tensor]) -> tuple[float, float | None]:
+    """(value of the task's metric, its standard error)."""
+    if task.evaluate is not None:
+        return float(task.evaluate(model)), None
+    if metric is not None:
+        return float(metric.compute()), None
+    each = torch.cat(scores).double().cpu()
+    return each.mean().item(), _standard_error(each)
+
+
+def evaluate(model: nn.Module, task: Task, split: Samples, precision: str = "float32") -> Evaluation:
     """Accuracy and loss of ``model`` on ``split``, on the device that holds the model."""
-    return judge(task, split, outputs_of(model, task, split, batch_size, precision))
+    return judge(model, task, answers_of(model, task, split, precision))
 
 
 def _standard_error(values: Tensor) -> float:
@@ -116,16 +150,16 @@ def _standard_error(values: Tensor) -> float:
 def measure(
     model: nn.Module,
     task: Task,
-    split: Split,
+    split: Samples,
     precision: str = "float32",
     macs: int | None = None,
-    soft_labels: Sequence[Tensor] | None = None,
+    soft_labels: Sequence[Answers] | None = None,
 ) -> Measurement:
     """Measure ``model`` on ``split``. macs: given if known already, to save a pass.
 
-    soft_labels: the teacher's ``outputs_of`` the split, for the agreement.
+    soft_labels: the teacher's ``answers_of`` the split, for the agreement.
     """
-    evaluation = judge(task, split, outputs_of(model, task, split, precision=precision), soft_labels)
+    evaluation = judge(model, task, answers_of(model, task, split, precision), soft_labels)
     return measurement_of(model, task, evaluation, macs)
 
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
-from torch import Tensor, nn
+from torch import nn
 
-from pfray.nn.modes import evaluating
+from pfray.nn.inputs import Inputs, tensors
+from pfray.nn.modes import evaluating, forward
 
 
-def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
+def latencies_ms(models: Sequence[nn.Module], example: Inputs, rounds: int = 30) -> list[float]:
     """Median milliseconds of one forward pass of ``example`` for each model.
 
     The models are timed in turns, so that disturbances hit all alike. Interrupted passes do not count, because on a
@@ -22,7 +23,7 @@ def latencies_ms(models: Sequence[nn.Module], example: Tensor, rounds: int = 30)
         for model, own in zip(models, times, strict=True):
             with evaluating(model):
                 before, start = _interruptions(), time.perf_counter()
-                model(example).sum().item()  # waits for the device
+                tensors(forward(model, example))[0].sum().item()  # waits for the device
                 if turn >= 3:
                     own.append((1e3 * (time.perf_counter() - start), _interruptions() > before))
     alone = [[took for took, interrupted in own if not interrupted] for own in times]

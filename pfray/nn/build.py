@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pfray.errors import UnsupportedModel, first_line, short
+from pfray.data._split import in_memory
+from pfray.errors import DataError, UnsupportedModel, first_line, short
+from pfray.nn.inputs import Inputs, call, count, floats, map_tensors, tensors
 from pfray.nn.modes import evaluating
-from pfray.task import SPLITS, Split, Task
-from pfray.utils.signatures import call, check_arguments
+from pfray.task import SPLITS, Task
+from pfray.utils import signatures
+from pfray.utils.random_state import kept_generators
+from pfray.utils.user_code import place_of
 
 
 def task_arguments(task: Task) -> dict[str, int]:
     """Arguments that a model's function may take from its task."""
-    return {"num_outputs": task.num_outputs, "in_channels": task.input_shape[0]}
+    shape = task.input_shape
+    found = {"num_outputs": task.num_outputs, "in_channels": shape[0] if shape else None}
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def required_outputs(task: Task) -> int:
+    """``num_outputs`` of the task, for a network that is made anew. Raises DataError if the task has none."""
+    if task.num_outputs is None:
+        raise DataError(
+            f"task {short(str(task.name))} has no num_outputs, and a new network needs it. Remedy: num_outputs, how "
+            "many outputs the model has"
+        )
+    return task.num_outputs
 
 
 def build(
@@ -26,51 +43,81 @@ def build(
 
     Weights are drawn from torch's global generator. Raises ConfigError that names the section ``kind``.
     """
-    taken = {key: value for key, value in known.items() if not check_arguments(kind, function, {key: value})}
-    return call(kind, function, {**taken, **settings})
+    taken = {key: value for key, value in known.items() if not signatures.check_arguments(kind, function, {key: value})}
+    return signatures.call(kind, function, {**taken, **settings})
 
 
 def check_output(model: nn.Module, task: Task) -> None:
-    """Run two samples of every split through model, loss and score. Raises UnsupportedModel if they do not fit."""
-    outputs = None
+    """Run two samples of every split through model, loss and score, and of the training split in training mode too.
+
+    Raises UnsupportedModel if they do not fit.
+    """
+    outputs: Any = None
+    mode = ""
     try:
         for name in SPLITS:
             inputs, targets = _extremes(getattr(task, name))
+            inputs = task.normalize(inputs)
             with evaluating(model):
-                outputs = model(task.normalize(inputs))
-            if not isinstance(outputs, Tensor):
-                raise TypeError(f"it is a {type(outputs).__name__}, not one tensor")
+                outputs = task.select(call(model, inputs))
             # The loss alone would let too few outputs pass where the targets happen to be small.
-            if outputs.dim() > 1 and outputs.shape[1] < task.num_outputs:
+            wide = isinstance(outputs, Tensor) and outputs.dim() > 1
+            if task.num_outputs and wide and outputs.shape[1] < task.num_outputs:
                 raise ValueError(f"{outputs.shape[1]} outputs are too few")
-            _check_judged(task, name, outputs.float().clone(), targets)
+            _check_judged(task, name, map_tensors(torch.clone, floats(outputs)), targets, count(inputs))
+        mode = " in training mode"
+        inputs, targets = _extremes(task.train)
+        outputs = _training_outputs(model, task, inputs)
+        if outputs is not None:
+            task.loss(floats(outputs), targets)
     except (Exception, SystemExit) as error:
+        if isinstance(error, UnsupportedModel):
+            raise
+        wanted = f"{task.num_outputs} outputs" if task.num_outputs else "outputs that the loss reads"
         raise UnsupportedModel(
-            f"the model's output of shape {tuple(getattr(outputs, 'shape', ()))} does not fit the task "
-            f"{short(str(task.name))}: {first_line(error)}. Remedy: a model with {task.num_outputs} outputs that takes "
-            "any batch size, and a loss and score for them"
+            f"the model's output{mode}, {_form(outputs)}, does not fit the task {short(str(task.name))}: "
+            f"{first_line(error)}{place_of(error)}. Remedy: a model with {wanted} that takes any batch size, and a "
+            "loss and score for them; or output=, which says what they read"
         ) from error
 
 
-def _extremes(split: Split) -> tuple[Tensor, Tensor]:
+def _training_outputs(model: nn.Module, task: Task, inputs: Inputs) -> Any:
+    """Outputs in training mode, of a copy; None where that cannot be tried, as of a batch norm on few samples."""
+    try:
+        clone = copy.deepcopy(model).train()
+        with kept_generators(), torch.no_grad():
+            made = call(clone, task.normalize(inputs))
+    except Exception:
+        return None
+    return task.select(made)
+
+
+def _extremes(split: Any) -> tuple[Inputs, Any]:
     """The samples with the smallest and the largest target; a loss for fewer classes fails on one of them."""
-    flat = split.targets.flatten(1) if split.targets.dim() > 1 else split.targets[:, None]
-    found = torch.stack([flat.amin(1).float().argmin(), flat.amax(1).float().argmax()])
-    return split.inputs[found], split.targets[found]
+    known = in_memory(split)
+    if not isinstance(known.targets, Tensor):
+        return known.head(2).inputs, known.head(2).targets
+    flat = known.targets.flatten(1) if known.targets.dim() > 1 else known.targets[:, None]
+    found = known.take(torch.stack([flat.amin(1).float().argmin(), flat.amax(1).float().argmax()]))
+    return found.inputs, found.targets
 
 
-def _check_judged(task: Task, name: str, outputs: Tensor, targets: Tensor) -> None:
+def _check_judged(task: Task, name: str, outputs: Any, targets: Any, samples: int) -> None:
     """Raise ValueError unless the loss is one finite number with a gradient and the score one number a sample."""
-    loss: Any = task.loss(outputs.requires_grad_(), targets)
+    given = [output.requires_grad_() for output in tensors(outputs) if output.is_floating_point()]
+    loss: Any = task.loss(outputs, targets)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"loss gives {_form(loss)}, not one number for the batch")
     if name == "train":
         if not loss.requires_grad:
             raise ValueError("loss has no gradient with respect to the outputs")
-    elif torch.isfinite(outputs).all() and not torch.isfinite(loss):  # in training, both labels may be left out
+    # In training, both labels may be left out.
+    elif all(bool(torch.isfinite(output).all()) for output in given) and not torch.isfinite(loss):
         raise ValueError(f"loss is {loss.item():g} for two samples of the {name} split")
-    scores: Any = task.score(outputs.detach(), targets)
-    if not isinstance(scores, Tensor) or scores.shape != (len(outputs),):
+    if task.accumulates or task.evaluate is not None:
+        return
+    scores: Any = task.score(map_tensors(Tensor.detach, outputs), targets)
+    if not isinstance(scores, Tensor) or scores.shape != (samples,):
         raise ValueError(f"score gives {_form(scores)}, not one number a sample")
 
 

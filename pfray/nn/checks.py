@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pfray.errors import UnsupportedModel, first_line, short
+from pfray.nn.inputs import Inputs, call, count, take, tensors
 from pfray.nn.modes import evaluating
 from pfray.task import Task
 from pfray.utils.random_state import generators, kept_generators
@@ -20,6 +21,8 @@ from pfray.utils.random_state import generators, kept_generators
 PASSES = 16
 # Allowed difference of two passes, as a share of the largest output.
 TOLERANCE = 1e-4
+# The same for a sample alone and beside another, which other kernels may compute.
+BATCH_TOLERANCE = 1e-2
 
 
 def check_parameters(model: nn.Module) -> None:
@@ -70,27 +73,50 @@ def unfit_values(tensor: Tensor, parameter: bool) -> int:
 
 
 def check_evaluation(model: nn.Module, task: Task) -> None:
-    """Raise UnsupportedModel unless outputs in evaluation mode are finite and repeat, and the model can be copied and
-    pickled. The global random generators are restored.
+    """Raise UnsupportedModel unless outputs in evaluation mode are finite, repeat and do not depend on a batch's other
+    samples, and the model can be copied and pickled. The global random generators are restored.
     """
-    kind, inputs = type(model).__name__, task.normalize(task.train.inputs[:2])
+    kind, inputs = type(model).__name__, task.normalize(task.train.head(2).inputs)
     with kept_generators(), evaluating(model):
         before = generators()
-        first = model(inputs).float()
-        if not torch.isfinite(first).all():
+        first = _outputs(model, inputs)
+        if not all(bool(torch.isfinite(output).all()) for output in first):
             raise UnsupportedModel(
                 f"the model {kind} gives NaN or infinite outputs for the first training inputs. Remedy: look at its "
                 "forward pass, its weights and the task's mean and std"
             )
         # Two passes miss a random branch half of the time; a model that draws no random numbers needs no more.
         passes = PASSES if generators() != before else 2
-        apart = max(float((model(inputs).float() - first).abs().max()) for _ in range(passes - 1))
-    if not apart <= TOLERANCE * float(first.abs().max()):
-        raise UnsupportedModel(
-            f"the model {kind} gives other outputs for the same inputs in evaluation mode (apart by {apart:.3g}), so "
-            "nothing measured would hold. Remedy: random branches and noise only where self.training is True"
-        )
+        apart = max(_apart(_outputs(model, inputs), first) for _ in range(passes - 1))
+        if not apart <= TOLERANCE:
+            raise UnsupportedModel(
+                f"the model {kind} gives other outputs for the same inputs in evaluation mode (apart by {apart:.3g} of "
+                "the largest), so nothing measured would hold. Remedy: random branches and noise only where "
+                "self.training is True"
+            )
+        alone = _outputs(model, take(inputs, slice(0, 1)))
+        if all(output.dim() and len(output) == count(inputs) for output in first) and alone:
+            apart = _apart(alone, [output[:1] for output in first])
+            if not apart <= BATCH_TOLERANCE:
+                raise UnsupportedModel(
+                    f"the model {kind} gives a sample other outputs alone than beside another one (apart by "
+                    f"{apart:.3g} of the largest), so that a file for one sample would not be this model. Remedy: no "
+                    "operation over axis 0, such as x.mean(0) or a norm without running statistics"
+                )
     _check_copies(model, kind)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    return [output.float() for output in tensors(call(model, inputs))]
+
+
+def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Largest difference of any output, as a share of its largest value; infinite for outputs of other shapes."""
+    if [output.shape for output in found] != [output.shape for output in wanted]:
+        return float("inf")
+    pairs = zip(found, wanted, strict=True)
+    shares = (float((own - other).abs().max()) / max(float(other.abs().max()), 1e-30) for own, other in pairs)
+    return max(shares, default=0.0)
 
 
 def _check_copies(model: nn.Module, kind: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfray.nn.inputs import Inputs, call
 from pfray.nn.modes import evaluation_mode
 
 Dense = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -39,7 +40,7 @@ def shift_output(model: nn.Module, name: str, norms: Mapping[str, str], shift: T
 
 
 @torch.no_grad()
-def norms_behind(model: nn.Module, example: Tensor, wanted: Callable[[nn.Module], bool] = is_dense) -> dict[str, str]:
+def norms_behind(model: nn.Module, example: Inputs, wanted: Callable[[nn.Module], bool] = is_dense) -> dict[str, str]:
     """The batch norm that reads a layer's output directly, channel by channel, by the layer's name.
 
     Layers and batch norms that run more than once, and layers that several batch norms read, are left out.
@@ -74,7 +75,7 @@ def norms_behind(model: nn.Module, example: Tensor, wanted: Callable[[nn.Module]
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: read(name, inputs)))
     try:
         with evaluation_mode(model):
-            model(example)
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

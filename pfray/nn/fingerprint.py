@@ -5,26 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pfray.nn.inputs import call, join, map_tensors, tensors
 from pfray.nn.modes import evaluating
 from pfray.task import Task
 from pfray.utils.cache import state_bytes
 
 
 def fixed_batch_outputs(model: nn.Module, task: Task) -> Tensor:
-    """The model's outputs ``(4, ...)`` float32 on the first two training inputs and on three times their values, where
-    activations saturate; ``(2, ...)`` for a model that refuses those. Computed by one thread, so that one machine
-    always gives the same.
+    """The model's outputs in a row, float32, on the first two training inputs and, of inputs that are floats, on three
+    times their values, where activations saturate; only on the two for a model that refuses those. Computed by one
+    thread, so that one machine always gives the same.
     """
-    inputs = task.normalize(task.train.inputs[:2]).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    inputs = task.normalize(map_tensors(lambda tensor: tensor.to(device), task.train.head(2).inputs))
+    larger = map_tensors(lambda tensor: 3 * tensor if tensor.is_floating_point() else tensor, inputs)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]), evaluating(model):
             torch.manual_seed(0)
             try:
-                return model(torch.cat([inputs, 3 * inputs])).float().cpu()
-            except Exception:  # word indices, say, or a check of the inputs' range
-                return model(inputs).float().cpu()
+                outputs = tensors(call(model, join([inputs, larger])))
+            except Exception:  # a check of the inputs' range, say
+                outputs = tensors(call(model, inputs))
+            return torch.cat([output.float().flatten().cpu() for output in outputs])
     finally:
         torch.set_num_threads(threads)
 
@@ -37,4 +41,4 @@ def model_parts(model: nn.Module, task: Task) -> tuple[object, ...]:
     """
     outputs = fixed_batch_outputs(model, task)
     steps = (outputs / outputs.abs().max().clamp_min(1e-30) * 1000).nan_to_num().round().int()
-    return repr(model), state_bytes(model), tuple(outputs.shape), steps.numpy().tobytes()
+    return repr(model), state_bytes(model), len(outputs), steps.numpy().tobytes()

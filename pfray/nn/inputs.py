@@ -34,16 +34,26 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 def tensors(tree: Any) -> list[Tensor]:
     """All tensors of inputs or outputs, in order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [tensor for value in _values(tree) for tensor in tensors(value)]
+    return [tensor for _, tensor in named_tensors(tree)]
 
 
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same structure with ``function`` of every tensor."""
+def named_tensors(tree: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """(name, tensor) of all tensors in order: ``name`` alone for a tensor, ``name[0]`` and ``name.ids`` for parts."""
     if isinstance(tree, Tensor):
+        return [(name, tree)]
+    return [found for key, value in _parts(tree) for found in named_tensors(value, f"{name}{key}")]
+
+
+def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type = Tensor) -> Any:
+    """The same structure with ``function`` of every tensor, or of every value of another ``kind``."""
+    if isinstance(tree, kind):
         return function(tree)
-    return _rebuilt(tree, [map_tensors(function, value) for value in _values(tree)])
+    return _rebuilt(tree, [map_tensors(function, value, kind) for _, value in _parts(tree)])
+
+
+def floats(outputs: Any) -> Any:
+    """The outputs with floating-point tensors in float32."""
+    return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, outputs)
 
 
 def count(inputs: Inputs) -> int:
@@ -51,7 +61,7 @@ def count(inputs: Inputs) -> int:
     """
     if isinstance(inputs, Tensor | list):
         return len(inputs)
-    for value in _values(inputs):
+    for _, value in _parts(inputs):
         if (isinstance(value, Tensor) and value.dim()) or isinstance(value, list | tuple | Mapping):
             return count(value)
     raise ValueError("the batch holds no tensor")
@@ -63,7 +73,7 @@ def take(tree: Any, which: slice | Tensor | Sequence[int]) -> Any:
         return tree[which] if tree.dim() else tree
     if isinstance(tree, list):
         return tree[which] if isinstance(which, slice) else [tree[int(index)] for index in which]
-    return _rebuilt(tree, [take(value, which) for value in _values(tree)])
+    return _rebuilt(tree, [take(value, which) for _, value in _parts(tree)])
 
 
 def join(batches: Sequence[Any]) -> Any:
@@ -73,21 +83,23 @@ def join(batches: Sequence[Any]) -> Any:
         return torch.cat(list(batches)) if first.dim() else first
     if isinstance(first, list):
         return [value for batch in batches for value in batch]
-    return _rebuilt(first, [join(parts) for parts in zip(*map(_values, batches), strict=True)])
+    columns = zip(*([value for _, value in _parts(batch)] for batch in batches), strict=True)
+    return _rebuilt(first, [join(parts) for parts in columns])
 
 
-def _values(tree: Any) -> list[Any]:
+def _parts(tree: Any) -> list[tuple[str, Any]]:
+    """(how it is reached, value) of each part of a tuple, list, mapping or dataclass."""
     if isinstance(tree, Mapping):
-        return list(tree.values())
+        return [(f".{key}", value) for key, value in tree.items()]
     if isinstance(tree, tuple | list):
-        return list(tree)
+        return [(f"[{index}]", value) for index, value in enumerate(tree)]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+        return [(f".{field.name}", getattr(tree, field.name)) for field in dataclasses.fields(tree)]
     return []
 
 
 def _rebuilt(tree: Any, values: list[Any]) -> Any:
-    """``tree`` with other values in the order of ``_values``."""
+    """``tree`` with other values in the order of ``_parts``."""
     if isinstance(tree, Mapping):
         pairs = dict(zip(tree, values, strict=True))
         # transformers' outputs are mappings and dataclasses, and are made from keywords.

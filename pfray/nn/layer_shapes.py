@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pfray.nn.inputs import Inputs
 from pfray.nn.layers import WeightLayer, run_hooked
 from pfray.space import SHAPE, CompressionSpace
 
 
-def with_layer_shapes(space: CompressionSpace, model: nn.Module, example: Tensor) -> CompressionSpace:
+def with_layer_shapes(space: CompressionSpace, model: nn.Module, example: Inputs) -> CompressionSpace:
     """``space`` with the ``SHAPE`` of a layer added to the facts of the knob that is named after it.
 
     In a pipeline the layer's name follows a learner's and a colon. Other knobs stay as they are.
@@ -22,7 +23,7 @@ def with_layer_shapes(space: CompressionSpace, model: nn.Module, example: Tensor
     return replace(space, knobs=tuple(knobs))
 
 
-def layer_shapes(model: nn.Module, example: Tensor) -> dict[str, dict[str, float]]:
+def layer_shapes(model: nn.Module, example: Inputs) -> dict[str, dict[str, float]]:
     """``SHAPE`` of every convolution and linear layer that runs on the input ``example``, by name.
 
     A linear layer has the stride 0 and the kernel 1 (AMC's code). The first run of a layer counts, and the first number

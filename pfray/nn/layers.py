@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.inputs import Inputs, call
 from pfray.nn.modes import evaluating
 
 WeightLayer = nn.modules.conv._ConvNd | nn.Linear
@@ -44,7 +45,7 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
-def run_order(model: nn.Module, example: Tensor) -> list[str]:
+def run_order(model: nn.Module, example: Inputs) -> list[str]:
     """Names of the ``weight_layers`` that run, in the order of their first run."""
     ran: dict[str, None] = {}
     layers = weight_layers(model).items()
@@ -52,12 +53,12 @@ def run_order(model: nn.Module, example: Tensor) -> list[str]:
     return list(ran)
 
 
-def run_hooked(model: nn.Module, example: Tensor, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> None:
+def run_hooked(model: nn.Module, example: Inputs, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> None:
     """Run the model once, in evaluation mode, with temporary forward hooks on the layers."""
     handles = [layer.register_forward_hook(hook) for layer, hook in hooks]
     try:
         with evaluating(model):
-            model(example)
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

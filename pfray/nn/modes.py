@@ -23,8 +23,9 @@ def place(model: nn.Module, device: torch.device | str) -> nn.Module:
     """
     model.to(device)
     if not hasattr(model, CONTIGUOUS):
-        for parameter in model.parameters():
-            parameter.data = channels_last(parameter.data)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return model
 
 

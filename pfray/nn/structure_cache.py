@@ -6,19 +6,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
+
+from pfray.nn.inputs import Inputs, tensors
 
 T = TypeVar("T")
 
 
 def once_for_structure(
-    known: WeakKeyDictionary[nn.Module, tuple[Any, T]], model: nn.Module, example: Tensor, find: Callable[..., T]
+    known: WeakKeyDictionary[nn.Module, tuple[Any, T]], model: nn.Module, example: Inputs, find: Callable[..., T]
 ) -> T:
     """``find(model, example)``, cached by model object until its structure or the example's shape changes.
 
     known: the cache, for all models.
     """
-    shapes = [example.shape, *(parameter.shape for parameter in model.parameters())]
+    shapes = [*(tensor.shape for tensor in tensors(example)), *(parameter.shape for parameter in model.parameters())]
     if model not in known or known[model][0] != shapes:
         known[model] = shapes, find(model, example)
     return known[model][1]

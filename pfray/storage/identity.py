@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pfray.data._split import in_memory
 from pfray.nn.fingerprint import fixed_batch_outputs
-from pfray.task import Task
+from pfray.nn.inputs import named_tensors
+from pfray.task import Split, Task
 from pfray.utils.cache import content_key, state_bytes, version
 
 # Packages whose code pfray's version identifies.
@@ -48,10 +50,10 @@ def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task) -> dic
         # Weights drawn by a seed differ between machines in their last bits; the outputs cover them.
         "weights": content_key(state_bytes(model)) if given else "drawn",
         "outputs": kept.tolist(),
-        **{f"{name} data": f"{_form(split.inputs)}, {_form(split.targets)}" for name, split in splits},
-        "classes": list(map(int, (task.num_outputs, *(task.classes or ())))),
+        **{f"{name} data": _forms(split) for name, split in splits},
+        "classes": list(map(int, (task.num_outputs or 0, *(task.classes or ())))),
         "contents": {f"{name} {part}": _contents(tensor) for name, split in splits
-                     for part, tensor in vars(split).items()},
+                     for part, tensor in _tensors(split)},
         "code": {name: _code_key(path) for name, path in _user_modules(experiment, task)},
     }
 
@@ -100,6 +102,18 @@ def _same_contents(old: Any, new: dict[str, Any]) -> bool:
                for key in new)  # fmt: skip
 
 
+def _tensors(split: Any) -> list[tuple[str, Tensor]]:
+    """Tensors of the split by name, or of the first samples of one that is read batch by batch."""
+    known = in_memory(split)
+    return [*named_tensors(known.inputs, "inputs"), *named_tensors(known.targets, "targets")]
+
+
+def _forms(split: Any) -> str:
+    """``uint8 (1000, 3, 32, 32), int64 (1000,)``."""
+    forms = ", ".join(_form(tensor) for _, tensor in _tensors(split))
+    return forms if isinstance(split, Split) else f"{len(split)} samples such as {forms}"
+
+
 def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
@@ -114,7 +128,7 @@ def _close(old: Any, new: list[float], tolerance: float) -> bool:
 def _user_modules(experiment: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     """(name, file) of the modules of the experiment's import paths and the task's functions, except pfray's."""
     names = {text.partition(":")[0] for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)}
-    for each in (task.loss, task.score, task.soft_loss, task.augment):
+    for each in (task.loss, task.score, task.soft_loss, task.augment, task.evaluate):
         while isinstance(each, partial):
             each = each.func
         names.add(str(getattr(each, "__module__", "")))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from pfray.nn.modes import autocast, channels_last, evaluation_mode
+from pfray.nn.modes import autocast, evaluation_mode, forward
 from pfray.task import Task
 
 # Training images that the batch norms of a result are re-estimated on.
@@ -41,6 +41,6 @@ def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: 
             norm.train()
         for inputs, _ in task.batches(split, size, device):
             with autocast(device, precision):
-                model(channels_last(inputs))
+                forward(model, inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pfray.errors import TrainingFailed
-from pfray.nn.modes import autocast, channels_last, evaluating
-from pfray.task import Split, Task
+from pfray.nn.inputs import floats, map_tensors
+from pfray.nn.modes import autocast, evaluating, forward
+from pfray.task import Task
 from pfray.training.batch_norm import batch_norms
 from pfray.training.settings import Distill, Training
 
@@ -59,11 +61,6 @@ def choose_precision(model: nn.Module, device: torch.device, wish: str = "auto")
     return "bf16" if has_bf16 and not depthwise else "float32"
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches in one epoch, at least one."""
-    return max(1, len(split) // batch_size)
-
-
 def fit(
     model: nn.Module,
     task: Task,
@@ -88,7 +85,7 @@ def fit(
     """
     shard = shard or Shard()
     device = next(model.parameters()).device
-    per_epoch = steps_per_epoch(task.train, training.batch_size)
+    per_epoch = task.train.steps(training.batch_size)
     total = training.epochs * per_epoch if steps is None else steps
     warmup = min(training.warmup_epochs * per_epoch, total / 5)
     soften = distill is not None and distill.weight > 0 and teacher is not None
@@ -106,23 +103,23 @@ def fit(
     if hook is not None:
         hook(step)
     for epoch in range(start_epoch, math.ceil(total / per_epoch)):
-        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
         noise = torch.Generator().manual_seed(mixed_seed(seed, epoch, shard.rank + 1))
         loss_sum, batches = torch.zeros((), device=device), 0
-        for index in range(min(per_epoch, total - step)):
-            batch = order[index * training.batch_size : (index + 1) * training.batch_size][shard.rank :: shard.world]
-            inputs, targets = _load(task, batch, noise, device)
+        read = task.training_batches(
+            training.batch_size, mixed_seed(seed, epoch), noise, device, shard.rank, shard.world
+        )
+        for inputs, targets in islice(read, min(per_epoch, total - step)):
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * schedule(step, total, warmup)
             with autocast(device, precision):
-                outputs = model(inputs)
-            loss = task.loss(outputs.float(), targets)
+                outputs = floats(task.select(forward(model, inputs)))
+            loss = task.loss(outputs, targets)
             if soften:
                 assert distill is not None
                 assert teacher is not None
                 with evaluating(teacher), autocast(device, precision):
-                    soft_labels = teacher(inputs)
-                soft = task.soft_loss(outputs.float(), soft_labels.float().clone(), distill.temperature)
+                    soft_labels = floats(task.select(forward(teacher, inputs)))
+                soft = task.soft_loss(outputs, map_tensors(torch.clone, soft_labels), distill.temperature)
                 loss = (1 - distill.weight) * loss + distill.weight * soft
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -153,13 +150,6 @@ def schedule(step: int, total: int, warmup: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
-
-
-def _load(task: Task, batch: Tensor, noise: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-    inputs = task.train.inputs[batch]
-    if task.augment is not None:
-        inputs = task.augment(inputs, noise)
-    return channels_last(task.normalize(inputs.to(device))), task.train.targets[batch].to(device)
 
 
 def mixed_seed(*parts: int) -> int:

@@ -18,7 +18,7 @@ from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
 from pfray.storage.run_folder import curve_of
 from pfray.training.comm_hooks import distribute
-from pfray.training.loop import Shard, StatefulHook, choose_precision, fit, steps_per_epoch
+from pfray.training.loop import Shard, StatefulHook, choose_precision, fit
 from pfray.training.settings import Distributed
 from pfray.utils.files import append_line, read_records
 
@@ -54,7 +54,7 @@ def train_candidate(
     """
     candidate, context, training = spec.candidate, spec.context, spec.candidate.training
     torch.manual_seed(context.seed)
-    steps = training.epochs * steps_per_epoch(context.task.train, training.batch_size)
+    steps = training.epochs * context.task.train.steps(training.batch_size)
     if spec.start is None:
         start = compress_candidate(candidate, context, device, steps)
     else:

@@ -14,7 +14,7 @@ from pfray.data import digits
 from pfray.errors import InfeasibleTarget, UnsupportedModel
 from pfray.learner.context import Context
 from pfray.measure.cost import total_macs
-from pfray.measure.evaluation import evaluate, outputs_of
+from pfray.measure.evaluation import answers_of, evaluate
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.nn.modes import place
 from pfray.pruning.channels.keep_ratios import allowed_counts, graph_of, kept_counts
@@ -82,7 +82,8 @@ def plainly_removed(model: nn.Module, plan: Plan, task: Task) -> nn.Module:
 
 def distance(model: nn.Module, teacher: nn.Module, task: Task) -> float:
     """The squared error of the outputs on images that did not calibrate, as a share of their variance."""
-    own, other = (torch.cat(outputs_of(net, task, task.validation)) for net in (model, teacher))
+    answers = [answers_of(net, task, task.validation) for net in (model, teacher)]
+    own, other = (torch.cat([batch.outputs for batch in batches]) for batches in answers)
     return ((own - other).square().sum() / (other - other.mean(0)).square().sum()).item()
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from learners.channel_pruned import Calibration, ChannelPruned, Settings, group_error, readers, selection_gram
 from pfray.data import digits
 from pfray.measure.cost import total_macs
-from pfray.measure.evaluation import outputs_of
+from pfray.measure.evaluation import answers_of
 from pfray.nn.modes import place
 from pfray.task import Task, example_input
 
@@ -72,7 +72,7 @@ def test_a_group_of_one_channel_stays_and_all_else_runs_at_every_plan(unusual, t
         plan = space.decode(np.full(len(space), position))
         for pruned in (unusual.compress(plan).model, unusual.finish(plan).model):
             assert total_macs(pruned, example_input(task)) == space.costs(plan)["macs"]
-            assert torch.cat(outputs_of(pruned, task, task.validation)).isfinite().all()
+            assert torch.cat([batch.outputs for batch in answers_of(pruned, task, task.validation)]).isfinite().all()
 
 
 def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual):

@@ -14,7 +14,7 @@ from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.task import Task, soft_cross_entropy
 from pfray.training import loop
-from pfray.training.loop import Shard, choose_precision, fit, schedule, steps_per_epoch
+from pfray.training.loop import Shard, choose_precision, fit, schedule
 from pfray.training.settings import Distill, Training
 from tests.training.toy import equal, net
 
@@ -46,9 +46,9 @@ def replace_training(training: Training, **changes: float) -> Training:
 
 
 def test_a_split_smaller_than_a_batch_is_one_step_an_epoch(task):
-    assert steps_per_epoch(task.train, 10) == 4
-    assert steps_per_epoch(task.train, 12) == 3
-    assert steps_per_epoch(task.train, 64) == 1
+    assert task.train.steps(10) == 4
+    assert task.train.steps(12) == 3
+    assert task.train.steps(64) == 1
     calls: list[int] = []
     fit(net(), task, replace_training(QUICK, batch_size=64), seed=0, hook=calls.append)
     assert calls == [0, 1, 2, 3]

@@ -1,0 +1,227 @@
+"""A split read from a data set batch by batch: data that do not fit in memory, or change at every reading.
+
+A map-style data set is read in an order of pfray's own, drawn anew for each epoch and the same for any number of
+workers. An iterable one is read in its own order, and each worker keeps its part of every batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from pfray.data._split import Split
+from pfray.errors import DataError, PfrayError, first_line, short
+from pfray.nn.inputs import Inputs, count, take
+from pfray.utils.random_state import kept_generators
+from pfray.utils.user_code import place_of
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Samples of a data set, read when they are needed.
+
+    name: of the split, for messages. dataset: map-style, or iterable with a length. collate(samples): a batch.
+    adapt(batch): (inputs, targets). indices: the samples of a map-style data set that belong to the split, in an order
+    whose head is a fair sample; None for an iterable one.
+    sampler: draws the indices of an epoch in place of pfray's own order. batch_sampler: draws whole batches, of sizes
+    of its own. loaders: processes that read ahead in a training; 0 reads in the training's own process.
+    """
+
+    name: str
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    adapt: Callable[[Any], tuple[Inputs, Any]]
+    indices: Tensor | None = None
+    sampler: Iterable[int] | None = None
+    batch_sampler: Iterable[list[int]] | None = None
+    loaders: int = 0
+    kept: dict[str, Split] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.indices is None else len(self.indices)
+
+    def head(self, count: int | None) -> Split | Stream:
+        """The first ``count`` samples in memory, read once; the stream itself for None."""
+        if count is None:
+            return self
+        known = self.kept.get("head")
+        if known is None or len(known) < min(count, len(self)):
+            # As one batch, because padding makes the samples of different batches unequal.
+            with _seeded(0):
+                batch = next(self._read_in_order(count, count), None)
+            if batch is None or not _size(batch[0]):
+                raise DataError(f"the {self.name} data gives no batch. Remedy: a data set with samples")
+            known = self.kept["head"] = Split(*batch)
+        return known.head(count)
+
+    def take(self, which: slice | Tensor) -> Stream:
+        """The samples at the positions ``which`` of a map-style data set, to be read later."""
+        assert self.indices is not None
+        return replace(self, indices=self.indices[which], sampler=None, batch_sampler=None, kept={})
+
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
+        """(inputs, targets) of batches in order, the same at every reading."""
+        with _seeded(0):
+            yield from self._read_in_order(size, None)
+
+    def steps(self, size: int) -> int:
+        """Whole batches in an epoch, at least one."""
+        return len(self.batch_sampler) if self.batch_sampler is not None else max(1, len(self) // size)  # type: ignore[arg-type]
+
+    def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
+        """One process's part of each batch of an epoch. Random changes of the samples depend on ``seed`` and rank."""
+        for drawn in (self.sampler, self.batch_sampler, self.dataset):
+            set_epoch: Any = getattr(drawn, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(seed % 2**31)
+        with _seeded(seed):
+            if self.indices is None:
+                for inputs, targets in self._batches_of(DataLoader(self.dataset, size, collate_fn=self.collate)):
+                    if _size(inputs) == size or len(self) < size:
+                        yield take(inputs, slice(rank, None, world)), take(targets, slice(rank, None, world))
+                return
+            batches = [batch[rank::world] for batch in self._order(size, seed)]
+        with _seeded(seed + rank + 1):
+            yield from self._read(batches, self.loaders)
+
+    def _order(self, size: int, seed: int) -> list[list[int]]:
+        """Indices of each whole batch of an epoch."""
+        assert self.indices is not None
+        if self.batch_sampler is not None:
+            return [list(batch) for batch in self.batch_sampler]
+        if self.sampler is not None:
+            order = list(self.sampler)
+        else:
+            drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+            order = self.indices[drawn].tolist()
+        return [order[index * size : (index + 1) * size] for index in range(self.steps(size))]
+
+    def _read_in_order(self, size: int, most: int | None) -> Iterator[tuple[Inputs, Any]]:
+        if self.indices is None:
+            yield from self._batches_of(DataLoader(self.dataset, size, collate_fn=self.collate))
+            return
+        order = self.indices[:most].tolist()
+        yield from self._read([order[start : start + size] for start in range(0, len(order), size)], 0)
+
+    def _read(self, batches: list[list[int]], loaders: int) -> Iterator[tuple[Inputs, Any]]:
+        yield from self._batches_of(
+            DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=loaders)
+        )
+
+    def _batches_of(self, loader: DataLoader[Any]) -> Iterator[tuple[Inputs, Any]]:
+        """Raises DataError, with file and line, for what goes wrong in the user's data set."""
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except PfrayError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f"the {self.name} data cannot be read: {type(error).__name__}: {first_line(error)}"
+                    f"{place_of(error)}. Remedy: mend the data set or its collate function"
+                ) from error
+            yield self._adapted(batch)
+
+    def _adapted(self, batch: Any) -> tuple[Inputs, Any]:
+        try:
+            found = self.adapt(batch)
+        except PfrayError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"adapt fails on a batch of the {self.name} data: {type(error).__name__}: {first_line(error)}"
+                f"{place_of(error)}. Remedy: adapt=fn(batch) -> (inputs, targets)"
+            ) from error
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise DataError(
+                f"adapt gives a {type(found).__name__} of a batch of the {self.name} data, not a pair. "
+                "Remedy: adapt=fn(batch) -> (inputs, targets)"
+            )
+        return found
+
+
+def streamed(
+    name: str, data: Any, adapt: Callable[[Any], tuple[Inputs, Any]], seed: int, collate: Callable[..., Any]
+) -> Stream:
+    """The stream of a ``DataLoader`` or a data set, map-style or iterable.
+
+    A loader's data set, ``collate_fn``, number of workers, and sampler or batch sampler are used; its batch size is
+    not. collate: for a data set alone. seed: of the order whose head is a sample. Raises DataError for data without a
+    length and for an empty data set.
+    """
+    loader = data if isinstance(data, DataLoader) else None
+    dataset: Any = data if loader is None else loader.dataset
+    try:
+        length = len(dataset)
+    except (TypeError, NotImplementedError) as error:
+        raise DataError(
+            f"{name} is a {type(dataset).__name__} without a length, so no epoch of it has an end. Remedy: give the "
+            "data set a __len__ with its number of samples, or list(data) where it fits in memory"
+        ) from error
+    if not length:
+        raise DataError(f"{name} is an empty {type(dataset).__name__}. Remedy: a data set with samples")
+    iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+    order = None if iterable else torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    stream = Stream(name, _Iterated(dataset) if iterable else dataset, collate, adapt, order)
+    if loader is None or iterable:
+        return stream if loader is None else replace(stream, collate=loader.collate_fn)
+    return replace(
+        stream,
+        collate=loader.collate_fn,
+        sampler=None if isinstance(loader.sampler, _PLAIN) or loader.batch_size is None else loader.sampler,
+        batch_sampler=None if type(loader.batch_sampler) in (BatchSampler, type(None)) else loader.batch_sampler,
+        loaders=loader.num_workers,
+    )
+
+
+# Samplers without a choice of their own: pfray's order takes their place.
+_PLAIN = (RandomSampler, SequentialSampler, DistributedSampler)
+
+
+class _Iterated(IterableDataset):
+    """An iterable data set, or any other iterable with a length, for a DataLoader."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
+
+
+def _size(inputs: Inputs) -> int:
+    try:
+        return count(inputs)
+    except ValueError as error:
+        raise DataError(
+            f"a batch's inputs are a {short(type(inputs).__name__)} that holds no tensor. Remedy: "
+            "adapt=fn(batch) -> (inputs, targets), with tensors"
+        ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global random generators seeded for the data set's own random changes, and restored afterwards."""
+    with kept_generators():
+        torch.manual_seed(seed % 2**63)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
