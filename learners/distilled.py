@@ -22,7 +22,7 @@ from pfray.errors import ConfigError
 from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, layer_macs, stored_bytes, total_macs
 from pfray.nn.build import build, check_output, task_arguments
-from pfray.nn.modes import place
+from pfray.nn.modes import place, settle_memory_format
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import example_input
 from pfray.utils.signatures import check_arguments
@@ -77,7 +77,9 @@ class Distilled(Algorithm):
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """The student of the plan's width, with weights drawn from torch's generator."""
-        return Compressed(place(build_student(self.settings, plan, task_arguments(self.task)), self.device))
+        student = build_student(self.settings, plan, task_arguments(self.task))
+        settle_memory_format(student, example_input(self.task))
+        return Compressed(place(student, self.device))
 
 
 def build_student(settings: Settings, plan: Plan, task_args: Mapping[str, int]) -> nn.Module:

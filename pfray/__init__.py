@@ -3,6 +3,7 @@
 Kept light, because ``pfray.bench`` runs on devices that have numpy and an interpreter only.
 """
 
+from pfray.api import Result, compress
 from pfray.export import load
 
-__all__ = ["load"]
+__all__ = ["Result", "compress", "load"]

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ from pfray.reporting.progress import Progress
 from pfray.workflow.experiment_file import load_experiment
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from pfray.reporting.summary import Summary
+    from pfray.storage.run_folder import RunFolder
+    from pfray.workflow.given import Given
     from pfray.workflow.locked_run import LockedRun
     from pfray.workflow.setup import LoadedRun
 
@@ -44,15 +50,45 @@ def run(
     resume: continue the run in the folder. force: replace it. observers: told of all events, as progress, TensorBoard
     and Prometheus are.
     """
+    finished = execute(experiment, None, resume=resume, force=force, console=console, observers=observers)
+    finished.check_goals()
+    return finished.folder.path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete run. model: the compressed model; None if the run was complete before."""
+
+    folder: RunFolder
+    summary: Summary
+    model: nn.Module | None
+
+    def check_goals(self) -> None:
+        """Raise GoalMissed if the result misses a goal of its target."""
+        from pfray.workflow.summary import check_goals
+
+        check_goals(self.summary)
+
+
+def execute(
+    experiment: schema.Experiment,
+    given: Given | None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    console: Console | None = None,
+    observers: Sequence[Observer] = (),
+) -> Finished:
+    """As ``run``, but a missed goal is no error. given: model and task from Python, in place of the named ones."""
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray.reporting import report
     from pfray.reporting.summary import Summary
     from pfray.workflow import setup
     from pfray.workflow.locked_run import locked_run
-    from pfray.workflow.summary import check_goals
 
+    model = None
     with closing(Observers([Progress(console), *observers])) as watching:
-        loaded = setup.load(experiment, watching)
+        loaded = setup.load(experiment, watching, given)
         with locked_run(experiment, loaded, watching, resume=resume, force=force) as locked:
             folder = locked.folder
             if locked.is_complete:
@@ -60,16 +96,16 @@ def run(
                 watching.note(f"{folder.title} is finished already; its report is {report.write(folder.path)}")
                 locked.synchronize()
             else:
-                _compress(experiment, loaded, locked, watching)
-    check_goals(Summary.read(folder.summary))
-    return folder.path
+                model = _compress(experiment, loaded, locked, watching)
+    return Finished(folder, Summary.read(folder.summary), model)
 
 
-def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRun, observers: Observers) -> None:
-    """Teacher, search, retraining, export, report."""
+def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRun, observers: Observers) -> nn.Module:
+    """Teacher, search, retraining, export, report. Returns the compressed model."""
     from pfray.cluster import preflight, ray_cluster
     from pfray.reporting import prometheus, report
     from pfray.reporting.tensorboard import TensorBoard
+    from pfray.storage.run_folder import MODEL
     from pfray.utils.cache import save_tensors
     from pfray.workflow import retrain
     from pfray.workflow.results import measure_and_export
@@ -89,7 +125,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
         observers.add(board)
         with observers.joined_by(prometheus.Prometheus(experiment.name)):
             trainer = retrain.Trainer(resources, folder, observers, experiment.distributed)
-            teacher = make_teacher(experiment, loaded.model, task, trainer)
+            teacher = make_teacher(experiment, loaded, trainer)
             save_tensors(folder.teacher, teacher.state_dict())
             spec = trial_spec(experiment, loaded, teacher)
             found = search(experiment, loaded, spec, folder, observers)
@@ -100,6 +136,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
     folder.write_summary(summary.to_dict())
     report.write(folder.path)
     tell_result(summary, folder, observers)
+    return models[MODEL]
 
 
 def check(experiment: schema.Experiment, console: Console | None = None) -> None:

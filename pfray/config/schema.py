@@ -78,6 +78,15 @@ def load(path: Path, overrides: Sequence[str] = (), check: ComponentCheck | None
         except ValueError as error:
             mistakes.append(f"override '{short(override)}': {error}. Example: search.trials=60")
     raw.setdefault("name", path.stem)
+    return validated(raw, check, mistakes)
+
+
+def validated(raw: Mapping[str, Any], check: ComponentCheck | None = None, found: Sequence[str] = ()) -> Experiment:
+    """The experiment of plain data. found: mistakes that are known already. check: as of ``load``.
+
+    Raises ConfigError whose message has one line for every mistake.
+    """
+    mistakes = list(found)
     try:
         experiment = as_written(Experiment, raw)
     except ValidationError as error:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from pfray.errors import ConfigError
+from pfray.nn.modes import keep_memory_format
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.loop import Hook
@@ -150,6 +151,7 @@ class Algorithm:
 def check_result(algorithm: Algorithm, method: str, result: Any) -> Compressed:
     """``result``, if it is of the type that ``compress`` and ``finish`` return. Raises ConfigError otherwise."""
     if isinstance(result, Compressed) and isinstance(result.model, nn.Module):
+        keep_memory_format(algorithm.model, result.model)
         return result
     found = f"Compressed({type(result.model).__name__})" if isinstance(result, Compressed) else type(result).__name__
     raise ConfigError(

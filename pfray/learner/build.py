@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pfray.learner.base import Algorithm, Compressed, check_result
 from pfray.learner.context import Candidate, Context
 from pfray.measure.evaluation import evaluate
-from pfray.nn.modes import place
+from pfray.nn.modes import keep_memory_format, place
 from pfray.training.batch_norm import BN_IMAGES, batch_norms, reestimate_batch_norm
 
 
@@ -53,6 +53,7 @@ def rebuild_candidate(candidate: Candidate, context: Context, weights: Weights, 
     algorithm = bind_candidate(candidate, context, torch.device("cpu"))
     structure = algorithm.structure(candidate.plan) if weights.structure is None else weights.structure
     model = algorithm.rebuild(structure)
+    keep_memory_format(context.model, model)
     model.load_state_dict(weights.state)
     return place(model, device)
 

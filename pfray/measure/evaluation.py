@@ -95,6 +95,8 @@ def judge(
     scores, losses, groups = [], [], []
     metric = copy.deepcopy(task.score) if task.accumulates else None
     if metric is not None:
+        if hasattr(metric, "to"):  # torchmetrics' counts are on a device
+            metric.to(next(model.parameters()).device)
         metric.reset()
     with torch.inference_mode():
         for index, (batch, targets, size) in enumerate(answers):

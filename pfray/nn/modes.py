@@ -36,6 +36,12 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     return call(model, inputs if contiguous else map_tensors(channels_last, inputs))
 
 
+def keep_memory_format(model: nn.Module, made: nn.Module) -> None:
+    """Mark the model ``made`` from ``model`` as that one is marked by ``settle_memory_format``."""
+    if hasattr(model, CONTIGUOUS):
+        setattr(made, CONTIGUOUS, True)
+
+
 def settle_memory_format(model: nn.Module, inputs: Inputs) -> None:
     """Mark ``model`` if it runs on ``inputs`` but not on the same in channels_last, as flattening by ``view`` does not.
     """

@@ -35,20 +35,20 @@ MOMENT_TOLERANCE = 1e-7
 CHUNK = 1_000_000
 
 
-def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task) -> dict[str, Any]:
+def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task, is_trained: bool) -> dict[str, Any]:
     """The identity as JSON values.
 
-    experiment: plain data from ``schema.plain``. model: at the begin of the run, with the user's weights or untrained.
+    experiment: plain data from ``schema.plain``. model: at the begin of the run. is_trained: its weights are the
+    user's, and not drawn.
     """
     outputs = fixed_batch_outputs(model, task)
     kept = outputs.flatten()[:: max(1, outputs.numel() // KEPT_OUTPUTS)][:KEPT_OUTPUTS].nan_to_num()
     splits = (("train", task.train), ("validation", task.validation), ("test", task.test))
-    given = experiment["model"].get("weights") is not None
     return {
         "pfray": version(),
         "architecture": content_key(repr(model)),
         # Weights drawn by a seed differ between machines in their last bits; the outputs cover them.
-        "weights": content_key(state_bytes(model)) if given else "drawn",
+        "weights": content_key(state_bytes(model)) if is_trained else "drawn",
         "outputs": kept.tolist(),
         **{f"{name} data": _forms(split) for name, split in splits},
         "classes": list(map(int, (task.num_outputs or 0, *(task.classes or ())))),

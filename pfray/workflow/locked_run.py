@@ -42,7 +42,7 @@ def locked_run(
         # Slow if a killed run left its lock, which is then watched, or if a run to continue is fetched.
         with observers.stage("open storage") if run.url else contextlib.nullcontext():
             synchronize = closing.enter_context(synchronized(run, resume=resume))
-        current = identity(plain, loaded.model, loaded.task)
+        current = identity(plain, loaded.model, loaded.task, loaded.is_trained)
         open_run.check_folder(run, plain, resume=resume, force=force, identity=current)
         finished = resume and run.is_finished
         damage = run.find_damage() if finished else None

@@ -27,6 +27,7 @@ from pfray.nn.build import build, check_output, task_arguments
 from pfray.nn.checks import check_evaluation, check_parameters, check_values
 from pfray.nn.layer_shapes import with_layer_shapes
 from pfray.nn.layers import WeightLayer
+from pfray.nn.modes import settle_memory_format
 from pfray.nn.weights import load_weights
 from pfray.objective import Objective
 from pfray.reporting.observers import Observers
@@ -37,6 +38,7 @@ from pfray.utils.cache import cache_dir
 from pfray.utils.signatures import call, check_arguments
 from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
+from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
     check_from_scratch,
@@ -69,14 +71,16 @@ class Components:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A checked experiment as objects. model: with the experiment's weights, otherwise untrained.
+    """A checked experiment as objects. model: with the experiment's weights or given from Python, otherwise untrained.
 
-    searched: names of the knobs that are settings. earlier: trials of a warm start.
+    is_trained: the model needs no training to be the teacher. searched: names of the knobs that are settings.
+    earlier: trials of a warm start.
     """
 
     components: Components
     task: Task
     model: nn.Module
+    is_trained: bool
     space: CompressionSpace
     limits: Limits
     objective: Objective
@@ -84,14 +88,14 @@ class LoadedRun:
     earlier: Sequence[tuple[Plan, float | None]]
 
 
-def load(experiment: Experiment, observers: Observers) -> LoadedRun:
+def load(experiment: Experiment, observers: Observers, given: Given | None = None) -> LoadedRun:
     """Load everything that the experiment names, and check that the target can be reached.
 
-    Raises PfrayError for a wrong request.
+    given: model and task, if the experiment names none. Raises PfrayError for a wrong request.
     """
-    notes: list[str] = []
+    notes: list[str] = [] if given is None else list(given.notes)
     with observers.stage("load"):
-        components = resolve(experiment)
+        components = resolve(experiment, given)
         cache_dir()  # raises for an unusable one before anything is written
         task = build_task(experiment, components, notes.append)
         model = build_model(experiment, components, task, notes.append)
@@ -117,7 +121,10 @@ def load(experiment: Experiment, observers: Observers) -> LoadedRun:
     space = space.with_free(knobs)
     components.searcher(space, limits, components.search_settings)  # raises for settings that only it can check
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
-    return LoadedRun(components, task, model, space, limits, objective, tuple(knob.name for knob in knobs), earlier)
+    is_trained = experiment.model.weights is not None if given is None else given.is_trained
+    return LoadedRun(
+        components, task, model, is_trained, space, limits, objective, tuple(knob.name for knob in knobs), earlier
+    )
 
 
 def _space_of(algorithm: Algorithm, learner: str) -> CompressionSpace:
@@ -148,12 +155,18 @@ def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) ->
     )  # fmt: skip
 
 
-def resolve(experiment: Experiment) -> Components:
-    """The components that the experiment names. Raises ConfigError with one line for every mistake."""
-    sections = {"model": experiment.model, "data": experiment.data, "learner": experiment.learner}
-    found, mistakes = _find({**sections, "search": experiment.search})
+def resolve(experiment: Experiment, given: Given | None = None) -> Components:
+    """The components that the experiment names, or model and data ``given`` from Python.
+
+    Raises ConfigError with one line for every mistake.
+    """
+    own = {"learner": experiment.learner, "search": experiment.search}
+    named = {"model": experiment.model, "data": experiment.data} if given is None else {}
+    found, mistakes = _find({**named, **own})
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+    if given is not None:
+        found |= {"model": lambda: given.model, "data": lambda: given.task}
     return Components(**found)
 
 
@@ -226,6 +239,7 @@ def build_model(experiment: Experiment, components: Components, task: Task, note
     check_parameters(model)
     layer_macs(model, example_input(task))
     check_output(model, task)
+    settle_memory_format(model, example_input(task))
     if experiment.model.weights is not None:
         for remark in load_weights(model, Path(experiment.model.weights), task.classes):
             note(remark)

@@ -12,20 +12,21 @@ from pfray.config.schema import Experiment
 from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
 from pfray.nn.fingerprint import model_parts
-from pfray.task import Task
 from pfray.training.settings import Distributed
 from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
 from pfray.workflow.retrain import Trainer
+from pfray.workflow.setup import LoadedRun
 
 
-def make_teacher(experiment: Experiment, model: nn.Module, task: Task, trainer: Trainer) -> nn.Module:
-    """``model`` unchanged if the experiment gave it weights; otherwise trained, or read from the run folder or cache.
+def make_teacher(experiment: Experiment, loaded: LoadedRun, trainer: Trainer) -> nn.Module:
+    """The loaded model unchanged if it is trained; otherwise trained, or read from the run folder or cache.
 
     The cache key covers the settings of model, data and training, the architecture's printed form, the initial weights,
     the outputs of ``forward``, the data itself and pfray's version. A change of any of them trains a new teacher. A
     change inside the user's own loss or augmentation is not seen: it takes a new seed, or an empty cache.
     """
-    if experiment.model.weights is not None:
+    model, task = loaded.model, loaded.task
+    if loaded.is_trained:
         return model
     if _read_into(model, trainer.run.teacher):
         return model  # the run's own, because its trials were made from it, perhaps on another machine

@@ -47,7 +47,8 @@ def experiment(**changes: object) -> Experiment:
 
 
 def found(model: nn.Module | None = None, task: Task | None = None, **changes: object) -> dict:
-    return identity(plain(experiment(**changes)), model or net(), task or make_task())
+    given = experiment(**changes)
+    return identity(plain(given), model or net(), task or make_task(), given.model.weights is not None)
 
 
 def test_equal_models_have_equal_parts_and_the_random_generator_stays_where_it_was():

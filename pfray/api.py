@@ -1,0 +1,192 @@
+"""pfray from Python: ``pfray.compress(model, train, ...)`` is a run whose model and data are objects.
+
+    import pfray
+    result = pfray.compress(model, train=train_loader, validation=val_loader, target={"macs": "0.5x"})
+    result.model, result.report, result.tflite, result.summary["compressed"]["accuracy"]
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# torch is imported when it is needed: ``import pfray`` also happens on devices that have none.
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pfray.reporting.observers import Observer
+    from pfray.run import Finished
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    model: the compressed module, physically smaller, on the CPU. folder: of the run. summary: what ``summary.json``
+    holds. report: the HTML report. tflite: the device file; None if none was asked for. program: the .pt2 file.
+    missed: goals of the target that the result misses, a line each.
+    """
+
+    model: nn.Module
+    folder: Path
+    summary: dict[str, Any]
+    report: Path
+    tflite: Path | None
+    program: Path
+    headline: str
+    missed: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return "\n".join([self.headline, *(f"missed: {line}" for line in self.missed), f"report: {self.report}"])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the headline, the missed goals and the files."""
+        missed = "".join(f"<div><b>missed:</b> {html.escape(line)}</div>" for line in self.missed)
+        files = [path for path in (self.report, self.tflite, self.program) if path is not None]
+        links = " &middot; ".join(f"<a href='file://{html.escape(str(f))}'>{html.escape(f.name)}</a>" for f in files)
+        return f"<div><b>{html.escape(self.headline)}</b></div>{missed}<div>{links}</div>"
+
+
+def compress(
+    model: nn.Module,
+    train: Any,
+    validation: Any = None,
+    test: Any = None,
+    *,
+    target: Mapping[str, Any],
+    learner: str | Mapping[str, Any] | Sequence[Any] | type = "channel_pruned",
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    metric: Any = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    higher_is_better: bool | None = None,
+    adapt: Callable[[Any], tuple[Any, Any]] | None = None,
+    output: str | int | Callable[[Any], Any] | None = None,
+    soft_loss: Callable[[Any, Any, float], Tensor] | None = None,
+    augment: Callable[[Any, Any], Any] | None = None,
+    search: str | Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    finetune: Mapping[str, Any] | None = None,
+    distill: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    distributed: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    storage: str | Path = "runs",
+    name: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    observers: Iterable[Observer] = (),
+) -> Result:
+    """Compress a trained ``model`` to ``target``: search a plan, retrain it, export and check the result.
+
+    train, validation, test: a torch DataLoader, a Dataset (map-style, or iterable with a length), a Hugging Face
+        dataset, a list of samples, or a pair of tensors (inputs, targets). A batch is (inputs, targets), (input,
+        input, ..., targets), or a mapping with a label; ``adapt(batch) -> (inputs, targets)`` takes any other. Inputs
+        are what the model is called with: a tensor, a tuple (``model(*x)``) or a mapping (``model(**x)``).
+        Without ``validation`` a tenth of ``train`` is held out. Without ``test`` the report quotes ``validation``.
+    target: hard limits and goals as in an experiment file, such as ``{"macs": "0.5x", "max_drop": 0.01}``.
+    learner: a name, a mapping with its settings, a list of them (a pipeline), or a class.
+    loss(outputs, targets): a batch's mean. By default the cross entropy, for whole-numbered targets.
+    metric: ``accuracy``, ``top5``, ``mse``, ``mae``, ``miou``, a torchmetrics metric, or a function of (outputs,
+        targets) that gives each sample's score. By default the accuracy with a cross entropy, else the loss.
+    evaluate(model): a number that replaces the metric. higher_is_better: of the metric, if it does not say so itself.
+    output: what loss and metric read of the model's outputs: a key, a position or a function.
+    soft_loss(outputs, teacher outputs, temperature): for ``distill`` with a loss other than the cross entropy.
+    augment(inputs, generator): of training batches. A data set may change its samples itself.
+    search, finetune, distill, export, resources, distributed: sections of an experiment file, as mappings.
+    teacher: settings of a training of ``model`` before the search; without them it is taken as trained.
+    storage, name: the run folder is ``storage/name``; ``storage`` may be a URL such as ``s3://bucket/runs``.
+    resume: continue an interrupted run. force: replace an earlier one.
+
+    Raises PfrayError, in one line, for every mistake that a user can correct. A goal that the result misses is no
+    error here; ``Result.missed`` names it.
+    """
+    from pfray.config import schema
+    from pfray.run import execute
+    from pfray.workflow.given import Judging, given_run
+    from pfray.workflow.setup import component_mistakes
+
+    sections = {
+        "search": search, "teacher": teacher, "finetune": finetune, "distill": distill, "export": export,
+        "resources": resources, "distributed": distributed,
+    }  # fmt: skip
+    raw = {key: _plain(value) for key, value in sections.items() if value is not None}
+    raw |= {"learner": _named(learner), "target": _plain(target), "seed": seed, "storage": str(storage)}
+    chosen = name or _run_name(model, raw["learner"])
+    raw |= {"name": chosen, "model": type(model).__name__, "data": type(train).__name__}
+    _add_batch_size(raw, train)
+
+    def own_mistakes(components: Mapping[str, Any]) -> list[str]:
+        return component_mistakes({kind: c for kind, c in components.items() if kind in ("learner", "search")})
+
+    experiment = schema.validated(raw, own_mistakes)
+    judged = Judging(loss, metric, higher_is_better, evaluate, output, soft_loss)
+    given = given_run(
+        model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=teacher is None
+    )
+    return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))
+
+
+def _result(finished: Finished) -> Result:
+    from pfray import export
+    from pfray.errors import GoalMissed
+    from pfray.reporting.remarks import headline
+
+    folder, missed = finished.folder, tuple[str, ...]()
+    try:
+        finished.check_goals()
+    except GoalMissed as error:
+        missed = tuple(str(error).splitlines())
+    model = export.load(folder.program) if finished.model is None else finished.model.cpu().eval()
+    tflite = folder.tflite if folder.tflite.exists() else None
+    return Result(
+        model, folder.path, finished.summary.to_dict(), folder.report, tflite, folder.program,
+        headline(finished.summary), missed,
+    )  # fmt: skip
+
+
+def _named(learner: Any) -> Any:
+    """A learner's class as the import path that an experiment file would name; other values as plain data.
+
+    Raises ConfigError for a class inside a function, which has no path.
+    """
+    from pfray.errors import ConfigError
+
+    if not inspect.isclass(learner):
+        return _plain(learner)
+    if "<locals>" in learner.__qualname__:
+        raise ConfigError(
+            f"learner: {learner.__qualname__} is made inside a function, where no other process finds it. Remedy: "
+            "define the class at the top of its module"
+        )
+    return f"{learner.__module__}:{learner.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    """The value as an experiment file would hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _run_name(model: object, learner: Any) -> str:
+    """Such as ``resnet-channel_pruned``."""
+    steps = learner if isinstance(learner, list) else [learner]
+    names = [step.get("name", step.get("factory", "")) if isinstance(step, Mapping) else str(step) for step in steps]
+    short = [name.rpartition(":")[2] for name in names]
+    return "-".join([type(model).__name__.strip("_").lower(), *short])
+
+
+def _add_batch_size(raw: dict[str, Any], train: Any) -> None:
+    """A loader's batch size is that of the trainings, unless they say their own."""
+    size = getattr(train, "batch_size", None)
+    if type(size) is int:
+        for section in ("finetune", "teacher"):
+            if isinstance(raw.setdefault(section, {}), dict):
+                raw[section].setdefault("batch_size", size)

@@ -1,0 +1,164 @@
+"""What users have - tensors, data sets, loaders, samples in a list - as the splits of a task."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
+
+from pfray.data._split import Split
+from pfray.data._stream import Stream, streamed
+from pfray.errors import DataError, first_line, short, shown
+from pfray.nn.inputs import Inputs, map_tensors, tensors
+from pfray.task import Samples
+
+# Names under which batches that are mappings keep their targets.
+LABELS = ("labels", "label", "targets", "target", "y")
+# Share of the training data that becomes the validation split.
+HELD_OUT = 0.1
+
+
+def split_of(name: str, data: Any, adapt: Callable[[Any], Any] | None, model: nn.Module, seed: int) -> Samples:
+    """The split ``name`` of what a user has: a split, a pair of tensors, a DataLoader, a data set (map-style, iterable,
+    Hugging Face's), or a list of samples.
+
+    adapt(batch): (inputs, targets), for batches that are neither (inputs ..., targets) nor mappings with a label.
+    model: whose arguments choose the entries of a mapping. seed: of the order. Raises DataError.
+    """
+    if isinstance(data, Split | Stream):
+        return data
+    if isinstance(data, Mapping) and all(hasattr(value, "features") for value in data.values()) and data:
+        raise DataError(f"{name}: a {type(data).__name__} of {', '.join(map(str, data))}. Remedy: {name}=data['train']")
+    if adapt is None and (pair := _as_tensors(data)) is not None:
+        return _shuffled(name, *pair, seed)
+    if isinstance(data, str | bytes | Tensor | np.ndarray) or (not hasattr(data, "__iter__") and not _is_map(data)):
+        raise DataError(
+            f"{name}: a {type(data).__name__} ({shown(data)}) is no data. Allowed: a pair of tensors (inputs, "
+            "targets), a torch DataLoader or Dataset, a Hugging Face dataset, or a list of samples"
+        )
+    if hasattr(data, "features") and hasattr(data, "with_format") and getattr(data, "format", {}).get("type") is None:
+        data = data.with_format("torch")
+    return streamed(name, data, adapt or PlainBatch(_arguments(model)), seed, default_collate)
+
+
+def held_out(train: Samples, seed: int) -> tuple[Samples, Samples]:
+    """(the rest, a tenth) of the training data, the classes in equal proportions where they are known.
+
+    Raises DataError for data that are read in their own order.
+    """
+    size = max(1, round(HELD_OUT * len(train)))
+    if isinstance(train, Stream) and train.indices is None:
+        raise DataError(
+            "validation: none is given, and train is read in its own order, so that nothing can be held out. Remedy: "
+            "validation="
+        )
+    if size >= len(train):
+        raise DataError(f"train: {len(train)} samples are too few to hold any out for validation. Remedy: validation=")
+    order = np.random.default_rng(seed).permutation(len(train))
+    targets = getattr(train, "targets", None)
+    if isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.dim() == 1:
+        from sklearn.model_selection import train_test_split
+
+        try:
+            kept, held = train_test_split(order, test_size=size, stratify=targets.numpy()[order], random_state=seed)
+        except ValueError:  # a class with a single sample, or more classes than are held out
+            kept, held = order[size:], order[:size]
+    else:
+        kept, held = order[size:], order[:size]
+    part: Any = train
+    return part.take(torch.from_numpy(kept)), part.take(torch.from_numpy(held))
+
+
+@dataclass(frozen=True)
+class PlainBatch:
+    """Batches as most loaders give them: (inputs, targets), (input, input, ..., targets), or a mapping with a label.
+
+    arguments: names that the model's forward takes; None if it takes any.
+    """
+
+    arguments: tuple[str, ...] | None
+
+    def __call__(self, batch: Any) -> tuple[Inputs, Any]:
+        if isinstance(batch, Mapping):
+            return self._of_mapping(batch)
+        if isinstance(batch, tuple | list) and len(batch) > 1:
+            *inputs, targets = batch
+            single = inputs[0] if isinstance(inputs[0], Tensor | Mapping | list) else tuple(inputs[0])
+            return (single if len(inputs) == 1 else tuple(inputs)), _single_precision(targets)
+        found = f"{len(batch)} value" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise DataError(
+            f"a batch is {found}, of which no part is the targets. Remedy: adapt=fn(batch) -> (inputs, targets)"
+        )
+
+    def _of_mapping(self, batch: Mapping[str, Any]) -> tuple[Inputs, Any]:
+        label = next((key for key in LABELS if key in batch), None)
+        values = {key: value for key, value in batch.items() if key != label and tensors(value)}
+        taken = {k: v for k, v in values.items() if self.arguments is None or k in self.arguments}
+        if label is None or not values:
+            raise DataError(
+                f"a batch has {', '.join(map(shown, batch))}, of which "
+                + (f"none is named {', '.join(LABELS)}" if label is None else "no input is a tensor")
+                + ". Remedy: adapt=fn(batch) -> (inputs, targets)"
+            )
+        if not taken and len(values) > 1:
+            raise DataError(
+                f"a batch has {', '.join(map(shown, values))}, and the model takes "
+                f"{', '.join(self.arguments or ())}. Remedy: adapt=fn(batch) -> (inputs, targets)"
+            )
+        # One input of a name that the model does not know is its only one.
+        return (taken or next(iter(values.values()))), _single_precision(batch[label])
+
+
+def _arguments(model: nn.Module) -> tuple[str, ...] | None:
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return tuple(parameter.name for parameter in parameters)
+
+
+def _as_tensors(data: Any) -> tuple[Inputs, Any] | None:
+    """(inputs, targets) of a pair, or of a data set of tensors with nothing done to them; None for other data."""
+    if isinstance(data, tuple) and len(data) == 2 and _are_arrays(data[0]) and _are_arrays(data[1]):
+        inputs, targets = (map_tensors(torch.as_tensor, part, np.ndarray) for part in data)
+        return inputs, targets
+    if isinstance(data, DataLoader):
+        plain = data.collate_fn is default_collate and type(data.batch_sampler) is BatchSampler
+        if not plain or type(data.sampler) not in (RandomSampler, SequentialSampler):
+            return None
+        data = data.dataset
+    if type(data) is TensorDataset and len(data.tensors) > 1:
+        *inputs, targets = data.tensors
+        return (inputs[0] if len(inputs) == 1 else tuple(inputs)), targets
+    return None
+
+
+def _are_arrays(value: Any) -> bool:
+    """True for a tensor or array with a sample an entry, or a tuple or mapping of them."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim > 0
+    parts: Sequence[Any] = list(value.values()) if isinstance(value, Mapping) else value
+    return isinstance(value, Mapping | tuple) and len(parts) > 0 and all(map(_are_arrays, parts))
+
+
+def _shuffled(name: str, inputs: Inputs, targets: Any, seed: int) -> Split:
+    """In memory and shuffled, so that its head is a fair sample of data sorted by class, too."""
+    try:
+        split = Split(inputs, _single_precision(targets))
+        return split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)))
+    except (ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{name}: {short(first_line(error))}. Remedy: tensors with a sample an entry") from error
+
+
+def _single_precision(targets: Any) -> Any:
+    """numpy's and Python's numbers come as float64."""
+    return map_tensors(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor, targets)
+
+
+def _is_map(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
