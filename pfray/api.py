@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import html
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,12 +124,13 @@ def compress(
     def own_mistakes(components: Mapping[str, Any]) -> list[str]:
         return component_mistakes({kind: c for kind, c in components.items() if kind in ("learner", "search")})
 
-    experiment = schema.validated(raw, own_mistakes)
     judged = Judging(loss, metric, higher_is_better, evaluate, output, soft_loss)
-    given = given_run(
-        model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=teacher is None
-    )
-    return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))
+    with _in_python_words():
+        experiment = schema.validated(raw, own_mistakes)
+        given = given_run(
+            model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=teacher is None
+        )
+        return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))
 
 
 def _result(finished: Finished) -> Result:
@@ -147,6 +149,20 @@ def _result(finished: Finished) -> Result:
         model, folder.path, finished.summary.to_dict(), folder.report, tflite, folder.program,
         headline(finished.summary), missed,
     )  # fmt: skip
+
+
+@contextmanager
+def _in_python_words() -> Iterator[None]:
+    """Errors whose remedy is an option of the command name the argument instead."""
+    from pfray.errors import PfrayError
+
+    try:
+        yield
+    except PfrayError as error:
+        text = str(error).replace("--resume", "resume=True").replace("--force", "force=True")
+        if text == str(error):
+            raise
+        raise type(error)(text) from error.__cause__
 
 
 def _named(learner: Any) -> Any:

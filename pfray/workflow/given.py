@@ -132,7 +132,8 @@ def _task(
         metric = replace(metric, score=top1)  # which has its labels checked
     return replace(
         task, num_outputs=outputs.shape[1] if wide else None, score=metric.score, metric_name=metric.metric_name,
-        higher_is_better=metric.higher_is_better, is_share=metric.is_share, soft_loss=judged.soft_loss or soft_cross_entropy,
+        higher_is_better=metric.higher_is_better, is_share=metric.is_share,
+        soft_loss=judged.soft_loss or soft_cross_entropy,
     )  # fmt: skip
 
 

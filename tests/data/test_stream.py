@@ -1,0 +1,183 @@
+"""Splits read from data sets batch by batch."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler, default_collate
+
+from pfray.data._stream import Stream, streamed
+from pfray.errors import DataError
+from pfray.nn.inputs import tensors
+
+
+class Numbers(Dataset):
+    """Sample i is the number i, and ``noise`` times a number drawn by each of the three generators."""
+
+    def __init__(self, count: int = 20, noise: float = 0.0) -> None:
+        self.count, self.noise = count, noise
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        drawn = torch.rand(()) + float(np.random.rand()) + random.random()
+        return index + self.noise * drawn, index % 3
+
+
+class InOrder(IterableDataset):
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self):
+        return iter([(torch.tensor(float(index)), index % 2) for index in range(10)])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.zeros(1), 0
+
+
+def stream(data: object, seed: int = 0) -> Stream:
+    return streamed("train", data, tuple, seed, default_collate)
+
+
+def values(batches: object) -> list[float]:
+    return torch.cat([batch[0].flatten() for batch in batches]).tolist()  # type: ignore[attr-defined]
+
+
+def test_the_head_is_a_fair_sample_read_once():
+    class Counting(Numbers):
+        read = 0
+
+        def __getitem__(self, index):
+            Counting.read += 1
+            return super().__getitem__(index)
+
+    whole = stream(Counting(100))
+    head = whole.head(30)
+
+    assert len(head) == 30
+    assert max(values([(head.inputs, None)])) > 60
+    assert whole.head(10).inputs.tolist() == head.inputs[:10].tolist()
+    assert Counting.read == 30
+
+
+def test_evaluation_reads_everything_in_the_same_order_and_with_the_same_random_changes():
+    whole = stream(Numbers(20, noise=0.5))
+    first, again = values(whole.batches(7)), values(whole.batches(7))
+
+    assert first == again
+    assert sorted(int(value) for value in first) == sorted(int(value) for value in again)
+    assert len(first) == 20
+
+
+def test_global_generators_are_left_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    list(stream(Numbers(noise=1.0)).batches(4))
+    stream(Numbers(noise=1.0)).head(4)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_an_epoch_depends_on_its_seed_alone_and_changes_the_samples_anew():
+    whole = stream(Numbers(20, noise=0.5))
+    one, again, other = (values(whole.epoch(8, seed)) for seed in (1, 1, 2))
+
+    assert one == again
+    assert one != other
+    assert len(one) == 16  # the last batch is not whole
+    plain = stream(Numbers(20))
+    assert sorted(values(plain.epoch(20, 3))) == list(range(20))
+
+
+@pytest.mark.parametrize("data", [Numbers(20), InOrder()], ids=["map-style", "iterable"])
+def test_workers_share_every_batch(data):
+    whole = stream(data)
+    together = [batch[0].tolist() for batch in whole.epoch(4, 7)]
+    parts = [[batch[0].tolist() for batch in whole.epoch(4, 7, rank, 2)] for rank in (0, 1)]
+
+    assert len(together) == len(whole) // 4
+    for index, batch in enumerate(together):
+        assert parts[0][index] == batch[0::2]
+        assert parts[1][index] == batch[1::2]
+
+
+def test_processes_that_read_ahead_give_the_same_order():
+    loader = DataLoader(Numbers(12), batch_size=5, num_workers=2)
+    assert stream(loader).loaders == 2
+    assert values(stream(loader).epoch(4, 3)) == values(stream(Numbers(12)).epoch(4, 3))
+
+
+def test_a_loaders_collate_function_and_sampler_are_used():
+    def doubled(samples):
+        inputs, targets = default_collate(samples)
+        return {"x": 2 * inputs}, targets
+
+    weights = torch.zeros(20)
+    weights[7] = 1
+    loader = DataLoader(Numbers(20), 5, sampler=WeightedRandomSampler(weights, 20), collate_fn=doubled)
+    batches = list(stream(loader).epoch(5, 0))
+
+    assert len(batches) == 4
+    assert {value for inputs, _ in batches for value in inputs["x"].tolist()} == {14.0}
+
+
+def test_a_batch_sampler_makes_the_batches():
+    loader = DataLoader(Numbers(6), batch_sampler=[[0, 1, 2], [3], [4, 5]])
+    whole = stream(loader)
+
+    assert whole.steps(64) == 3
+    assert [batch[0].tolist() for batch in whole.epoch(64, 0)] == [[0, 1, 2], [3], [4, 5]]
+
+
+def test_padded_samples_have_a_head_of_one_length():
+    words = [(torch.ones(length), 0) for length in (1, 5, 3, 2)]
+
+    def padded(samples):
+        return torch.nn.utils.rnn.pad_sequence([x for x, _ in samples], batch_first=True), torch.zeros(len(samples))
+
+    head = stream(DataLoader(words, 2, collate_fn=padded)).head(4)
+    assert head.inputs.shape == (4, 5)
+
+
+def test_it_travels_with_what_was_read():
+    whole = stream(Numbers(20))
+    wanted = whole.head(6)
+    copy = pickle.loads(pickle.dumps(whole))
+
+    assert copy.kept["head"].inputs.tolist() == wanted.inputs.tolist()
+    assert len(tensors(copy.head(3).inputs)[0]) == 3
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (Endless(), "train is a Endless without a length"),
+    (Numbers(0), "train is an empty Numbers"),
+    ([], "train is an empty list"),
+])  # fmt: skip
+def test_data_that_have_no_epoch_are_one_line(data, words):
+    with pytest.raises(DataError, match=words) as caught:
+        stream(data)
+    assert "Remedy: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_data_set_names_its_line():
+    class Broken(Numbers):
+        def __getitem__(self, index):
+            raise KeyError("no such image")
+
+    with pytest.raises(DataError, match=r"the train data cannot be read: KeyError.*test_stream.py, line \d+"):
+        stream(Broken()).head(2)
+
+
+def test_what_adapt_gives_is_checked():
+    for adapt, words in ((lambda batch: batch[0], "adapt gives a Tensor"), (lambda batch: batch.x, "adapt fails on a")):
+        with pytest.raises(DataError, match=words):
+            streamed("train", Numbers(), adapt, 0, default_collate).head(2)
