@@ -37,6 +37,30 @@ def check_task(task: Task) -> list[str]:
     return remarks
 
 
+def without_class_order(task: Task) -> tuple[Task, list[str]]:
+    """(the task with every split shuffled that has its classes one after the other, a remark on each).
+
+    The head of a split has to be a fair sample: batch norms and calibration see that of the training data, a search
+    that of the validation data.
+    """
+    shuffled: dict[str, Split] = {}
+    for name in SPLITS:
+        split = getattr(task, name)
+        if isinstance(split, Split) and _has_class_order(split.targets):
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+            shuffled[name] = split.take(order)
+    remarks = [f"the {name} split has its classes one after the other, and is shuffled" for name in shuffled]
+    return (replace(task, **shuffled) if shuffled else task), remarks  # type: ignore[arg-type]
+
+
+def _has_class_order(targets: Any) -> bool:
+    """True for class numbers ``(M,)`` of which each appears in one stretch alone, at least twice on average."""
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.dtype != torch.int64:
+        return False
+    classes = len(targets.unique())
+    return 1 < classes <= len(targets) // 2 and int((targets[1:] != targets[:-1]).sum()) == classes - 1
+
+
 def _classes(title: str, task: Task) -> list[str]:
     """Remarks on classes without samples. Raises DataError if the training split has a single class."""
     targets = in_memory(task.train).targets

@@ -17,7 +17,7 @@ from pfray.config.component import Component
 from pfray.config.registry import find_class, find_function, parse_settings
 from pfray.config.schema import Experiment
 from pfray.config.sections import Search
-from pfray.data._task_checks import check_task
+from pfray.data._task_checks import check_task, without_class_order
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
@@ -216,7 +216,8 @@ def build_task(experiment: Experiment, components: Components, note: Note = _ign
         raise ConfigError(
             f"data: '{experiment.data.name}' returned a {type(task).__name__}. Remedy: return a pfray.task.Task"
         )
-    for remark in check_task(task):
+    task, shuffled = without_class_order(task)
+    for remark in (*shuffled, *check_task(task)):
         note(remark)
     return task
 
