@@ -67,6 +67,18 @@ def count(inputs: Inputs) -> int:
     raise ValueError("the batch holds no tensor")
 
 
+def shapes(inputs: Inputs) -> str:
+    """The shapes of a batch's tensors in words, for messages: ``an input of shape (1, 3, 8, 8)``, or ``inputs of shapes
+    (1, 5), (1, 7)``, or for a mapping ``inputs of shapes ids (1, 5), mask (1, 5)``."""
+    if isinstance(inputs, Mapping):
+        found = [f"{key} {tuple(tensor.shape)}" for key, value in inputs.items() for tensor in tensors(value)]
+    else:
+        found = [str(tuple(tensor.shape)) for tensor in tensors(inputs)]
+    if not found:
+        return "inputs without a tensor"
+    return f"an input of shape {found[0]}" if len(found) == 1 else f"inputs of shapes {', '.join(found)}"
+
+
 def take(tree: Any, which: slice | Tensor | Sequence[int]) -> Any:
     """The samples ``which`` of a batch, in the same structure."""
     if isinstance(tree, Tensor):
