@@ -68,15 +68,12 @@ def count(inputs: Inputs) -> int:
 
 
 def shapes(inputs: Inputs) -> str:
-    """The shapes of a batch's tensors in words, for messages: ``an input of shape (1, 3, 8, 8)``, or ``inputs of shapes
-    (1, 5), (1, 7)``, or for a mapping ``inputs of shapes ids (1, 5), mask (1, 5)``."""
-    if isinstance(inputs, Mapping):
-        found = [f"{key} {tuple(tensor.shape)}" for key, value in inputs.items() for tensor in tensors(value)]
-    else:
-        found = [str(tuple(tensor.shape)) for tensor in tensors(inputs)]
-    if not found:
-        return "inputs without a tensor"
-    return f"an input of shape {found[0]}" if len(found) == 1 else f"inputs of shapes {', '.join(found)}"
+    """The shapes of a batch's tensors in words, for messages: ``an input of shape (1, 3, 8, 8)``, or
+    ``inputs of shapes ids (1, 5), mask (1, 5)``."""
+    found = [(name.lstrip("."), tuple(tensor.shape)) for name, tensor in named_tensors(inputs)]
+    if len(found) == 1:
+        return f"an input of shape {found[0][1]}"
+    return f"inputs of shapes {', '.join(f'{name} {shape}' for name, shape in found)}"
 
 
 def take(tree: Any, which: slice | Tensor | Sequence[int]) -> Any:

@@ -262,7 +262,7 @@ def test_inputs_of_any_form_are_counted():
 @pytest.mark.parametrize(
     ("inputs", "named"),
     [
-        ((torch.rand(1, 3), torch.rand(1, 5)), r"inputs of shapes \(1, 3\), \(1, 5\)"),
+        ((torch.rand(1, 3), torch.rand(1, 5)), r"inputs of shapes \[0\] \(1, 3\), \[1\] \(1, 5\)"),
         ({"image": torch.rand(1, 3), "text": torch.rand(1, 5)}, r"inputs of shapes image \(1, 3\), text \(1, 5\)"),
         (torch.rand(1, 4), r"an input of shape \(1, 4\)"),
     ],

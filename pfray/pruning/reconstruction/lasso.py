@@ -6,12 +6,36 @@ W. The layer's output is the sum of its units' contributions X_u W_u.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
 from pfray.pruning.reconstruction.lasso_path import lasso_path
+from pfray.utils.cache import cache_dir, made_once
+
+
+def cached_selections(key: str, grams: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """``lasso_selections`` of every group, by name, computed once on a machine for each ``key``.
+
+    grams: computes the groups' Gram matrices. key: a ``content_key`` of what they are computed from.
+    """
+
+    def chosen() -> dict[str, Tensor]:
+        return {name: _as_mask(lasso_selections(gram)) for name, gram in grams().items()}
+
+    masks = made_once(cache_dir() / "lasso" / f"{key}.safetensors", chosen)
+    return {name: [np.flatnonzero(row) for row in mask.numpy()] for name, mask in masks.items()}
+
+
+def _as_mask(selections: list[np.ndarray]) -> Tensor:
+    """``(U + 1, U)``, row k True for the units of the selection for k."""
+    mask = torch.zeros(len(selections), len(selections) - 1, dtype=torch.bool)
+    for row, kept in zip(mask, selections, strict=True):
+        row[torch.from_numpy(kept)] = True
+    return mask
 
 
 def unit_gram(moments: Moments, weight: Tensor, index: np.ndarray, channels: int) -> np.ndarray:

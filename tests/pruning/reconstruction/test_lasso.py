@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
 from pfray.pruning.reconstruction.lasso import lasso_selections, unit_gram
-from pfray.pruning.reconstruction.least_squares import lost_share, reconstruct, solve_regular
+from pfray.pruning.reconstruction.least_squares import lost_share, reconstruct, ridge_solve
 
 ROWS, KERNEL, OUTPUTS = 300, 4, 5
 
@@ -206,7 +206,7 @@ def test_a_regular_system_is_solved_with_the_ridge_on_its_diagonal():
     matrix, right = torch.tensor([[2.0, 1.0], [1.0, 4.0]]).double(), torch.tensor([[1.0], [2.0]]).double()
     # 0.1 of the mean diagonal 3 is 0.3.
     expected = torch.linalg.solve(torch.tensor([[2.3, 1.0], [1.0, 4.3]]).double(), right)
-    assert torch.allclose(solve_regular(matrix, right, 0.1), expected)
+    assert torch.allclose(ridge_solve(matrix, right, 0.1), expected)
 
 
 def test_the_lost_share_is_that_of_the_explicit_outputs_and_falls_with_what_is_kept():
