@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pfray.errors import StorageError
-from pfray.utils.files import make_folder, write_atomically
+from pfray.utils.files import cannot_write, make_folder, write_atomically
 
 # Metadata of a file of tensors that are no tensor's checksum: what the tensors were made from, and a text with its own.
 MADE_FROM, NOTE, NOTE_SUM = "//made from", "//note", "//note's checksum"
@@ -116,7 +116,11 @@ def made_once(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str,
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """Other processes' blocks for the same path wait. One file in the folder is for all paths, a byte for each."""
     make_folder(path.parent)
-    with open(path.parent / ".lock", "ab") as file:
+    try:
+        file = open(path.parent / ".lock", "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
         # Without locks, as on some network folders, the same is made twice, which does no harm.
         with suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(path.name.encode()))
