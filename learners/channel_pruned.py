@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,11 +31,12 @@ from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
-from pfray.pruning.reconstruction.covariance import Moments, cached_moments
+from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
 from pfray.task import Task, example_input
+from pfray.utils.cache import content_key
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,14 @@ class ChannelPruned(ChannelAlgorithm):
 
         R^2 of several readers are multiplied, so that the allocator adds up their errors.
         """
-        error = partial(group_error, self.model, self.calibration)
+        errors: dict[str, dict[int, float]] = {}
+
+        def error(group: ChannelGroup, count: int) -> float:
+            if group.name not in errors:
+                counts = keep_ratios.allowed_counts(group, self.settings.round_to, self.settings.min_keep)
+                errors[group.name] = group_errors(self.model, self.calibration, group, counts)
+            return errors[group.name][count]
+
         return keep_ratios.error_curves(self.calibration.graph, self.settings, error)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
@@ -105,16 +114,21 @@ class Calibration:
 
 
 def calibrate(model: nn.Module, task: Task, settings: Settings) -> Calibration:
-    """Runs one pass over the calibration images, and computes the LASSO path of every group."""
+    """Runs one pass over the calibration images, and computes the LASSO path of every group; once on a machine."""
     graph = graph_of(model, task)
     norms = norms_behind(model, example_input(task, next(model.parameters()).device))
     names = {cut.layer for group in graph.groups for cut in readers(model, group)}
     ordered = [name for name, _ in model.named_modules() if name in names]
-    moments = cached_moments(model, task, ordered, settings.images, settings.positions)
+    key = moments_key(model, task, ordered, settings.images, settings.positions)
+    moments = cached_moments(model, task, ordered, settings.images, settings.positions, key)
     # A bias or a batch norm can take over the mean contribution of removed channels; without one the weights have to
     # compensate for it, and it counts as error.
     moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
-    kept = {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in graph.groups}
+    parts = [(g.name, g.units, [(cut.layer, cut.side, cut.size, cut.index.tobytes()) for cut in g.cuts])
+             for g in graph.groups]  # fmt: skip
+    kept = lasso.cached_selections(
+        content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
+    )
     return Calibration(graph, moments, kept, norms)
 
 
@@ -164,19 +178,20 @@ def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Mom
     return np.diag(energy[maker.index % len(energy)].sum(1))
 
 
-def group_error(model: nn.Module, calibration: Calibration, group: ChannelGroup, count: int) -> float:
-    """Relative error, 0 to 1, if the group keeps ``count`` units and all other groups keep everything."""
-    if count == group.units:
-        return 0.0
-    kept, explained = calibration.kept[group.name][count], 1.0
-    stays = kept_positions(calibration.graph, {group.name: kept})
+def group_errors(
+    model: nn.Module, calibration: Calibration, group: ChannelGroup, counts: Sequence[int]
+) -> dict[int, float]:
+    """Relative errors, 0 to 1, if the group keeps so many units and all other groups keep everything, by count."""
+    counts = [count for count in counts if count < group.units]
+    selections = [calibration.kept[group.name][count] for count in counts]
     cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
+    explained = np.ones(len(counts))
     for cut in cuts:
         layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]
-        weight, rows = weight_rows(layer).cpu(), rows_of_channels(layer, stays[cut.layer, "in"])
-        new = least_squares.reconstruct(moments, weight, rows)
-        explained *= 1 - least_squares.lost_share(moments, weight, rows, new)
+        channels = [kept_positions(calibration.graph, {group.name: kept})[cut.layer, "in"] for kept in selections]
+        rows = [rows_of_channels(layer, own) for own in channels]
+        explained *= 1 - least_squares.lost_shares(moments, weight_rows(layer).cpu(), rows)
     if not cuts:
         energy = np.diag(selection_gram(model, group, {}))
-        explained = energy[kept].sum() / max(energy.sum(), 1e-30)
-    return 1 - explained
+        explained = np.array([energy[kept].sum() for kept in selections]) / max(energy.sum(), 1e-30)
+    return dict(zip(counts, (1 - explained).tolist(), strict=True)) | {group.units: 0.0}

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from pfray.errors import UnsupportedModel, first_line
-from pfray.nn.modes import evaluating, evaluation_mode
+from pfray.measure.macs import count_macs
+from pfray.nn.inputs import Inputs, shapes
 
 FLOAT_BITS = 32
 
 
-def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-adds of one forward pass of ``example``, by module name. Raises UnsupportedModel if the pass fails."""
-    names = {module: name for name, module in model.named_modules()}
-    # Not in inference mode: lazy layers would then make weights that cannot learn, and the counter fails on computed
-    # weights.
-    with FlopCounterMode(display=False) as counter, evaluation_mode(model), torch.no_grad():
-        try:
-            model(example)
-        except (Exception, SystemExit) as error:
-            reason = "it ends the program" if isinstance(error, SystemExit) else first_line(error)
-            raise UnsupportedModel(
-                f"the model {type(model).__name__} fails on an input of shape {tuple(example.shape)}: "
-                f"{reason}. Remedy: choose a model for this shape, or data of another shape"
-            ) from error
-    root = type(model).__name__
-    counts = {key.removeprefix(f"{root}."): sum(ops.values()) // 2 for key, ops in counter.get_flop_counts().items()}
-    return {name: counts.get(name, 0) for name in names.values() if name}
-
-
-def total_macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of one forward pass, convolutions and matrix products counted."""
-    # Without gradients: the counter fails on a parameter that is passed from module to module.
-    trained = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
+def layer_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Multiply-adds of one forward pass in evaluation mode, by module name. Raises UnsupportedModel if it fails."""
     try:
-        with FlopCounterMode(display=False) as counter, evaluating(model):
-            model(example)
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
-    return counter.get_total_flops() // 2
+        _, macs = count_macs(model, inputs)
+    except (Exception, SystemExit) as error:
+        reason = "it ends the program" if isinstance(error, SystemExit) else first_line(error)
+        raise UnsupportedModel(
+            f"the model {type(model).__name__} fails on {shapes(inputs)}: {reason}. Remedy: choose a model for this "
+            "input, or data of another shape"
+        ) from error
+    return {name: count for name, count in macs.items() if name}
+
+
+def total_macs(model: nn.Module, inputs: Inputs) -> int:
+    """Multiply-adds of one forward pass in evaluation mode."""
+    return count_macs(model, inputs)[0]
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:

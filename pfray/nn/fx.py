@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from pfray.errors import first_line
+from pfray.nn.inputs import Inputs, arguments, call
 
 # Targets of the nodes that add two tensors.
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -26,13 +27,15 @@ class Untraceable(Exception):
     """The model's operations cannot be followed. The text says why, in plain words."""
 
 
-def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.Node]:
-    """The nodes of the forward pass in order, with every layer in ``cut`` as a node of its own. Raises Untraceable."""
-    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
-    defaults = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
+def traced_nodes(model: nn.Module, cut: set[str], example: Inputs) -> list[fx.Node]:
+    """The nodes of the forward pass in order, with every layer in ``cut`` as a node of its own. Raises Untraceable.
+
+    Arguments without a tensor, such as flags and defaults, are constants with the example's value.
+    """
     try:
-        nodes = list(_Tracer(cut).trace(model, defaults).nodes)
-        found, wanted = tensors(Walk(nodes, model, [example]).value(nodes[-1])), tensors(model(example))
+        constants = {name: value for name, value in _bound(model, example).items() if _is_constant(name, value)}
+        nodes = list(_Tracer(cut).trace(model, constants).nodes)
+        found, wanted = tensors(Walk(nodes, model, [example]).value(nodes[-1])), tensors(call(model, example))
     except Exception as error:
         raise Untraceable(first_line(error)) from error
     # Code that asks for the type of a tensor, say, takes another branch under torch.fx.
@@ -41,6 +44,21 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.No
     ):
         raise Untraceable("its outputs change when it is traced")
     return nodes
+
+
+def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """All arguments of the forward pass by name, defaults included, the variable ones as ``*name`` and ``**name``."""
+    args, kwargs = arguments(inputs)
+    signature = inspect.signature(model.forward)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return {stars.get(signature.parameters[name].kind, "") + name: value for name, value in bound.arguments.items()}
+
+
+def _is_constant(name: str, value: Any) -> bool:
+    # torch.fx has no constants for variable arguments.
+    return not name.startswith("*") and not tensors(value)
 
 
 class _Tracer(fx.Tracer):
@@ -58,8 +76,14 @@ class _Tracer(fx.Tracer):
 class Walk:
     """The values of a graph's nodes in one model, a list over the batches; computed on demand."""
 
-    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: list[Tensor]) -> None:
-        self.model, self.batches, self.first = model, batches, nodes[0]
+    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: Sequence[Inputs]) -> None:
+        self.model = model
+        self.arguments: list[dict[str, Any]] = [{} for _ in batches]
+        for found, inputs in zip(self.arguments, batches, strict=True):
+            for name, value in _bound(model, inputs).items():
+                # Each part of a constant is a placeholder of its own, numbered from 1.
+                parts = enumerate(_pytree.tree_leaves(value), 1) if _is_constant(name, value) else ()
+                found |= {name: value, **{f"{name}_{number}": part for number, part in parts}}
         self.values: dict[fx.Node, list[Any]] = {}
         self.last_use = {read: node for node in nodes for read in node.all_input_nodes}
 
@@ -67,7 +91,7 @@ class Walk:
         if node not in self.values:
             for read in node.all_input_nodes:
                 self.value(read)
-            self.values[node] = [self._compute(node, batch) for batch in range(len(self.batches))]
+            self.values[node] = [self._compute(node, batch) for batch in range(len(self.arguments))]
         return self.values[node]
 
     def release(self, node: fx.Node) -> None:
@@ -76,10 +100,15 @@ class Walk:
             if self.last_use[read] is node:
                 self.values.pop(read, None)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the tensors held now."""
+        storages = [tensor.untyped_storage() for tensor in tensors(list(self.values.values()))]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
     def _compute(self, node: fx.Node, batch: int) -> Any:
         if node.op == "placeholder":
-            # Placeholders after the first are arguments with defaults.
-            return self.batches[batch] if node is self.first else node.args[0]
+            return self.arguments[batch][str(node.target)]
         args = fx.node.map_arg(node.args, lambda read: self.values[read][batch])
         kwargs = fx.node.map_arg(node.kwargs, lambda read: self.values[read][batch])
         if node.op == "get_attr":

@@ -67,6 +67,15 @@ def count(inputs: Inputs) -> int:
     raise ValueError("the batch holds no tensor")
 
 
+def shapes(inputs: Inputs) -> str:
+    """The shapes of a batch's tensors in words, for messages: ``an input of shape (1, 3, 8, 8)``, or
+    ``inputs of shapes ids (1, 5), mask (1, 5)``."""
+    found = [(name.lstrip("."), tuple(tensor.shape)) for name, tensor in named_tensors(inputs)]
+    if len(found) == 1:
+        return f"an input of shape {found[0][1]}"
+    return f"inputs of shapes {', '.join(f'{name} {shape}' for name, shape in found)}"
+
+
 def take(tree: Any, which: slice | Tensor | Sequence[int]) -> Any:
     """The samples ``which`` of a batch, in the same structure."""
     if isinstance(tree, Tensor):

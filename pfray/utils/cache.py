@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pfray.errors import StorageError
-from pfray.utils.files import write_atomically
+from pfray.utils.files import cannot_write, make_folder, write_atomically
 
 # Metadata of a file of tensors that are no tensor's checksum: what the tensors were made from, and a text with its own.
 MADE_FROM, NOTE, NOTE_SUM = "//made from", "//note", "//note's checksum"
@@ -93,6 +95,36 @@ def load_tensors(path: Path, made_from: str = "") -> dict[str, Tensor] | None:
     """
     found = load_noted(path, made_from)
     return None if found is None else found[0]
+
+
+def made_once(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in the cached file ``path``, made and saved if it is missing. Raises StorageError.
+
+    Processes on one machine that want the same file at the same time wait for the first of them to make it.
+    """
+    if (kept := load_tensors(path)) is not None:
+        return kept
+    with _one_at_a_time(path):
+        if (kept := load_tensors(path)) is None:
+            kept = dict(make())
+            if kept:
+                save_tensors(path, kept)
+    return kept
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Other processes' blocks for the same path wait. One file in the folder is for all paths, a byte for each."""
+    make_folder(path.parent)
+    try:
+        file = open(path.parent / ".lock", "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        # Without locks, as on some network folders, the same is made twice, which does no harm.
+        with suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(path.name.encode()))
+        yield
 
 
 def load_noted(path: Path, made_from: str = "") -> tuple[dict[str, Tensor], str] | None:

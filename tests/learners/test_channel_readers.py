@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.channel_pruned import Calibration, ChannelPruned, Settings, group_error, readers, selection_gram
+from learners.channel_pruned import Calibration, ChannelPruned, Settings, group_errors, readers, selection_gram
 from pfray.data import digits
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import answers_of
@@ -59,7 +59,7 @@ def test_without_a_reader_that_is_a_matrix_product_the_weights_decide(unusual):
         units = groups[name].units
         assert calibration.kept[name][1].tolist() == [int(np.diag(expected).argmax())]
         kept = calibration.kept[name][units // 2]
-        error = group_error(model, calibration, groups[name], units // 2)
+        error = group_errors(model, calibration, groups[name], [units // 2])[units // 2]
         assert error == pytest.approx(1 - np.diag(expected)[kept].sum() / expected.sum())
 
 
@@ -87,10 +87,10 @@ def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual
         scaled = copy.deepcopy(model)
         scaled.left.weight *= 100
     np.testing.assert_allclose(selection_gram(scaled, group, calibration.moments), whole, rtol=1e-6)
-    error = group_error(model, calibration, group, 3)
+    error = group_errors(model, calibration, group, [3])[3]
     parts = []
     for layer in ("left", "right"):
         only = {layer: calibration.moments[layer]}
-        parts.append(group_error(model, Calibration(calibration.graph, only, calibration.kept, {}), group, 3))
+        parts.append(group_errors(model, Calibration(calibration.graph, only, calibration.kept, {}), group, [3])[3])
     assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
     assert min(parts) > 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,48 @@ def test_every_byte_of_a_file_of_tensors_is_checked(tmp_path: Path) -> None:
         if found is not None:
             assert found.keys() == tensors.keys()
             assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def _make(path: Path, made: Path, started: Event | None = None, go_on: Event | None = None) -> torch.Tensor:
+    def make() -> dict[str, torch.Tensor]:
+        with open(made, "a") as file:
+            file.write("made\n")
+        if started is not None and go_on is not None:
+            started.set()
+            go_on.wait(60)
+        return {"a": torch.arange(3)}
+
+    return cache.made_once(path, make)["a"]
+
+
+def test_processes_that_want_the_same_file_wait_for_the_first_to_make_it(tmp_path: Path) -> None:
+    context, path, made = multiprocessing.get_context("fork"), tmp_path / "new" / "t.safetensors", tmp_path / "made"
+    started, go_on = context.Event(), context.Event()
+    first = context.Process(target=_make, args=(path, made, started, go_on))
+    first.start()
+    assert started.wait(60)
+    others = [context.Process(target=_make, args=(path, made)) for _ in range(2)]
+    for other in others:
+        other.start()
+    # Another file of the folder need not wait.
+    assert torch.equal(_make(path.with_name("other"), tmp_path / "other"), torch.arange(3))
+    assert made.read_text() == "made\n"
+    go_on.set()
+    for process in (first, *others):
+        process.join(60)
+        assert process.exitcode == 0
+    assert made.read_text() == "made\n"
+    assert torch.equal(_make(path, made), torch.arange(3))
+
+
+def test_a_file_is_made_again_after_a_failure_or_nothing_made(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    with pytest.raises(ValueError, match="stop"):
+        cache.made_once(path, _fail)
+    assert cache.made_once(path, dict) == {}
+    assert not path.exists()
+    assert cache.made_once(path, lambda: {"a": torch.ones(1)}) == {"a": torch.ones(1)}
+
+
+def _fail() -> dict[str, torch.Tensor]:
+    raise ValueError("stop")

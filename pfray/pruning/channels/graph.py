@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import first_line
+from pfray.measure.macs import count_macs
 from pfray.nn.fx import Untraceable
 from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.layer_entries import entries, removals_of
-from pfray.pruning.channels.proof import Failure, Proof, Unprovable, count_macs
+from pfray.pruning.channels.proof import Failure, Proof, Unprovable
 
 # Layers that are each in a group or listed as skipped.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)

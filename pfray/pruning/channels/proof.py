@@ -8,17 +8,16 @@ is 0) would hide a mistake.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pfray.errors import first_line
 from pfray.measure.cost import count_params
+from pfray.measure.macs import count_macs
 from pfray.nn.fx import tensors
 from pfray.nn.modes import evaluating
 from pfray.pruning.channels.layer_entries import Removal, mask, remove_entries
@@ -131,18 +130,6 @@ class Proof:
                 finite = all(bool(output.isfinite().all()) for output in tensors(model(*self.inputs)))
             self._drawn = model if finite else self.model
         return self._drawn
-
-
-def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, dict[str, int]]:
-    """(multiply-adds of one forward pass, the same by module), counted as in pfray.measure.cost."""
-    with FlopCounterMode(display=False) as counter, evaluating(model):
-        model(*inputs)
-    counts, root = counter.get_flop_counts(), type(model).__name__
-    macs: dict[nn.Module, int] = defaultdict(int)
-    # The counter counts a module with several names under one of them.
-    for name, module in model.named_modules(remove_duplicate=False):
-        macs[module] += sum(counts.get(f"{root}.{name}" if name else root, {}).values()) // 2
-    return counter.get_total_flops() // 2, {name: macs[module] for name, module in model.named_modules()}
 
 
 @torch.no_grad()

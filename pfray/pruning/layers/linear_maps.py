@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from pfray.nn.modes import evaluating, place
 from pfray.pruning.layers.graph import Layer, LayerGraph, behind_which, remove_layers
-from pfray.pruning.reconstruction.least_squares import solve_regular
+from pfray.pruning.reconstruction.least_squares import ridge_solve
 from pfray.task import Task
 
 # Inputs in a batch, and places of each feature map that P is fitted at.
@@ -125,7 +125,7 @@ class _Moments:
         squares = self.xx / self.count - torch.outer(x, x)
         products = self.xz / self.count - torch.outer(x, z)
         varied = (self.zz / self.count - z.square().sum()).item()
-        solution = solve_regular(squares, products, RIDGE)
+        solution = ridge_solve(squares, products, RIDGE)
         left = varied - 2 * (solution * products).sum() + (solution * (squares @ solution)).sum()
         return solution.T, z - x @ solution, min(1.0, max(0.0, left.item() / max(varied, 1e-30)))
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
 from pfray.nn.fingerprint import model_parts
-from pfray.nn.modes import evaluating
+from pfray.nn.inputs import tensors
+from pfray.nn.modes import evaluating, forward
 from pfray.pruning.reconstruction.im2col import draw_positions, input_rows
 from pfray.task import Task
-from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
+from pfray.utils.cache import cache_dir, cache_key, made_once
 
-BATCH = 250
+BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,51 @@ class Moments:
     mean: Tensor
 
     def uncentered(self) -> Moments:
-        """The second moments about zero, for a layer without a place for a constant (``nn/dense.py``)."""
-        return Moments(self.covariance + torch.outer(self.mean, self.mean), torch.zeros_like(self.mean))
+        """The second moments about zero, for a layer without a place for a constant (``nn/dense.py``).
+
+        In float64, in which the covariance survives beside large means.
+        """
+        mean = self.mean.double()
+        return Moments(self.covariance.double() + torch.outer(mean, mean), torch.zeros_like(mean))
+
+
+class RunningCovariance:
+    """Covariance of rows x ``(R, D)``, and of x with rows y ``(R, O)``, over batches; sums are in float64.
+
+    All rows are shifted by the first batch's means before they are multiplied (Chan, Golub and LeVeque 1983), because a
+    difference of uncentered moments loses deviations that are small against the means.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Add a batch; the products are computed in its type."""
+        if not len(x):
+            return
+        both = [x] if y is None else [x, y]
+        if not self.count:
+            self.shifts = [rows.mean(0) for rows in both]
+            self.sums = [rows.new_zeros(rows.shape[1], dtype=torch.float64) for rows in both]
+            self.products = [x.new_zeros(x.shape[1], rows.shape[1], dtype=torch.float64) for rows in both]
+        shifted = [rows - shift for rows, shift in zip(both, self.shifts, strict=True)]
+        self.count += len(x)
+        for total, products, rows in zip(self.sums, self.products, shifted, strict=True):
+            total += rows.sum(0, dtype=torch.float64)
+            products += shifted[0].T @ rows
+
+    @property
+    def means(self) -> list[Tensor]:
+        """Means of x and y."""
+        return [shift + total / self.count for shift, total in zip(self.shifts, self.sums, strict=True)]
+
+    @property
+    def covariances(self) -> list[Tensor]:
+        """Covariance of x ``(D, D)``, and of x with y ``(D, O)``."""
+        return [
+            products / self.count - torch.outer(self.sums[0], total) / self.count**2
+            for total, products in zip(self.sums, self.products, strict=True)
+        ]
 
 
 def input_moments(
@@ -42,54 +86,59 @@ def input_moments(
     left out. Raises UnsupportedModel for activations that are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    counts = dict.fromkeys(layers, 0)
+    found = {name: RunningCovariance() for name in layers}
 
-    def collect(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        rows = input_rows(layer, inputs, draw_positions(layer, outputs, positions, generator).to(inputs.device)).float()
-        sums[name] = sums.get(name, 0) + rows.sum(0).double()
-        squares[name] = squares.get(name, 0) + (rows.T @ rows).double()
-        counts[name] += len(rows)
+    def collect(name: str, layer: nn.Module, read: list[Tensor], outputs: Tensor) -> None:
+        inputs = read[0]  # dense layers read one tensor, positional or by keyword
+        places = draw_positions(layer, outputs, positions, generator).to(inputs.device)
+        found[name].add(input_rows(layer, inputs, places).float())
 
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda layer, inputs, outputs, name=name: collect(name, layer, inputs[0], outputs)
+            lambda layer, args, kwargs, outputs, name=name: collect(name, layer, tensors((args, kwargs)), outputs),
+            with_kwargs=True,
         )
         for name in layers
     ]
     try:
         with evaluating(model):
             for inputs, _ in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
-                model(inputs)
+                forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     moments = {}
-    for name in layers:
-        if not counts[name]:
+    for name, own in found.items():
+        if not own.count:
             continue  # a layer that does not run in evaluation
-        mean = sums[name] / counts[name]
-        if not bool(squares[name].isfinite().all()):
+        covariance = own.covariances[0]
+        if not bool(covariance.isfinite().all()):
             raise UnsupportedModel(
                 f"layer {name} reads values that are not finite. Remedy: check the model's weights and the data's "
                 "normalization"
             )
-        covariance = squares[name] / counts[name] - torch.outer(mean, mean)
-        moments[name] = Moments(covariance.float().cpu(), mean.float().cpu())
+        moments[name] = Moments(covariance.float().cpu(), own.means[0].float().cpu())
     return moments
 
 
+def moments_key(model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int) -> str:
+    """The cache key of ``input_moments``, equal for equal models and data."""
+    return cache_key(*model_parts(model, task), task.fingerprint(), tuple(layers), images, positions)
+
+
 def cached_moments(
-    model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int
+    model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int, key: str | None = None
 ) -> dict[str, Moments]:
-    """``input_moments``, from the cache folder if an equal model and data have been measured before."""
-    key = cache_key(*model_parts(model, task), task.fingerprint(), tuple(layers), images, positions)
-    path = cache_dir() / "moments" / f"{key}.safetensors"
-    if (kept := load_tensors(path)) is None:
+    """``input_moments``, measured once on a machine for equal models and data.
+
+    key: ``moments_key`` of the other arguments, if the caller has it.
+    """
+    key = key or moments_key(model, task, layers, images, positions)
+
+    def measured() -> dict[str, Tensor]:
         moments = input_moments(model, task, layers, images, positions)
-        kept = {f"{name}/{field}": tensor for name, m in moments.items() for field, tensor in vars(m).items()}
-        if kept:
-            save_tensors(path, kept)
+        return {f"{name}/{field}": tensor for name, own in moments.items() for field, tensor in vars(own).items()}
+
+    kept = made_once(cache_dir() / "moments" / f"{key}.safetensors", measured)
     names = [name for name in layers if f"{name}/mean" in kept]
     return {name: Moments(kept[f"{name}/covariance"], kept[f"{name}/mean"]) for name in names}

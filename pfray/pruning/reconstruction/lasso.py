@@ -6,16 +6,36 @@ W. The layer's output is the sum of its units' contributions X_u W_u.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
+from pfray.pruning.reconstruction.lasso_path import lasso_path
+from pfray.utils.cache import cache_dir, made_once
 
-# Most steps of a LASSO path for each unit: units may leave and enter again.
-STEPS = 8
+
+def cached_selections(key: str, grams: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """``lasso_selections`` of every group, by name, computed once on a machine for each ``key``.
+
+    grams: computes the groups' Gram matrices. key: a ``content_key`` of what they are computed from.
+    """
+
+    def chosen() -> dict[str, Tensor]:
+        return {name: _as_mask(lasso_selections(gram)) for name, gram in grams().items()}
+
+    masks = made_once(cache_dir() / "lasso" / f"{key}.safetensors", chosen)
+    return {name: [np.flatnonzero(row) for row in mask.numpy()] for name, mask in masks.items()}
+
+
+def _as_mask(selections: list[np.ndarray]) -> Tensor:
+    """``(U + 1, U)``, row k True for the units of the selection for k."""
+    mask = torch.zeros(len(selections), len(selections) - 1, dtype=torch.bool)
+    for row, kept in zip(mask, selections, strict=True):
+        row[torch.from_numpy(kept)] = True
+    return mask
 
 
 def unit_gram(moments: Moments, weight: Tensor, index: np.ndarray, channels: int) -> np.ndarray:
@@ -38,30 +58,23 @@ def lasso_selections(gram: np.ndarray) -> list[np.ndarray]:
 
     minimize over b in R^U  1/2 |sum_u (1 - b_u) X_u W_u|^2 + lambda |b|_1: the lasso with the units' contributions as
     regressors and their sum as the target, which needs the Gram matrix alone. As lambda falls from infinity to 0 its
-    solutions are piecewise linear (least angle regression, Efron et al. 2004). The selection for k is the first support
-    of k units. If no support has k units (two enter together), it is the part of the next larger support with the
-    largest |b_u| sqrt(G_uu). If the path ends early, units with the largest G_uu are added.
+    solutions are piecewise linear (``lasso_path.py``). The selection for k is the first support of k units. If no
+    support has k units (two enter together), it is the part of the next larger support with the largest
+    |b_u| sqrt(G_uu). If the path ends early, units with the largest G_uu are added.
     """
-    # The import takes a second, which workers that are given the selections save.
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import lars_path_gram
-
     count = len(gram)
     energy = np.clip(np.diag(gram), 0.0, None)
     scale = energy.mean() or 1.0
-    regular = gram / scale + 1e-7 * np.eye(count)
-    with warnings.catch_warnings():
-        # Repeated channels make regressors degenerate; units that the path leaves out are added below.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        _, _, path = lars_path_gram(regular.sum(1), regular, n_samples=1, method="lasso", max_iter=STEPS * count)
-    supports: dict[int, np.ndarray] = {}
-    for solution in path.T:
-        supports.setdefault(int(np.count_nonzero(solution)), np.abs(solution) * np.sqrt(energy))
-    selections = []
-    for kept in range(count + 1):
-        larger = [size for size in supports if size >= kept]
-        # Units outside the support have the rank 0, below all that the path chose.
-        rank = supports[min(larger)] if larger else supports[max(supports)]
+    # Of each size, the first support, and the rank of its units. Units outside have the rank 0, below all others.
+    ranks = {0: np.zeros(count)}
+    for active, coefficients in lasso_path(gram / scale + 1e-7 * np.eye(count)):
+        size = int(np.count_nonzero(coefficients))
+        if size not in ranks:
+            ranks[size] = np.zeros(count)
+            ranks[size][active] = np.abs(coefficients) * np.sqrt(energy[active])
+    selections, rank = [], ranks[max(ranks)]
+    for kept in range(count, -1, -1):
+        rank = ranks.get(kept, rank)
         order = np.lexsort((energy, rank))[::-1]
         selections.append(np.sort(order[:kept]))
-    return selections
+    return selections[::-1]

@@ -11,6 +11,7 @@ calibration batches at once, so the total cost is two forward passes and the sol
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,19 +19,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
+from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.graph import ChannelGraph
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
-from pfray.pruning.reconstruction.covariance import BATCH
-from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows, weight_rows
-from pfray.pruning.reconstruction.least_squares import solve_regular
-from pfray.task import Task
+from pfray.pruning.reconstruction.covariance import BATCH, RunningCovariance
+from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows
+from pfray.pruning.reconstruction.least_squares import ridge_solve
+from pfray.task import Task, example_input
 
 # Keeps the weights unchanged in directions that the calibration inputs do not determine.
 RIDGE = 1e-2
+# Bytes of all activations that the two walks hold at the same time.
+MEMORY = 4 * 2**30
 
 
 @torch.no_grad()
@@ -45,17 +50,21 @@ def reconstruct_in_order(
     """A pruned copy of ``teacher`` with every dense layer behind a cut refitted; in evaluation mode, on its device.
 
     kept: the units that stay, by group. images, positions: training inputs, and output positions of each, that layers
-    are fitted to. Raises Untraceable if torch.fx cannot trace the forward pass.
+    are fitted to. Where the activations of so many inputs would need more than ``MEMORY``, they are fewer, with more
+    positions of each. Raises Untraceable if torch.fx cannot trace the forward pass.
     """
     stays = kept_positions(graph, kept)
     # A copy in evaluation mode: the forward pass may differ in training, and tracing adds constants as attributes.
     teacher = copy.deepcopy(teacher).eval()
     device = next(teacher.parameters()).device
+    example = example_input(task, device)
+    nodes = traced_nodes(teacher, {layer for layer, _ in stays}, example)
+    fitting = max(1, min(images, MEMORY // (2 * _peak_bytes(nodes, teacher, example))))
+    images, positions = fitting, math.ceil(positions * images / fitting)
     batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
-    nodes = traced_nodes(teacher, {layer for layer, _ in stays}, batches[0][:1])
     student = copy.deepcopy(teacher)
     prune(student, graph, kept)
-    norms = norms_behind(teacher, batches[0][:1])
+    norms = norms_behind(teacher, example)
     walks = Walk(nodes, teacher, batches), Walk(nodes, student, batches)
     generator = torch.Generator().manual_seed(0)
     to_fit = _behind_a_cut(nodes, student, stays)
@@ -67,6 +76,16 @@ def reconstruct_in_order(
             walk.value(node)
             walk.release(node)
     return student
+
+
+def _peak_bytes(nodes: Sequence[fx.Node], model: nn.Module, example: Inputs) -> int:
+    """Memory of the values that a walk with one input holds at the same time, at most."""
+    walk, peak = Walk(nodes, model, [example]), 1
+    for node in nodes:
+        walk.value(node)
+        peak = max(peak, walk.bytes)
+        walk.release(node)
+    return peak
 
 
 class Addition(NamedTuple):
@@ -131,33 +150,25 @@ def _reconstruct(
     teacher, student = walks
     name = str(node.target)
     layer: Any = student.model.get_submodule(name)
-    weight = weight_rows(layer)
-    bias = layer.bias.double() if layer.bias is not None else 0.0
-    squares: Any = 0.0
-    products: Any = 0.0
-    row_sum: Any = 0.0
-    miss_sum: Any = 0.0
-    count = 0
+    moments = RunningCovariance()
     for batch, inputs in enumerate(student.value(node.all_input_nodes[0])):
         own = teacher.value(node)[batch]
         places = draw_positions(layer, own, positions, generator).to(own.device)
         target = _target(batch, walks, layer, own, places, addition, outputs)
         rows = input_rows(layer, inputs, places)
-        miss = target.double() - rows.double() @ weight - bias
-        squares = squares + (rows.T @ rows).double()
-        products = products + rows.double().T @ miss
-        row_sum, miss_sum, count = row_sum + rows.sum(0).double(), miss_sum + miss.sum(0), count + len(rows)
+        moments.add(rows, target - F.linear(rows, layer.weight.flatten(1), layer.bias))
+    squares, products = moments.covariances
+    row_mean, miss_mean = moments.means
     if not bool(squares.isfinite().all() and products.isfinite().all()):
         raise UnsupportedModel(
             f"layer {name} reads or should give values that are not finite. Remedy: check the model's weights and the "
             "data's normalization"
         )
-    squares, products, row_mean, miss_mean = squares / count, products / count, row_sum / count, miss_sum / count
     shiftable = can_shift(student.model, name, norms)
-    if shiftable:
-        squares = squares - torch.outer(row_mean, row_mean)
-        products = products - torch.outer(row_mean, miss_mean)
-    change = solve_regular(squares, products, RIDGE)
+    if not shiftable:
+        squares = squares + torch.outer(row_mean, row_mean)
+        products = products + torch.outer(row_mean, miss_mean)
+    change = ridge_solve(squares, products, RIDGE)
     layer.weight += change.T.reshape(layer.weight.shape).to(layer.weight)
     if shiftable:
         shift_output(student.model, name, norms, miss_mean - row_mean @ change)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
 from pfray.pruning.reconstruction import covariance
-from pfray.pruning.reconstruction.covariance import Moments, cached_moments, input_moments
+from pfray.pruning.reconstruction.covariance import Moments, RunningCovariance, cached_moments, input_moments
 from pfray.pruning.reconstruction.im2col import weight_rows
 from pfray.pruning.reconstruction.lasso import lasso_selections, unit_gram
 from pfray.pruning.reconstruction.least_squares import lost_share, reconstruct
@@ -146,3 +146,64 @@ def test_less_calibration_than_the_layer_is_wide_still_gives_a_choice_and_finite
     # 12 rows can be met by 180 weights, and the weights stay of the size they were.
     assert lost_share(m, weight, rows, new) < 0.01 < lost_share(m, weight, rows, weight[rows])
     assert new.norm() < 3 * weight.norm()
+
+
+def relative(found: Tensor, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found.double().numpy() - expected) / np.linalg.norm(expected))
+
+
+def test_deviations_that_are_small_against_the_means_are_not_lost():
+    """Temperatures in kelvin, 293 +- 1, of batches whose means differ."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 293 + torch.randn(400, 6, 1, generator=generator) @ torch.randn(1, 6, generator=generator)[None]
+    inputs = (inputs + 0.3 * torch.randn(400, 6, 6, generator=generator)).flatten(1)
+    inputs[200:] += 2
+    split = Split(inputs, torch.zeros(400, dtype=torch.int64))
+    own = Task("kelvin", split, split, split, num_outputs=2)
+    found = input_moments(nn.Sequential(nn.Linear(36, 2)), own, ["0"], 400, 1)["0"]
+    rows = inputs.double().numpy()
+    assert relative(found.covariance, np.cov(rows.T, bias=True)) < 1e-5
+    assert relative(found.mean, rows.mean(0)) < 1e-7
+    # The means' share of the second moments is 85,849 times the deviations' in every entry.
+    deviations = found.uncentered().covariance - torch.outer(found.mean.double(), found.mean.double())
+    assert relative(deviations, np.cov(rows.T, bias=True)) < 1e-5
+    # In float32 the second moments alone are off by more than the deviations.
+    plain = inputs.T @ inputs / 400 - torch.outer(inputs.mean(0), inputs.mean(0))
+    assert relative(plain, np.cov(rows.T, bias=True)) > 1e-3
+
+
+def test_covariances_with_other_rows_and_empty_batches():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 4, generator=generator) + 100, torch.randn(50, 3, generator=generator) - 1000
+    y[:, 0] += 3 * x[:, 1]
+    running = RunningCovariance()
+    for start, end in ((0, 0), (0, 20), (20, 20), (20, 50)):
+        running.add(x[start:end], y[start:end])
+    expected = np.cov(torch.cat([x, y], 1).double().numpy().T, bias=True)
+    assert running.count == 50
+    assert relative(running.covariances[0], expected[:4, :4]) < 1e-5
+    assert relative(running.covariances[1], expected[:4, 4:]) < 1e-5
+    assert relative(torch.cat(running.means), torch.cat([x, y], 1).double().mean(0).numpy()) < 1e-7
+
+
+class Pair(nn.Module):
+    """A layer that is called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(5, 3)
+
+    def forward(self, one: Tensor, two: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.one(one) + self.two(input=two)}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_inputs_of_any_form_are_measured(by_name):
+    generator = torch.Generator().manual_seed(0)
+    one, two = torch.randn(20, 4, generator=generator), torch.randn(20, 5, generator=generator)
+    split = Split({"two": two, "one": one} if by_name else (one, two), torch.zeros(20, 3))
+    own = Task("pairs", split, split, split, num_outputs=3, loss=lambda outputs, targets: outputs["sum"].mean(),
+               score=lambda outputs, targets: outputs["sum"].mean(1))  # fmt: skip
+    found = input_moments(Pair(), own, ["one", "two"], 20, 1)
+    assert relative(found["one"].covariance, np.cov(one.double().numpy().T, bias=True)) < 1e-5
+    assert relative(found["two"].covariance, np.cov(two.double().numpy().T, bias=True)) < 1e-5

@@ -12,8 +12,8 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
-from pfray.pruning.reconstruction.lasso import lasso_selections, unit_gram
-from pfray.pruning.reconstruction.least_squares import lost_share, reconstruct, solve_regular
+from pfray.pruning.reconstruction.lasso import cached_selections, lasso_selections, unit_gram
+from pfray.pruning.reconstruction.least_squares import lost_share, lost_shares, reconstruct, ridge_factor, ridge_solve
 
 ROWS, KERNEL, OUTPUTS = 300, 4, 5
 
@@ -206,7 +206,7 @@ def test_a_regular_system_is_solved_with_the_ridge_on_its_diagonal():
     matrix, right = torch.tensor([[2.0, 1.0], [1.0, 4.0]]).double(), torch.tensor([[1.0], [2.0]]).double()
     # 0.1 of the mean diagonal 3 is 0.3.
     expected = torch.linalg.solve(torch.tensor([[2.3, 1.0], [1.0, 4.3]]).double(), right)
-    assert torch.allclose(solve_regular(matrix, right, 0.1), expected)
+    assert torch.allclose(ridge_solve(matrix, right, 0.1), expected)
 
 
 def test_the_lost_share_is_that_of_the_explicit_outputs_and_falls_with_what_is_kept():
@@ -231,3 +231,53 @@ def test_the_lost_share_stays_between_0_and_1():
     assert lost_share(m, matrix, np.arange(8), -5 * matrix) == 1.0
     nothing = Moments(torch.zeros(8, 8), torch.zeros(8))
     assert lost_share(nothing, matrix, np.arange(4), matrix[:4]) == 0.0
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_solved_with_a_larger_ridge():
+    # The mean diagonal is 0.4995, of which the share 1e-4, and ten times as much, leave -1e-3 negative.
+    matrix, right = torch.diag(torch.tensor([1.0, -1e-3]).double()), torch.ones(2, 1).double()
+    factor, shift = ridge_factor(matrix, 1e-4)
+    assert shift == pytest.approx(4.995e-3)
+    assert torch.allclose(factor.square(), matrix + shift * torch.eye(2))
+    expected = torch.tensor([[1 / 1.004995], [1 / 3.995e-3]]).double()
+    assert torch.allclose(ridge_solve(matrix, right, 1e-4), expected)
+
+
+def test_a_system_of_more_inputs_than_samples_is_solved_as_in_the_space_of_the_samples():
+    rng = np.random.default_rng(0)
+    rows, targets = rng.standard_normal((20, 800)) + 5, rng.standard_normal((20, 3))
+    covariance, products = torch.from_numpy(rows.T @ rows / 20), torch.from_numpy(rows.T @ targets / 20)
+    # (X'X + r I)^-1 X' = X' (X X' + r I)^-1
+    shift = 20 * 1e-4 * float(covariance.diagonal().mean())
+    expected = rows.T @ np.linalg.solve(rows @ rows.T + shift * np.eye(20), targets)
+    np.testing.assert_allclose(ridge_solve(covariance, products, 1e-4), expected, atol=1e-7 * np.abs(expected).max())
+    # The other 780 eigenvalues are nothing but rounding, which changes the solution and hardly what it gives.
+    rounded = ridge_solve(covariance.float().double(), products, 1e-4)
+    np.testing.assert_allclose(rows @ rounded.numpy(), rows @ expected, atol=1e-3 * np.abs(targets).max())
+
+
+@pytest.mark.parametrize("order", [[0, 3, 1, 4, 5, 2], [5, 4, 3, 2, 1, 0]])
+def test_lost_shares_of_nested_selections_are_those_of_each(order):
+    rows, weight = data(6)
+    m, matrix = moments(rows), torch.from_numpy(weight)
+    selections = [kept_rows(*sorted(order[:count])) for count in range(1, 7)]
+    # The third is no part of the fourth.
+    selections[3] = kept_rows(*sorted(set(range(6)) - {order[0], order[1]}))
+    each = [lost_share(m, matrix, kept, reconstruct(m, matrix, kept)) for kept in selections]
+    np.testing.assert_allclose(lost_shares(m, matrix, selections), each, rtol=2e-3, atol=2e-4)
+    assert lost_shares(m, matrix, [np.arange(0), selections[0]]).tolist() == [1.0, pytest.approx(each[0], rel=2e-3)]
+
+
+def test_lost_shares_of_an_output_that_does_not_vary_are_0():
+    assert lost_shares(Moments(torch.zeros(8, 8), torch.zeros(8)), torch.ones(8, 2), [np.arange(4)]).tolist() == [0.0]
+
+
+def test_the_paths_of_equal_keys_are_computed_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path))
+    grams = {name: gram(*data(channels), single(channels)) for name, channels in (("one", 5), ("two", 9))}
+    first = cached_selections("key", lambda: grams)
+    again = cached_selections("key", lambda: pytest.fail("computed again"))
+    for name, matrix in grams.items():
+        expected = [kept.tolist() for kept in lasso_selections(matrix)]
+        assert [kept.tolist() for kept in first[name]] == [kept.tolist() for kept in again[name]] == expected
+    assert len(cached_selections("other", lambda: {"one": grams["two"]})["one"]) == 10

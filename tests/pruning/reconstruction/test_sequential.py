@@ -344,3 +344,65 @@ def test_values_that_are_not_finite_are_refused_by_the_layers_name(task):
     model.conv1.bias.data[0] = np.inf
     with pytest.raises(UnsupportedModel, match=r"layer conv2 reads or should give values that are not finite. Remedy"):
         refitted(model, graph, {"conv1": range(4)}, task)
+
+
+class TwoBranches(nn.Module):
+    """An image and a row of numbers, by keyword or position, with a mask that may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.row = nn.Conv2d(3, 8, 3), nn.Linear(5, 8)
+        self.mix, self.fc = nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def forward(self, image: Tensor, row: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> dict[str, Tensor]:
+        x = F.relu(self.conv(image)).mean((2, 3)) + F.relu(self.row(row)) * scale
+        x = F.relu(self.mix(x if mask is None else x * mask))
+        return {"logits": self.fc(x)}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_inputs_of_any_form_are_walked(task, by_name):
+    torch.manual_seed(0)
+    model = randomize(TwoBranches()).eval()
+    image, row = task.train.inputs, torch.randn(IMAGES, 5)
+    graph = channel_graph(model, (image[:1], row[:1]))
+    inputs = {"row": row, "image": image} if by_name else (image, row)
+    split = Split(inputs, torch.zeros(IMAGES, 4))
+    pairs = Task("pairs", split, split, split, 4, loss=lambda outputs, _: outputs["logits"].mean(),
+                 score=lambda outputs, _: outputs["logits"].mean(1))  # fmt: skip
+    kept = {"mix": range(6)}
+    student = reconstruct_in_order(model, graph, kept, pairs, IMAGES, POSITIONS)
+    with torch.no_grad():
+        own, refit, plain = (net(image, row)["logits"] for net in (model, student, pruned(model, graph, kept)))
+    assert (refit - own).square().sum() < 0.5 * (plain - own).square().sum()
+
+
+def test_inputs_that_would_need_too_much_memory_are_fewer_with_more_positions_each(task, monkeypatch):
+    drawn = []
+    draw = sequential.draw_positions
+    monkeypatch.setattr(
+        sequential, "draw_positions", lambda *args: drawn.append((len(args[1]), args[2])) or draw(*args)
+    )
+    model, graph = graph_of(redundant)
+    kept = {"conv1": range(6)}
+    reconstruct_in_order(model, graph, kept, task, IMAGES, 4)
+    assert set(drawn) == {(60, 4)}
+    drawn.clear()
+    # At most conv1's output and what relu makes of it, (8, 6, 6) each in float32: 2,304 bytes in each of the two walks.
+    monkeypatch.setattr(sequential, "MEMORY", 20 * 2 * 2304)
+    fewer = reconstruct_in_order(model, graph, kept, task, IMAGES, 4)
+    assert set(drawn) == {(20, 12)}
+    assert error(model, fewer, task) < 1e-2 < error(model, pruned(model, graph, kept), task)
+
+
+def test_inputs_far_from_zero_are_fitted_as_if_they_were_centred():
+    """Temperatures in kelvin, 293 +- 1; the last channels are combinations of the others."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 293 + torch.randn(400, 6, generator=generator)
+    split = Split(inputs, torch.zeros(400, dtype=torch.int64))
+    own = Task("kelvin", split, split, split, num_outputs=3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 3)).eval()
+    graph = channel_graph(model, inputs[:1])
+    student = reconstruct_in_order(model, graph, {"0": range(6)}, own, 400, 1)
+    assert error(model, student, own) < 1e-2 < error(model, pruned(model, graph, {"0": range(6)}), own)
