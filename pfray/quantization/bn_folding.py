@@ -49,7 +49,7 @@ def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 @torch.no_grad()
 def fold(model: nn.Module, norms: dict[str, str]) -> None:
-    """Fold batch norms, by layer name, in place; an identity replaces each.
+    """Fold batch norms, by layer name, in place; an identity replaces each, or the activation that it holds.
 
     The layers then train as they did in front of their norms. Copies of them lose the hook and need
     ``train_as_unfolded``.
@@ -63,7 +63,7 @@ def fold(model: nn.Module, norms: dict[str, str]) -> None:
         layer.weight.copy_(layer.weight.double() * _by_channel(scales[name], layer.weight))
         layer.bias = nn.Parameter(shift.to(layer.weight))
         train_as_unfolded(layer.weight, scales[name])
-        model.set_submodule(norm_name, nn.Identity())
+        model.set_submodule(norm_name, _left_of(norm))
 
 
 @torch.no_grad()
@@ -82,6 +82,12 @@ def train_as_unfolded(weight: nn.Parameter, scale: Tensor) -> None:
     if weight.requires_grad:
         factors = _by_channel(scale.square(), weight).to(weight)
         weight.register_hook(lambda gradient: gradient * factors)
+
+
+def _left_of(norm: nn.Module) -> nn.Module:
+    """What a norm computes behind its normalization: an activation, in timm's norms."""
+    inside = [child for child in norm.children() if not isinstance(child, nn.Identity)]
+    return inside[0] if len(inside) == 1 else nn.Sequential(*inside) if inside else nn.Identity()
 
 
 def _by_channel(scale: Tensor, weight: Tensor) -> Tensor:

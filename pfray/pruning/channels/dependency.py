@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch_pruning.ops import OPTYPE
 
-from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.trace import Trace
 
 Side = Literal["out", "in"]
@@ -76,12 +75,8 @@ class Candidate:
         return len(self.cuts[0].index)
 
 
-def find_candidates(model: nn.Module, inputs: Inputs) -> tuple[list[Candidate], list[str]]:
-    """All candidates, and the model's modules, both in execution order. Raises Untraceable.
-
-    The tracing changes ``model``: give a copy.
-    """
-    trace = Trace(model, inputs)
+def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
+    """All candidates in a traced ``model``, in execution order."""
     graph = trace.graph
     names: dict[Any, str] = {module: name for name, module in model.named_modules()} | graph._param_to_name
     rank = {name: index for index, name in enumerate(trace.order)}
@@ -125,7 +120,7 @@ def find_candidates(model: nn.Module, inputs: Inputs) -> tuple[list[Candidate], 
         if all(cut.side == "out" for cut in cuts):
             obstacle = obstacle or UNREAD
         found.append(Candidate(names[root[0].module], cuts, obstacle, through))
-    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min())), trace.order
+    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min()))
 
 
 def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:

@@ -25,6 +25,7 @@ from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.layer_entries import entries, removals_of
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable, count_macs
+from pfray.pruning.channels.trace import Trace
 
 # Layers that are each in a group or listed as skipped.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -88,7 +89,9 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         except Unprovable as error:
             return _without_groups(model, example, str(error))
         try:
-            candidates, order = find_candidates(copy.deepcopy(proof.model), proof.inputs)
+            traced = copy.deepcopy(proof.model)
+            trace = Trace(traced, proof.inputs)
+            candidates, order = find_candidates(traced, trace), trace.order
         except Exception as error:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, example, unknown + first_line(error))
