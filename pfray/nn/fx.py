@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,26 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Tensor) -> list[fx.No
     return nodes
 
 
+def arguments_in(
+    model: nn.Module, nodes: Sequence[fx.Node], cut: set[str], example: Any
+) -> dict[fx.Node, tuple[Any, Any]]:
+    """(args, kwargs) of each of ``nodes``, traced in a like model, as they are in ``model``.
+
+    Numbers that a forward pass computes from its layers' sizes are other ones there. Raises Untraceable.
+    """
+    others = traced_nodes(model, cut, example)
+    # Constants of the tracing may have other names.
+    if [(n.op, n.op != "get_attr" and n.target) for n in nodes] != [
+        (n.op, n.op != "get_attr" and n.target) for n in others
+    ]:
+        raise Untraceable("its operations vary with the sizes of its layers")
+    same = dict(zip(others, nodes, strict=True))
+    return {
+        node: (fx.node.map_arg(other.args, same.__getitem__), fx.node.map_arg(other.kwargs, same.__getitem__))
+        for other, node in same.items()
+    }
+
+
 class _Tracer(fx.Tracer):
     """Traces into torch's own modules only if a layer inside is cut; otherwise they are one node."""
 
@@ -52,14 +72,24 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         inside = any(layer.startswith(f"{name}.") for layer in self.cut)
-        return not inside and super().is_leaf_module(module, name)
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # of another library, with an activation inside
+        return not inside and (norm or super().is_leaf_module(module, name))
 
 
 class Walk:
-    """The values of a graph's nodes in one model, a list over the batches; computed on demand."""
+    """The values of a graph's nodes in one model, a list over the batches; computed on demand.
 
-    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: list[Tensor]) -> None:
-        self.model, self.batches, self.first = model, batches, nodes[0]
+    own: (args, kwargs) of nodes that differ in this model, by ``arguments_in``.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[fx.Node],
+        model: nn.Module,
+        batches: list[Tensor],
+        own: Mapping[fx.Node, tuple[Any, Any]] | None = None,
+    ) -> None:
+        self.model, self.batches, self.first, self.own = model, batches, nodes[0], own or {}
         self.values: dict[fx.Node, list[Any]] = {}
         self.last_use = {read: node for node in nodes for read in node.all_input_nodes}
 
@@ -80,8 +110,9 @@ class Walk:
         if node.op == "placeholder":
             # Placeholders after the first are arguments with defaults.
             return self.batches[batch] if node is self.first else node.args[0]
-        args = fx.node.map_arg(node.args, lambda read: self.values[read][batch])
-        kwargs = fx.node.map_arg(node.kwargs, lambda read: self.values[read][batch])
+        args, kwargs = self.own.get(node, (node.args, node.kwargs))
+        args = fx.node.map_arg(args, lambda read: self.values[read][batch])
+        kwargs = fx.node.map_arg(kwargs, lambda read: self.values[read][batch])
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.model)
         if node.op == "call_module":

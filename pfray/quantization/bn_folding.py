@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfray.nn.dense import Dense, norms_behind
+from pfray.nn.dense import Dense, behind_norm, norms_behind
 from pfray.nn.fx import tensors
 from pfray.nn.modes import evaluating
 
@@ -63,7 +63,8 @@ def fold(model: nn.Module, norms: dict[str, str]) -> None:
         layer.weight.copy_(layer.weight.double() * _by_channel(scales[name], layer.weight))
         layer.bias = nn.Parameter(shift.to(layer.weight))
         train_as_unfolded(layer.weight, scales[name])
-        model.set_submodule(norm_name, _left_of(norm))
+        left = behind_norm(norm)
+        model.set_submodule(norm_name, left[0] if len(left) == 1 else nn.Sequential(*left) if left else nn.Identity())
 
 
 @torch.no_grad()
@@ -82,12 +83,6 @@ def train_as_unfolded(weight: nn.Parameter, scale: Tensor) -> None:
     if weight.requires_grad:
         factors = _by_channel(scale.square(), weight).to(weight)
         weight.register_hook(lambda gradient: gradient * factors)
-
-
-def _left_of(norm: nn.Module) -> nn.Module:
-    """What a norm computes behind its normalization: an activation, in timm's norms."""
-    inside = [child for child in norm.children() if not isinstance(child, nn.Identity)]
-    return inside[0] if len(inside) == 1 else nn.Sequential(*inside) if inside else nn.Identity()
 
 
 def _by_channel(scale: Tensor, weight: Tensor) -> Tensor:

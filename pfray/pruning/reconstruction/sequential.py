@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
-from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
+from pfray.nn.dense import behind_norm, can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.fx import ADDITIONS, Walk, arguments_in, traced_nodes
 from pfray.pruning.channels.graph import ChannelGraph
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction.covariance import BATCH
@@ -52,17 +52,21 @@ def reconstruct_in_order(
     teacher = copy.deepcopy(teacher).eval()
     device = next(teacher.parameters()).device
     batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
-    nodes = traced_nodes(teacher, {layer for layer, _ in stays}, batches[0][:1])
+    cut = {layer for layer, _ in stays}
+    nodes = traced_nodes(teacher, cut, batches[0][:1])
     student = copy.deepcopy(teacher)
     prune(student, graph, kept)
     norms = norms_behind(teacher, batches[0][:1])
-    walks = Walk(nodes, teacher, batches), Walk(nodes, student, batches)
+    own = arguments_in(student, nodes, cut, batches[0][:1])
+    walks = Walk(nodes, teacher, batches), Walk(nodes, student, batches, own)
+    # Through an activation no target of a sum can be followed back.
+    linear = {layer: norm for layer, norm in norms.items() if not behind_norm(teacher.get_submodule(norm))}
     generator = torch.Generator().manual_seed(0)
     to_fit = _behind_a_cut(nodes, student, stays)
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _reconstruct(node, walks, find_addition(nodes, node, norms), outputs, norms, positions, generator)
+            _reconstruct(node, walks, find_addition(nodes, node, linear), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)
