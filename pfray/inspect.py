@@ -26,8 +26,9 @@ from pfray.config import schema
 from pfray.workflow.experiment_file import load_experiment
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
+    from pfray.nn.inputs import Inputs
     from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 
 # Layer names shown per group; a residual stream runs through dozens.
@@ -36,8 +37,8 @@ MOST_LAYERS = 6
 WIDTH = 120
 
 
-def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Tensor, ChannelGraph]:
-    """Model, one input ``(1, C, H, W)`` of its data, and the channel graph of both.
+def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple[nn.Module, Inputs, ChannelGraph]:
+    """Model, the inputs of one sample of its data, and the channel graph of both.
 
     note: called with each remark on data and weights. Raises PfrayError for every mistake that a user can correct.
     """
@@ -52,12 +53,11 @@ def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple
     return model, example, channel_graph(model, example)
 
 
-def show(model: nn.Module, example: Tensor, graph: ChannelGraph, console: Console) -> None:
+def show(model: nn.Module, example: Inputs, graph: ChannelGraph, console: Console) -> None:
     """Print the totals, a table of the groups, and the layers that cannot be pruned, with the reasons."""
     total = graph.costs(graph.units)
-    shape = "x".join(str(size) for size in example.shape[1:])
     console.print(
-        f"{type(model).__name__}: {total['macs']:,.0f} MACs for an input of {shape}, {total['params']:,.0f} parameters"
+        f"{type(model).__name__}: {total['macs']:,.0f} MACs for {_shapes(example)}, {total['params']:,.0f} parameters"
     )
     if graph.groups:
         groups = Table(title="channel groups", title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
@@ -81,6 +81,16 @@ def show(model: nn.Module, example: Tensor, graph: ChannelGraph, console: Consol
         for name, reason in graph.skipped.items():
             whole.add_row(name or "(the model itself)", reason)
         console.print(whole)
+
+
+def _shapes(example: Inputs) -> str:
+    """``an input of 3x32x32``, or ``inputs of tokens 16, mask 16``: shapes of one sample."""
+    from pfray.nn.inputs import named_tensors
+
+    shapes = [(name.lstrip("."), "x".join(map(str, tensor.shape[1:]))) for name, tensor in named_tensors(example)]
+    if len(shapes) == 1:
+        return f"an input of {shapes[0][1]}"
+    return f"inputs of {', '.join(f'{name} {shape}' for name, shape in shapes)}"
 
 
 def _channels(group: ChannelGroup) -> str:

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 from torch import nn
 
-from pfray.inspect import main
+from pfray.inspect import main, show
+from pfray.pruning.channels.graph import channel_graph
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = str(ROOT / "experiments" / "mobilenet_sparse.yaml")
@@ -75,3 +78,16 @@ def test_it_runs_as_a_module_and_explains_itself():
     assert done.returncode == 0
     assert "key=value" in done.stdout
     assert "channel groups" in done.stdout
+
+
+def test_inputs_of_several_tensors_are_shown_by_name():
+    tokens = {"ids": torch.zeros(1, 16, dtype=torch.int64), "mask": torch.ones(1, 16)}
+    console = Console(record=True, width=120)
+    model = nn.Linear(4, 3)
+    for example in (torch.zeros(1, 4), tokens, (torch.zeros(1, 3, 8, 8), torch.zeros(1, 5))):
+        show(model, example, channel_graph(model, torch.zeros(1, 4)), console)
+    lines = [line for line in console.export_text().splitlines() if "MACs for" in line]
+    assert lines == [
+        f"Linear: 12 MACs for {shapes}, 15 parameters"
+        for shapes in ("an input of 4", "inputs of ids 16, mask 16", "inputs of [0] 3x8x8, [1] 5")
+    ]

@@ -29,6 +29,11 @@ def can_shift(model: nn.Module, name: str, norms: Mapping[str, str]) -> bool:
     return model.get_submodule(name).bias is not None or name in norms
 
 
+def behind_norm(norm: nn.Module) -> list[nn.Module]:
+    """Modules that a norm runs behind its normalization, as timm's norms hold their activation."""
+    return [child for child in norm.children() if not isinstance(child, nn.Identity)]
+
+
 def shift_output(model: nn.Module, name: str, norms: Mapping[str, str], shift: Tensor) -> None:
     """Add a constant ``(O,)`` to the layer's outputs, in its bias or else in the batch norm behind it."""
     layer: Any = model.get_submodule(name)

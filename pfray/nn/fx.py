@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils import _pytree
 
 from pfray.errors import first_line
-from pfray.nn.inputs import Inputs, arguments, call
+from pfray.nn.inputs import Inputs, arguments, call, tensors
 
 # Targets of the nodes that add two tensors.
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    """All tensors of a model's outputs: one tensor, or tuples, lists and dictionaries of them."""
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 class Untraceable(Exception):
@@ -59,6 +54,24 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 def _is_constant(name: str, value: Any) -> bool:
     # torch.fx has no constants for variable arguments.
     return not name.startswith("*") and not tensors(value)
+def arguments_in(
+    model: nn.Module, nodes: Sequence[fx.Node], cut: set[str], example: Any
+) -> dict[fx.Node, tuple[Any, Any]]:
+    """(args, kwargs) of each of ``nodes``, traced in a like model, as they are in ``model``.
+
+    Numbers that a forward pass computes from its layers' sizes are other ones there. Raises Untraceable.
+    """
+    others = traced_nodes(model, cut, example)
+    # Constants of the tracing may have other names.
+    if [(n.op, n.op != "get_attr" and n.target) for n in nodes] != [
+        (n.op, n.op != "get_attr" and n.target) for n in others
+    ]:
+        raise Untraceable("its operations vary with the sizes of its layers")
+    same = dict(zip(others, nodes, strict=True))
+    return {
+        node: (fx.node.map_arg(other.args, same.__getitem__), fx.node.map_arg(other.kwargs, same.__getitem__))
+        for other, node in same.items()
+    }
 
 
 class _Tracer(fx.Tracer):
@@ -70,14 +83,24 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         inside = any(layer.startswith(f"{name}.") for layer in self.cut)
-        return not inside and super().is_leaf_module(module, name)
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # of another library, with an activation inside
+        return not inside and (norm or super().is_leaf_module(module, name))
 
 
 class Walk:
-    """The values of a graph's nodes in one model, a list over the batches; computed on demand."""
+    """The values of a graph's nodes in one model, a list over the batches; computed on demand.
 
-    def __init__(self, nodes: Sequence[fx.Node], model: nn.Module, batches: Sequence[Inputs]) -> None:
-        self.model = model
+    own: (args, kwargs) of nodes that differ in this model, by ``arguments_in``.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[fx.Node],
+        model: nn.Module,
+        batches: Sequence[Inputs],
+        own: Mapping[fx.Node, tuple[Any, Any]] | None = None,
+    ) -> None:
+        self.model, self.own = model, own or {}
         self.arguments: list[dict[str, Any]] = [{} for _ in batches]
         for found, inputs in zip(self.arguments, batches, strict=True):
             for name, value in _bound(model, inputs).items():
@@ -109,8 +132,9 @@ class Walk:
     def _compute(self, node: fx.Node, batch: int) -> Any:
         if node.op == "placeholder":
             return self.arguments[batch][str(node.target)]
-        args = fx.node.map_arg(node.args, lambda read: self.values[read][batch])
-        kwargs = fx.node.map_arg(node.kwargs, lambda read: self.values[read][batch])
+        args, kwargs = self.own.get(node, (node.args, node.kwargs))
+        args = fx.node.map_arg(args, lambda read: self.values[read][batch])
+        kwargs = fx.node.map_arg(kwargs, lambda read: self.values[read][batch])
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.model)
         if node.op == "call_module":

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfray.nn.dense import Dense, norms_behind
+from pfray.nn.dense import Dense, behind_norm, norms_behind
 from pfray.nn.fx import tensors
 from pfray.nn.modes import evaluating
 
@@ -49,7 +49,7 @@ def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 @torch.no_grad()
 def fold(model: nn.Module, norms: dict[str, str]) -> None:
-    """Fold batch norms, by layer name, in place; an identity replaces each.
+    """Fold batch norms, by layer name, in place; an identity replaces each, or the activation that it holds.
 
     The layers then train as they did in front of their norms. Copies of them lose the hook and need
     ``train_as_unfolded``.
@@ -63,7 +63,8 @@ def fold(model: nn.Module, norms: dict[str, str]) -> None:
         layer.weight.copy_(layer.weight.double() * _by_channel(scales[name], layer.weight))
         layer.bias = nn.Parameter(shift.to(layer.weight))
         train_as_unfolded(layer.weight, scales[name])
-        model.set_submodule(norm_name, nn.Identity())
+        left = behind_norm(norm)
+        model.set_submodule(norm_name, left[0] if len(left) == 1 else nn.Sequential(*left) if left else nn.Identity())
 
 
 @torch.no_grad()

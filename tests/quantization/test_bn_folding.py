@@ -111,6 +111,16 @@ def test_whatever_the_wiring_the_outputs_stay_the_same(name):
         assert apart(model, without, inputs[0]) < 1e-4
 
 
+def test_the_activation_inside_a_norm_takes_its_place():
+    model, (example,) = ZOO["norms_with_activation"]()
+    norms = foldable_norms(model, example)
+    assert norms == {"0": "1", "2": "3", "6": "7"}  # the group norm has no statistics
+    without = folded(model, example)
+    assert [type(without[i]) for i in (1, 3, 7)] == [nn.ReLU, nn.Hardswish, nn.Identity]
+    assert norms_of(without) == 0
+    assert apart(model, without, 3 * torch.randn(4, 3, 12, 12)) < 1e-5
+
+
 class Watched(nn.Module):
     """The second convolution's output is read by its batch norm and by a sum."""
 

@@ -3,7 +3,7 @@
 ``ZOO`` maps a name to a function that gives (model in evaluation mode, example inputs).
 """
 
-from tests.zoo import networks, stubborn, wirings  # noqa: F401 (they put their models into the list)
+from tests.zoo import networks, streams, stubborn, wirings  # noqa: F401 (they put their models into the list)
 from tests.zoo.parts import ZOO, Concat, Example, Residual, conv, head, randomize
 
 __all__ = ["ZOO", "Concat", "Example", "Residual", "conv", "head", "randomize"]

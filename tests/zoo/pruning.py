@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -51,13 +51,20 @@ def draw(graph: ChannelGraph, seed: int) -> dict[str, list[int]]:
 
 
 def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dict[str, list[int]]) -> list[Tensor]:
-    """Of the whole model, in which the layers that read a removed entry are given 0 in its place."""
+    """Of the whole model, in which the layers that read a removed entry are given 0 in its place, and norms across
+    channels work on those that stay."""
+    norms: dict[str, list[int]] = {}
     gone: dict[str, list[int]] = {}
     for group in graph.groups:
         for cut in group.cuts:
             if group.name in kept and cut.side == "in":
                 gone.setdefault(cut.layer, []).extend(np.delete(cut.index, kept[group.name], 0).ravel().tolist())
+            if group.name in kept and cut.kind in ("LN", "GN"):
+                norms.setdefault(cut.layer, []).extend(np.delete(cut.index, kept[group.name], 0).ravel().tolist())
     hooks = []
+    for layer, positions in norms.items():
+        module = model.get_submodule(layer)
+        hooks.append(module.register_forward_hook(partial(normalize_rest, torch.tensor(positions))))
     for layer, positions in gone.items():
         module, index = model.get_submodule(layer), torch.tensor(positions, dtype=torch.long)
         axis = -1 if isinstance(module, nn.Linear) else 1
@@ -71,6 +78,23 @@ def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def normalize_rest(gone: Tensor, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+    """The norm by its formula, over the channels that stay and, in a group norm, all positions; 0 for the others."""
+    axis = 1 if isinstance(module, nn.GroupNorm) else getattr(module, "axis", -1)
+    x = given[0].movedim(axis, -1)
+    stays = [i for i in range(x.shape[-1]) if i not in gone.tolist()]
+    if isinstance(module, nn.GroupNorm):
+        rest = x[..., stays].unflatten(-1, (module.num_groups, -1))
+        over = (*range(1, rest.dim() - 2), rest.dim() - 1)
+    else:
+        rest, over = x[..., stays], (-1,)
+    centred = rest - rest.mean(over, keepdim=True)
+    made = (centred / (centred.square().mean(over, keepdim=True) + module.eps).sqrt()).reshape(x[..., stays].shape)
+    made = made * module.weight[stays] + module.bias[stays]
+    made = module.act(made) if hasattr(module, "act") else made
+    return torch.zeros_like(x).index_copy(-1, torch.tensor(stays), made).movedim(-1, axis)
 
 
 def check_plan(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dict[str, list[int]]) -> nn.Module:

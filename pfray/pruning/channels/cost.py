@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from pfray.pruning.channels.dependency import Candidate
-from pfray.pruning.channels.layer_entries import entries
+from pfray.pruning.channels.layer_entries import entries, owner_of
 from pfray.pruning.channels.proof import Proof
 
 
@@ -61,7 +61,11 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
     for column, candidate in enumerate(candidates):
         for cut in candidate.cuts:
             count = cut.index.shape[1]
-            params = sum(p.numel() for p in proof.model.get_submodule(cut.layer).parameters())
+            owner = owner_of(proof.model, cut)
+            if cut.kind == "PARAMETER":
+                linear[1, column] += count * proof.model.get_parameter(cut.layer).numel() / cut.size
+                continue
+            params = sum(p.numel() for p in owner.parameters(recurse=False))
             if cut.layer not in rows:
                 linear[:, column] += count * np.array([proof.macs_of[cut.layer], params]) / cut.size
                 module = proof.model.get_submodule(cut.layer)

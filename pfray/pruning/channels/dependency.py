@@ -20,6 +20,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
+from torch.nn.utils import parametrize
 from torch_pruning.ops import OPTYPE
 
 from pfray.pruning.channels.trace import Trace
@@ -30,9 +31,10 @@ Place = tuple[Any, Side]
 # Channels of one place, and the channels of another place that they become or are coupled with.
 Coupling = tuple[Place, np.ndarray, Place, np.ndarray]
 
-# Layers that make channels; and with them the layers that pass channels on. All can lose entries.
+# Layers that make channels; and with them what passes channels on. All can lose entries.
 MAKERS = {OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.EMBED}
-CUTTABLE = {*MAKERS, OPTYPE.DEPTHWISE_CONV, OPTYPE.BN, OPTYPE.IN, OPTYPE.PRELU}
+PASSING = {OPTYPE.DEPTHWISE_CONV, OPTYPE.BN, OPTYPE.IN, OPTYPE.LN, OPTYPE.GN, OPTYPE.PRELU, OPTYPE.PARAMETER}
+CUTTABLE = {*MAKERS, *PASSING}
 OUTPUT = "its channels are an output of the model"
 UNREAD = "no layer reads them"
 
@@ -41,8 +43,10 @@ UNREAD = "no layer reads them"
 class Cut:
     """One side of one layer that loses entries when a unit goes.
 
-    layer: its name in ``model.named_modules()``. index: ``(U, r)``, the r positions that go with each of U units.
-    size: entries of the side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner.
+    layer: its name in ``model.named_modules()``; of a parameter that the forward pass reads by itself (a scale, a class
+    token), the parameter's name. index: ``(U, r)``, the r positions that go with each of U units. size: entries of the
+    side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner. axis: the channels' axis
+    in a parameter.
     """
 
     layer: str
@@ -50,6 +54,7 @@ class Cut:
     index: np.ndarray
     size: int
     kind: str
+    axis: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +75,10 @@ class Candidate:
         return len(self.cuts[0].index)
 
 
-def find_candidates(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Candidate], list[str]]:
-    """All candidates, and the model's modules, both in execution order. Raises Untraceable.
-
-    The tracing changes ``model``: give a copy.
-    """
-    trace = Trace(model, inputs)
+def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
+    """All candidates in a traced ``model``, in execution order."""
     graph = trace.graph
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()} | graph._param_to_name
     rank = {name: index for index, name in enumerate(trace.order)}
     labels = _components(*_spread(graph))
 
@@ -85,14 +86,12 @@ def find_candidates(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Can
     obstacles: dict[int, str] = {}
     passes: dict[int, set[str]] = defaultdict(set)
     for (node, side), members in labels.items():
-        is_layer = isinstance(node.module, nn.Module) and node.module in names
+        is_layer = node.type == OPTYPE.PARAMETER or node.module in names
         size = _size(graph, node, side) if is_layer else None
         obstacle = OUTPUT if side == "out" and node.grad_fn in trace.ends else _obstacle(graph, node, side, names)
         for position, label in members.items():
             if obstacle is not None:
                 obstacles.setdefault(label, obstacle)
-            if node.type == OPTYPE.PARAMETER:
-                continue
             if not is_layer:
                 passes[label].add(_operation(node))
             elif size is not None and position >= size:
@@ -106,21 +105,22 @@ def find_candidates(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Can
         alike[signature, obstacles.get(label)].append(label)
     found = []
     for (_, obstacle), own in alike.items():
-        ways = sorted(units[own[0]], key=lambda place: (rank[names[place[0].module]], place[1] == "in"))
+        # Parameters run no forward pass, and come last.
+        ways = sorted(units[own[0]], key=lambda place: (rank.get(names[place[0].module], len(rank)), place[1] == "in"))
         root = next((place for place in ways if place[1] == "out" and place[0].type in MAKERS), None)
         if root is None:
             continue
         own.sort(key=lambda label: min(units[label][root]))
         cuts = tuple(
             Cut(names[node.module], side, np.array([sorted(units[label][node, side]) for label in own]),
-                _size(graph, node, side) or 0, node.type.name)
+                _size(graph, node, side) or 0, node.type.name, max(0, node.pruning_dim))
             for node, side in ways
         )  # fmt: skip
         through = frozenset(name for label in own for name in passes[label])
         if all(cut.side == "out" for cut in cuts):
             obstacle = obstacle or UNREAD
         found.append(Candidate(names[root[0].module], cuts, obstacle, through))
-    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min())), trace.order
+    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min()))
 
 
 def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
@@ -129,6 +129,8 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
     known: dict[Place, np.ndarray] = {}
     width: dict[Place, int] = {}
     for node in nodes:
+        if node.type == OPTYPE.PARAMETER:
+            node.pruning_dim = _parameter_axis(node)
         if node.type in (*MAKERS, OPTYPE.PARAMETER, OPTYPE.LSTM, OPTYPE.MHA):
             width[node, "out"] = graph.get_out_channels(node)
             known[node, "out"] = np.arange(width[node, "out"])
@@ -151,12 +153,37 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
                     found[number, slot] = (start, before, target, after)
     couplings = list(found.values())
     for (node, side), positions in known.items():
-        # A grouped convolution loses the same channels in all its groups, which keeps them equally large.
-        if node.type == OPTYPE.CONV and node.module.groups > 1:
-            share = (_size(graph, node, side) or 0) // node.module.groups
-            inside = positions[positions < share * node.module.groups]
+        parts, share = _equal_parts(graph, node, side, width.get((node, side), 0))
+        if parts > 1:
+            inside = positions[positions < parts * share]
             couplings.append(((node, side), inside, (node, side), inside % share))
     return known, couplings
+
+
+def _equal_parts(graph: Any, node: Any, side: Side, width: int) -> tuple[int, int]:
+    """(number of parts, channels in each) that have to lose the same channels, so that they stay equally large: groups
+    of a convolution or a group norm, and the parts of ``chunk`` and ``split``."""
+    if node.type in (OPTYPE.CONV, OPTYPE.GN):
+        parts = node.module.groups if node.type == OPTYPE.CONV else node.module.num_groups
+        return parts, (_size(graph, node, side) or 0) // parts
+    if node.type == OPTYPE.SPLIT and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
+        shape = node.grad_fn._saved_self_sym_sizes
+        axis = _axis(shape, width)
+        if axis is not None and _is_along(axis, node.grad_fn._saved_dim, shape):
+            sizes = {metadata.shape[axis] for metadata in node.grad_fn._input_metadata}
+            share = min(sizes)
+            return (width // share, share) if len(sizes) == 1 else (1, width)
+    return 1, width
+
+
+def _parameter_axis(node: Any) -> int:
+    """Axis of the channels in a parameter: the second of images, if it varies along it, or else the last that it has.
+    """
+    shape = node.module.shape
+    varying = [axis for axis, size in enumerate(shape) if size > 1]
+    made = node.outputs[0].grad_fn._input_metadata[0].shape if node.outputs and node.outputs[0].grad_fn else ()
+    second = 1 - (len(made) - len(shape))
+    return second if len(made) > 3 and second in varying else varying[-1]
 
 
 def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> dict[Place, dict[int, int]]:
@@ -249,16 +276,16 @@ def _signed(number: int) -> int:
 
 def _obstacle(graph: Any, node: Any, side: Side, names: dict[nn.Module, str]) -> str | None:
     """Reason why channels that arrive here cannot be removed; None if there is none."""
-    if node.type in (OPTYPE.LN, OPTYPE.GN):
+    if node.type == OPTYPE.LN and len(node.module.normalized_shape) > 1:
         return f"normalized across channels by {names[node.module]}"
     if node.type == OPTYPE.MHA:
         return f"split into the heads of {names[node.module]}"
     if node.type == OPTYPE.LSTM:
         return f"{'made' if side == 'out' else 'used'} by the recurrent layer {names[node.module]}"
-    if node.type in CUTTABLE and any(node.module.children()):
+    if node.type in MAKERS | {OPTYPE.DEPTHWISE_CONV} and "weight" not in node.module._parameters:
+        return f"the weights of {names[node.module]} are computed from other tensors"
+    if isinstance(node.module, nn.Module) and parametrize.is_parametrized(node.module):
         return f"the weights of {names[node.module]} are computed by a parametrization"
-    if node.type == OPTYPE.PARAMETER:
-        return f"combined with the parameter {graph._param_to_name[node.module]}"
     return None
 
 

@@ -13,19 +13,20 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.errors import first_line
 from pfray.measure.macs import count_macs
 from pfray.nn.fx import Untraceable
+from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.layer_entries import entries, removals_of
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable
+from pfray.pruning.channels.trace import Trace
 
 # Layers that are each in a group or listed as skipped.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -77,24 +78,24 @@ class ChannelGraph:
         return self.table.weights(np.asarray(kept, dtype=float))
 
 
-def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> ChannelGraph:
+def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     """Find and prove the channel groups of ``model``, which stays as it is.
 
-    example: one input ``(1, C, H, W)``, or a tuple of the inputs; costs are for this shape. Channels that cannot be
-    traced, removed without side effects, or counted stay whole. A model whose forward pass fails has a graph without
-    groups.
+    example: the inputs of one sample; costs are for their shapes. Channels that cannot be traced, removed without side
+    effects, or counted stay whole. A model whose forward pass fails has a graph without groups.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
     with torch.random.fork_rng(devices=[]):
         try:
-            proof = Proof(model, tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in inputs))
+            proof = Proof(model, example)
         except Unprovable as error:
-            return _without_groups(model, inputs, str(error))
+            return _without_groups(model, example, str(error))
         try:
-            candidates, order = find_candidates(copy.deepcopy(proof.model), proof.inputs)
+            traced = copy.deepcopy(proof.model)
+            trace = Trace(traced, proof.inputs)
+            candidates, order = find_candidates(traced, trace), trace.order
         except Exception as error:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
-            return _without_groups(model, inputs, unknown + first_line(error))
+            return _without_groups(model, example, unknown + first_line(error))
         proven, reasons = _prove(proof, candidates)
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
@@ -114,14 +115,18 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
 def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
     """(candidates that can be removed alone and together, reasons by each other candidate)."""
     reasons: dict[Candidate, str] = {}
-    likely: list[Candidate] = []
     proven: list[Candidate] = []
     for candidate in candidates:
         if candidate.units == 1 and candidate.cuts[0].index.shape[1] == 1:
             reasons[candidate] = "a single channel"
         elif candidate.obstacle or candidate.units == 1:
             reasons[candidate] = candidate.obstacle or "its channels can only go all together"
-        elif failure := proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
+    possible = [candidate for candidate in candidates if candidate not in reasons]
+    if _joint_failure(proof, possible) is None:
+        return possible, reasons
+    likely: list[Candidate] = []
+    for candidate in possible:
+        if failure := proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
             reasons[candidate] = _explain(candidate, failure)
         else:
             likely.append(candidate)
@@ -167,13 +172,18 @@ def _explain(candidate: Candidate, failure: Failure) -> str:
         return "what they cost cannot be predicted"
     if failure.kind == "training":
         return "used by layers that run in training only"
+    if "split_with_sizes" in failure.detail:
+        return "split into parts of fixed sizes by the forward pass"
+    fixed = f"the forward pass relies on their number ({failure.detail})"
+    if "invalid for input of size" in failure.detail:
+        return fixed
     words = sorted({MIXING[name] for name in candidate.passes if name in MIXING})
     if words:
         return f"{' and '.join(words)} on the way to the next layers"
     if failure.kind == "fails":
         if "size of tensor" in failure.detail:
             return "combined with channels that have to stay"
-        return f"the forward pass relies on their number ({failure.detail})"
+        return fixed
     return "an operation between the layers mixes its channels"
 
 
@@ -207,9 +217,9 @@ def _skipped(
     return skipped
 
 
-def _without_groups(model: nn.Module, inputs: tuple[Any, ...], reason: str) -> ChannelGraph:
+def _without_groups(model: nn.Module, example: Inputs, reason: str) -> ChannelGraph:
     try:
-        macs = float(count_macs(model, inputs)[0])
+        macs = float(count_macs(model, example)[0])
     except Exception:
         macs = float("nan")
     params = float(sum(parameter.numel() for parameter in model.parameters()))

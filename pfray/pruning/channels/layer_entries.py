@@ -1,30 +1,49 @@
-"""Entries taken out of layers, or their weights set to 0, with torch-pruning's functions for each kind of layer."""
+"""Entries taken out of layers and parameters, or made without effect, layer by layer.
+
+Most layers are cut with torch-pruning's functions for each kind.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE, module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut, Side
 
+# Kinds of norms whose mean and variance go over several channels.
+ACROSS = ("LN", "GN")
+
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size`` and ``kind`` as in the cut."""
+    """The sorted ``positions`` that one side of one layer loses; ``size``, ``kind`` and ``axis`` as in the cut."""
 
     layer: str
     side: Side
     positions: np.ndarray
     size: int
     kind: str
+    axis: int = 0
+
+    @property
+    def kept(self) -> Tensor:
+        """The positions that stay."""
+        return torch.from_numpy(np.setdiff1d(np.arange(self.size), self.positions))
+
+
+def owner_of(model: nn.Module, cut: Cut | Removal) -> nn.Module:
+    """The layer that is cut; the module that a parameter belongs to."""
+    return model.get_submodule(cut.layer.rpartition(".")[0] if cut.kind == "PARAMETER" else cut.layer)
 
 
 def entries(layer: nn.Module, side: Side) -> int:
@@ -34,28 +53,54 @@ def entries(layer: nn.Module, side: Side) -> int:
 
 
 def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Take the entries out of the layers, in place, with torch-pruning's function for each kind of layer.
+    """Take the entries out of the layers, in place; ``requires_grad`` is kept.
 
-    ``requires_grad`` is kept. Raises UnsupportedModel for a layer that does not have the expected size.
+    Raises UnsupportedModel for a layer that does not have the expected size.
     """
     for removal in removals:
-        size = entries(model.get_submodule(removal.layer), removal.side)
+        if removal.kind == "PARAMETER":
+            size = model.get_parameter(removal.layer).shape[removal.axis]
+        else:
+            size = entries(model.get_submodule(removal.layer), removal.side)
         if size != removal.size:
             raise UnsupportedModel(
                 f"layer {removal.layer} has {size} {removal.side}put channels, and the channel graph was made for "
                 f"{removal.size}. Remedy: prune a copy of the model it was made for, or make a new graph"
             )
     for removal in removals:
-        layer, pruner = model.get_submodule(removal.layer), PrunerBox[OPTYPE[removal.kind]]
-        trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
-        cut = pruner.prune_out_channels if removal.side == "out" else pruner.prune_in_channels
-        cut(layer, removal.positions.tolist())
-        for name, parameter in layer.named_parameters(recurse=False):
-            parameter.requires_grad_(trained[name])
+        _cut(owner_of(model, removal), removal)
+
+
+def _cut(layer: Any, removal: Removal) -> None:
+    if removal.kind == "PARAMETER":
+        _keep(layer, removal.layer.rpartition(".")[2], removal)
+        return
+    if removal.kind == "LN":
+        for name in ("weight", "bias"):
+            _keep(layer, name, removal)
+        layer.normalized_shape = (len(removal.kept),)
+        return
+    pruner = PrunerBox[OPTYPE[removal.kind]]
+    trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
+    cut = pruner.prune_out_channels if removal.side == "out" else pruner.prune_in_channels
+    cut(layer, removal.positions.tolist())
+    for name, parameter in layer.named_parameters(recurse=False):
+        parameter.requires_grad_(trained[name])
+
+
+def _keep(owner: nn.Module, name: str, removal: Removal) -> None:
+    """Leave only the kept entries of a parameter, if it is there."""
+    whole = owner._parameters.get(name)
+    if whole is not None:
+        left = whole.detach().index_select(removal.axis, removal.kept.to(whole.device))
+        owner.register_parameter(name, nn.Parameter(left, whole.requires_grad))
 
 
 def mask(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Set every weight that reads an entry to be removed to 0.0, in place; nothing is taken out."""
+    """Make the entries to be removed without effect, in place; nothing is taken out.
+
+    Every weight that reads one is 0, and norms across channels leave it out of their mean and variance.
+    """
     for removal in removals:
         if removal.side == "in":
             layer = model.get_submodule(removal.layer)
@@ -64,6 +109,29 @@ def mask(model: nn.Module, removals: Sequence[Removal]) -> None:
             axis = 0 if getattr(layer, "transposed", False) else 1
             weight.index_fill_(axis, torch.from_numpy(removal.positions[removal.positions < weight.shape[axis]]), 0.0)
             layer.weight = nn.Parameter(weight, layer.get_parameter("weight").requires_grad)
+        elif removal.kind in ACROSS:
+            _normalize_kept(model.get_submodule(removal.layer), removal)
+
+
+def _normalize_kept(layer: nn.Module, removal: Removal) -> None:
+    """Let a norm work on the kept channels alone, and give 0 for the others."""
+    part = copy.deepcopy(layer)
+    _cut(part, removal)
+    # Subclasses of LayerNorm may have the channels on axis 1; along the wrong axis the smaller norm fails.
+    own = type(layer).forward
+    axes = (1,) if removal.kind == "GN" else (-1,) if own is nn.LayerNorm.forward else (-1, 1)
+
+    def forward(x: Tensor) -> Tensor:
+        for axis in axes:
+            if x.shape[axis] == removal.size:
+                try:
+                    made = part(x.index_select(axis, removal.kept))
+                except RuntimeError:
+                    continue
+                return torch.zeros_like(x).index_copy(axis, removal.kept, made)
+        raise ValueError(f"no axis of {tuple(x.shape)} holds {removal.size} channels")
+
+    layer.forward = forward
 
 
 def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Removal]:
@@ -75,6 +143,6 @@ def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Rem
             cuts[cut.layer, cut.side] = cut
             gone[cut.layer, cut.side].append(cut.index[units].ravel())
     return [
-        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind)
+        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.axis)
         for key, cut in cuts.items()
     ]

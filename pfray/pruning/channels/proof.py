@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pfray.errors import first_line
 from pfray.measure.cost import count_params
 from pfray.measure.macs import count_macs
-from pfray.nn.fx import tensors
+from pfray.nn.inputs import Inputs, call, join, map_tensors, tensors
 from pfray.nn.modes import evaluating
-from pfray.pruning.channels.layer_entries import Removal, mask, remove_entries
+from pfray.pruning.channels.layer_entries import Removal, mask, owner_of, remove_entries
 
 # Largest difference that counts as rounding, as a share of the largest output.
 TOLERANCE = 1e-4
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 @contextmanager
 def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Module]:
     """The model, whose layers are restored afterwards; copying the model would take longer than the proof."""
-    layers = [model.get_submodule(name) for name in {removal.layer: None for removal in removals}]
+    layers = list({owner_of(model, removal): None for removal in removals})
     saved = [
         {**vars(layer), "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
     ]
@@ -55,20 +55,18 @@ class Failure(NamedTuple):
 class Proof:
     """Tries removals on copies of ``model``, on the CPU; the model stays as it is.
 
-    inputs: the example's; floating-point ones are replaced by random numbers of the same shape. Raises Unprovable.
+    inputs: the example's. Floating-point ones are replaced by random numbers, if the model runs on those; integers,
+    such as tokens, stay, because a model knows the meaning of few. Raises Unprovable.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         try:
             self.model = copy.deepcopy(model).cpu().float().eval()
-            self.inputs = tuple(
-                torch.randn(x.shape, generator=generator) if isinstance(x, Tensor) and x.is_floating_point() else x
-                for x in inputs
-            )
+            inputs = map_tensors(lambda x: x.detach().cpu(), inputs)
+            self.inputs = _random(inputs) if self._runs(_random(inputs)) else inputs
             self.macs, self.macs_of = count_macs(self.model, self.inputs)
             with evaluating(self.model):
-                twice = [tensors(self.model(*self.inputs)) for _ in range(2)]
+                twice = [tensors(call(self.model, self.inputs)) for _ in range(2)]
         except Exception as error:
             raise Unprovable(f"the model cannot be copied and run on this input ({first_line(error)})") from error
         if not all(map(_same, *twice)):
@@ -89,11 +87,11 @@ class Proof:
         try:
             with _restored(model, removals), evaluating(model):
                 mask(model, removals)
-                before = tensors(model(*self.inputs))
+                before = tensors(call(model, self.inputs))
             with _restored(model, removals):
                 remove_entries(model, removals)
                 with evaluating(model):
-                    after = tensors(model(*self.inputs))
+                    after = tensors(call(model, self.inputs))
                 found = {"macs": count_macs(model, self.inputs)[0], "params": count_params(model)[0]} if costs else None
         except Exception as error:
             return Failure("fails", first_line(error))
@@ -107,15 +105,23 @@ class Proof:
             return Failure("costs", f"{found} instead of {costs}")
         return self._training_failure(removals) if self._trains else None
 
+    def _runs(self, inputs: Inputs) -> bool:
+        try:
+            with evaluating(self.model):
+                call(self.model, inputs)
+        except Exception:
+            return False
+        return True
+
     def _training_failure(self, removals: Sequence[Removal]) -> Failure | None:
         """The failure in training mode, in which some layers run only then or differently."""
         model = copy.deepcopy(self.model).train()
         # Two samples, because batch norms cannot train on one.
-        inputs = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in self.inputs]
+        inputs = join([self.inputs, self.inputs])
         try:
             remove_entries(model, removals)
             with torch.no_grad():
-                model(*inputs)
+                call(model, inputs)
         except Exception as error:
             return Failure("training", first_line(error))
         return None
@@ -127,9 +133,17 @@ class Proof:
             model = copy.deepcopy(self.model)
             _draw(model, torch.Generator().manual_seed(0))
             with evaluating(model):
-                finite = all(bool(output.isfinite().all()) for output in tensors(model(*self.inputs)))
+                finite = all(bool(output.isfinite().all()) for output in tensors(call(model, self.inputs)))
             self._drawn = model if finite else self.model
         return self._drawn
+
+
+def _random(inputs: Inputs) -> Inputs:
+    """The inputs with normal noise in place of floating-point tensors."""
+    generator = torch.Generator().manual_seed(0)
+    return map_tensors(
+        lambda x: torch.randn(x.shape, generator=generator) if x.is_floating_point() else x, inputs
+    )
 
 
 @torch.no_grad()

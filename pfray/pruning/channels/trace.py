@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfray.errors import first_line
-from pfray.nn.fx import Untraceable, tensors
+from pfray.nn.fx import Untraceable
+from pfray.nn.inputs import Inputs, call, tensors
 
 
 class Trace:
@@ -20,7 +21,7 @@ class Trace:
     model: give a copy. Raises Untraceable.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         ran: dict[str, None] = {}
         hooks = [
             module.register_forward_hook(lambda *_, name=name: ran.setdefault(name))
@@ -32,9 +33,9 @@ class Trace:
         values = _WatchValues()
         self.ends: set[Any] = set()
 
-        def forward(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+        def forward(model: nn.Module, inputs: Inputs) -> list[Tensor]:
             with values:
-                outputs = [output for output in tensors(model(*inputs)) if output.grad_fn is not None]
+                outputs = [output for output in tensors(call(model, inputs)) if output.grad_fn is not None]
             self.ends.update(output.grad_fn for output in outputs)
             return outputs
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
-from pfray.nn.modes import channels_last
+from pfray.nn.inputs import Inputs, join
+from pfray.nn.modes import forward, keep_memory_format
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.task import Task, example_input
 from pfray.training.loop import Hook, choose_precision, fit
@@ -67,14 +68,15 @@ class WithHead(nn.Module):
     def __init__(self, model: nn.Module, layer: str, head: Head) -> None:
         super().__init__()
         self.model, self.head = model, head
+        keep_memory_format(model, self)
         self.handle = model.get_submodule(layer).register_forward_hook(self._see)
 
     def _see(self, layer: nn.Module, _: object, output: Tensor) -> Tensor:
         self.extra = self.head(as_maps(layer, output))
         return output.clone()  # because an activation behind the layer may work in place
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
 
 def tune(
@@ -90,7 +92,7 @@ def tune(
     else:
         watched, plain = WithHead(model, stage.layer, head), task.loss
 
-        def both(outputs: Tensor, targets: Tensor) -> Tensor:
+        def both(outputs: Any, targets: Any) -> Tensor:
             return plain(outputs, targets) + plain(watched.extra.float(), targets)
 
         try:
@@ -113,9 +115,11 @@ def divide(model: nn.Module, groups: Sequence[ChannelGroup], losses: int, task: 
     if not parts:
         return []
     names = [name for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
-    probe = copy.deepcopy(model).eval().requires_grad_(False)
-    inputs = example_input(task, next(model.parameters()).device).requires_grad_()
-    made, _ = observe(probe, names, inputs.clone(), to_the_end=True)
+    # Which layers depend on which is seen by gradients, which begin at the weights: tokens have none.
+    probe = copy.deepcopy(model).eval()
+    for parameter in probe.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    made, _ = observe(probe, names, example_input(task, next(model.parameters()).device), to_the_end=True)
     order = list(made)
     stages = []
     for part in parts[:-1]:
@@ -160,7 +164,7 @@ def make_heads(
         # Batches of nearly equal size, because a last batch of one sample has no variance.
         size = math.ceil(len(split) / math.ceil(len(split) / BATCH))
         for inputs, _ in task.batches(split, size, device):
-            for layer, output in observe(model, layers, channels_last(inputs))[0].items():
+            for layer, output in observe(model, layers, inputs)[0].items():
                 yield layer, as_maps(model.get_submodule(layer), output)
 
     heads: dict[str | None, Head] = {}
@@ -178,7 +182,7 @@ def make_heads(
             head.norm.momentum = 0.1
         for layer, maps in batches():
             pooled[layer].append(heads[layer].pooled(maps))
-    targets = split.targets.to(device)
+    targets = join([own for _, own in task.batches(split, BATCH, device)])
     for layer, parts in pooled.items():
         features = torch.cat(parts)
         if not bool(features.isfinite().all()):
@@ -190,7 +194,7 @@ def make_heads(
     return heads
 
 
-def _fit_linear(head: Head, pooled: Tensor, targets: Tensor, task: Task) -> None:
+def _fit_linear(head: Head, pooled: Tensor, targets: Any, task: Task) -> None:
     """Fit theta and bias to features ``(M, C)`` by full-batch L-BFGS."""
     parameters = [head.theta, head.bias]
     optimizer = torch.optim.LBFGS(parameters, max_iter=50, line_search_fn="strong_wolfe")
@@ -210,7 +214,7 @@ def outputs_for(model: nn.Module, task: Task) -> int:
     """K. Raises UnsupportedModel for outputs other than ``(N, K)``, which no head can imitate."""
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
-        outputs = model(example_input(task, next(model.parameters()).device))
+        outputs = task.select(forward(model, example_input(task, next(model.parameters()).device)))
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UnsupportedModel(
@@ -225,7 +229,7 @@ class _Enough(Exception):
 
 
 def observe(
-    model: nn.Module, layers: Sequence[str], inputs: Tensor, to_the_end: bool = False
+    model: nn.Module, layers: Sequence[str], inputs: Inputs, to_the_end: bool = False
 ) -> tuple[dict[str, Tensor], Any]:
     """(outputs by layer, in execution order; the model's outputs).
 
@@ -245,7 +249,7 @@ def observe(
         for name in dict.fromkeys(layers)
     ]
     try:
-        return seen, model(inputs)
+        return seen, forward(model, inputs)
     except _Enough:
         return seen, None
     finally:

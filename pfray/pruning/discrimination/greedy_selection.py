@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.errors import TrainingFailed
-from pfray.nn.modes import channels_last
+from pfray.nn.inputs import Inputs, count, floats
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.discrimination.auxiliary_losses import Head, as_maps, observe
@@ -29,7 +30,7 @@ from pfray.task import Task
 
 BATCH = 128
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Any]
 
 
 class Columns:
@@ -86,19 +87,21 @@ class Criterion:
     head: Head | None
     weight: float
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs, targets: Any) -> Tensor:
         readers = [cut.layer for cut in self.group.cuts if cut.side == "in"]
         with torch.no_grad():
             wanted, _ = observe(self.reference, readers, inputs)
         watched = [*readers, self.layer] if self.layer else readers
         seen, outputs = observe(self.student, watched, inputs, to_the_end=self.layer is None)
-        loss = inputs.new_zeros(())
+        loss = torch.zeros((), device=next(self.student.parameters()).device)
         for name, output in wanted.items():  # readers that run in evaluation
             loss = loss + 0.5 * F.mse_loss(self._left(name, seen[name]), self._left(name, output))
         if self.weight:
             if self.head is not None and self.layer is not None:
                 outputs = self.head(as_maps(self.student.get_submodule(self.layer), seen[self.layer]))
-            loss = loss + self.weight * self.task.loss(outputs.float(), targets)
+            else:
+                outputs = self.task.select(outputs)
+            loss = loss + self.weight * self.task.loss(floats(outputs), targets)
         return loss
 
     def _left(self, name: str, output: Tensor) -> Tensor:
@@ -109,9 +112,7 @@ class Criterion:
 
 def calibration(task: Task, images: int, device: torch.device) -> list[Batch]:
     """The first training inputs with their targets, without augmentation."""
-    return [
-        (channels_last(inputs), targets) for inputs, targets in task.batches(task.train.head(images), BATCH, device)
-    ]
+    return list(task.batches(task.train.head(images), BATCH, device))
 
 
 def choose(
@@ -164,8 +165,8 @@ def choose(
 @torch.no_grad()
 def _mean_loss(criterion: Criterion, batches: Sequence[Batch]) -> float:
     """Mean L over all samples."""
-    total = sum(criterion(inputs, targets).item() * len(targets) for inputs, targets in batches)
-    return total / sum(len(targets) for _, targets in batches)
+    total = sum(criterion(inputs, targets).item() * count(inputs) for inputs, targets in batches)
+    return total / sum(count(inputs) for inputs, _ in batches)
 
 
 def gradient_norms(criterion: Criterion, columns: Sequence[Columns], batches: Sequence[Batch]) -> np.ndarray:
@@ -176,8 +177,8 @@ def gradient_norms(criterion: Criterion, columns: Sequence[Columns], batches: Se
         gradients = torch.autograd.grad(criterion(inputs, targets), weights, allow_unused=True)
         for total, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:
-                total += gradient * len(targets)
-    samples = sum(len(targets) for _, targets in batches)
+                total += gradient * count(inputs)
+    samples = sum(count(inputs) for inputs, _ in batches)
     norms = np.sqrt(sum(own.squares(total / samples) for own, total in zip(columns, sums, strict=True)))
     if not np.isfinite(norms).all():
         raise TrainingFailed(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pfray.errors import UnsupportedModel, first_line
 from pfray.measure.cost import count_params, layer_macs, total_macs
 from pfray.nn.fx import ADDITIONS, Untraceable, traced_nodes
+from pfray.nn.inputs import Inputs, call, map_tensors, tensors
 from pfray.nn.layers import is_depthwise
 from pfray.nn.modes import evaluating
 from pfray.pruning.layers.graph import Block, Layer, LayerGraph, remove_layers
@@ -28,13 +29,13 @@ FUNCTIONS = {F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool
              "relu", "relu_", "flatten", "view", "reshape"}  # fmt: skip
 
 
-def layer_graph(model: nn.Module, example: Tensor) -> LayerGraph:
+def layer_graph(model: nn.Module, example: Inputs) -> LayerGraph:
     """The layer graph of ``model``, proven on a copy.
 
-    example: one input ``(1, C, H, W)``. Raises UnsupportedModel if the forward pass cannot be traced.
+    example: the inputs of one sample. Raises UnsupportedModel if the forward pass cannot be traced.
     """
     model = copy.deepcopy(model).cpu().eval()
-    example = example.cpu()
+    example = map_tensors(Tensor.cpu, example)
     try:
         with torch.no_grad():
             nodes = traced_nodes(model, set(), example)
@@ -48,7 +49,7 @@ def layer_graph(model: nn.Module, example: Tensor) -> LayerGraph:
     return _proven(model, example, found)
 
 
-def _shapes(model: nn.Module, example: Tensor) -> dict[str, list[tuple[torch.Size, torch.Size]]]:
+def _shapes(model: nn.Module, example: Inputs) -> dict[str, list[tuple[torch.Size, torch.Size]]]:
     """(input, output) shapes of every run, by module; empty shapes for runs with several inputs or outputs."""
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
 
@@ -61,7 +62,7 @@ def _shapes(model: nn.Module, example: Tensor) -> dict[str, list[tuple[torch.Siz
         for name, module in model.named_modules()
     ]
     with evaluating(model):
-        model(example)
+        call(model, example)
     for handle in handles:
         handle.remove()
     return shapes
@@ -71,7 +72,7 @@ def _find(
     model: nn.Module,
     nodes: Sequence[fx.Node],
     shapes: dict[str, list[tuple[torch.Size, torch.Size]]],
-    example: Tensor,
+    example: Inputs,
 ) -> LayerGraph:
     calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
     macs = layer_macs(model, example)
@@ -253,7 +254,7 @@ def _cheaper(found: LayerGraph) -> LayerGraph:
     return LayerGraph(tuple(layers), found.blocks, found.constant, kept)
 
 
-def _proven(model: nn.Module, example: Tensor, found: LayerGraph) -> LayerGraph:
+def _proven(model: nn.Module, example: Inputs, found: LayerGraph) -> LayerGraph:
     """The graph without layers and blocks whose removal fails, changes the output's shape or mispredicts costs."""
     names = found.names
     if all(_works(model, example, found, gone) for gone in (names, names[::2], names[1::2])):
@@ -269,14 +270,17 @@ def _proven(model: nn.Module, example: Tensor, found: LayerGraph) -> LayerGraph:
     return LayerGraph(tuple(replace(layer, removable=False) for layer in layers), (), found.constant, kept)
 
 
-def _works(model: nn.Module, example: Tensor, found: LayerGraph, gone: Sequence[str]) -> bool:
+def _works(model: nn.Module, example: Inputs, found: LayerGraph, gone: Sequence[str]) -> bool:
     student = copy.deepcopy(model)
     try:
         remove_layers(student, found, gone)
-        with evaluating(student):
-            shape = student(example).shape
+        shapes = _output_shapes(student, example)
         costs = {"macs": total_macs(student, example), "params": count_params(student)[0]}
     except Exception:
         return False
+    return shapes == _output_shapes(model, example) and costs == found.costs(gone)
+
+
+def _output_shapes(model: nn.Module, example: Inputs) -> list[torch.Size]:
     with evaluating(model):
-        return shape == model(example).shape and costs == found.costs(gone)
+        return [output.shape for output in tensors(call(model, example))]

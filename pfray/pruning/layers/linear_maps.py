@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pfray.nn.modes import evaluating, place
+from pfray.nn.inputs import count
+from pfray.nn.modes import evaluating, forward, place
 from pfray.pruning.layers.graph import Layer, LayerGraph, behind_which, remove_layers
 from pfray.pruning.reconstruction.least_squares import ridge_solve
 from pfray.task import Task
@@ -62,14 +63,14 @@ def fit_maps(model: nn.Module, found: LayerGraph, task: Task, images: int) -> Ma
     try:
         with evaluating(model):
             for inputs, _ in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
-                model(inputs)
+                forward(model, inputs)
                 for name, layer in layers.items():
                     wanted = read[found.layers[layer.readers[0]].name]
                     given = _carry(layer, model, read[name])
                     # Flattened feature maps hold all places of one channel side by side.
-                    count = len(inputs)
-                    x = given.reshape(count, read[name].shape[1], -1)
-                    moments[name].add(*_rows(x, wanted.reshape(count, layer.channels, -1), generator))
+                    samples = count(inputs)
+                    x = given.reshape(samples, read[name].shape[1], -1)
+                    moments[name].add(*_rows(x, wanted.reshape(samples, layer.channels, -1), generator))
     finally:
         for handle in handles:
             handle.remove()

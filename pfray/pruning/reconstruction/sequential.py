@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
-from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
-from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
+from pfray.nn.dense import behind_norm, can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.fx import ADDITIONS, Walk, arguments_in, traced_nodes
 from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.graph import ChannelGraph
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
@@ -65,13 +65,16 @@ def reconstruct_in_order(
     student = copy.deepcopy(teacher)
     prune(student, graph, kept)
     norms = norms_behind(teacher, example)
-    walks = Walk(nodes, teacher, batches), Walk(nodes, student, batches)
+    own = arguments_in(student, nodes, {layer for layer, _ in stays}, example)
+    walks = Walk(nodes, teacher, batches), Walk(nodes, student, batches, own)
+    # Through an activation no target of a sum can be followed back.
+    linear = {layer: norm for layer, norm in norms.items() if not behind_norm(teacher.get_submodule(norm))}
     generator = torch.Generator().manual_seed(0)
     to_fit = _behind_a_cut(nodes, student, stays)
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _reconstruct(node, walks, find_addition(nodes, node, norms), outputs, norms, positions, generator)
+            _reconstruct(node, walks, find_addition(nodes, node, linear), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)

@@ -40,14 +40,18 @@ GROUPS = {
     "vision_transformer": "mlp1",
     "vision_transformer_of_torch": "mlp1",
     "conv_1d": "0 3 7",
-    "normalized": "6",
+    "normalized": "0 6",
     "Recurrent": "conv1.0",
     "single_linear": "",
     "one_channel": "1.0",
     "ChannelShuffle": "branches.0.0.0 branches.1.0.0 head.0.0",
     "Split": "conv1.0 left.0",
     "Gate": "conv1 conv2.0",
-    "FixedShape": "conv1.0",
+    "FixedShape": "conv1.0 conv2.0",
+    "norms_with_activation": "0 4 6",
+    "convnext": "0 2.fc1 3.fc1 5 6.fc1",
+    "Tokens": "patch mlp1",
+    "C2f": "stem.0 first.0 chain.0.0.0 chain.1.0.0 last.0",
     "Auxiliary": "conv2.0",
     "Branching": "",
     "NoTensor": "",
@@ -107,16 +111,17 @@ def test_channels_that_stay_have_a_reason_that_a_user_understands():
     assert reason("SeveralOutputs", "last") == OUTPUT
     assert reason("one_channel", "0.0") == "a single channel"
     assert reason("SpatialAttention", "score") == "a single channel"
-    assert reason("normalized", "0") == "normalized across channels by 1"
     assert reason("normalized", "3") == "normalized across channels by 4"
     assert reason("Recurrent", "conv2.0") == "used by the recurrent layer lstm"
     assert reason("Recurrent", "lstm") == "a recurrent layer"
-    assert reason("vision_transformer", "attention.qkv").startswith("split and transposed on the way")
+    fixed = "the forward pass relies on their number (shape '[1, 9, 3, 2, 4]'"
+    assert fixed in reason("vision_transformer", "attention.qkv")
     assert reason("vision_transformer_of_torch", "attention.attention") == "an attention layer"
-    assert reason("vision_transformer", "patch") == "combined with the parameter position"
+    assert reason("vision_transformer", "patch").startswith("the forward pass relies on their number (shape '[1, 9,")
+    assert reason("vision_transformer_of_torch", "patch") == "split into the heads of attention.attention"
+    assert reason("Split", "conv3.0") == "split into parts of fixed sizes by the forward pass"
     assert reason("ChannelShuffle", "branches.1.2.0") == "transposed on the way to the next layers"
     assert reason("inverted_residual", "0.0") == "its channels can only go all together"
-    assert reason("FixedShape", "conv2.0") == "combined with the parameter scale"
     assert reason("FixedShape", "conv3.0").startswith("the forward pass relies on their number (shape '[-1, 144]'")
     assert reason("Auxiliary", "conv1.0") == "used by layers that run in training only"
     assert reason("Auxiliary", "unused") == "not used in the forward pass"

@@ -330,6 +330,28 @@ def test_a_model_that_torch_fx_cannot_trace_down_to_the_cut_layers_is_refused(ta
         refitted(model, graph, {group: [0, 1, 2]}, task)
 
 
+class Reshaped(nn.Module):
+    """Its forward pass reads the size of the layer that comes next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.project = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 9 * 6)
+        self.up, self.last = nn.ConvTranspose2d(6, 5, 3, padding=1), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.project(torch.relu(self.first(x)).mean((2, 3)))).view(-1, self.up.in_channels, 3, 3)
+        return self.last(torch.relu(self.up(x)))
+
+
+def test_a_size_that_the_forward_pass_reads_is_that_of_the_pruned_layer(task):
+    model, graph = graph_of(Reshaped)
+    assert [(group.name, group.units) for group in graph.groups] == [("first", 4), ("project", 6), ("up", 5)]
+    kept = {"project": [0, 2, 3], "up": [1, 2, 4]}
+    student = refitted(model, graph, kept, task)
+    assert (student.project.out_features, student.up.in_channels) == (27, 3)
+    assert error(model, student, task) < error(model, pruned(model, graph, kept), task)
+
+
 def test_a_calibration_smaller_than_the_layer_is_wide_gives_finite_weights(task):
     model, graph = graph_of(redundant)
     kept = {"conv1": range(5), "conv2": range(4)}

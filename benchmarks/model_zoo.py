@@ -1,0 +1,279 @@
+"""Networks of timm, torchvision and transformers, as nobody here wrote them: what can be pruned, and does it ship?
+
+Each network has random weights and inputs. It is pruned to half of its MACs by ``channel_pruned``, both its float and
+its 8-bit form become .tflite files, and the files are run and compared. The share of the MACs that can go is that of
+keeping 5 % of every group, beside Torch-Pruning's own pruner at the same ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.result import ROOT, close
+from benchmarks.studies.workers import Record, run_all
+
+NAME = "model_zoo"
+GOAL = ">= 23"
+# Samples of random data: those that calibrate, and those that the files are compared on.
+SAMPLES, COMPARED = 64, 8
+# Share of every group that stays for the share of the MACs that can go.
+KEPT = 0.05
+# Most mean difference of a file's outputs from the model's, as a share of the model's spread.
+FLOAT_DISTANCE, INT8_DISTANCE = 1e-3, 0.1
+
+# Library, name and pixels.
+NETWORKS = (
+    ("timm", "resnet18", 64), ("timm", "resnet50", 224), ("timm", "mobilenetv2_100", 64),
+    ("timm", "mobilenetv3_small_100", 64), ("timm", "efficientnet_b0", 64), ("timm", "regnetx_002", 64),
+    ("timm", "regnety_002", 64), ("timm", "repvgg_a0", 64), ("timm", "densenet121", 64), ("timm", "convnext_atto", 64),
+    ("timm", "ghostnet_100", 64), ("timm", "ese_vovnet19b_dw", 64), ("timm", "mobileone_s0", 64),
+    ("timm", "lcnet_050", 64), ("timm", "dla34", 64), ("timm", "resmlp_12_224", 224), ("timm", "mixer_s32_224", 224),
+    ("timm", "vit_tiny_patch16_224", 224), ("timm", "deit_tiny_patch16_224", 224),
+    ("torchvision", "shufflenet_v2_x0_5", 64), ("torchvision", "squeezenet1_1", 64), ("torchvision", "googlenet", 96),
+    ("torchvision", "vgg11_bn", 64), ("torchvision", "mnasnet0_5", 64),
+    ("torchvision", "lraspp_mobilenet_v3_large", 64),
+    ("transformers", "bert", 0), ("transformers", "distilbert", 0), ("transformers", "vit", 64),
+)  # fmt: skip
+
+
+def examine(piece: list[Any]) -> Record:
+    """piece: (library, name, pixels). Counts, shares, seconds of each step, and the error of a step that fails."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    record: Record = {"seconds": {}, "errors": {}}
+
+    def step(name: str, action: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            return action()
+        except Exception as error:
+            record["errors"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            return None
+        finally:
+            record["seconds"][name] = round(time.perf_counter() - started, 1)
+
+    model, task = step("build", lambda: _network(*piece)) or (None, None)
+    if model is None:
+        return record
+    step("graph", lambda: _groups(model, task, record))
+    step("torch-pruning", lambda: _peer(model, task, record))
+    step("prune", lambda: _prune(model, task, record))
+    step("tflite", lambda: _float_file(record["model"], task, record))
+    step("int8", lambda: _int8_file(record["model"], task, record))
+    del record["model"]
+    return record
+
+
+def _network(library: str, name: str, pixels: int) -> tuple[Any, Any]:
+    """(the network with random weights, a task of random samples for it)."""
+    import torch
+
+    from pfray.task import Split, Task
+
+    output: str | None = None
+    inputs: Any = torch.randn(SAMPLES, 3, pixels, pixels)
+    if library == "transformers":
+        output = "logits"
+        model = _transformer(name, pixels)
+        if name != "vit":
+            ids = torch.randint(1, 1000, (SAMPLES, 32))
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        _torchvision_operators()
+        model = _vision_network(library, name, pixels)
+        output = "out" if name.startswith("lraspp") else None
+    targets = torch.randint(10, (SAMPLES, pixels, pixels) if output == "out" else (SAMPLES,))
+    split = Split(inputs, targets)
+    return model.eval(), Task(name, split, split, split, 10, output=output)
+
+
+def _vision_network(library: str, name: str, pixels: int) -> Any:
+    if library == "timm":
+        import timm
+
+        sized: dict[str, Any] = {"img_size": pixels} if "vit" in name or "deit" in name else {}
+        return timm.create_model(name, num_classes=10, **sized)
+    import torchvision
+
+    if name.startswith("lraspp"):
+        return torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=10)
+    more: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, num_classes=10, **more)
+
+
+def _transformer(name: str, pixels: int) -> Any:
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_labels": 10,
+    }  # fmt: skip
+    if name == "bert":
+        config = transformers.BertConfig(vocab_size=1000, intermediate_size=512, **sizes)
+        return transformers.BertForSequenceClassification(config)
+    if name == "distilbert":
+        sizes = {"dim": 128, "n_layers": 4, "n_heads": 4, "hidden_dim": 512, "num_labels": 10}
+        return transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(vocab_size=1000, **sizes))
+    config = transformers.ViTConfig(image_size=pixels, patch_size=8, intermediate_size=512, **sizes)
+    return transformers.ViTForImageClassification(config)
+
+
+def _torchvision_operators() -> None:
+    """Without them torchvision's wheels cannot be imported beside a CPU-only torch. Classifiers do not call them."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    if not hasattr(torch.ops.torchvision, "nms"):
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)
+
+
+_kept: list[Any] = []
+
+
+def _groups(model: Any, task: Any, record: Record) -> None:
+    import numpy as np
+
+    from pfray.pruning.channels.keep_ratios import graph_of
+
+    graph = graph_of(model, task)
+    whole = graph.costs(graph.units)["macs"]
+    kept = np.maximum(1, np.round(KEPT * graph.units))
+    record.update(macs=whole, groups=len(graph.groups), share=1 - graph.costs(kept)["macs"] / whole)
+
+
+def _peer(model: Any, task: Any, record: Record) -> None:
+    """Share of the MACs that Torch-Pruning's pruner takes out, as its documentation uses it."""
+    import copy
+
+    import torch
+    import torch_pruning as tp
+    from torch import nn
+
+    from pfray.measure.cost import total_macs
+    from pfray.nn.inputs import tensors
+    from pfray.task import example_input
+
+    clone, example = copy.deepcopy(model), example_input(task)
+    before = total_macs(clone, example)
+    last = [module for module in clone.modules() if isinstance(module, nn.Linear) and module.out_features == 10]
+    heads = {
+        module.qkv: module.num_heads
+        for module in clone.modules() if hasattr(module, "qkv") and hasattr(module, "num_heads")
+    }  # fmt: skip
+    pruner = tp.pruner.MagnitudePruner(
+        clone, example, tp.importance.MagnitudeImportance(p=1), pruning_ratio=1 - KEPT, ignored_layers=last,
+        num_heads=heads, prune_num_heads=bool(heads), output_transform=lambda out: sum(x.sum() for x in tensors(out)),
+    )  # fmt: skip
+    pruner.step()
+    for module in clone.modules():
+        if module.__class__.__name__ == "Attention" and module.qkv in pruner.num_heads:
+            module.num_heads = pruner.num_heads[module.qkv]
+            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+            module.attn_dim = module.num_heads * module.head_dim
+    with torch.no_grad():
+        record["peer share"] = 1 - total_macs(clone, example) / before
+
+
+def _prune(model: Any, task: Any, record: Record) -> None:
+    from learners.channel_pruned import ChannelPruned, Settings
+    from pfray.measure.cost import total_macs
+    from pfray.task import example_input
+
+    record["model"] = model
+    algorithm = ChannelPruned(model, task, Settings(images=SAMPLES))
+    space = algorithm.space()
+    whole = total_macs(model, example_input(task))
+    plan = space.uniform({"macs": 0.5 * whole})
+    pruned = algorithm.compress(plan).model
+    predicted, counted = space.costs(plan)["macs"], total_macs(pruned, example_input(task))
+    record.update(model=pruned.cpu().eval(), pruned=counted / whole, exact=bool(predicted == counted))
+
+
+def _float_file(model: Any, task: Any, record: Record) -> None:
+    record["float distance"] = _distance(model, task, record, "float bytes")
+
+
+def _int8_file(model: Any, task: Any, record: Record) -> None:
+    from learners.litert_quant import LitertQuant, Settings
+
+    algorithm = LitertQuant(model, task, Settings(images=SAMPLES))
+    plan = dict.fromkeys(algorithm.space().names, 8)
+    record["int8 distance"] = _distance(algorithm.finish(plan).model, task, record, "int8 bytes")
+
+
+def _distance(model: Any, task: Any, record: Record, size: str) -> float:
+    """Mean difference of the file's outputs from the model's on a few samples, as a share of the model's spread."""
+    import tempfile
+
+    import torch
+
+    from pfray.export.tflite import convert
+    from pfray.nn.inputs import tensors
+    from pfray.task import example_input
+
+    inputs = task.normalize(task.test.head(COMPARED).inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        record[size] = convert.export(model, example_input(task), path)
+        compared = convert.compare(path, model, inputs)
+    pairs = zip(tensors(compared.file), tensors(compared.model), strict=True)
+    shares = [(own - other).abs().mean() / other.std().clamp_min(1e-12) for own, other in pairs]
+    return float(torch.stack(shares).max())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    chosen = [list(network) for network in NETWORKS if not options.only or network[1] in options.only]
+    records = run_all(examine, chosen, options.records, options.processes)
+    print(f"{'network':<28} {'MMACs':>7} {'groups':>6} {'can go':>7} {'peer':>6} {'to':>5} {'exact':>5} "
+          f"{'float':>8} {'int8':>7}  seconds: graph, prune, tflite, int8")  # fmt: skip
+    for record in records:
+        print(_row(record))
+    for record in records:
+        for step, error in record["errors"].items():
+            print(f"{record['piece'][1]}, {step}: {error}")
+    ships = sum(record.get("float distance", 1.0) <= FLOAT_DISTANCE for record in records)
+    whole = sum(record.get("int8 distance", 1.0) <= INT8_DISTANCE for record in records)
+    print(f"{ships} of {len(records)} as .tflite, {whole} as int8")
+    close(NAME, ships, "networks as .tflite", GOAL)
+    return 0
+
+
+def _row(record: Record) -> str:
+    def number(key: str, form: str, scale: float = 1.0) -> str:
+        value = record.get(key)
+        return format("-", f">{form.partition('.')[0]}") if value is None else format(value * scale, form)
+
+    seconds = record["seconds"]
+    times = ", ".join(f"{seconds.get(step, 0):.1f}" for step in ("graph", "prune", "tflite", "int8"))
+    exact = {True: "yes", False: "no", None: "-"}[record.get("exact")]
+    _, name, pixels = record["piece"]
+    return (
+        f"{name + (f' {pixels}' if pixels else ''):<28} {number('macs', '7.1f', 1e-6)} {number('groups', '6.0f')} "
+        f"{number('share', '7.1%')} {number('peer share', '6.1%')} {number('pruned', '5.2f')} {exact:>5} "
+        f"{number('float distance', '8.1e')} {number('int8 distance', '7.3f')}  {times}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.model_zoo", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", default=[], help="names of networks")
+    parser.add_argument("--processes", type=int, default=1, help="networks at a time, each on one thread (default 1)")
+    parser.add_argument(
+        "--records", type=Path, default=ROOT / "runs" / "model_zoo.jsonl", help="finished networks, continued from"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
