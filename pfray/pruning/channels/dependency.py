@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch_pruning.ops import OPTYPE
 
+from pfray.pruning.channels.inside import Inside
 from pfray.pruning.channels.trace import Trace
 
 Side = Literal["out", "in"]
@@ -43,6 +44,7 @@ class Cut:
 
     layer: its name in ``model.named_modules()``. index: ``(U, r)``, the r positions that go with each of U units.
     size: entries of the side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner.
+    inside: what shrinks in a module that is no such layer.
     """
 
     layer: str
@@ -50,6 +52,7 @@ class Cut:
     index: np.ndarray
     size: int
     kind: str
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,25 +60,27 @@ class Candidate:
     """Units of one kind.
 
     name: the first layer, in execution order, that makes the channels. obstacle: why the units cannot be removed, if
-    that is known already. passes: the operations that the channels go through.
+    that is known already. passes: the operations that the channels go through. noun: what a unit is called.
     """
 
     name: str
     cuts: tuple[Cut, ...]
     obstacle: str | None
     passes: frozenset[str]
+    noun: str = "channels"
 
     @property
     def units(self) -> int:
         return len(self.cuts[0].index)
 
+    @property
+    def sides(self) -> set[tuple[str, Side]]:
+        """Sides of layers that lose entries."""
+        return {(cut.layer, cut.side) for cut in self.cuts if cut.kind != "SETTING"}
 
-def find_candidates(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Candidate], list[str]]:
-    """All candidates, and the model's modules, both in execution order. Raises Untraceable.
 
-    The tracing changes ``model``: give a copy.
-    """
-    trace = Trace(model, inputs)
+def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
+    """All candidates in a traced ``model``, in execution order."""
     graph = trace.graph
     names = {module: name for name, module in model.named_modules()}
     rank = {name: index for index, name in enumerate(trace.order)}
@@ -120,7 +125,7 @@ def find_candidates(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Can
         if all(cut.side == "out" for cut in cuts):
             obstacle = obstacle or UNREAD
         found.append(Candidate(names[root[0].module], cuts, obstacle, through))
-    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min())), trace.order
+    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min()))
 
 
 def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:

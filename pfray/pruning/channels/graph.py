@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from pfray.errors import first_line
 from pfray.measure.macs import count_macs
 from pfray.nn.fx import Untraceable
+from pfray.pruning.channels.attention import find_heads
 from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.layer_entries import entries, removals_of
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable
+from pfray.pruning.channels.trace import Trace
 
 # Layers that are each in a group or listed as skipped.
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -42,7 +44,8 @@ class ChannelGroup:
     """Channels that must go together, across all layers they run through.
 
     name: the layer that makes them (the first in execution order). units: number that can go independently; a unit is
-    one channel, or with grouped convolutions one channel of each group. macs, params: savings if all units went.
+    one channel, with grouped convolutions one channel of each group, or an attention head. macs, params: savings if all
+    units went. noun: what a unit is called, ``channels`` or ``heads``.
     """
 
     name: str
@@ -50,6 +53,7 @@ class ChannelGroup:
     cuts: tuple[Cut, ...]
     macs: int
     params: int
+    noun: str = "channels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +95,14 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
         except Unprovable as error:
             return _without_groups(model, inputs, str(error))
         try:
-            candidates, order = find_candidates(copy.deepcopy(proof.model), proof.inputs)
+            traced = copy.deepcopy(proof.model)
+            trace = Trace(traced, proof.inputs)
+            heads = find_heads(traced, trace)
+            candidates, order = find_candidates(traced, trace), trace.order
         except Exception as error:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, inputs, unknown + first_line(error))
-        proven, reasons = _prove(proof, candidates)
+        proven, reasons = _prove(proof, candidates, heads, order)
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
@@ -104,27 +111,55 @@ def channel_graph(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Channe
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
         # Numbered among all candidates, so that a group keeps its name when another is pruned to one unit.
-        same = [other for other in candidates if other.name == candidate.name]
+        same = [other for other in (*candidates, candidate) if other.name == candidate.name]
         number = same.index(candidate) + 1
         name = f"{candidate.name}#{number}" if number > 1 else candidate.name
-        groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params))
+        groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params, candidate.noun))
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
 
 
-def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """(candidates that can be removed alone and together, reasons by each other candidate)."""
+def _prove(
+    proof: Proof, candidates: Sequence[Candidate], heads: Sequence[Sequence[Candidate]], order: Sequence[str]
+) -> tuple[list[Candidate], dict[Candidate, str]]:
+    """(candidates that can be removed alone and together, in execution order; reasons by each other candidate).
+
+    heads: for each attention what its heads may be; one that is proven takes the place of channels that are not.
+    """
     reasons: dict[Candidate, str] = {}
     likely: list[Candidate] = []
     proven: list[Candidate] = []
+
+    def alone(candidate: Candidate) -> Failure | None:
+        return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
+
     for candidate in candidates:
         if candidate.units == 1 and candidate.cuts[0].index.shape[1] == 1:
             reasons[candidate] = "a single channel"
         elif candidate.obstacle or candidate.units == 1:
             reasons[candidate] = candidate.obstacle or "its channels can only go all together"
-        elif failure := proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
+        elif failure := alone(candidate):
             reasons[candidate] = _explain(candidate, failure)
         else:
             likely.append(candidate)
+    for variants in heads:
+        failures: dict[Candidate, Failure] = {}
+        for variant in variants:
+            if any(variant.sides & other.sides for other in likely):
+                continue
+            if failure := alone(variant):
+                failures[variant] = failure
+                continue
+            likely.append(variant)
+            reasons = {other: reason for other, reason in reasons.items() if not other.sides & variant.sides}
+            break
+        else:
+            first = next(iter(failures), None)
+            if first and (len(variants) == 1 or failures[first].kind == "fails"):
+                made = {side for side in first.sides if side[1] == "out"}
+                reasons = {other: reason for other, reason in reasons.items() if not other.sides & made}
+                reasons[first] = f"no head of {first.name} can go alone: {_explain(first, failures[first])}"
+    rank = {name: index for index, name in enumerate(order)}
+    likely.sort(key=lambda each: min(rank[cut.layer] for cut in each.cuts if cut.side == "out"))
 
     def admit(batch: list[Candidate]) -> None:
         failure = _joint_failure(proof, [*proven, *batch])
@@ -191,20 +226,30 @@ def _skipped(
             if cut.side == "out":
                 found[cut.layer][reason] = None
     attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    with_heads = {cut.layer for group in groups for cut in group.cuts if cut.inside}
     skipped = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-            skipped[name] = "a recurrent layer" if isinstance(module, nn.RNNBase) else "an attention layer"
+        if isinstance(module, nn.RNNBase):
+            skipped[name] = "a recurrent layer"
+        elif isinstance(module, nn.MultiheadAttention):
+            if name not in with_heads:
+                skipped[name] = "; ".join(found[name]) or _why_whole(module, name in order)
         elif isinstance(module, LAYERS) and free[name] < entries(module, "out"):
             inside = next((outer for outer in attentions if name.startswith(f"{outer}.")), None)
             reason = "; ".join(found[name]) or (
-                f"part of the attention layer {inside}" if inside
+                f"its outputs are the width of the attention layer {inside}" if inside
                 else "not used in the forward pass" if name not in order
                 else "cannot be traced from a layer that makes its channels to the outputs"
             )  # fmt: skip
             part = f"{entries(module, 'out') - free[name]} of {entries(module, 'out')} channels: " if free[name] else ""
             skipped[name] = part + reason
     return skipped
+
+
+def _why_whole(attention: nn.MultiheadAttention, runs: bool) -> str:
+    if not runs:
+        return "not used in the forward pass"
+    return "a single head" if attention.num_heads == 1 else "an attention layer with a forward pass of its own"
 
 
 def _without_groups(model: nn.Module, inputs: tuple[Any, ...], reason: str) -> ChannelGraph:

@@ -14,17 +14,19 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut, Side
+from pfray.pruning.channels.inside import Inside
 
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size`` and ``kind`` as in the cut."""
+    """The sorted ``positions`` that one side of one layer loses; ``size``, ``kind`` and ``inside`` as in the cut."""
 
     layer: str
     side: Side
     positions: np.ndarray
     size: int
     kind: str
+    inside: Inside | None = None
 
 
 def entries(layer: nn.Module, side: Side) -> int:
@@ -39,14 +41,19 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
     ``requires_grad`` is kept. Raises UnsupportedModel for a layer that does not have the expected size.
     """
     for removal in removals:
-        size = entries(model.get_submodule(removal.layer), removal.side)
+        layer, inside = model.get_submodule(removal.layer), removal.inside
+        size = inside.entries(layer, removal.size) if inside else entries(layer, removal.side)
         if size != removal.size:
             raise UnsupportedModel(
                 f"layer {removal.layer} has {size} {removal.side}put channels, and the channel graph was made for "
                 f"{removal.size}. Remedy: prune a copy of the model it was made for, or make a new graph"
             )
     for removal in removals:
-        layer, pruner = model.get_submodule(removal.layer), PrunerBox[OPTYPE[removal.kind]]
+        layer = model.get_submodule(removal.layer)
+        if removal.inside:
+            removal.inside.shrink(layer, removal.positions, removal.size)
+            continue
+        pruner = PrunerBox[OPTYPE[removal.kind]]
         trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters(recurse=False)}
         cut = pruner.prune_out_channels if removal.side == "out" else pruner.prune_in_channels
         cut(layer, removal.positions.tolist())
@@ -75,6 +82,6 @@ def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Rem
             cuts[cut.layer, cut.side] = cut
             gone[cut.layer, cut.side].append(cut.index[units].ravel())
     return [
-        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind)
+        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.inside)
         for key, cut in cuts.items()
     ]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.attention import calling_projections
 from pfray.nn.modes import channels_last
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.task import Task, example_input
@@ -245,7 +246,8 @@ def observe(
         for name in dict.fromkeys(layers)
     ]
     try:
-        return seen, model(inputs)
+        with calling_projections(model):
+            return seen, model(inputs)
     except _Enough:
         return seen, None
     finally:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.attention import calling_projections, restore_whole
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import ADDITIONS, Walk, traced_nodes
 from pfray.pruning.channels.graph import ChannelGraph
@@ -47,9 +48,18 @@ def reconstruct_in_order(
     kept: the units that stay, by group. images, positions: training inputs, and output positions of each, that layers
     are fitted to. Raises Untraceable if torch.fx cannot trace the forward pass.
     """
-    stays = kept_positions(graph, kept)
     # A copy in evaluation mode: the forward pass may differ in training, and tracing adds constants as attributes.
     teacher = copy.deepcopy(teacher).eval()
+    with calling_projections(teacher):
+        student = _reconstructed(teacher, graph, kept, task, images, positions)
+    restore_whole(student)
+    return student
+
+
+def _reconstructed(
+    teacher: nn.Module, graph: ChannelGraph, kept: Kept, task: Task, images: int, positions: int
+) -> nn.Module:
+    stays = kept_positions(graph, kept)
     device = next(teacher.parameters()).device
     batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
     nodes = traced_nodes(teacher, {layer for layer, _ in stays}, batches[0][:1])

@@ -38,7 +38,7 @@ GROUPS = {
     "TwoInputs": "image.0 joined.0 map.0 fc1",
     "SeveralOutputs": "stem.0 hidden.0",
     "vision_transformer": "mlp1",
-    "vision_transformer_of_torch": "mlp1",
+    "vision_transformer_of_torch": "attention.attention mlp1",
     "conv_1d": "0 3 7",
     "normalized": "6",
     "Recurrent": "conv1.0",
@@ -111,8 +111,12 @@ def test_channels_that_stay_have_a_reason_that_a_user_understands():
     assert reason("normalized", "3") == "normalized across channels by 4"
     assert reason("Recurrent", "conv2.0") == "used by the recurrent layer lstm"
     assert reason("Recurrent", "lstm") == "a recurrent layer"
-    assert reason("vision_transformer", "attention.qkv").startswith("split and transposed on the way")
-    assert reason("vision_transformer_of_torch", "attention.attention") == "an attention layer"
+    assert reason("vision_transformer", "attention.qkv").startswith(
+        "no head of attention can go alone: the forward pass relies on their number (shape '[1, 9, 3, 1, 8]' is invalid"
+    )
+    assert reason("vision_transformer_of_torch", "attention.attention.out_proj") == (
+        "its outputs are the width of the attention layer attention.attention"
+    )
     assert reason("vision_transformer", "patch") == "combined with the parameter position"
     assert reason("ChannelShuffle", "branches.1.2.0") == "transposed on the way to the next layers"
     assert reason("inverted_residual", "0.0") == "its channels can only go all together"
