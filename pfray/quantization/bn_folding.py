@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.nn.dense import Dense, behind_norm, norms_behind
-from pfray.nn.fx import tensors
+from pfray.nn.inputs import tensors
 from pfray.nn.modes import evaluating
 
 # Relative, in float64, where rounding is far smaller than any real change of the model.

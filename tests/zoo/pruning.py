@@ -10,22 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pfray.measure.cost import count_params, total_macs
-from pfray.nn.fx import tensors
+from pfray.nn.attention import calling_projections
+from pfray.nn.inputs import tensors
 from pfray.nn.layers import weight_layers
 from pfray.pruning.channels.graph import ChannelGraph, channel_graph
 from pfray.pruning.channels.prune import prune
 from tests.zoo import ZOO, Example
-
-
-class Unpacked(nn.Module):
-    """A model that takes its inputs as one tuple, as what counts MACs gives it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Example) -> object:
-        return self.model(*inputs)
 
 
 @cache
@@ -74,7 +64,8 @@ def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept:
 
         hooks.append(module.register_forward_pre_hook(hide))
     try:
-        return outputs(model, inputs)
+        with calling_projections(model):
+            return outputs(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -102,7 +93,7 @@ def check_plan(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dic
     pruned = copy.deepcopy(model)
     prune(pruned, graph, kept)
     count = [len(kept.get(group.name, range(group.units))) for group in graph.groups]
-    costs = {"macs": total_macs(Unpacked(pruned), inputs), "params": count_params(pruned)[0]}  # type: ignore[arg-type]
+    costs = {"macs": total_macs(pruned, inputs), "params": count_params(pruned)[0]}
     assert graph.costs(count) == costs
     layers = {name: layer.weight.numel() for name, layer in weight_layers(pruned).items()}
     weights = graph.weights(count)

@@ -19,6 +19,7 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut, Side
+from pfray.pruning.channels.inside import Inside
 
 # Kinds of norms whose mean and variance go over several channels.
 ACROSS = ("LN", "GN")
@@ -26,7 +27,8 @@ ACROSS = ("LN", "GN")
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size``, ``kind`` and ``axis`` as in the cut."""
+    """The sorted ``positions`` that one side of one layer loses; ``size``, ``kind``, ``axis`` and ``inside`` as in the
+    cut."""
 
     layer: str
     side: Side
@@ -34,6 +36,7 @@ class Removal:
     size: int
     kind: str
     axis: int = 0
+    inside: Inside | None = None
 
     @property
     def kept(self) -> Tensor:
@@ -61,7 +64,8 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
         if removal.kind == "PARAMETER":
             size = model.get_parameter(removal.layer).shape[removal.axis]
         else:
-            size = entries(model.get_submodule(removal.layer), removal.side)
+            layer, inside = model.get_submodule(removal.layer), removal.inside
+            size = inside.entries(layer, removal.size) if inside else entries(layer, removal.side)
         if size != removal.size:
             raise UnsupportedModel(
                 f"layer {removal.layer} has {size} {removal.side}put channels, and the channel graph was made for "
@@ -72,6 +76,9 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
 
 
 def _cut(layer: Any, removal: Removal) -> None:
+    if removal.inside:
+        removal.inside.shrink(layer, removal.positions, removal.size)
+        return
     if removal.kind == "PARAMETER":
         _keep(layer, removal.layer.rpartition(".")[2], removal)
         return
@@ -143,6 +150,6 @@ def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Rem
             cuts[cut.layer, cut.side] = cut
             gone[cut.layer, cut.side].append(cut.index[units].ravel())
     return [
-        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.axis)
+        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.axis, cut.inside)
         for key, cut in cuts.items()
     ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pfray.errors import UnsupportedModel, first_line
-from pfray.nn.fx import tensors
+from pfray.nn.inputs import tensors
 from pfray.nn.modes import evaluating
 from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, name_of
 from pfray.quantization.pt2e.decompose import forget_unused, rewrite

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.export.tflite import convert
-from pfray.nn.fx import tensors
+from pfray.nn.inputs import tensors
 from pfray.pruning.channels import dependency
 from pfray.pruning.channels.graph import channel_graph
 from pfray.pruning.channels.prune import prune
