@@ -18,12 +18,12 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed
+from pfray.nn.inputs import Inputs
 from pfray.nn.layers import run_order, weight_layers, without_skipped
-from pfray.nn.modes import channels_last
 from pfray.quantization import activations, affine, bit_space, qparams
 from pfray.quantization.activations import Ranges
 from pfray.quantization.bn_folding import channel_scales, fold, foldable_norms, folded, train_as_unfolded
@@ -126,7 +126,7 @@ class LitertQuant(Algorithm):
         """
         images = self.task.batches(self.task.train.head(self.settings.images), BATCH, self.device)
         structure = self.structure(plan)
-        return Compressed(self._graph(structure, (channels_last(inputs) for inputs, _ in images)), structure=structure)
+        return Compressed(self._graph(structure, (inputs for inputs, _ in images)), structure=structure)
 
     def structure(self, plan: Plan) -> list[str]:
         """Names of the layers that stay float."""
@@ -136,7 +136,7 @@ class LitertQuant(Algorithm):
         # One batch, because the observers determine the shapes of the scales.
         return self._graph(structure, [example_input(self.task, self.device)])
 
-    def _graph(self, floats: list[str], batches: Iterable[Tensor]) -> Int8Model:
+    def _graph(self, floats: list[str], batches: Iterable[Inputs]) -> Int8Model:
         whole = folded(self.model, self.norms)
         quantized = int8_model.prepare(whole, example_input(self.task, self.device), batches, floats)
         for name, scale in channel_scales(self.model, self.norms).items():

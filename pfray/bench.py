@@ -16,6 +16,7 @@ import math
 import platform
 import struct
 import time
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -78,37 +79,60 @@ def open_interpreter(path: str | Path, threads: int = 1) -> Any:
     return interpreter
 
 
-def predict(path: str | Path, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
-    """Outputs ``(N, K)`` for inputs ``(N, C, H, W)``, both float32, one sample at a time through a batch-1 file.
+def predict(
+    path: str | Path, inputs: np.ndarray | Sequence[np.ndarray], count: int | None = None, threads: int = 1
+) -> list[np.ndarray]:
+    """The file's outputs, each ``(N, ...)``, for N samples, one at a time through a batch-1 file.
 
-    Integer inputs and outputs are converted by the file's own scale and zero point.
-    Raises BenchError if the file has several inputs or outputs, or inputs of another shape.
+    inputs: an array ``(N, ...)`` for each of the file's inputs; one without axes is given with every sample.
+    count: N, if it is not the length of the first array. Inputs and outputs that the file has in quantized integers are
+    converted by their own scale and zero point; outputs then are float32.
+    Raises BenchError if the file has other inputs, or inputs of another shape.
     """
     interpreter = open_interpreter(path, threads)
-    ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(ins) != 1 or len(outs) != 1:
-        raise BenchError(f"{path} has {len(ins)} inputs and {len(outs)} outputs. Remedy: use a model with one of each")
-    shape = tuple(int(size) for size in ins[0]["shape"])
-    if shape != (1, *inputs.shape[1:]):
-        raise BenchError(f"{path} takes inputs of shape {shape}, not {(1, *inputs.shape[1:])}. Remedy: export it again")
-    outputs = np.empty((len(inputs), *outs[0]["shape"][1:]), np.float32)
-    for sample, output in zip(inputs, outputs, strict=True):
-        interpreter.set_tensor(ins[0]["index"], quantize(sample[None], ins[0]))
+    arrays = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+    samples = len(arrays[0]) if count is None else count
+    found: list[list[np.ndarray]] = [[] for _ in interpreter.get_output_details()]
+    for index in range(samples):
+        _set_inputs(interpreter, path, [array[index : index + 1] if array.ndim else array for array in arrays])
         interpreter.invoke()
-        output[...] = dequantize(interpreter.get_tensor(outs[0]["index"])[0], outs[0])
-    return outputs
+        for outputs, detail in zip(found, interpreter.get_output_details(), strict=True):
+            outputs.append(dequantize(interpreter.get_tensor(detail["index"]), detail))
+    return [np.concatenate(outputs) if outputs[0].ndim else outputs[0] for outputs in found]
+
+
+def _set_inputs(interpreter: Any, path: str | Path, arrays: Sequence[np.ndarray]) -> None:
+    """Raises BenchError if number or shapes are not the file's."""
+    details = interpreter.get_input_details()
+    if len(details) != len(arrays):
+        raise BenchError(f"{path} takes {len(details)} inputs, not {len(arrays)}. Remedy: one array for each input")
+    for detail, array in zip(details, arrays, strict=True):
+        shape = tuple(int(size) for size in detail["shape"])
+        if shape != array.shape:
+            raise BenchError(f"{path} takes inputs of shape {shape}, not {array.shape}. Remedy: export it again")
+        interpreter.set_tensor(detail["index"], quantize(array, detail))
 
 
 def round_times_ms(
-    paths: Sequence[str | Path], rounds: int = 15, threads: int = 1, round_seconds: float = ROUND_SECONDS
+    paths: Sequence[str | Path],
+    rounds: int = 15,
+    threads: int = 1,
+    round_seconds: float = ROUND_SECONDS,
+    example: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Milliseconds of one inference ``(len(paths), rounds)``, the mean of each round.
 
     The files take turns (A, B, A, B, ...), so that a change of clock rate or load affects all alike.
-    Inputs are random with a fixed seed. Raises BenchError for a missing or damaged file.
+
+    example: one sample's inputs, an array ``(1, ...)`` for each of the files' inputs. Without it they are drawn with a
+    fixed seed: normal numbers, and 0 or 1 where the file takes whole numbers that are not quantized, such as tokens.
+    Raises BenchError for a missing or damaged file, and for inputs that a file does not take.
     """
     interpreters = [open_interpreter(path, threads) for path in paths]
-    runs = [(interpreter, _repeats(interpreter, round_seconds)) for interpreter in interpreters]
+    for interpreter, path in zip(interpreters, paths, strict=True):
+        _set_inputs(interpreter, path, _drawn(interpreter) if example is None else example)
+    runs = [(interpreter, _repeats(interpreter, path, round_seconds))
+            for interpreter, path in zip(interpreters, paths, strict=True)]  # fmt: skip
     times = np.empty((len(paths), rounds))
     for turn in range(rounds):
         for i, (interpreter, count) in enumerate(runs):
@@ -116,16 +140,22 @@ def round_times_ms(
     return times
 
 
-def latency_ms(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> list[float]:
+def latency_ms(
+    paths: Sequence[str | Path], rounds: int = 15, threads: int = 1, example: Sequence[np.ndarray] | None = None
+) -> list[float]:
     """Median milliseconds of one inference of each file, timed in turns (see ``round_times_ms``)."""
-    return [float(median) for median in np.median(round_times_ms(paths, rounds, threads), axis=1)]
+    times = round_times_ms(paths, rounds, threads, example=example)
+    return [float(median) for median in np.median(times, axis=1)]
 
 
-def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> dict[str, Any]:
+def compare(
+    paths: Sequence[str | Path], rounds: int = 15, threads: int = 1, example: Sequence[np.ndarray] | None = None
+) -> dict[str, Any]:
     """Results that the command line prints, as JSON values: the runtime, and for each file its bytes, the quartiles of
     its rounds in milliseconds, and the ratio of its median to the first file's."""
     package = runtime()
-    quartiles = np.percentile(round_times_ms(paths, rounds, threads), [25, 50, 75], axis=1).T.tolist()
+    times = round_times_ms(paths, rounds, threads, example=example)
+    quartiles = np.percentile(times, [25, 50, 75], axis=1).T.tolist()
     files = [
         {
             "path": str(path),
@@ -141,6 +171,21 @@ def compare(paths: Sequence[str | Path], rounds: int = 15, threads: int = 1) -> 
     return {"runtime": package.__name__, "version": package.__version__, **settings, "files": files}
 
 
+def read_example(path: str | Path) -> list[np.ndarray]:
+    """One sample's inputs from a ``.npz`` file, in its order, or from a ``.npy`` file, each ``(1, ...)``.
+
+    Raises BenchError for a missing or damaged file; pickled objects are refused.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return [loaded] if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BenchError(
+            f"{path} holds no arrays ({' '.join(str(error).split())}). Remedy: a .npz file of numpy.savez with an array "
+            "(1, ...) for each input, in order"
+        ) from error
+
+
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.bench") -> int:
     """Exit code: 0, or 2 after a one-line message on stderr."""
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -149,7 +194,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray
 
 def _main(arguments: Sequence[str], program: str) -> int:
     options = _parser(program).parse_args(arguments)
-    result = compare(options.files, options.rounds, options.threads)
+    example = read_example(options.inputs) if options.inputs else None
+    result = compare(options.files, options.rounds, options.threads, example)
     print(json.dumps(result, indent=2) if options.json else _table(result))
     return 0
 
@@ -185,28 +231,47 @@ def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     """``values`` in the dtype of a tensor, rounded by its scale and zero point if it is quantized."""
     dtype = np.dtype(detail["dtype"])
     scale, zero_point = detail["quantization"]
-    if not np.issubdtype(dtype, np.integer) or scale == 0:
+    if not _is_quantized(detail):
         return values.astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
 
 
 def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """The float32 values that a tensor stands for."""
+    """The float32 values that a quantized tensor stands for; other tensors as they are."""
     scale, zero_point = detail["quantization"]
-    if not np.issubdtype(values.dtype, np.integer) or scale == 0:
-        return values.astype(np.float32)
+    if not _is_quantized(detail):
+        return values
     return (values.astype(np.float32) - zero_point) * np.float32(scale)
 
 
-def _repeats(interpreter: Any, round_seconds: float) -> int:
-    """Number of inferences that fill one round, after a warm-up on random inputs."""
+def _is_quantized(detail: dict[str, Any]) -> bool:
+    return np.issubdtype(np.dtype(detail["dtype"]), np.integer) and detail["quantization"][0] != 0
+
+
+def _drawn(interpreter: Any) -> list[np.ndarray]:
+    """Inputs with a fixed seed: 0 or 1 for whole numbers and truth values, normal numbers otherwise."""
     generator = np.random.default_rng(0)
-    for detail in interpreter.get_input_details():
-        values = generator.standard_normal(tuple(detail["shape"]), np.float32)
-        interpreter.set_tensor(detail["index"], quantize(values, detail))
+
+    def values(detail: dict[str, Any]) -> np.ndarray:
+        shape = tuple(detail["shape"])
+        if np.issubdtype(np.dtype(detail["dtype"]), np.floating) or _is_quantized(detail):
+            return generator.standard_normal(shape, np.float32)
+        return generator.integers(0, 2, shape)
+
+    return [values(detail) for detail in interpreter.get_input_details()]
+
+
+def _repeats(interpreter: Any, path: str | Path, round_seconds: float) -> int:
+    """Number of inferences that fill one round, after a warm-up. Raises BenchError if the file fails on its inputs."""
     deadline = time.perf_counter() + WARMUP_ROUNDS * round_seconds
-    times = [_seconds(interpreter, 1), _seconds(interpreter, 1)]
+    try:
+        times = [_seconds(interpreter, 1), _seconds(interpreter, 1)]
+    except RuntimeError as error:
+        raise BenchError(
+            f"{path} fails on its inputs ({' '.join(str(error).split())}). Remedy: inputs in the model's range; on the "
+            "command line --inputs FILE.npz"
+        ) from error
     while time.perf_counter() < deadline:
         times.append(_seconds(interpreter, 1))
     return math.ceil(round_seconds / max(min(times), 1e-7))
@@ -244,6 +309,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="+", metavar="FILE.tflite", help="the files; the first is the reference")
     parser.add_argument("--threads", type=_positive, default=1, help="threads of the interpreter (default 1)")
     parser.add_argument("--rounds", type=_positive, default=15, help="timed rounds of each file (default 15)")
+    parser.add_argument(
+        "--inputs", metavar="FILE.npz", help="one sample's inputs, an array (1, ...) for each, in order (default: "
+        "random; whole numbers are 0 or 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

@@ -7,27 +7,41 @@ from pathlib import Path
 from types import MethodType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.errors import ExportError, StorageError, first_line, short
 from pfray.export import pt2_archive
 from pfray.export.shipped import shipped
+from pfray.nn.flat import has_list, is_plain, plain, two_samples, with_plain_outputs
+from pfray.nn.inputs import Inputs, arguments, map_tensors, tensors
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
 
 
-def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
+def save(model: nn.Module, example: Inputs, path: str | Path) -> int:
     """Write ``model`` in evaluation mode, on the CPU, for any batch size, and return the file's bytes.
 
-    example: ``(N, C, H, W)``, only its shape past N matters. Raises ExportError where torch.export cannot trace the
-    model or the model fixes its batch size, StorageError where the file cannot be written.
+    The program is called like the model. Its outputs are tensors, tuples, lists and dicts, also where the model's are
+    dataclasses or named tuples, so that loading it needs none of their classes. A model that takes a list with a value
+    for each sample is written for one sample.
+
+    example: inputs of at least one sample. Raises ExportError where torch.export cannot trace the model or the model
+    fixes its batch size, StorageError where the file cannot be written.
     """
-    # Two samples, because torch.export would make a batch size of one a constant.
-    batch = example[:1].cpu().expand(2, *example.shape[1:]).contiguous()
+    batch = map_tensors(lambda tensor: tensor.cpu().contiguous(), two_samples(example))
+    args, kwargs = arguments(plain(batch))
+    shapes = torch.export.ShapesCollection()
+    for tensor in [] if has_list(batch) else tensors(batch):
+        if tensor.dim():
+            shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     try:
         module = shipped(model).converted(folded=True)
         with quiet():
-            program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            with torch.no_grad():
+                outputs = module(*args, **kwargs)
+            if not is_plain(outputs):
+                with_plain_outputs(module)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             # To memory first, because torch's own writer does not name a full disk as the cause.
             torch.export.save(program, content := io.BytesIO())
         write_atomically(path, content.getvalue())
@@ -42,7 +56,7 @@ def save(model: nn.Module, example: Tensor, path: str | Path) -> int:
 
 
 def load(path: str | Path) -> nn.Module:
-    """The program as a module for inputs ``(N, C, H, W)``, permanently in evaluation mode.
+    """The program as a module that is called like the model, permanently in evaluation mode.
 
     A program is code, and calling it runs what its author wrote. Loading alone runs nothing: archives with pickles or
     with more than pfray's programs need are refused (``pt2_archive.py``). ``.packed`` files are data.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.nn.modes import evaluating
+from pfray.nn.modes import evaluating, forward
 from pfray.quantization import affine
 from pfray.task import Task
 
@@ -94,7 +94,7 @@ def input_ranges(
     try:
         with evaluating(model):
             for inputs, _ in task.batches(task.train.head(images), 250, device):
-                model(inputs)
+                forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from pfray.nn.dense import Dense, behind_norm, norms_behind
-from pfray.nn.inputs import tensors
-from pfray.nn.modes import evaluating
+from pfray.nn.inputs import Inputs, map_tensors, tensors
+from pfray.nn.modes import evaluating, forward
 
 # Relative, in float64, where rounding is far smaller than any real change of the model.
 TOLERANCE = 1e-6
 
 
-def foldable_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
+def foldable_norms(model: nn.Module, example: Inputs) -> dict[str, str]:
     """Batch norms that can be folded into a layer, by the layer's name; ``model`` stays as it is.
 
     The layer's output goes to the batch norm directly and nowhere else, and both run once. Proven by the outputs for
@@ -61,7 +61,7 @@ def fold(model: nn.Module, norms: dict[str, str]) -> None:
         bias = -norm.running_mean.double() + (0 if layer.bias is None else layer.bias.double())
         shift = bias * scales[name] + (0 if norm.bias is None else norm.bias.double())
         layer.weight.copy_(layer.weight.double() * _by_channel(scales[name], layer.weight))
-        layer.bias = nn.Parameter(shift.to(layer.weight))
+        layer.bias = nn.Parameter(shift.to(layer.weight), requires_grad=_learns_bias(layer, norm))
         train_as_unfolded(layer.weight, scales[name])
         left = behind_norm(norm)
         model.set_submodule(norm_name, left[0] if len(left) == 1 else nn.Sequential(*left) if left else nn.Identity())
@@ -85,6 +85,12 @@ def train_as_unfolded(weight: nn.Parameter, scale: Tensor) -> None:
         weight.register_hook(lambda gradient: gradient * factors)
 
 
+def _learns_bias(layer: Any, norm: Any) -> bool:
+    """True if training moved the biases that are folded into one; without any, if it moved the layer's weight."""
+    biases = [bias for bias in (layer.bias, norm.bias) if bias is not None]
+    return any(each.requires_grad for each in biases or [layer.weight])
+
+
 def _by_channel(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (weight.dim() - 1))
 
@@ -96,13 +102,14 @@ def folded(model: nn.Module, norms: dict[str, str]) -> nn.Module:
     return own
 
 
-def _same(exact: nn.Module, norms: dict[str, str], example: Tensor, before: list[Tensor]) -> bool:
+def _same(exact: nn.Module, norms: dict[str, str], example: Inputs, before: list[Tensor]) -> bool:
     after = _outputs(folded(exact, norms), example)
     return all(
         (one - other).abs().max() <= TOLERANCE * other.abs().max() for one, other in zip(after, before, strict=True)
     )
 
 
-def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
+def _outputs(model: nn.Module, example: Inputs) -> list[Tensor]:
     with evaluating(model):
-        return tensors(model(example.double()))
+        exact = map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example)
+        return [tensor for tensor in tensors(forward(model, exact)) if tensor.is_floating_point()]

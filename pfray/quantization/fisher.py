@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfray.nn.modes import channels_last
+from pfray.nn.inputs import count, map_tensors
+from pfray.nn.modes import forward
 from pfray.task import Task
 
 IMAGES, BATCH = 500, 10
@@ -38,16 +39,20 @@ def fisher(model: nn.Module, names: Sequence[str], task: Task, images: int = IMA
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     draws, batches = torch.Generator().manual_seed(0), 0
     for inputs, targets in task.batches(task.train.head(images), BATCH, device):
-        outputs = model(channels_last(inputs)).float()
+        outputs = map_tensors(_in_float32, forward(model, inputs))
         if task.loss is F.cross_entropy:
             targets = _drawn(outputs.detach(), draws).to(device)
-        labels = targets.numel() if task.loss is F.cross_entropy else len(inputs)
+        labels = targets.numel() if task.loss is F.cross_entropy else count(inputs)
         gradients = torch.autograd.grad(task.loss(outputs, targets), list(weights.values()), allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is not None:
                 total[name] += labels * gradient.square()
         batches += 1
     return {name: each / batches for name, each in total.items()}
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _drawn(outputs: Tensor, draws: torch.Generator) -> Tensor:

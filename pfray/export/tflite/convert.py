@@ -1,9 +1,12 @@
-"""A model as a ``.tflite`` file, through litert-torch, and the check that the file does what the model does."""
+"""A model as a ``.tflite`` file, through litert-torch, and what the file computes beside the model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +14,9 @@ from pfray import bench
 from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
 from pfray.export.tflite import flatbuffer, short_names
-from pfray.nn.modes import evaluating
+from pfray.nn.flat import Structured, with_named_tensors
+from pfray.nn.inputs import Inputs, call, count, join, map_tensors, take, tensors
+from pfray.nn.modes import evaluating, forward
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
 
@@ -19,11 +24,14 @@ from pfray.utils.quiet import quiet
 LARGEST = 2_000_000_000
 
 
-def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
+def export(model: nn.Module, example: Inputs, path: str | Path) -> int:
     """Write ``model`` in evaluation mode for a batch of one and return the file's bytes. The model stays as it is.
 
-    example: ``(N, C, H, W)``, only its shape past N matters. Raises ExportError where the model cannot be converted,
-    StorageError where the file cannot be written.
+    The file's inputs and outputs are the tensors of the model's, in the order of ``pfray.nn.inputs.tensors``; those of
+    mappings keep their keys as names in the signature. int64 becomes int32.
+
+    example: inputs of at least one sample. Raises ExportError where the model cannot be converted, StorageError where
+    the file cannot be written.
     """
     content = convert(model, example)
     if len(content) < LARGEST:
@@ -34,12 +42,12 @@ def export(model: nn.Module, example: Tensor, path: str | Path) -> int:
     return len(content)
 
 
-def convert(model: nn.Module, example: Tensor) -> bytes:
+def convert(model: nn.Module, example: Inputs) -> bytes:
     """litert-torch's ``.tflite`` of ``model``, with long names and dense weights. Arguments as for ``export``.
 
     Raises ExportError where the model cannot be converted.
     """
-    sample = example[:1].cpu().contiguous()
+    sample = map_tensors(lambda tensor: tensor.cpu().contiguous(), take(example, slice(0, 1)))
     form = shipped(model)
     try:
         with quiet():
@@ -49,7 +57,13 @@ def convert(model: nn.Module, example: Tensor) -> bytes:
             quantization = QuantConfig(pt2e_quantizer=form.quantizer) if form.quantizer is not None else None
             module = form.converted()
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            return litert_torch.convert(module, (sample,), quant_config=quantization).model_content()
+            with torch.no_grad():
+                outputs = call(module, sample)
+            named = None
+            if not isinstance(sample, Tensor) or not isinstance(outputs, Tensor):
+                module, named = with_named_tensors(module, sample, outputs)
+            args = (sample,) if named is None else ()
+            return litert_torch.convert(module, args, named, quant_config=quantization).model_content()
     except Exception as error:
         raise ExportError(
             f"{type(model).__name__} cannot be converted to a .tflite: {first_line(error)}. Remedy: keep branches on "
@@ -57,20 +71,55 @@ def convert(model: nn.Module, example: Tensor) -> bytes:
         ) from error
 
 
-def compare(path: str | Path, model: nn.Module, inputs: Tensor, batch_size: int = 250) -> tuple[Tensor, float]:
-    """Run the file and the model on inputs ``(N, C, H, W)``: the file's outputs ``(N, K)``, and the largest absolute
-    difference between the two (NaN if either gives a NaN).
+def arrays(inputs: Inputs) -> list[np.ndarray]:
+    """The tensors of inputs as ``pfray.bench`` takes them, in the order of the file's inputs."""
+    return [tensor.detach().cpu().numpy() for tensor in tensors(inputs)]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The outputs of a file and of its model on the same inputs, each in the model's structure, on the CPU."""
+
+    file: Any
+    model: Any
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest absolute difference; NaN if either has a NaN."""
+        pairs = zip(tensors(self.file), tensors(self.model), strict=True)
+        return float(torch.stack([(own.double() - other.double()).abs().max() for own, other in pairs]).max())
+
+
+def compare(path: str | Path, model: nn.Module, inputs: Inputs, batch_size: int = 250) -> Compared:
+    """Run the file and the model on a batch of inputs.
 
     Raises BenchError where the file is missing, damaged or of another input shape, ExportError where it gives outputs
     of another shape.
     """
-    outputs = torch.from_numpy(bench.predict(path, inputs.float().cpu().numpy()))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluating(model):
-        expected = torch.cat([model(part.to(device)).float().cpu() for part in inputs.split(batch_size)])
-    if expected.shape != outputs.shape:
+    expected = outputs_of(model, inputs, batch_size)
+    found = bench.predict(path, arrays(inputs), count(inputs))
+    wanted, shapes = [tuple(tensor.shape) for tensor in tensors(expected)], [output.shape for output in found]
+    if wanted != shapes:
         raise ExportError(
-            f"{path} gives outputs of shape {tuple(outputs.shape)}, the model {tuple(expected.shape)}. "
-            "Remedy: repeat the export"
+            f"{path} gives outputs of shape {_shapes(shapes)}, the model {_shapes(wanted)}. Remedy: repeat the export"
         )
-    return outputs, float((outputs - expected).abs().max())
+    return Compared(Structured(expected)([torch.from_numpy(output) for output in found]), expected)
+
+
+def outputs_of(model: nn.Module, inputs: Inputs, batch_size: int = 250) -> Any:
+    """The model's outputs for a batch of inputs of any size, in parts, on the CPU, floats in float32."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    parts = []
+    with evaluating(model):
+        for start in range(0, count(inputs), batch_size):
+            part = map_tensors(lambda tensor: tensor.to(device), take(inputs, slice(start, start + batch_size)))
+            parts.append(map_tensors(_on_cpu, forward(model, part)))
+    return join(parts)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu()
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return str(shapes[0] if len(shapes) == 1 else shapes)

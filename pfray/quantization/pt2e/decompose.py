@@ -20,6 +20,10 @@ def rewrite(graph: GraphModule) -> None:
     _read_results(graph)
     for node in graph.graph.find_nodes(op="call_function", target=ATEN._assert_tensor_metadata.default):
         graph.graph.erase_node(node)
+    # Checks of the inputs against the example, which would be readers of inputs that are constants.
+    for node in graph.graph.find_nodes(op="call_module", target="_guards_fn"):
+        graph.graph.erase_node(node)
+        delattr(graph, "_guards_fn")
     for node in list(graph.graph.nodes):
         write = WRITTEN_AS.get(node.target) if node.op == "call_function" else None
         if write is None or node.kwargs or is_whole(node):
@@ -113,7 +117,7 @@ def _prelu(graph: GraphModule, node: Node) -> Node | None:
     if weight.op != "get_attr":
         return None
     slopes = _value(graph, weight).view(-1, *[1] * (inputs.meta["val"].dim() - 2))
-    slope = _constant(graph, nn.Parameter(slopes.clone()))
+    slope = _constant(graph, nn.Parameter(slopes.clone(), requires_grad=_learns(graph, weight)))
     above = _call(node, ATEN.relu.default, inputs)
     below = _call(node, ATEN.mul.Tensor, _call(node, ATEN.sub.Tensor, inputs, above), slope)
     return _call(node, ATEN.add.Tensor, above, below)
@@ -151,10 +155,12 @@ def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
     shift = -_value(graph, mean).double() * scale
     shift = shift if bias is None else shift + _value(graph, bias).double()
     kernel = scale.view(-1, 1, *[1] * dimensions)
-    numbers, shifts = nn.Parameter(kernel.float()), nn.Parameter(shift.float())
-    # A step r on the norm's weight is a step r / (v + e) on these numbers.
-    rate = (_value(graph, variance).float() + epsilon).reciprocal().view_as(numbers)
-    numbers.register_hook(lambda gradient: gradient * rate)
+    numbers = nn.Parameter(kernel.float(), requires_grad=_learns(graph, weight))
+    shifts = nn.Parameter(shift.float(), requires_grad=_learns(graph, bias))
+    if numbers.requires_grad:
+        # A step r on the norm's weight is a step r / (v + e) on these numbers.
+        rate = (_value(graph, variance).float() + epsilon).reciprocal().view_as(numbers)
+        numbers.register_hook(lambda gradient: gradient * rate)
     ones, zeros = [1] * dimensions, [0] * dimensions
     convolution = (ATEN.conv1d if dimensions == 1 else ATEN.conv2d).default
     parameters = [_constant(graph, each) for each in (numbers, shifts)]
@@ -204,6 +210,11 @@ def _constant(graph: GraphModule, value: Tensor) -> Node:
 
 def _value(graph: GraphModule, node: Any) -> Tensor:
     return _attribute(graph, node).detach()
+
+
+def _learns(graph: GraphModule, node: Any) -> bool:
+    """True for a parameter that a training moves; a norm without one has nothing to learn."""
+    return node is not None and bool(_attribute(graph, node).requires_grad)
 
 
 def _attribute(graph: GraphModule, node: Any) -> Any:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pfray.errors import UnsupportedModel, first_line
-from pfray.nn.inputs import tensors
-from pfray.nn.modes import evaluating
+from pfray.nn.flat import Structured, plain, two_samples, with_plain_outputs
+from pfray.nn.inputs import Inputs, arguments, call, map_tensors, tensors
+from pfray.nn.modes import CONTIGUOUS, evaluating, forward
 from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, name_of
 from pfray.quantization.pt2e.decompose import forget_unused, rewrite
 from pfray.quantization.pt2e.shared_observer import shared_ranges
@@ -35,16 +36,19 @@ MAX_DIFFERENCE = 1e-3
 class Int8Model(nn.Module):
     """The graph of a model with fake quantization; called, trained and evaluated like the model.
 
-    It has a form of its own in files, see ``pfray/export/shipped.py``. graph: from ``prepare``. quantizer: from which
-    litert-torch writes the int8 file. left_out: names of layers left float on request.
+    It has a form of its own in files, see ``pfray/export/shipped.py``. graph: from ``prepare``; its outputs are plain
+    (``pfray/nn/flat.py``). outputs: the structure of the model's. quantizer: from which litert-torch writes the int8
+    file. left_out: names of layers left float on request.
     """
 
     rounds = True
     calls: Tensor  # with ``round_after`` only
 
-    def __init__(self, graph: GraphModule, quantizer: Any, left_out: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, graph: GraphModule, outputs: Structured, quantizer: Any, left_out: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
-        self.graph, self.quantizer, self.left_out = graph, quantizer, left_out
+        self.graph, self.outputs, self.quantizer, self.left_out = graph, outputs, quantizer, left_out
         self.shared = shared_ranges(graph)
         self.delay, self.activations = 0, list[Any]()
         self.eval()
@@ -57,18 +61,18 @@ class Int8Model(nn.Module):
         self.delay, self.activations = delay, _of_activations(self.graph)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.delay:
             waits = self.training and int(self.calls) < self.delay
             for quantizer in self.activations:
                 quantizer.fake_quant_enabled[0] = int(not waits)
             self.calls += int(self.training)
         # Fake quantization needs float32; its rounding would be lost in bf16.
-        with torch.autocast(inputs.device.type, enabled=False):
-            outputs = self.graph(inputs)
+        with torch.autocast(tensors((args, kwargs))[0].device.type, enabled=False):
+            outputs = self.graph(*args, **kwargs)
         for each in self.shared:
             each.follow()
-        return outputs
+        return self.outputs(outputs)
 
     def train(self, mode: bool = True) -> Int8Model:
         """Set whether the scales follow the inputs. The graph itself was traced in evaluation mode and stays in it."""
@@ -83,7 +87,7 @@ class Int8Model(nn.Module):
         return self
 
     def converted(self, folded: bool = False) -> GraphModule:
-        """The graph with integers in place of fake quantization, on the CPU.
+        """The graph with integers in place of fake quantization, on the CPU, called like the model, with plain outputs.
 
         folded: weights are int8 tensors; litert-torch needs them float, followed by their quantization.
         """
@@ -127,17 +131,25 @@ class Int8Model(nn.Module):
 
 
 def prepare(
-    model: nn.Module, example: Tensor, batches: Iterable[Tensor], float_layers: Iterable[str] = ()
+    model: nn.Module, example: Inputs, batches: Iterable[Inputs], float_layers: Iterable[str] = ()
 ) -> Int8Model:
     """The int8 form of a model, with ranges from ``batches``, one or more; ``model`` stays as it is.
 
     Batch norms are best folded before. float_layers: names of layers left float. Raises UnsupportedModel for a model
     that torch.export cannot trace.
     """
-    two = example[:1].expand(2, *example.shape[1:]).contiguous()
+    two = plain(map_tensors(torch.Tensor.contiguous, two_samples(example)))
+    args, kwargs = arguments(two)
     clone = copy.deepcopy(model).eval()
+    shapes = torch.export.ShapesCollection()
+    for tensor in tensors(two):
+        if tensor.dim():
+            shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     try:
-        program = torch.export.export(clone, (two,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        with evaluating(clone):
+            outputs = Structured(call(clone, two))
+        with quiet():
+            program = torch.export.export(with_plain_outputs(clone), args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be exported for 8 bits: {first_line(error)}. Remedy: keep branches on "
@@ -150,14 +162,28 @@ def prepare(
 
         left_out = frozenset(float_layers)
         quantizer = _quantizer(left_out)
-        prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), quantizer, left_out)
+        prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), outputs, quantizer, left_out)
     prepared.to(next(model.parameters()).device)
+    _tell_bits(prepared.graph)
+    if hasattr(model, CONTIGUOUS):
+        setattr(prepared, CONTIGUOUS, True)
     _calibrate(prepared, batches, model)
     return prepared
 
 
+def _tell_bits(graph: GraphModule) -> None:
+    """Set ``weight_bits``, which counts of stored bits read, beside each weight that the files hold in 8 bits."""
+    for node in graph.graph.nodes:
+        if name_of(node) in LAYERS and _is_quantized(node):
+            source: Any = node.args[1]
+            source = source.args[0] if source.op == "call_module" else source
+            owner, _, name = str(source.target).rpartition(".")
+            if source.op == "get_attr":
+                setattr(graph.get_submodule(owner), f"{name}_bits", 8)
+
+
 @torch.no_grad()
-def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module) -> None:
+def _calibrate(model: Int8Model, batches: Iterable[Inputs], original: nn.Module) -> None:
     """Set the ranges to the means of the batches' smallest and largest values, without rounding.
 
     Raises UnsupportedModel if the unrounded graph's outputs differ from ``original``'s.
@@ -173,7 +199,7 @@ def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module)
         # The moving average's own constant, 1/100, would leave the range near the first batch's.
         for observer in observers:
             observer.averaging_constant = 1 / count
-        outputs = model(inputs)
+        outputs = forward(model, inputs)
         if count == 1:
             _check_same(original, inputs, outputs)
     for observer, constant in zip(observers, constants, strict=True):
@@ -181,14 +207,14 @@ def _calibrate(model: Int8Model, batches: Iterable[Tensor], original: nn.Module)
     for each in roundings:
         each.fake_quant_enabled[0] = 1
     # Rounding computes the scales from the ranges.
-    model.eval()(inputs)
+    forward(model.eval(), inputs)
 
 
-def _check_same(original: nn.Module, inputs: Tensor, outputs: Any) -> None:
+def _check_same(original: nn.Module, inputs: Inputs, outputs: Any) -> None:
     with evaluating(original):
-        expected = tensors(original(inputs))
+        expected = tensors(forward(original, inputs))
     for one, other in zip(tensors(outputs), expected, strict=True):
-        if (one - other).abs().max() > MAX_DIFFERENCE * other.abs().max():
+        if (one.double() - other.double()).abs().max() > MAX_DIFFERENCE * other.double().abs().max():
             raise UnsupportedModel(
                 f"{type(original).__name__} gives other outputs when it is prepared for 8 bits. Remedy: change no part "
                 "of a tensor in place in forward(), such as x[:, 0].mul_(2)"
