@@ -55,7 +55,7 @@ from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.batch_norm import BN_IMAGES, reestimate_batch_norm
 from pfray.training.settings import Training
-from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
+from pfray.utils.cache import cache_dir, cache_key, made_once
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,10 @@ def cached_scores(model: nn.Module, graph: ChannelGraph, task: Task, settings: S
         settings.images,
     )
     path = cache_dir() / "discriminative" / f"{key}.safetensors"
-    if (found := load_tensors(path)) is None:
-        found = {name: torch.from_numpy(own) for name, own in empty_scores(model, groups, task, settings).items()}
-        save_tensors(path, found)
+    found = made_once(
+        path,
+        lambda: {name: torch.from_numpy(own) for name, own in empty_scores(model, groups, task, settings).items()},
+    )
     return {name: found[name].numpy() for name in names}
 
 
