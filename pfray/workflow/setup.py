@@ -23,6 +23,7 @@ from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
 from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.measure.cost import layer_macs, total_macs
+from pfray.models import _hub
 from pfray.nn.build import build, check_output, task_arguments
 from pfray.nn.checks import check_evaluation, check_parameters, check_values
 from pfray.nn.layer_shapes import with_layer_shapes
@@ -212,11 +213,11 @@ def build_model(experiment: Experiment, components: Components, task: Task, note
     """The teacher's architecture on the CPU, with weights if the experiment gives a file.
 
     The factory gets ``num_outputs`` and ``in_channels`` of the task, if it takes them and the experiment does not set
-    them. note: called with a remark on converted weights. Raises ConfigError if the factory returns no module,
-    UnsupportedModel if the model cannot run on the data or is unusable, WeightsError for unfit weights.
+    them. note: called with remarks on what it was given and on its weights. Raises ConfigError if the factory returns
+    no module, UnsupportedModel if the model cannot run on the data or is unusable, WeightsError for unfit weights.
     """
     torch.manual_seed(experiment.seed)
-    model = build("model", components.model, task_arguments(task), experiment.model.settings)
+    model = build("model", components.model, task_arguments(task), experiment.model.settings, note)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
     if isinstance(model, WeightLayer):
@@ -227,8 +228,11 @@ def build_model(experiment: Experiment, components: Components, task: Task, note
     layer_macs(model, example_input(task))
     check_output(model, task)
     if experiment.model.weights is not None:
-        for remark in load_weights(model, Path(experiment.model.weights), task.classes):
-            note(remark)
+        remarks: Sequence[str] = load_weights(model, Path(experiment.model.weights), task.classes)
+    else:
+        remarks = _hub.remarks_on(model)
+    for remark in remarks:
+        note(remark)
     check_values(model)
     check_evaluation(model, task)
     return model
