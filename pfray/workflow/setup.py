@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pfray.config.component import Component
-from pfray.config.registry import find_class, find_function, parse_settings
 from pfray.config.schema import Experiment
-from pfray.config.sections import Search
 from pfray.data._task_checks import check_task
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
@@ -31,13 +27,13 @@ from pfray.nn.layers import WeightLayer
 from pfray.nn.weights import load_weights
 from pfray.objective import Objective
 from pfray.reporting.observers import Observers
-from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task, example_input
 from pfray.utils.cache import cache_dir
-from pfray.utils.signatures import call, check_arguments
+from pfray.utils.signatures import call
 from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
+from pfray.workflow.components import Components, resolve, with_defaults
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
     check_from_scratch,
@@ -54,18 +50,6 @@ Note = Callable[[str], None]
 
 def _ignore(remark: str) -> None:
     """The note of a caller that shows no remarks."""
-
-
-@dataclass(frozen=True)
-class Components:
-    """Classes and functions that an experiment names, and their validated settings."""
-
-    model: Callable[..., nn.Module]
-    data: Callable[..., Task]
-    learner: type[Algorithm]
-    learner_settings: Any
-    searcher: type[PlanSearcher]
-    search_settings: Any
 
 
 @dataclass(frozen=True)
@@ -92,6 +76,7 @@ def load(experiment: Experiment, observers: Observers) -> LoadedRun:
     """
     notes: list[str] = []
     with observers.stage("load"):
+        experiment = with_defaults(experiment)
         components = resolve(experiment)
         cache_dir()  # raises for an unusable one before anything is written
         task = build_task(experiment, components, notes.append)
@@ -147,51 +132,6 @@ def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) ->
             search.latency, experiment.resources.shrink_on_oom,
         ),
     )  # fmt: skip
-
-
-def resolve(experiment: Experiment) -> Components:
-    """The components that the experiment names. Raises ConfigError with one line for every mistake."""
-    sections = {"model": experiment.model, "data": experiment.data, "learner": experiment.learner}
-    found, mistakes = _find({**sections, "search": experiment.search})
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return Components(**found)
-
-
-def component_mistakes(components: Mapping[str, Component]) -> list[str]:
-    """One line for every unknown name or wrong setting in the given sections."""
-    return _find(components)[1]
-
-
-def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
-    """(fields of Components, mistakes)."""
-    found: dict[str, Any] = {}
-    mistakes: list[str] = []
-
-    def attempt(action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except ConfigError as error:
-            mistakes.extend(str(error).splitlines())
-            return None
-
-    for kind in ("model", "data"):
-        if kind in components:
-            name, settings = components[kind].name, components[kind].settings
-            found[kind] = attempt(partial(find_function, kind, name))
-            mistakes += [] if found[kind] is None else check_arguments(kind, found[kind], settings)
-    kinds: tuple[tuple[str, str, type, list[str]], ...] = (
-        ("learner", "learner", Algorithm, []),
-        ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
-    )
-    for kind, field, base, other_keys in kinds:
-        if kind in components:
-            cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
-            settings = components[kind].settings
-            if cls is not None:
-                parse = partial(parse_settings, kind, cls.settings_type, settings, other_keys)
-                found[f"{kind}_settings"] = attempt(parse)
-    return found, mistakes
 
 
 def build_task(experiment: Experiment, components: Components, note: Note = _ignore) -> Task:
