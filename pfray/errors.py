@@ -70,6 +70,12 @@ class TrainingFailed(PfrayError):
     exit_code = 1
 
 
+class UserCodeFailed(PfrayError):
+    """A model, data set, loss or other code of the user's own raised an exception in the middle of a run."""
+
+    exit_code = 1
+
+
 class SearchFailed(PfrayError):
     """No trial of the search gave a usable score."""
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pfray.errors import UnsupportedModel, first_line
 from pfray.nn.modes import evaluating, evaluation_mode
+from pfray.utils.user_code import place_of
 
 FLOAT_BITS = 32
 
@@ -23,6 +24,7 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
             model(example)
         except (Exception, SystemExit) as error:
             reason = "it ends the program" if isinstance(error, SystemExit) else first_line(error)
+            reason += place_of(error)
             raise UnsupportedModel(
                 f"the model {type(model).__name__} fails on an input of shape {tuple(example.shape)}: "
                 f"{reason}. Remedy: choose a model for this shape, or data of another shape"

@@ -1,6 +1,6 @@
 """Models of timm and transformers by name: ``timm:mobilenetv3_small_100``, ``hf:org/name`` or ``hf:path/of/a/folder``.
 
-Both libraries are optional and imported only for such a name. Settings are the library's own.
+Both libraries are optional and imported only for such a name, as torch is. Settings are the library's own.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import socket
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import nn
-
 from pfray.errors import ConfigError, first_line, nearest, short, shown
 from pfray.utils.quiet import mute_stderr
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Package and extra of pfray by the prefix of a name.
 PACKAGES = {"timm": "timm", "hf": "transformers"}
@@ -114,7 +114,7 @@ def _transformers(
             drawn = []
         else:
             model, info = loader.from_pretrained(
-                name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32,
+                name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype="float32",
                 **origin,
             )  # fmt: skip
             # transformers gives entries whose shapes differ as (name, shape, shape).

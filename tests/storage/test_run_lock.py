@@ -40,6 +40,6 @@ def test_another_run_beside_it_stays(tmp_path):
 
 
 def test_the_look_at_a_lock_imports_neither_torch_nor_ray():
-    code = "import sys, pfray.workflow.experiment_file; print({'torch', 'ray'} & {*sys.modules})"
+    code = "import sys, pfray.run; print({'torch', 'ray'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
