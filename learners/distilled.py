@@ -7,6 +7,7 @@ The one knob is the student's width multiplier, which can meet any target. The t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,6 @@ from pfray.nn.build import build, check_output, task_arguments
 from pfray.nn.modes import place, settle_memory_format
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import example_input
-from pfray.utils.signatures import check_arguments
 
 WIDTH = "width"
 # Widths are multiples of this: 8 of 512 channels.
@@ -50,7 +50,7 @@ class Settings:
 
     @property
     def has_width(self) -> bool:
-        return not check_arguments("learner.student", find_function("model", self.student), {WIDTH: self.width})
+        return WIDTH in inspect.signature(find_function("model", self.student)).parameters
 
 
 class Distilled(Algorithm):

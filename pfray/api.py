@@ -108,8 +108,8 @@ def compress(
     """
     from pfray.config import schema
     from pfray.run import execute
+    from pfray.workflow.components import component_mistakes
     from pfray.workflow.given import Judging, given_run
-    from pfray.workflow.setup import component_mistakes
 
     sections = {
         "search": search, "teacher": teacher, "finetune": finetune, "distill": distill, "export": export,

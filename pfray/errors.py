@@ -11,6 +11,9 @@ from collections.abc import Iterable
 # Most characters of a user's value, of a quoted library message and of a whole line; most lines of an error.
 VALUE, QUOTED, LINE, LINES = 100, 300, 1000, 20
 
+# Control sequences of a terminal: colours, cursor movements, links.
+_TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+
 # For every refusal by a cluster that wants its token.
 TOKEN_REMEDY = (
     "Remedy: RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in a file named by RAY_AUTH_TOKEN_PATH, "
@@ -70,6 +73,12 @@ class TrainingFailed(PfrayError):
     exit_code = 1
 
 
+class UserCodeFailed(PfrayError):
+    """A model, data set, loss or other code of the user's own raised an exception in the middle of a run."""
+
+    exit_code = 1
+
+
 class SearchFailed(PfrayError):
     """No trial of the search gave a usable score."""
 
@@ -125,7 +134,7 @@ def first_line(error: BaseException) -> str:
     except Exception:  # a user's own class of errors
         text = ""
     # Libraries colour their messages.
-    return short(re.sub(r"\x1b\[[0-9;]*m", "", text.split("\n")[0]).strip(), QUOTED) or type(error).__name__
+    return short(_TERMINAL.sub("", text.split("\n")[0]).strip(), QUOTED) or type(error).__name__
 
 
 _SHORT = reprlib.Repr()

@@ -46,8 +46,9 @@ def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple
     from pfray.pruning.channels.graph import channel_graph
     from pfray.task import example_input
     from pfray.workflow import setup
+    from pfray.workflow.components import resolve
 
-    components = setup.resolve(experiment)
+    components = resolve(experiment)
     task = setup.build_task(experiment, components, note)
     model, example = setup.build_model(experiment, components, task, note), example_input(task)
     return model, example, channel_graph(model, example)

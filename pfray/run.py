@@ -25,7 +25,7 @@ from pfray.config import catalog, schema
 from pfray.errors import ConfigError
 from pfray.reporting.observers import Observer, Observers
 from pfray.reporting.progress import Progress
-from pfray.workflow.experiment_file import load_experiment
+from pfray.workflow.experiment_file import load_experiment, refuse_if_in_use
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,16 +87,21 @@ def execute(
     from pfray.workflow.locked_run import locked_run
 
     model = None
-    with closing(Observers([Progress(console), *observers])) as watching:
-        loaded = setup.load(experiment, watching, given)
-        with locked_run(experiment, loaded, watching, resume=resume, force=force) as locked:
-            folder = locked.folder
-            if locked.is_complete:
-                # Rewritten, because a run may have been killed between its last two files.
-                watching.note(f"{folder.title} is finished already; its report is {report.write(folder.path)}")
-                locked.synchronize()
-            else:
-                model = _compress(experiment, loaded, locked, watching)
+    with (
+        closing(Observers([Progress(console), *observers])) as watching,
+        locked_run(experiment, watching, given, resume=resume, force=force) as locked,
+    ):
+        folder = locked.folder
+        if locked.is_complete:
+            # Rewritten, because a run may have been killed between its last two files.
+            watching.note(f"{folder.title} is finished already; its report is {report.write(folder.path)}")
+            if changed := locked.changed():
+                watching.note(f"note: changed since that run: {'; '.join(changed)}")
+            locked.synchronize()
+        else:
+            loaded = setup.load(experiment, watching, given)
+            locked.check(loaded, experiment.search.trials)
+            model = _compress(experiment, loaded, locked, watching)
     return Finished(folder, Summary.read(folder.summary), model)
 
 
@@ -167,9 +172,13 @@ def _main(arguments: Sequence[str], program: str) -> int:
     overrides = [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
     if options.resume and options.force:
         raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
+    if not (options.show or options.check):
+        refuse_if_in_use(options.experiment, overrides)
     experiment = load_experiment(options.experiment, overrides)
     if options.show:
-        print(schema.dump(experiment), end="")
+        from pfray.workflow.components import with_defaults
+
+        print(schema.dump(with_defaults(experiment)), end="")
     elif options.check:
         check(experiment)
     else:

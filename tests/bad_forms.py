@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from random import random
 from typing import Any
@@ -314,6 +315,7 @@ WEIGHTS: dict[str, tuple[Callable[[State], Any], str]] = {
     "arrays": (lambda s: {k: np.zeros(2) for k in s}, "model.weights"),
     "a list": (lambda s: list(s.values()), "holds no state dict"),
     "a tensor": (lambda s: torch.zeros(3), "holds no state dict"),
-    "a module": (lambda s: nn.Linear(2, 2), "is not a readable state-dict file"),
-    "code": (lambda s: {"head.bias": Path("x")}, "is not a readable state-dict file"),
+    "a module": (lambda s: nn.Linear(2, 2), "holds objects besides tensors (torch.nn.modules.linear.Linear)"),
+    "a path for a tensor": (lambda s: {**s, "head.bias": Path("x")}, "(missing: head.bias)"),
+    "code": (lambda s: {**s, "date": date(2026, 1, 1)}, "holds objects besides tensors (datetime.date)"),
 }  # fmt: skip

@@ -21,7 +21,8 @@ from pfray.nn.checks import check_evaluation, check_values
 from pfray.run import main
 from pfray.task import Split
 from pfray.utils.random_state import generators
-from pfray.workflow.setup import build_model, build_task, resolve
+from pfray.workflow.components import resolve
+from pfray.workflow.setup import build_model, build_task
 from tests import bad_forms
 from tests.bad_forms import DATA, MODELS, WEIGHTS
 

@@ -58,6 +58,8 @@ def test_an_error_is_printed_in_lines_of_bounded_length_and_number(capsys):
 
 def test_the_first_line_of_another_error_is_quoted_without_colours_and_never_fails():
     assert first_line(ValueError("\n\x1b[31mred\x1b[0m \x07\nmore")) == r"red \x07"
+    link = "\x1b]8;;https://pytorch.org\x1b\\docs\x1b]8;;\x07"
+    assert first_line(ValueError(f"\x1b[1;38;5;4msee\x1b[K {link}\x1b[2J")) == "see docs"
     assert first_line(KeyError()) == "KeyError"
     assert first_line(Broken()) == "Broken"
     assert len(first_line(ValueError("x" * 10**6))) <= 300

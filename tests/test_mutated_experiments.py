@@ -11,7 +11,7 @@ import pytest
 
 from pfray.config.schema import dump, load
 from pfray.errors import ConfigError
-from pfray.workflow.setup import component_mistakes
+from pfray.workflow.components import component_mistakes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pfray.config.component import PIPELINE
 from pfray.config.messages import describe_errors
 from pfray.errors import ConfigError, PfrayError, first_line, nearest, short, shown
+from pfray.models import _hub
 from pfray.utils.user_code import place_of, user_code
 
 # Packages of the short names, by kind. Kept as texts, because the framework imports no particular learner.
@@ -53,8 +54,10 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
     """The factory of a model or data set. Raises ConfigError.
 
     ``data``: the function ``build`` of the module with that name. ``model``: the function of that name in any module of
-    pfray/models. Either may be an import path.
+    pfray/models, or a model of timm or transformers (``timm:resnet18``). Either may be an import path.
     """
+    if kind == "model" and (found := _hub.find(kind, name)) is not None:
+        return found
     if ":" in name:
         found = load_object(kind, name)
         with user_code(f"{kind}: {shown(name)} cannot be used", _REMEDY_FACTORY.format(kind=kind)):
@@ -144,7 +147,8 @@ def _functions(kind: str) -> dict[str, Callable[..., Any]]:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a short name that no component has."""
     names = sorted(known)
+    libraries = ", timm:name, hf:org/name," if kind == "model" else ","
     return ConfigError(
-        f"{kind}: unknown name {shown(name)}. Allowed: {', '.join(names)}, or an import path "
+        f"{kind}: unknown name {shown(name)}. Allowed: {', '.join(names)}{libraries} or an import path "
         f"'package.module:attribute'.{nearest(name, names)}"
     )

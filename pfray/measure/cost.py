@@ -9,6 +9,7 @@ from torch import nn
 from pfray.errors import UnsupportedModel, first_line
 from pfray.measure.macs import count_macs
 from pfray.nn.inputs import Inputs, shapes
+from pfray.utils.user_code import place_of
 
 FLOAT_BITS = 32
 
@@ -19,6 +20,7 @@ def layer_macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
         _, macs = count_macs(model, inputs)
     except (Exception, SystemExit) as error:
         reason = "it ends the program" if isinstance(error, SystemExit) else first_line(error)
+        reason += place_of(error)
         raise UnsupportedModel(
             f"the model {type(model).__name__} fails on {shapes(inputs)}: {reason}. Remedy: choose a model for this "
             "input, or data of another shape"

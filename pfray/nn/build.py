@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfray.data._split import in_memory
-from pfray.errors import DataError, UnsupportedModel, first_line, short
+from pfray.errors import ConfigError, DataError, UnsupportedModel, first_line, short
 from pfray.nn.inputs import Inputs, call, count, floats, map_tensors, tensors
 from pfray.nn.modes import evaluating
-from pfray.task import SPLITS, Task
-from pfray.utils import signatures
+from pfray.task import SPLITS, Task, example_input
 from pfray.utils.random_state import kept_generators
-from pfray.utils.user_code import place_of
+from pfray.utils.user_code import place_of, user_code
+
+# Names that models' functions have for what the task determines, pfray's own first.
+NAMES = {"num_outputs": ("num_outputs", "num_classes", "num_labels"), "in_channels": ("in_channels", "in_chans")}
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def task_arguments(task: Task) -> dict[str, int]:
-    """Arguments that a model's function may take from its task."""
-    shape = task.input_shape
-    found = {"num_outputs": task.num_outputs, "in_channels": shape[0] if shape else None}
-    return {name: number for name, number in found.items() if number is not None}
+    """Arguments that a model's function may take from its task, by pfray's names.
+
+    in_channels: channels of the first input, unless that holds whole numbers, such as tokens.
+    """
+    inputs = example_input(task)
+    first = tensors(inputs)[0]
+    shape = first.shape if isinstance(inputs, list) else first.shape[1:]
+    outputs = {} if task.num_outputs is None else {"num_outputs": task.num_outputs}
+    channels = {"in_channels": int(shape[0])} if len(shape) and first.is_floating_point() else {}
+    return {**outputs, **channels}
 
 
 def required_outputs(task: Task) -> int:
@@ -37,14 +48,56 @@ def required_outputs(task: Task) -> int:
 
 
 def build(
-    kind: str, function: Callable[..., nn.Module], known: Mapping[str, int], settings: Mapping[str, Any]
+    kind: str,
+    function: Callable[..., nn.Module],
+    known: Mapping[str, int],
+    settings: Mapping[str, Any],
+    note: Callable[[str], None] | None = None,
 ) -> nn.Module:
-    """The model of ``function(**settings)``, given also those ``task_arguments`` that it takes.
+    """The model of ``function(**settings)``, given also those ``task_arguments`` that it takes and no setting names.
 
-    Weights are drawn from torch's global generator. Raises ConfigError that names the section ``kind``.
+    An argument goes by the first of its ``NAMES`` that the function has. A function of any keywords is tried with each
+    name, and without. note: told of arguments that did not go by pfray's own names. Weights are drawn from torch's
+    global generator. Raises ConfigError that names the section ``kind``.
     """
-    taken = {key: value for key, value in known.items() if not signatures.check_arguments(kind, function, {key: value})}
-    return signatures.call(kind, function, {**taken, **settings})
+    named, state, refused = _named(function), torch.get_rng_state(), set[str]()
+    while True:
+        given = _given(function, known, settings, refused)
+        listed = ", ".join(f"{name}={value}" for name, value in given.items())
+        own = not refused and given.keys() <= known.keys()
+        also = "" if own else f", which is given {listed or 'nothing'} from the task"
+        torch.set_rng_state(state)  # a refused attempt may have drawn weights
+        try:
+            with user_code(kind, f"correct the settings of '{kind}'{also}"):
+                model = function(**given, **settings)
+        except ConfigError as error:
+            match = _UNEXPECTED.search(str(error.__cause__)) if isinstance(error.__cause__, TypeError) else None
+            if match is None or match[1] in named or match[1] not in given:
+                raise
+            refused.add(match[1])
+            continue
+        if note is not None and not own:
+            note(f"{kind}: its function is given {listed or 'nothing'} from the task")
+        return model
+
+
+def _named(function: Callable[..., Any]) -> set[str]:
+    """Keywords that a function names."""
+    parameters = inspect.signature(function).parameters
+    return {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _given(
+    function: Callable[..., Any], known: Mapping[str, int], settings: Mapping[str, Any], refused: Collection[str]
+) -> dict[str, int]:
+    named, given = _named(function), {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    for argument, value in known.items():
+        names = NAMES[argument]
+        fitting = [name for name in names if name in named] or [n for n in names if takes_any and n not in refused]
+        if fitting and not settings.keys() & {*names}:
+            given[fitting[0]] = value
+    return given
 
 
 def check_output(model: nn.Module, task: Task) -> None:

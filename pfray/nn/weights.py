@@ -1,43 +1,50 @@
-"""State-dict files: read without running code, checked entry by entry, and loaded whole or not at all."""
+"""Weights of a file, checked entry by entry, and loaded into a model whole or not at all."""
 
 from __future__ import annotations
 
-import stat
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pfray.errors import WeightsError, first_line, short, shown
 from pfray.nn.checks import unfit_values
-
-SAVE = "Remedy: save it again with torch.save(model.state_dict(), path)"
+from pfray.nn.state_dicts import COUNT, find_state
+from pfray.nn.weights_file import SAVE, read
 
 
 def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> list[str]:
-    """Load a state-dict file strictly, torch's or ``.safetensors``. Returns notes on conversions, a line each.
+    """Load a weights file strictly, torch's or ``.safetensors``. Returns notes on what was changed, a line each.
+
+    The file holds a state dict, or a dictionary with one in an entry, such as a training's checkpoint; prefixes that a
+    wrapper gave the names are left out.
 
     classes: for a task with some classes of a data set, the outputs to keep of a head for all of them.
     Raises WeightsError that names the file, or the entries that do not fit.
     """
     title = f"model.weights: {short(str(path), 200)}"
-    state = _read(title, path)
-    _check_state(title, state)
-    own = model.state_dict()
+    content = read(title, path)
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    found = find_state(content, own)
+    if found is None:
+        raise WeightsError(f"{title} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
+    inside = f"{title}, entry '{short(found.where)}'" if found.where else title
+    state = found.state
+    _check_state(inside, state)
     if classes is not None:
         state = {k: _cut_head(v, own[k], classes) if k in own else v for k, v in state.items()}
-    _check_fit(title, state, own)
+    counts = [name for name in own if name.endswith(COUNT) and name not in state and found.complete]
+    state = {**state, **{name: own[name] for name in counts}}
+    _check_fit(inside, state, own, found.notes if not found.complete else [])
     others = {_plain(state[k]) for k in own if state[k].dtype != own[k].dtype}
     state = {k: v.to(own[k].dtype) for k, v in state.items()}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in state.items():
         if count := unfit_values(value, name in parameters):
             raise WeightsError(
-                f"{title}: {count} of {value.numel()} numbers of {short(name)} are NaN or infinite in float32. "
+                f"{inside}: {count} of {value.numel()} numbers of {short(name)} are NaN or infinite in float32. "
                 "Remedy: weights of a training that did not diverge"
             )
     try:
@@ -46,33 +53,16 @@ def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = N
         raise WeightsError(
             f"{title} cannot be loaded ({first_line(error)}). Remedy: choose the model it is for"
         ) from error
-    return [f"{title} is {' and '.join(sorted(others))}; the model is float32 and has it converted"] if others else []
+    notes = [f"{title}: {note}" for note in found.notes]
+    if counts:
+        notes.append(f"{title} has no {COUNT} of batch norms; the model's own is kept")
+    if others:
+        notes.append(f"{title} is {' and '.join(sorted(others))}; the model is float32 and has it converted")
+    return notes
 
 
-def _read(title: str, path: Path) -> Any:
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        raise WeightsError(f"model.weights: no file {short(str(path), 200)}. Remedy: check the path") from None
-    # A device may never end, and a pipe without a writer never begins.
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise WeightsError(f"{title} is {kind}, not a file. Remedy: the path of a state-dict file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # everything torch warns of is refused below
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise WeightsError(f"{title} is not a readable state-dict file ({first_line(error)}). {SAVE}") from error
-
-
-def _check_state(title: str, state: Any) -> None:
-    """Raise WeightsError unless it is a dict of names and dense tensors with values."""
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{title} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
+def _check_state(title: str, state: Mapping[Any, Tensor]) -> None:
+    """Raise WeightsError unless it has names and dense tensors with values."""
     for name, value in state.items():
         if not isinstance(name, str):
             raise WeightsError(
@@ -89,8 +79,11 @@ def _check_state(title: str, state: Any) -> None:
             raise WeightsError(f"{where} is {what}. Remedy: the weights of a plain model, on the CPU")
 
 
-def _check_fit(title: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise WeightsError if names, shapes or types are not the model's. Floats of any precision are convertible."""
+def _check_fit(title: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], remarks: Sequence[str]) -> None:
+    """Raise WeightsError if names, shapes or types are not the model's. Floats of any precision are convertible.
+
+    remarks: reasons why the names do not fit, beside the names themselves.
+    """
 
     def differing(fits: Callable[[Tensor, Tensor], bool], shape: Callable[[Tensor], object]) -> list[str]:
         both = [(name, state[name], own[name]) for name in own if name in state]
@@ -100,7 +93,7 @@ def _check_fit(title: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra or reshaped:
         parts = [("missing", missing), ("unknown", extra), ("of another shape", reshaped)]
-        what = "; ".join(f"{kind}: {_few(keys)}" for kind, keys in parts if keys)
+        what = "; ".join([*remarks, *(f"{kind}: {_few(keys)}" for kind, keys in parts if keys)])
         raise WeightsError(f"{title} is of another architecture ({what}). Remedy: choose the model it is for")
     if retyped := differing(_convertible, _plain):
         raise WeightsError(f"{title} is of another type ({_few(retyped)}). Remedy: save the weights that were trained")

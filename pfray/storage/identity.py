@@ -9,7 +9,7 @@ import ast
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,7 @@ def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task, is_tra
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Changes between two identities, in a few words each."""
-    changed = []
-    if old.get("pfray") != new["pfray"]:
-        changed.append(f"pfray {new['pfray']} instead of {old.get('pfray')}")
+    changed = _version_changes(old, new["pfray"])
     if old.get("architecture") != new["architecture"]:
         changed.append("the model's architecture")
     elif old.get("weights") != new["weights"]:
@@ -76,11 +74,26 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         changed.append("the data's classes")
     elif not shapes and not _same_contents(old.get("contents"), new["contents"]):
         changed.append("the data's values")
-    code = old.get("code")
-    known = code if isinstance(code, dict) else {}
+    known = _known_code(old)
     changed += [f"the code of {name}" for name in sorted(known.keys() | new["code"]) if
                 known.get(name) != new["code"].get(name)]  # fmt: skip
     return changed
+
+
+def code_differences(old: Mapping[str, Any], experiment: Mapping[str, Any]) -> list[str]:
+    """Changes since an identity that show without model and data: pfray's version, and modules of import paths."""
+    known = _known_code(old)
+    changed = [name for name, file in _files(_named_modules(experiment)) if known.get(name) != _code_key(file)]
+    return [*_version_changes(old, version()), *(f"the code of {name}" for name in changed)]
+
+
+def _version_changes(old: Mapping[str, Any], own: str) -> list[str]:
+    return [f"pfray {own} instead of {old.get('pfray')}"] if old.get("pfray") != own else []
+
+
+def _known_code(old: Mapping[str, Any]) -> dict[str, Any]:
+    code = old.get("code")
+    return code if isinstance(code, dict) else {}
 
 
 def _contents(tensor: Tensor) -> str | list[float]:
@@ -127,11 +140,20 @@ def _close(old: Any, new: list[float], tolerance: float) -> bool:
 
 def _user_modules(experiment: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     """(name, file) of the modules of the experiment's import paths and the task's functions, except pfray's."""
-    names = {text.partition(":")[0] for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)}
+    names = _named_modules(experiment)
     for each in (task.loss, task.score, task.soft_loss, task.augment, task.evaluate):
         while isinstance(each, partial):
             each = each.func
         names.add(str(getattr(each, "__module__", "")))
+    yield from _files(names)
+
+
+def _named_modules(experiment: Mapping[str, Any]) -> set[str]:
+    """Modules of the experiment's import paths."""
+    return {text.partition(":")[0] for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)}
+
+
+def _files(names: Collection[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(names):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is not None and name.partition(".")[0] not in (*OWN_PACKAGES, *sys.stdlib_module_names):

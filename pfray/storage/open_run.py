@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pfray.config import strict_yaml
-from pfray.errors import RunExists, StorageError
+from pfray.errors import RunExists, StorageError, shown
 from pfray.search import _state, _trial_log
 from pfray.space import CompressionSpace
-from pfray.storage.identity import differences
+from pfray.storage.identity import code_differences, differences
 from pfray.storage.run_folder import EVENTS, IDENTITY, RESCORE, SEARCH, TRAINING, TUNE, RunFolder
 from pfray.utils.cache import content_key
 from pfray.utils.files import read_json, write_atomically, write_json
@@ -82,6 +82,13 @@ def open_folder(
             f"the run folder {run.path} cannot be written ({error.strerror or error}). "
             "Remedy: choose another with storage=..."
         ) from error
+
+
+def changed_code(run: RunFolder, experiment: Mapping[str, Any]) -> list[str]:
+    """Changes since the run that show without model and data: pfray's version, and the code that the experiment names.
+    """
+    known = read_json(run.identity)
+    return [] if known is None else code_differences(known, experiment)
 
 
 def check_trials(run: RunFolder, space: CompressionSpace, trials: int) -> None:
@@ -156,10 +163,21 @@ def _check_same_experiment(run: RunFolder, experiment: Mapping[str, Any], remedy
 
 
 def _differing(run: RunFolder, experiment: Mapping[str, Any]) -> list[str] | None:
-    """Sections in which the saved experiment differs; None if its file is damaged."""
+    """Settings in which the saved experiment differs, with both values; None if its file is damaged."""
     new = _compared(experiment)
     old = _read_compared(run.experiment, set(experiment))
-    return None if old is None else [key for key in new if old.get(key) != new[key]]
+    return None if old is None else [change for key in new for change in _changes(key, old.get(key), new[key])]
+
+
+def _changes(path: str, old: Any, new: Any) -> list[str]:
+    """Differing values inside two plain values, each with its path."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and path == "learner":
+        old, new = ({str(place): entry for place, entry in enumerate(each)} for each in (old, new))  # a pipeline
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [f"{path} ({shown(new)} instead of {shown(old)})"]
+    # The settings of another component are others anyway.
+    keys = ["name"] if old.get("name") != new.get("name") else [*new, *(key for key in old if key not in new)]
+    return [change for key in keys for change in _changes(f"{path}.{key}", old.get(key), new.get(key))]
 
 
 def _compared(experiment: Mapping[str, Any]) -> dict[str, Any]:

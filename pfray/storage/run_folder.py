@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from pfray.errors import RunExists, StorageError
 from pfray.search import _state, _trial_log
+from pfray.storage import run_lock
 from pfray.training import checkpoints
 from pfray.utils.cache import cache_dir, content_key
 from pfray.utils.files import read_json, write_atomically, write_json
@@ -57,7 +55,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        return self.sibling("lock")
+        return run_lock.lock_file(self.path)
 
     @property
     def job(self) -> Path:
@@ -216,25 +214,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes of this machine. The system unlocks it however this process ends.
-
-        Raises RunExists if another process works there, StorageError if the storage folder cannot be written.
-        """
-        storage = self.path.parent
-        try:
-            storage.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.lock, timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise RunExists(
-                f"{self.title} is in use by another process. Remedy: wait for it or stop it, or name=..."
-            ) from None
-        except OSError as error:
-            raise StorageError(
-                f"the folder {storage} cannot be written ({error.strerror or error}). "
-                "Remedy: choose another with storage=..."
-            ) from error
-        with lock:
+        """Lock the folder for the length of the block (``run_lock.py``). Raises RunExists, StorageError."""
+        with run_lock.locked(self.path, self.title):
             yield
 
 

@@ -77,6 +77,13 @@ def run_command(action: Callable[[], int], arguments: Sequence[str], then: str =
             raise
         what = f"{error.filename or 'a file'} cannot be written ({error.strerror})"
         return print_error(StorageError(f"{what}. Remedy: free space or permission there. {then}".rstrip(". ")))
+    except (Exception, SystemExit) as error:
+        # Imported here, because ``pfray.bench`` is also used without the rest of the package.
+        from pfray.utils.user_code import as_user_code_failed
+
+        if (failed := as_user_code_failed(error)) is None:
+            raise
+        return print_error(failed)
     finally:
         _Program.catches = False
 

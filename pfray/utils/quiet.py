@@ -14,6 +14,8 @@ from contextlib import contextmanager, redirect_stdout
 def quiet() -> Iterator[None]:
     """Drop the output of converters and their C++ libraries; failures still raise."""
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    # From then on also: the converters load JAX, which warns whenever Ray, or anything else, starts a process.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     with mute_stderr(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

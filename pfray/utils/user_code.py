@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pfray.errors import ConfigError, PfrayError, first_line, short
+from pfray.errors import ConfigError, PfrayError, UserCodeFailed, first_line, short
 
-# Packages and paths that are no user's own code: pfray's, Python's library, and installed ones.
+# Packages and paths that are no user's own code: pfray's, Python's library, installed ones, and generated code.
 OWN_PACKAGES = {"pfray", "learners", "envs"}
-_INSTALLED = ("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+_STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_INSTALLED = ("site-packages", "dist-packages")
+_TYPED_IN = ("<ipython", "<stdin>")
 
 
 @contextmanager
@@ -31,6 +34,32 @@ def user_code(what: str, remedy: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {reason}. Remedy: {remedy}") from error
 
 
+@contextmanager
+def failing_user_code() -> Iterator[None]:
+    """Turn exceptions that a user's code raises in the block into UserCodeFailed with file and line; others pass."""
+    try:
+        yield
+    except (PfrayError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if (failed := as_user_code_failed(error)) is None:
+            raise
+        raise failed from error
+
+
+def as_user_code_failed(error: BaseException) -> UserCodeFailed | None:
+    """The error for an exception that came through a user's own code; None if it did not, or is not that code's fault.
+    """
+    place, text = place_of(error), first_line(error).lower()
+    full = isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+    if not place or full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return None
+    return UserCodeFailed(
+        f"{type(error).__name__}: {first_line(error).rstrip('.')}{place}. Remedy: mend the code there, then begin anew "
+        "with --force"
+    )
+
+
 def place_of(error: BaseException) -> str:
     """`` (my_models.py, line 3)``: the innermost line of the traceback in a user's own code; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
@@ -39,6 +68,12 @@ def place_of(error: BaseException) -> str:
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in OWN_PACKAGES and not file.startswith(_INSTALLED):
+        if package not in OWN_PACKAGES and not _is_installed(file):
             place = f" ({short(file)}, line {line})"
     return place
+
+
+def _is_installed(file: str) -> bool:
+    if file.startswith("<"):
+        return not file.startswith(_TYPED_IN)
+    return file.startswith(_STANDARD) or any(f"/{folder}/" in file for folder in _INSTALLED)

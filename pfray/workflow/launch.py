@@ -25,7 +25,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
 
-from pfray.errors import PfrayError, StorageError, TrainingFailed, first_line
+from pfray.errors import PfrayError, StorageError, TrainingFailed, UserCodeFailed, first_line
 from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
 from pfray.storage.run_folder import curve_of
@@ -34,6 +34,7 @@ from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
+from pfray.utils.user_code import failing_user_code
 from pfray.workflow.worker import TrainingSpec, add_line, read_curve, read_lines, train_candidate
 
 # Times that lost workers are replaced, and the training continues from the last epoch's checkpoint.
@@ -120,7 +121,8 @@ def finish(
 
 def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int) -> Weights:
     torch.set_num_threads(cpus)
-    done = finish_candidate(candidate, context, start, task_device())
+    with failing_user_code():  # here, because a traceback does not leave its worker
+        done = finish_candidate(candidate, context, start, task_device())
     # As it will be read from a file: what JSON cannot hold, or changes, shows before the training and not after it.
     structure = json.loads(json.dumps(done.structure))
     return Weights(structure, _on_cpu(done.model))
@@ -146,7 +148,8 @@ def work_alone(config: dict[str, Any], cpus: int) -> dict[str, Tensor]:
     torch.set_num_threads(cpus)
     path = config["folder"] / STATE
     state = checkpoints.load_training(path, config["made_from"]) if path.exists() else None
-    model = train_candidate(_training_spec(config), Shard(), task_device(), state, partial(checkpoints.save, path))
+    with failing_user_code():
+        model = train_candidate(_training_spec(config), Shard(), task_device(), state, partial(checkpoints.save, path))
     return _on_cpu(model)
 
 
@@ -169,7 +172,12 @@ def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
+    try:
+        checkpoint = trainer.fit().checkpoint
+    except train.TrainingFailedError:
+        if errors := read_lines(folder, "error"):
+            raise UserCodeFailed(errors[-1]["error"]) from None
+        raise
     if errors := read_lines(folder, "error"):
         raise TrainingFailed(errors[-1]["error"])
     assert checkpoint is not None
@@ -201,11 +209,16 @@ def _work_together(config: dict[str, Any]) -> None:
             train.report({"epoch": state["epoch"], "loss": state["loss"]}, checkpoint=checkpoint)
 
     try:
-        train_candidate(_training_spec(config), shard, device, state, save)
+        with failing_user_code():
+            train_candidate(_training_spec(config), shard, device, state, save)
     except TrainingFailed as error:
         # All ranks see the same loss and stop here together. An exception would make Ray Train retry the training.
         if shard.rank == 0:
             add_line(config["folder"], error=str(error))
+    except UserCodeFailed as error:
+        # On any rank alone: the others wait for it, and Ray Train ends them.
+        add_line(config["folder"], error=str(error))
+        raise
 
 
 def _training_spec(config: dict[str, Any]) -> TrainingSpec:

@@ -4,60 +4,84 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from pfray.config import schema
 from pfray.reporting.observers import Observer, Observers
 from pfray.storage import open_run
 from pfray.storage.identity import identity
+from pfray.storage.progress import progress
 from pfray.storage.run_folder import RunFolder
 from pfray.storage.sync import synchronized
+from pfray.workflow.components import with_defaults
+from pfray.workflow.given import Given
 from pfray.workflow.setup import LoadedRun
-
-
-@dataclass(frozen=True)
-class LockedRun:
-    """A run folder that no other process can use.
-
-    is_complete: the run is finished and its files are undamaged. open: prepares the folder for work; the first call
-    that writes. synchronize: starts to send the folder's files to its URL, if it has one.
-    """
-
-    folder: RunFolder
-    is_complete: bool
-    open: Callable[[], None]
-    synchronize: Callable[[], None]
 
 
 @contextlib.contextmanager
 def locked_run(
-    experiment: schema.Experiment, loaded: LoadedRun, observers: Observers, *, resume: bool, force: bool
+    experiment: schema.Experiment, observers: Observers, given: Given | None = None, *, resume: bool, force: bool
 ) -> Iterator[LockedRun]:
-    """Lock the experiment's run folder for the length of the block.
+    """Lock the experiment's run folder for the length of the block. Model and data are not loaded for it.
 
     Raises RunExists if another process or another run uses the folder, StorageError if it cannot be used.
     """
-    run, plain = RunFolder.at(experiment.storage, experiment.name), schema.plain(experiment)
+    run, plain = RunFolder.at(experiment.storage, experiment.name), schema.plain(with_defaults(experiment, given))
     with run.locked(), contextlib.ExitStack() as closing:
         # Slow if a killed run left its lock, which is then watched, or if a run to continue is fetched.
         with observers.stage("open storage") if run.url else contextlib.nullcontext():
             synchronize = closing.enter_context(synchronized(run, resume=resume))
-        current = identity(plain, loaded.model, loaded.task, loaded.is_trained)
-        open_run.check_folder(run, plain, resume=resume, force=force, identity=current)
-        finished = resume and run.is_finished
-        damage = run.find_damage() if finished else None
+        yield LockedRun(run, plain, observers, synchronize, resume=resume, force=force)
+
+
+class LockedRun:
+    """A run folder that no other process can use.
+
+    is_complete: the run is finished and its files are undamaged; ``check`` and ``open`` are then not to be called.
+    synchronize: starts to send the folder's files to its URL, if it has one.
+    """
+
+    def __init__(
+        self, folder: RunFolder, experiment: Mapping[str, Any], observers: Observers,
+        synchronize: Callable[[], None], *, resume: bool, force: bool,
+    ) -> None:  # fmt: skip
+        """experiment: plain data. Tells what is continued. Raises RunExists, StorageError."""
+        self.folder, self.synchronize = folder, synchronize
+        self.experiment, self.observers, self.resume, self.force = experiment, observers, resume, force
+        self.identity: dict[str, Any] | None = None
+        exists = folder.experiment.exists()
+        open_run.check_folder(folder, experiment, resume=resume, force=force)
+        finished = resume and folder.is_finished
+        damage = folder.find_damage() if finished else None
         if damage:
             observers.note(f"{damage}; the files are made again")
-        complete = finished and not damage
-        if resume and not complete:
-            open_run.check_trials(run, loaded.space, experiment.search.trials)
+        elif resume and not finished:
+            what = f"continues, with {progress(folder)}" if exists else "holds no run yet; a new one begins"
+            observers.note(f"note: {folder.title} {what}")
+        self.is_complete = finished and not damage
 
-        def open_folder() -> None:
-            open_run.open_folder(run, plain, resume=resume, force=force, identity=current)
-            synchronize()
-            observers.add(SecondsFile(run, observers.seconds))
+    def check(self, loaded: LoadedRun, trials: int) -> None:
+        """Check that the run to continue began with this model and these data, and has lost none of its trials.
 
-        yield LockedRun(run, complete, open_folder, synchronize)
+        trials: the budget of the search. Raises RunExists, StorageError.
+        """
+        self.identity = identity(self.experiment, loaded.model, loaded.task, loaded.is_trained)
+        self._call(open_run.check_folder)
+        if self.resume:
+            open_run.check_trials(self.folder, loaded.space, trials)
+
+    def open(self) -> None:
+        """Prepare the folder for work. The first call that writes."""
+        self._call(open_run.open_folder)
+        self.synchronize()
+        self.observers.add(SecondsFile(self.folder, self.observers.seconds))
+
+    def changed(self) -> list[str]:
+        """Changes since the run that show without model and data, in a few words each."""
+        return open_run.changed_code(self.folder, self.experiment)
+
+    def _call(self, function: Callable[..., None]) -> None:
+        function(self.folder, self.experiment, resume=self.resume, force=self.force, identity=self.identity)
 
 
 class SecondsFile(Observer):

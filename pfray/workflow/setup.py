@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from pfray.config.component import Component
-from pfray.config.registry import find_class, find_function, parse_settings
 from pfray.config.schema import Experiment
-from pfray.config.sections import Search
 from pfray.data._task_checks import check_task, without_class_order
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
 from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.measure.cost import layer_macs, total_macs
+from pfray.models import _hub
 from pfray.nn.build import build, check_output, task_arguments
 from pfray.nn.checks import check_evaluation, check_parameters, check_values
 from pfray.nn.layer_shapes import with_layer_shapes
@@ -31,13 +28,13 @@ from pfray.nn.modes import settle_memory_format
 from pfray.nn.weights import load_weights
 from pfray.objective import Objective
 from pfray.reporting.observers import Observers
-from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.task import Task, example_input
 from pfray.utils.cache import cache_dir
-from pfray.utils.signatures import call, check_arguments
+from pfray.utils.signatures import call
 from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
+from pfray.workflow.components import Components, resolve, with_defaults
 from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
@@ -55,18 +52,6 @@ Note = Callable[[str], None]
 
 def _ignore(remark: str) -> None:
     """The note of a caller that shows no remarks."""
-
-
-@dataclass(frozen=True)
-class Components:
-    """Classes and functions that an experiment names, and their validated settings."""
-
-    model: Callable[..., nn.Module]
-    data: Callable[..., Task]
-    learner: type[Algorithm]
-    learner_settings: Any
-    searcher: type[PlanSearcher]
-    search_settings: Any
 
 
 @dataclass(frozen=True)
@@ -95,6 +80,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     """
     notes: list[str] = [] if given is None else list(given.notes)
     with observers.stage("load"):
+        experiment = with_defaults(experiment, given)
         components = resolve(experiment, given)
         cache_dir()  # raises for an unusable one before anything is written
         task = build_task(experiment, components, notes.append)
@@ -155,57 +141,6 @@ def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) ->
     )  # fmt: skip
 
 
-def resolve(experiment: Experiment, given: Given | None = None) -> Components:
-    """The components that the experiment names, or model and data ``given`` from Python.
-
-    Raises ConfigError with one line for every mistake.
-    """
-    own = {"learner": experiment.learner, "search": experiment.search}
-    named = {"model": experiment.model, "data": experiment.data} if given is None else {}
-    found, mistakes = _find({**named, **own})
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    if given is not None:
-        found |= {"model": lambda: given.model, "data": lambda: given.task}
-    return Components(**found)
-
-
-def component_mistakes(components: Mapping[str, Component]) -> list[str]:
-    """One line for every unknown name or wrong setting in the given sections."""
-    return _find(components)[1]
-
-
-def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
-    """(fields of Components, mistakes)."""
-    found: dict[str, Any] = {}
-    mistakes: list[str] = []
-
-    def attempt(action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except ConfigError as error:
-            mistakes.extend(str(error).splitlines())
-            return None
-
-    for kind in ("model", "data"):
-        if kind in components:
-            name, settings = components[kind].name, components[kind].settings
-            found[kind] = attempt(partial(find_function, kind, name))
-            mistakes += [] if found[kind] is None else check_arguments(kind, found[kind], settings)
-    kinds: tuple[tuple[str, str, type, list[str]], ...] = (
-        ("learner", "learner", Algorithm, []),
-        ("search", "searcher", PlanSearcher, [name for name in Search.model_fields if name != "settings"]),
-    )
-    for kind, field, base, other_keys in kinds:
-        if kind in components:
-            cls = found[field] = attempt(partial(find_class, kind, components[kind].name, base))
-            settings = components[kind].settings
-            if cls is not None:
-                parse = partial(parse_settings, kind, cls.settings_type, settings, other_keys)
-                found[f"{kind}_settings"] = attempt(parse)
-    return found, mistakes
-
-
 def build_task(experiment: Experiment, components: Components, note: Note = _ignore) -> Task:
     """The experiment's task, every split checked once. Remarks on the data go to ``note``.
 
@@ -226,11 +161,11 @@ def build_model(experiment: Experiment, components: Components, task: Task, note
     """The teacher's architecture on the CPU, with weights if the experiment gives a file.
 
     The factory gets ``num_outputs`` and ``in_channels`` of the task, if it takes them and the experiment does not set
-    them. note: called with a remark on converted weights. Raises ConfigError if the factory returns no module,
-    UnsupportedModel if the model cannot run on the data or is unusable, WeightsError for unfit weights.
+    them. note: called with remarks on what it was given and on its weights. Raises ConfigError if the factory returns
+    no module, UnsupportedModel if the model cannot run on the data or is unusable, WeightsError for unfit weights.
     """
     torch.manual_seed(experiment.seed)
-    model = build("model", components.model, task_arguments(task), experiment.model.settings)
+    model = build("model", components.model, task_arguments(task), experiment.model.settings, note)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
     if isinstance(model, WeightLayer):
@@ -242,8 +177,11 @@ def build_model(experiment: Experiment, components: Components, task: Task, note
     check_output(model, task)
     settle_memory_format(model, example_input(task))
     if experiment.model.weights is not None:
-        for remark in load_weights(model, Path(experiment.model.weights), task.classes):
-            note(remark)
+        remarks: Sequence[str] = load_weights(model, Path(experiment.model.weights), task.classes)
+    else:
+        remarks = _hub.remarks_on(model)
+    for remark in remarks:
+        note(remark)
     check_values(model)
     check_evaluation(model, task)
     return model

@@ -10,7 +10,7 @@ from pfray.config.schema import dump, load
 from pfray.errors import ConfigError
 from pfray.run import main
 from pfray.units import Amount
-from pfray.workflow import setup
+from pfray.workflow import components
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"model": "lenet", "data": "digits", "learner": "weight_sparse", "target": {"sparsity": 0.5}}
@@ -28,7 +28,7 @@ def file(tmp_path):
 
 def mistakes(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load(path, overrides, setup.component_mistakes)
+        load(path, overrides, components.component_mistakes)
     return str(caught.value).splitlines()
 
 
@@ -270,7 +270,7 @@ def test_a_circle_of_includes_is_refused(file):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_is_valid(path):
-    assert setup.resolve(load(path)).learner is not None
+    assert components.resolve(load(path)).learner is not None
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
@@ -294,7 +294,7 @@ FRAGMENTS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
 def test_every_fragment_is_valid_on_top_of_a_whole_experiment(path, file):
     raw = merge(BASE, read_with_includes(path))
-    assert setup.resolve(load(file(raw))).model is not None
+    assert components.resolve(load(file(raw))).model is not None
 
 
 def test_one_worker_has_nobody_to_send_compressed_gradients_to(file):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ class Breaking(WeightSparse):
 
 def test_a_failure_is_a_result(context, recipe):
     result = Scorer(context, replace(recipe, algorithm=Raising), AGREEMENT, CPU).score(uniform(context, 0.8))
-    assert result["error"] == "ValueError: no such layer"
+    assert re.fullmatch(rf"ValueError: no such layer \({__file__}, line \d+\)", result["error"])
     assert math.isnan(result["score"])
     broken = Scorer(context, replace(recipe, algorithm=Breaking), AGREEMENT, CPU).score(uniform(context, 0.8))
     assert broken["error"] == "TrainingFailed: the loss on the validation images is nan"
@@ -194,7 +195,7 @@ def test_a_plan_without_memory_is_tried_once_more_with_half_the_batch(context, r
     result = scorer.score(plan)
     assert sizes == [64, 32]
     assert math.isnan(result["score"])
-    assert result["error"] == f"{type(error).__name__}: {error}"
+    assert result["error"].startswith(f"{type(error).__name__}: {error} ({__file__}, line ")
     # Unasked for, nothing is changed.
     sizes.clear()
     result = Scorer(context, recipe, replace(tuned, shrink_on_oom=False), CPU).score(plan)

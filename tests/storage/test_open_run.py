@@ -84,11 +84,26 @@ def test_resume_keeps_the_files_and_needs_no_earlier_run(tmp_path):
     assert folder.trials.read_text() == "x"
 
 
-def test_resume_with_another_experiment_names_the_sections_that_differ(tmp_path):
-    opened(tmp_path)
-    with pytest.raises(RunExists, match=r"these differ: learner, target, seed\. Remedy"):
-        opened(tmp_path, resume=True, seed=1, target={"sparsity": 0.6},
-               learner={"name": "weight_sparse", "interval": 4})  # fmt: skip
+def test_resume_with_another_experiment_names_every_setting_that_differs(tmp_path):
+    opened(tmp_path, learner={"name": "weight_sparse", "interval": 2})
+    with pytest.raises(RunExists) as caught:
+        opened(tmp_path, resume=True, seed=1, target={"sparsity": 0.6}, finetune={"lr": 0.5, "epochs": 10},
+               learner={"name": "weight_sparse", "interval": 4}, resources={"precision": "bf16"})  # fmt: skip
+    assert (
+        "these differ: learner.interval (4 instead of 2), target.sparsity (0.6 instead of 0.5), "
+        "finetune.lr (0.5 instead of 0.02), seed (1 instead of 0), resources.precision ('bf16' instead of 'auto'). "
+        "Remedy"
+    ) in str(caught.value)
+
+
+def test_another_component_is_named_without_its_settings_and_a_pipelines_step_by_its_place(tmp_path):
+    opened(tmp_path, learner=["channel_pruned", {"name": "litert_quant", "images": 50}])
+    with pytest.raises(RunExists, match=r"these differ: learner.1.images \(60 instead of 50\). Remedy"):
+        opened(tmp_path, resume=True, learner=["channel_pruned", {"name": "litert_quant", "images": 60}])
+    with pytest.raises(RunExists, match=r"these differ: learner \(\{'name': 'weight_sparse'\} instead of \["):
+        opened(tmp_path, resume=True)
+    with pytest.raises(RunExists, match=r"these differ: learner.1.name \('uniform_quant' instead of 'litert_quant'\)"):
+        opened(tmp_path, resume=True, learner=["channel_pruned", {"name": "uniform_quant", "bits": 4}])
 
 
 def test_a_run_may_continue_with_other_resources(tmp_path):
@@ -168,7 +183,7 @@ def test_texts_that_yaml_might_take_for_something_else_are_the_same_after_a_resu
     folder = opened(tmp_path, model={"name": "lenet", "weights": text})
     assert load(folder.experiment).model.weights == text
     opened(tmp_path, resume=True, model={"name": "lenet", "weights": text})
-    with pytest.raises(RunExists, match="these differ: model"):
+    with pytest.raises(RunExists, match=r"these differ: model.weights \('other' instead of"):
         opened(tmp_path, resume=True, model={"name": "lenet", "weights": "other"})
 
 

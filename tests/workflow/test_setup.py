@@ -9,7 +9,8 @@ from torch import nn
 
 from pfray.config.schema import Experiment
 from pfray.errors import ConfigError, DataError, UnsupportedModel
-from pfray.workflow.setup import build_model, build_task, resolve
+from pfray.workflow.components import resolve
+from pfray.workflow.setup import build_model, build_task
 
 USERS = """
 import torch
