@@ -26,6 +26,7 @@ from pfray.task import example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import choose_precision, fit
 from pfray.training.settings import Training
+from pfray.utils.user_code import place_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Scorer:
                 "measurement": measured.to_dict(),
             }, False
         except Exception as error:
-            failure = {"score": float("nan"), "error": f"{type(error).__name__}: {first_line(error)}"}
+            reason = f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
+            failure = {"score": float("nan"), "error": reason}
             return failure, is_out_of_memory(error)
 
     def _do_round(self) -> tuple[Measurement, Measurement]:

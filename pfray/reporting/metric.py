@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Metric:
+class PrintedMetric:
     """name: of the metric. is_share: True if it is a share of 1, printed in percent where it is within 0..1.
 
     Measurements hold the metric as ``accuracy``, where higher is always better. Of one where lower is better they hold
@@ -20,7 +20,7 @@ class Metric:
     is_share: bool = True
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> Metric:
+    def parse(cls, record: Mapping[str, Any]) -> PrintedMetric:
         """The metric of a summary; the default for what an earlier version did not write."""
         flags = {key: record[key] for key in ("higher_is_better", "is_share") if isinstance(record.get(key), bool)}
         return cls(str(record.get("name") or cls.name), **flags)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pfray.errors import StorageError, short
-from pfray.reporting.metric import Metric
+from pfray.reporting.metric import PrintedMetric
 from pfray.reporting.report_input import REMEDY, Record, has_number, number, writable
 from pfray.space import Limits
 from pfray.units import UNITS, Amount, Unit
@@ -58,7 +58,7 @@ class Summary:
     allocate: Record | None
     compressed: Record | None
     exported: Record | None
-    metric: Metric
+    metric: PrintedMetric
     costs: Mapping[str, Record]
     shared: Record
     plan: Record
@@ -100,7 +100,7 @@ class Summary:
         if found["limits"] is None:
             found["limits"] = _limits_of_old(found)
         found["costs"] = found["costs"] or _costs_of_old(found)
-        found["metric"] = Metric.parse(found["metric"])
+        found["metric"] = PrintedMetric.parse(found["metric"])
         seed = entries.get("seed")
         return cls(str(entries.get("experiment") or "run"), seed=seed if type(seed) is int else None, **found)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pfray.errors import ConfigError, PfrayError, first_line, short
 
 # Packages and paths that are no user's own code: pfray's, Python's library, and installed ones.
 OWN_PACKAGES = {"pfray", "learners", "envs"}
 _INSTALLED = ("<frozen", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+_ROOT = Path(__file__).resolve().parents[2]
+# A frame in the text of a traceback.
+_FRAME = re.compile(r'^ *File "([^"\n]+)", line (\d+)', re.MULTILINE)
 
 
 @contextmanager
@@ -29,6 +34,13 @@ def user_code(what: str, remedy: str) -> Iterator[None]:
         kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
         reason = f"{kind}{first_line(error).rstrip('.')}{place_of(error)}"
         raise ConfigError(f"{what}: {reason}. Remedy: {remedy}") from error
+
+
+def place_in(trace: str) -> str:
+    """As ``place_of``, from the text of a traceback, which may be another process's."""
+    installed = (*_INSTALLED, *(f"{_ROOT}/{package}/" for package in OWN_PACKAGES))
+    places = [(file, line) for file, line in _FRAME.findall(trace) if not file.startswith(installed)]
+    return f" ({short(places[-1][0])}, line {places[-1][1]})" if places else ""
 
 
 def place_of(error: BaseException) -> str:

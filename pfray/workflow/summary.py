@@ -9,12 +9,12 @@ from pfray.config.schema import Experiment
 from pfray.errors import GoalMissed
 from pfray.measure.cost import total_macs
 from pfray.reporting.goals import missed_goals
-from pfray.reporting.metric import Metric
+from pfray.reporting.metric import PrintedMetric
 from pfray.reporting.observers import Observers
 from pfray.reporting.remarks import headline, remarks, time_text
 from pfray.reporting.summary import Summary, absolute_limits
 from pfray.storage.run_folder import RunFolder
-from pfray.task import Task, example_input
+from pfray.task import example_input
 from pfray.workflow.results import Results
 from pfray.workflow.search import SearchResult
 from pfray.workflow.setup import LoadedRun
@@ -30,7 +30,7 @@ def make_summary(
     own_seconds: Mapping[str, float],
 ) -> Summary:
     """The summary of a finished run. seconds: of each stage, all attempts added up. own_seconds: of this attempt."""
-    choice, exported = found.choice, results.exported
+    choice, exported, task = found.choice, results.exported, loaded.task
     tested = {name: measurement.to_dict() for name, measurement in results.measured.items()}
     if exported is not None:
         # Times of files with other weights, as shares of the teacher's; the result's own file is timed itself.
@@ -50,7 +50,7 @@ def make_summary(
         allocate=tested.get("allocate"),
         compressed=tested["compressed"],
         exported=exported,
-        metric=metric_of(loaded.task),
+        metric=PrintedMetric(task.metric_name, task.higher_is_better, task.is_share),
         costs=_costs(loaded, found, tested),
         shared=found.shared,
         plan=choice.plan,
@@ -59,15 +59,6 @@ def make_summary(
         trials={**found.trials, "best": choice.trial},
         seconds=seconds,
         own_seconds=dict(own_seconds),
-    )
-
-
-def metric_of(task: Task) -> Metric:
-    """Name and direction of the task's score."""
-    return Metric(
-        getattr(task, "metric_name", Metric.name),
-        getattr(task, "higher_is_better", Metric.higher_is_better),
-        getattr(task, "metric_is_share", Metric.is_share),
     )
 
 
