@@ -19,6 +19,7 @@ from pfray import bench
 from pfray.config.registry import parse_settings
 from pfray.config.schema import load
 from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.export.tflite import convert
 from pfray.learner.base import Algorithm, Compressed
 from pfray.learner.context import Context
 from pfray.learner.pipeline import Pipeline
@@ -202,14 +203,33 @@ def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(ray_cluster, tmp_path, teacher_file, clock, capsys):
+def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(
+    ray_cluster, tmp_path, teacher_file, clock, capsys, monkeypatch
+):
     path = experiment(tmp_path, teacher_file)
+    converted: list[nn.Module] = []
+    convert_one = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda model, *rest: converted.append(model) or convert_one(model, *rest))
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
     folder = run(load(path))
     first, timings = json.loads((folder / "summary.json").read_text()), len(clock)
     assert first["target"] == {"latency_ms": "0.5x"}
     assert first["limits"] == {"latency_ms": 0.5 * first["exported"]["teacher_latency_ms"]}
     assert 0.35 < first["exported"]["latency_ms"] / first["exported"]["teacher_latency_ms"] <= 0.5
-    assert "at most 0.5x latency" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "at most 0.5x latency: " in printed
+    assert "[latency curve] 3/3 float file of" in printed
+    assert "[meet latency] " in printed
+    # The teacher is converted once; two files more for the curve, one to four for each of two plans, and the result.
+    assert 5 <= len(converted) <= 12
+    sizes = [sum(p.numel() for p in model.parameters()) for model in converted]
+    assert sizes.count(max(sizes)) == 1
+    assert (folder / "teacher.tflite").stat().st_size / 1e5 == first["exported"]["teacher_latency_ms"]
+    teacher = first["costs"]["teacher"]["latency_ms"]
+    assert first["uniform"]["latency_ms"] == first["costs"]["uniform"]["latency_ms"] <= 0.5 * teacher
+    # Uniform is the chosen plan, and allocate may be: of equal plans one is trained.
+    assert first["shared"]["uniform"] == "compressed"
+    assert first["trials"]["finished"] == 1
 
     (folder / "summary.json").unlink()
     again = json.loads((run(load(path), resume=True) / "summary.json").read_text())
