@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from pfray.errors import PfrayError
+from pfray.utils.quiet import mute_stderr
 
 try:
     import numpy as np
@@ -68,8 +69,10 @@ def open_interpreter(path: str | Path, threads: int = 1) -> Any:
         raise BenchError(f"{path}: no such file. Remedy: give the path of a .tflite file")
     try:
         _check_whole(Path(path).read_bytes())
-        interpreter = sys.modules[f"{package.__name__}.interpreter"].Interpreter(str(path), num_threads=threads)
-        interpreter.allocate_tensors()
+        # The runtime tells of its kernels on stderr; what is wrong with a file is in its errors.
+        with mute_stderr():
+            interpreter = sys.modules[f"{package.__name__}.interpreter"].Interpreter(str(path), num_threads=threads)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         one_line = " ".join(str(error).split())
         raise BenchError(

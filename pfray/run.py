@@ -137,7 +137,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
             models = trainer.train(spec.recipe, spec.context, found.plans)
     results = measure_and_export(teacher, models, task, experiment.export, folder, observers)
     board.close()  # before the last upload to a storage elsewhere
-    summary = make_summary(experiment, loaded, found, results, folder.read_seconds())
+    summary = make_summary(experiment, loaded, found, results, folder.read_seconds(), observers.seconds)
     folder.write_summary(summary.to_dict())
     report.write(folder.path)
     tell_result(summary, folder, observers)

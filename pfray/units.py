@@ -60,15 +60,16 @@ def size_text(size: float) -> str:
 
 
 def latency_text(milliseconds: float) -> str:
-    """Milliseconds, to 0.1 ms, or to 0.001 ms below 1 ms."""
-    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{milliseconds:.3f} ms"
+    """Milliseconds, to 0.1 ms, below 10 ms to 0.01 ms and below 1 ms to 0.001 ms."""
+    digits = 1 if milliseconds >= 10 else 2 if milliseconds >= 1 else 3
+    return f"{milliseconds:.{digits}f} ms"
 
 
 @dataclass(frozen=True)
 class Unit:
     """A unit that a target may limit.
 
-    field: field of a Measurement that represents the unit in scores and figures. title: axis label of the field.
+    field: field of a Measurement that represents the unit in scores. title: the unit's own quantity, as a label.
     noun: the limited quantity in words. text(value): a number of the unit in words.
     at_least: a plan needs at least the limit; otherwise at most the limit.
     suffixes: allowed last characters of an amount; ``x`` allows relative amounts.
@@ -117,25 +118,23 @@ class Unit:
         return f"{'' if self.at_least else 'at most '}{number} {self.noun}"
 
 
-_PARAMS = "nonzero_params", "parameters that are not zero"
-_MACS = "macs", "MACs (multiply-adds of one input)"
-_BITS = "stored_bits", "bits of all parameters"
-
 UNITS = {
     unit.name: unit
     for unit in (
         Unit(
-            "sparsity", *_PARAMS, "sparsity", lambda share: f"{100 * share:.4g} %", at_least=True, suffixes="%",
+            "sparsity", "nonzero_params", "sparsity (share of zeros in the layers' weights)", "sparsity",
+            lambda share: f"{100 * share:.4g} %", at_least=True, suffixes="%",
             allowed="a share is above 0 and below 1, such as 0.75 or 75%", allows=lambda share: 0 < share < 1,
         ),
-        Unit("params", *_PARAMS, "params"),
-        Unit("macs", *_MACS, "MACs"),
+        Unit("params", "nonzero_params", "parameters that are not zero", "params"),
+        Unit("macs", "macs", "MACs (multiply-adds of one input)", "MACs"),
         Unit(
-            "bits", *_BITS, "bits a weight", "{:.4g}".format, suffixes="",
+            "bits", "stored_bits", "bits a weight (mean over the quantized layers)", "bits a weight",
+            "{:.4g}".format, suffixes="",
             allowed="bits are a number from 1 to 32", allows=lambda bits: 1 <= bits <= 32,
         ),
-        Unit("size_bytes", *_BITS, "size", size_text),
-        Unit("latency_ms", *_MACS, "latency", latency_text),
+        Unit("size_bytes", "stored_bits", "size (bytes of all parameters)", "size", size_text),
+        Unit("latency_ms", "macs", "latency (ms of the .tflite on one thread)", "latency", latency_text),
     )
 }  # fmt: skip
 

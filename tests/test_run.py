@@ -26,7 +26,8 @@ from pfray.workflow import finalize
 
 KEYS = {
     "experiment", "learner", "searcher", "seed", "target", "limits", "teacher", "uniform", "allocate", "compressed",
-    "exported", "plan", "uniform_plan", "objective", "choice", "trials", "seconds",
+    "exported", "metric", "costs", "shared", "plan", "uniform_plan", "objective", "choice", "trials", "seconds",
+    "own_seconds",
 }  # fmt: skip
 MEASURED = {"accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes"}
 
@@ -104,7 +105,7 @@ def test_the_program_the_packed_weights_and_the_tflite_agree(finished):
 def test_every_trial_meets_the_target_and_the_baselines_come_first(finished):
     records = sorted(read_trials(finished / "search" / "trials.jsonl"), key=lambda r: r["trial"])
     assert [record["origin"] for record in records[:3]] == ["allocate", "uniform", "heuristic"]
-    assert {"random", "searched"} <= {record["origin"] for record in records}
+    assert {"tpe, random start", "tpe"} <= {record["origin"] for record in records}
     assert all(0.75 <= record["cost"]["sparsity"] < 0.7502 for record in records)
     assert all(record["measurement"]["agreement"] == record["score"] for record in records)
     for record in records:
@@ -212,12 +213,12 @@ def test_a_warm_start_tries_the_best_plan_of_the_other_run_and_learns_from_all(f
     # As if a searched plan had been the best: of those that need no search, this run would have its own.
     other = shutil.copytree(finished, tmp_path / "other")
     trials = read_trials(other / "search" / "trials.jsonl")
-    best = next(record for record in trials if record["origin"] == "searched")
+    best = next(record for record in trials if record["origin"] == "tpe")
     best["score"] = best["measurement"]["agreement"] = 0.0
     (other / "search" / "trials.jsonl").write_text("".join(json.dumps(record) + "\n" for record in trials))
     assert main([str(path), "--warm-start", str(other)]) == 0
     records = sorted(read_trials(tmp_path / "runs" / "exp" / "search" / "trials.jsonl"), key=lambda r: r["trial"])
-    assert [r["origin"] for r in records] == ["allocate", "uniform", "heuristic", "warm start", "searched", "searched"]
+    assert [r["origin"] for r in records] == ["allocate", "uniform", "heuristic", "warm start", "critic", "critic"]
     assert records[3]["plan"] == pytest.approx(best["plan"], abs=1e-9)
     assert main([str(path), "name=other", "target.sparsity=90%", "--warm-start", str(other)]) == 2
     assert "none of the 8 trials" in capsys.readouterr().err

@@ -11,14 +11,15 @@ from pathlib import Path
 from pfray.config.registry import component_modules
 
 TITLES = {"learner": "learners", "search": "searchers", "model": "models", "data": "data sets"}
-WIDTH = 112
+# Characters of a line, and of the column of names.
+WIDTH, NAMES = 112, 21
 
 
 def listing() -> str:
     """Names of all components with one line each, by kind."""
     parts = []
     for kind, title in TITLES.items():
-        lines = [_line(names, about) for names, about in _entries(kind)]
+        lines = [_lines(names, about) for names, about in _entries(kind)]
         parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(parts)
 
@@ -45,9 +46,12 @@ def _parse(path: str) -> ast.Module:
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
 
 
-def _line(names: list[str], about: str) -> str:
-    start = f"  {', '.join(names):<18} "
+def _lines(names: list[str], about: str) -> str:
+    """Names and description in two columns; names too long for theirs have lines of their own."""
     # First sentence, up to a colon, without sources such as "(He et al. 2018)".
     paragraph = re.sub(r"\s\([^()]*\d{4}[^()]*\)", "", about.partition("\n\n")[0])
     sentence = re.split(r"(?<!\bal)[.:]\s", paragraph + " ")[0]
-    return start + textwrap.shorten(sentence, max(40, WIDTH - len(start)), placeholder=" ...")
+    margin = " " * NAMES
+    described = textwrap.fill(sentence, WIDTH, initial_indent=margin, subsequent_indent=margin)
+    title = textwrap.fill(", ".join(names), WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return f"{title:<{NAMES - 1}} {described[NAMES:]}" if len(title) < NAMES else f"{title}\n{described}"

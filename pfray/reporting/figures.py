@@ -5,10 +5,13 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from plotly import graph_objects as go
 
 from pfray.reporting.report_input import Record, number
+from pfray.reporting.summary import Summary
+from pfray.search._trial_log import RANDOM_START
 from pfray.units import Unit
 
 # Colour and symbol by origin. The colours are legible on white and on near-black.
@@ -29,10 +32,13 @@ FINAL = {
 FAILED = "#e11d48"
 
 
-def scores(trials: Sequence[Record]) -> go.Figure:
-    """Score by trial: a colour for each origin, the best so far as a line, failed trials as crosses at the bottom."""
+def scores(trials: Sequence[Record], title: str = "score") -> go.Figure:
+    """Score by trial: a colour for each origin, the best so far as a line, failed trials as crosses at the bottom.
+
+    title: of the score.
+    """
     done = [(trial["trial"], score) for trial in trials if (score := number(trial, "score")) is not None]
-    figure = _figure("trial", "score", height=400)
+    figure = _figure("trial", html.escape(title), height=400)
     best, steps = -math.inf, []
     for _, score in done:
         best = max(best, score)
@@ -43,7 +49,7 @@ def scores(trials: Sequence[Record]) -> go.Figure:
     )  # fmt: skip
     for origin in origins(trials):
         points = [t for t in trials if t.get("origin") == origin and number(t, "score") is not None]
-        colour, symbol = ORIGINS.get(origin, OTHER)
+        colour, symbol = style(origin)
         figure.add_scatter(
             x=[t["trial"] for t in points], y=[number(t, "score") for t in points], mode="markers",
             name=html.escape(origin),
@@ -60,19 +66,23 @@ def scores(trials: Sequence[Record]) -> go.Figure:
     return figure
 
 
-def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None], unit: Unit) -> go.Figure:
-    """Accuracy by cost: every trial (validation split), and the final measurements (test split) as labelled marks.
+def accuracy_by_cost(
+    trials: Sequence[Record], final: Mapping[str, Record | None], unit: Unit, summary: Summary
+) -> go.Figure:
+    """The metric by cost: every trial (validation split), and the final measurements (test split) as labelled marks.
 
-    final: measurements by name. unit: its field of a measurement is on the horizontal axis.
+    final: measurements by name. unit: of the horizontal axis; a trial's is that of its plan, which for a latency is
+    predicted.
     """
-    figure, cost = _figure(unit.title, "accuracy", height=440), unit.field
+    figure, metric = _figure(unit.title, html.escape(summary.metric.title), height=440), summary.metric
     for origin in origins(trials):
-        points = [_point(t.get("measurement"), cost) for t in trials if t.get("origin") == origin]
-        shown = [(t["trial"], *p) for t, p in zip((t for t in trials if t.get("origin") == origin), points, strict=True)
-                 if p is not None]  # fmt: skip
+        own = [t for t in trials if t.get("origin") == origin]
+        points = [(number(_mapping(t.get("cost")), unit.name), number(t.get("measurement"), "accuracy")) for t in own]
+        shown = [(t["trial"], x, metric.value(y)) for t, (x, y) in zip(own, points, strict=True)
+                 if x is not None and y is not None]  # fmt: skip
         if not shown:
             continue
-        colour, symbol = ORIGINS.get(origin, OTHER)
+        colour, symbol = style(origin)
         figure.add_scatter(
             x=[x for _, x, _ in shown], y=[y for _, _, y in shown], mode="markers",
             name=f"{html.escape(origin)} (validation)", customdata=[trial for trial, _, _ in shown],
@@ -80,10 +90,10 @@ def accuracy_by_cost(trials: Sequence[Record], final: Mapping[str, Record | None
             hovertemplate="trial %{customdata}: %{y:.4f} at %{x:,}<extra></extra>",
         )  # fmt: skip
     for name, (colour, symbol) in FINAL.items():
-        point = _point(final.get(name), cost)
-        if point is not None:
+        x, y = summary.cost(name, unit.name), number(final.get(name), "accuracy")
+        if x is not None and y is not None:
             figure.add_scatter(
-                x=[point[0]], y=[point[1]], mode="markers+text", name=f"{name} (test)", text=[name],
+                x=[x], y=[metric.value(y)], mode="markers+text", name=f"{name} (test)", text=[name],
                 textposition="bottom center" if name == "uniform" else "top center", cliponaxis=False,
                 marker={"color": colour, "symbol": symbol, "size": 16, "line": {"width": 1.5, "color": "#ffffff"}},
                 hovertemplate=name + ": %{y:.4f} at %{x:,}<extra></extra>",
@@ -106,23 +116,38 @@ def plan_bars(plan: Record, uniform: Record) -> go.Figure:
     return figure
 
 
-def stage_bars(seconds: Record) -> go.Figure:
-    """Seconds of each stage of the run, in order."""
+def stage_bars(seconds: Record, own: Record) -> go.Figure:
+    """Seconds of each stage of the run, in order: of the last attempt, and of earlier ones that were interrupted.
+
+    seconds: of all attempts. own: of the last; empty if it is the only one that is known.
+    """
     stages = [stage for stage in seconds if number(seconds, stage) is not None]
-    values = [number(seconds, stage) or 0.0 for stage in stages]
+    totals = [number(seconds, stage) or 0.0 for stage in stages]
+    last = [number(own, stage) or 0.0 if own else total for stage, total in zip(stages, totals, strict=True)]
+    earlier = [max(0.0, total - value) for total, value in zip(totals, last, strict=True)]
+    several = sum(earlier) > 0.05
     figure = _figure("seconds", "", height=80 + 34 * len(stages))
-    figure.add_bar(
-        x=values, y=[html.escape(stage) for stage in stages], orientation="h", marker={"color": "#0d9488"},
-        text=[f"{value:,.1f} s" for value in values], textposition="auto", cliponaxis=False, hoverinfo="skip",
-    )  # fmt: skip
-    figure.update_layout(showlegend=False, margin={"t": 8})
+    bars = [("last attempt", last, "#0d9488"), *([("interrupted attempts", earlier, "#8b93a1")] if several else [])]
+    for name, values, colour in bars:
+        figure.add_bar(
+            x=values, y=[html.escape(stage) for stage in stages], orientation="h", marker={"color": colour}, name=name,
+            text=[f"{value:,.1f} s" if value or not several else "" for value in values], textposition="auto",
+            cliponaxis=False, hoverinfo="skip",
+        )  # fmt: skip
+    figure.update_layout(showlegend=several, barmode="stack", margin={"t": 32 if several else 8})
     figure.update_yaxes(autorange="reversed", type="category", ticksuffix="  ")
     return figure
 
 
-def _point(measurement: Record | None, cost: str) -> tuple[float, float] | None:
-    x, y = number(measurement, cost), number(measurement, "accuracy")
-    return None if x is None or y is None else (x, y)
+def style(origin: str) -> tuple[str, str]:
+    """Colour and symbol of plans of an origin; those of a searcher, whatever its name, are ``searched``."""
+    if origin.endswith(RANDOM_START):
+        return ORIGINS["random"]
+    return ORIGINS.get(origin, OTHER if origin in ("given", "warm start") else ORIGINS["searched"])
+
+
+def _mapping(value: Any) -> Record | None:
+    return value if isinstance(value, Mapping) else None
 
 
 def origins(trials: Sequence[Record]) -> list[str]:

@@ -44,7 +44,7 @@ def missed_goals(summary: Summary) -> list[MissedGoal]:
     # The difference of two decimal fractions is not exact, and a drop equal to the limit is allowed.
     if before is not None and after is not None and allowed is not None and before - after > allowed + 1e-9:
         missed.append(MissedGoal(
-            "target.max_drop", f"{100 * (before - after):.2f} points lost", f"{100 * allowed:.2f}",
+            "target.max_drop", *_drop(summary, before - after, allowed),
             "a milder target, more finetune.epochs, more search.trials or distill.weight=0.5",
         ))  # fmt: skip
     latency, limit = summary.latencies()[0], number(summary.limits, "latency_ms")
@@ -55,3 +55,10 @@ def missed_goals(summary: Summary) -> list[MissedGoal]:
             f"a lower target.latency_ms; {100 * LATENCY_TOLERANCE:.0f} % of doubt are allowed already",
         ))  # fmt: skip
     return missed
+
+
+def _drop(summary: Summary, lost: float, allowed: float) -> tuple[str, str]:
+    """A loss of the metric and the allowed one, in words."""
+    if summary.metric.is_share:
+        return f"{100 * lost:.2f} points lost", f"{100 * allowed:.2f}"
+    return f"{summary.metric.name} is worse by {lost:.4g}", f"{allowed:.4g}"

@@ -26,12 +26,13 @@ class SearchState:
     """A search after a finished trial. stage: ``search``, or ``rescore`` if the best trials are measured again.
 
     records: all finished trials as in ``trials.jsonl``, the newest last. best: record of the best trial; None while
-    there is no score.
+    there is no score. objective: name of the score.
     """
 
     stage: str
     records: Sequence[Mapping[str, Any]]
     best: Mapping[str, Any] | None
+    objective: str = "score"
 
     @property
     def failed(self) -> int:

@@ -33,7 +33,7 @@ class Progress(Observer):
 
     def trial_finished(self, search: SearchState) -> None:
         best, failed = search.best, search.failed
-        words = f"best {best['score']:.4f} ({best['origin']})" if best else "no score yet"
+        words = f"best {search.objective} {best['score']:.4f} ({best['origin']})" if best else "no score yet"
         self.stage_advanced(search.stage, len(search.records), words + (f", {failed} failed" if failed else ""))
 
     def note(self, text: str) -> None:

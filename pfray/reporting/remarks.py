@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pfray.errors import short
-from pfray.reporting.goals import missed_goals
+from pfray.reporting.goals import LATENCY_TOLERANCE, missed_goals
 from pfray.reporting.report_input import Record, number
 from pfray.reporting.summary import Summary
 from pfray.units import UNITS, latency_text, size_text
@@ -18,14 +19,18 @@ BYTES_TOLERANCE, BITS_TOLERANCE = 1.05, 1.25
 
 def headline(summary: Summary) -> str:
     """The result in one sentence. Unknown numbers are left out."""
-    teacher, compressed = summary.teacher, summary.compressed
-    parts = [_goal(unit, value) for unit, value in summary.target.items() if unit != "max_drop"]
+    teacher, compressed, metric = summary.teacher, summary.compressed, summary.metric
+    parts = [_goal(unit, value) + _outcome(summary, unit) for unit, value in summary.target.items()
+             if unit != "max_drop"]  # fmt: skip
     before, after = number(teacher, "accuracy"), number(compressed, "accuracy")
     if before is not None and after is not None:
-        parts.append(f"accuracy {score_text(before)} -> {score_text(after)}")
+        direction = "" if metric.higher_is_better else " (lower is better)"
+        parts.append(f"{metric.name} {metric.text(before)} -> {metric.text(after)}{direction}")
     before, after = number(teacher, "size_bytes"), number(compressed, "size_bytes")
     if before and after is not None:
-        parts.append(f"packed file {size_text(before)} -> {size_text(after)} ({after / before:.2f}x)")
+        parts.append(f"packed file {_change(size_text, before, after)}")
+    if "latency_ms" not in summary.target and (outcome := _outcome(summary, "latency_ms")):
+        parts.append(f"latency{outcome.removeprefix(':')}")
     return _line(f"{summary.experiment}: {', '.join(parts)}")
 
 
@@ -38,7 +43,7 @@ def remarks(summary: Summary) -> list[str]:
         sizes = number(compressed, "size_bytes"), number(teacher, "size_bytes")
         smaller = None if sizes[0] is None or sizes[1] is None else sizes[0] < sizes[1]
         what = {True: "smaller but not faster", False: "neither smaller nor faster", None: "not faster"}[smaller]
-        notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}")
+        notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}{_slow_remedy(summary, now, before)}")
     notes += _search_remarks(summary)
     notes += [missed.remark() for missed in missed_goals(summary)]
     notes += _size_remarks(summary)
@@ -54,22 +59,76 @@ def remarks(summary: Summary) -> list[str]:
     return [_line(note) for note in notes]
 
 
-def score_text(value: float, digits: int = 1) -> str:
-    """A score as text: in per cent if it is within 0..1."""
-    return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value:.4g}"
+def chosen_text(summary: Summary) -> str | None:
+    """The chosen plan in words: its origin, its trial, and whether it was compressed further."""
+    origin, trial = summary.choice.get("origin"), summary.trials.get("best")
+    if origin is None:
+        return None if trial is None else f"trial {trial}"
+    return _line(f"{origin}{'' if trial is None else f' (trial {trial})'}{_further(summary)}")
+
+
+def time_text(summary: Summary) -> str:
+    """Time of the last attempt of the run, and of all of them if there were several."""
+    total, own = (sum(number(each, stage) or 0.0 for stage in each) for each in (summary.seconds, summary.own_seconds))
+    if not summary.own_seconds or total - own < 0.05:
+        return f"{total:,.0f} s."
+    return f"{own:,.0f} s in the last attempt, {total:,.0f} s with the interrupted ones before."
+
+
+def _outcome(summary: Summary, unit: str) -> str:
+    """What came out in a unit, from teacher to result; empty if unknown, or if the goal says it all."""
+    if unit == "latency_ms":
+        after, before = summary.latencies()
+    else:
+        before, after = summary.cost("teacher", unit), summary.cost("compressed", unit)
+    if before is None or after is None or unit not in UNITS or UNITS[unit].at_least:
+        return ""
+    slow = unit == "latency_ms" and after > (1 + LATENCY_TOLERANCE) * before
+    return f": {_change(UNITS[unit].text, before, after)}{', slower than the original' if slow else ''}"
+
+
+def _change(text: Callable[[float], str], before: float, after: float) -> str:
+    ratio = f" ({after / before:.2f}x)" if before else ""
+    return f"{text(before)} -> {text(after)}{ratio}"
+
+
+def _slow_remedy(summary: Summary, now: float, before: float) -> str:
+    """Operators that take the time of a file that is clearly slower than the original, and what to do; else empty."""
+    if now <= (1 + LATENCY_TOLERANCE) * before:
+        return ""
+    slow = (summary.exported or {}).get("slow_operators") or []
+    shares = [f"{each.get('operator')} ({100 * share:.0f} %)" for each in slow
+              if (share := number(each, "share")) is not None]  # fmt: skip
+    where = f". Its time goes to {', '.join(shares)}" if shares else ""
+    layers = "the layers with these operators" if shares else "some layers"
+    timed = "" if "latency_ms" in summary.target else ", or ask for the time itself (target.latency_ms)"
+    return (
+        f"{where}. Remedy: time both files on the device itself (pfray bench model.tflite teacher.tflite); where this "
+        f"one is slower there too, leave out {layers} (learner.skip){timed}"
+    )
+
+
+def _further(summary: Summary) -> str:
+    limit = number(summary.limits, "latency_ms")
+    if not summary.choice.get("compressed_further") or limit is None:
+        return ""
+    return f", compressed further to meet {latency_text(limit)}"
 
 
 def _search_remarks(summary: Summary) -> list[str]:
     """Remarks on a search that did not beat its baselines, and on a choice within the error of its score."""
-    choice, found = summary.choice, number(summary.compressed, "accuracy")
+    choice, found, metric = summary.choice, number(summary.compressed, "accuracy"), summary.metric
     notes = []
+    if further := _further(summary):
+        notes.append(f"the plan is '{choice.get('origin')}'{further}, because its file took longer than predicted")
     if choice.get("origin") in NO_SEARCH and summary.searcher not in NO_SEARCH:
         notes.append(f"no searched plan scored better than '{choice['origin']}', which needs no search")
     for name in ("uniform", "allocate"):
         baseline = number(getattr(summary, name), "accuracy")
-        if found is not None and baseline is not None and found <= baseline and choice.get("origin") != name:
-            notes.append(f"the searched plan did not beat the {name} plan: {score_text(found, 2)} against "
-                         f"{score_text(baseline, 2)} on the test split")
+        rival = choice.get("origin") != name and name not in summary.shared
+        if rival and found is not None and baseline is not None and found <= baseline:
+            notes.append(f"the searched plan did not beat the {name} plan: {metric.text(found, 2)} against "
+                         f"{metric.text(baseline, 2)} on the test split")
     near, error = number(choice, "within_error"), number(choice, "standard_error")
     if near is not None and near > 1 and error is not None:
         remedy = "" if choice.get("all_images") else ". More search.validation_images tell them apart"

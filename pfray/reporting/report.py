@@ -12,16 +12,25 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from pfray.reporting import figures
-from pfray.reporting.remarks import headline, remarks, score_text
+from pfray.reporting.remarks import chosen_text, headline, remarks, time_text
 from pfray.reporting.report_input import Record, number, read_trials
-from pfray.reporting.summary import Summary
+from pfray.reporting.summary import MODELS, Summary
+from pfray.reporting.table import results_table
 from pfray.reporting.template import PAGE
 from pfray.storage.run_folder import RunFolder
-from pfray.units import UNITS, latency_text, size_text
+from pfray.units import UNITS
 from pfray.utils.files import write_atomically
 
-# Fields of a measurement in the final table.
-COLUMNS = ("accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes", "latency_ms")
+# The score of a trial in words, by objective. A is the task's metric.
+SCORES = {
+    "agreement": "minus the KL divergence of the model's predictions from the teacher's on validation images, in nats "
+    "(or minus the task's own soft loss); 0 is the best",
+    "accuracy": "A on validation images",
+    "accuracy_and_cost": "A x log(1 + r), r the saved share of the cost",
+    "amc": "-(1 - A) x log(cost)",
+    "ddc": "product of three sigmoids over A, the latency and the parameters left, 0 to 1",
+    "n2n": "r (2 - r) x A over the teacher's, r the saved share of the cost",
+}
 
 
 def write(run_dir: Path) -> Path:
@@ -41,8 +50,8 @@ def write(run_dir: Path) -> Path:
 
 
 def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> str:
-    unit = next((unit for name, unit in UNITS.items() if name in summary.target), UNITS["params"])
-    final = {name: getattr(summary, name) for name in figures.FINAL}
+    unit = next(iter(summary.units), UNITS["params"])
+    final = {name: getattr(summary, name) for name in MODELS}
     counts, choice = summary.trials, summary.choice
     error = number(choice, "standard_error")
     facts = {
@@ -50,21 +59,22 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
         "searcher": summary.searcher,
         "seed": summary.seed,
         "trials": f"{counts.get('finished', 0)} finished, {counts.get('failed', 0)} failed",
-        "best trial": counts.get("best"),
-        "score": summary.objective,
+        "chosen": chosen_text(summary),
+        "score": _score_text(summary),
         "its standard error": None if error is None else f"{error:.2g}",
     }
     known = ((key, html.escape(str(value))) for key, value in facts.items() if value is not None)
     failed = [trial for trial in trials if number(trial, "score") is None]
     sections = [
         ("Result", "Measured on the test split, which the search never saw. Small print: relative to the teacher.",
-         _table(summary)),
-        ("Score by trial", "", draw(figures.scores(trials), "scores") + _origins(trials)),
-        ("Accuracy against cost", "Trials are measured before the final retraining, and on the validation split.",
-         draw(figures.accuracy_by_cost(trials, final, unit), "cost")),
+         results_table(summary)),
+        ("Score by trial", _score_note(summary),
+         draw(figures.scores(trials, _score_name(summary)), "scores") + _origins(trials)),
+        (f"{html.escape(summary.metric.name.capitalize())} against cost", _cost_note(unit.name),
+         draw(figures.accuracy_by_cost(trials, final, unit, summary), "cost")),
         ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
          draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
-        ("Time", "", draw(figures.stage_bars(summary.seconds), "seconds")),
+        ("Time", time_text(summary), draw(figures.stage_bars(summary.seconds, summary.own_seconds), "seconds")),
     ]  # fmt: skip
     if choice.get("rescored"):
         note = "The best trials, and the first, measured again on all validation images; the best of them was chosen."
@@ -89,40 +99,41 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     return PAGE.substitute(parts)
 
 
+def _score_name(summary: Summary) -> str:
+    """Label of the score's axis."""
+    return "agreement (nats)" if summary.objective == "agreement" else summary.objective or "score"
+
+
+def _score_text(summary: Summary) -> str | None:
+    """The chosen trial's score, with its name."""
+    score, name = number(summary.choice, "score"), summary.objective
+    return name if score is None or name is None else f"{name} {score:.4g}"
+
+
+def _score_note(summary: Summary) -> str:
+    """What the score is; empty if it is not known."""
+    what = SCORES.get(summary.objective or "")
+    if what is None:
+        return ""
+    metric = summary.metric
+    legend = f" (A: {'' if metric.higher_is_better else 'minus the '}{metric.name})" if "A " in what else ""
+    return html.escape(f"Score, {summary.objective}: {what}{legend}. Higher is better.")
+
+
+def _cost_note(unit: str) -> str:
+    """What the points of the trials are."""
+    predicted = "; their latency is predicted from their MACs" if unit == "latency_ms" else ""
+    return f"Trials are measured before the final retraining, and on the validation split{predicted}."
+
+
 def draw(figure: Any, name: str) -> str:
     """HTML of a plotly figure without plotly.js. name: id of its element."""
     config = {"displayModeBar": False, "responsive": True}
     return plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=name)
 
 
-def _table(summary: Summary) -> str:
-    """Numbers of teacher, baselines, compressed and exported model, each with its ratio to the teacher's."""
-    teacher, exported = summary.teacher or {}, summary.exported
-    rows = []
-    for name in (*figures.FINAL, "exported"):
-        record = getattr(summary, name)
-        if record is None:
-            continue
-        cells = []
-        for key in COLUMNS:
-            value, reference = number(record, key), number(teacher, key)
-            if name == "exported" and f"teacher_{key}" in record:
-                # A file is compared with the teacher's file, which is made and timed the same way.
-                reference = number(record, f"teacher_{key}")
-            relative = "" if name == "teacher" else _relative(key, value, reference)
-            if name == "exported" and key == "accuracy" and (images := number(record, "images")):
-                # With fewer images than in the teacher's row, a difference would be mostly due to the samples.
-                relative = f"first {images:,.0f} images"
-            cells.append(f"<td>{_cell(key, value)}<small>{relative}</small></td>")
-        rows.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
-    titles = [UNITS[key].noun if key in UNITS else key.replace("_", " ") for key in COLUMNS]
-    head = "".join(f"<th scope=col>{title}</th>" for title in titles)
-    body = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<div class=scroll><table>{body}</table></div>{_export_note(exported)}"
-
-
 def _origins(trials: Sequence[Record]) -> str:
-    """Best score by origin of the plans: without a search, random or searched."""
+    """Best score by origin of the plans: without a search, the searcher's random start, or its own."""
     rows = []
     for origin in figures.origins(trials):
         scores = [s for t in trials if str(t.get("origin")) == origin and (s := number(t, "score")) is not None]
@@ -155,35 +166,6 @@ def _plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(f"<tr><th scope=row>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>"
                    for first, *rest in rows)  # fmt: skip
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _export_note(exported: Record | None) -> str:
-    if exported is None:
-        return "<p class=note>Nothing was exported.</p>"
-    words = [f"Exported file: {html.escape(Path(str(exported.get('path'))).name)}"]
-    if (difference := number(exported, "max_abs_diff")) is not None:
-        words.append(f"its outputs differ from PyTorch's by at most {difference:.2g}")
-    if (latency := number(exported, "teacher_latency_ms")) is not None:
-        size = number(exported, "teacher_size_bytes")
-        has = f" has {size_text(size)} and" if size else ""
-        words.append(f"the teacher's file{has} takes {latency_text(latency)}, timed in turns with it")
-    return f"<p class=note>{'; '.join(words)}.</p>"
-
-
-def _cell(key: str, value: float | None) -> str:
-    if value is None:
-        return "&ndash;"
-    if key == "accuracy":
-        return score_text(value, 2)
-    return UNITS[key].text(value) if key in UNITS else f"{value:{'.4f' if key == 'loss' else ',.0f'}}"
-
-
-def _relative(key: str, value: float | None, reference: float | None) -> str:
-    if value is None or reference is None:
-        return ""
-    if key == "accuracy":
-        return f"{100 * (value - reference):+.2f} points" if 0 <= value <= 1 else f"{value - reference:+.4g}"
-    return f"{value / reference:.2f}x" if reference else ""
 
 
 def _trial_text(trial: Record) -> str:

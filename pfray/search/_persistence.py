@@ -50,8 +50,8 @@ class _Values(BaseModel):
 class PersistentSearch:
     """The half of ``PlanSearcher`` that deals with ``folder``; the attributes are explained there."""
 
-    # True if ``ask`` proposes plans as long as there is budget. If False, the only plan is the first plan of the same
-    # ``origin``, ``ask`` is not called, and there is no state to keep.
+    # True if ``ask`` proposes plans as long as there is budget. If False, the only plan is the first plan of the
+    # searcher's own name, ``ask`` is not called, and there is no state to keep.
     open_ended: ClassVar[bool] = True
     # If the user gives the plan: end of the error message about a changed one, with its source and the remedy.
     plan_source: ClassVar[str | None] = None

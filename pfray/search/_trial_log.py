@@ -22,6 +22,9 @@ from pfray.utils.files import write_atomically
 # The folder of a search in the folder of its run, and the file of its trials there.
 FOLDER, TRIALS = "search", "trials.jsonl"
 
+# Ends the origin of plans that a searcher draws before it has learned anything; its name comes before.
+RANDOM_START = ", random start"
+
 
 class Record(BaseModel):
     """One finished trial. A failed one has the score None and the reason in ``error``."""

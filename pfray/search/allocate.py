@@ -31,7 +31,6 @@ class Allocate(PlanSearcher):
     """Proposes nothing: its one plan is already the first plan of every search."""
 
     settings_type = NoSettings
-    origin = "allocate"
     open_ended = False
 
 

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from pfray.errors import PfrayError
 from pfray.search._persistence import PersistentSearch
+from pfray.search._trial_log import RANDOM_START
 from pfray.space import CompressionSpace, Limits, Plan
 
 # After so many duplicate plans in a row a searcher is taken to have no others: a small discrete space, or a single knob
@@ -42,8 +43,8 @@ class PlanSearcher(PersistentSearch, Searcher):
     """
 
     settings_type: ClassVar[type]
-    # Name in the report for the plan of the last ``ask``: ``random`` if nothing learned went into it.
-    origin: str = "searched"
+    # False if nothing learned went into the plan of the last ``ask``: it belongs to the random start of the search.
+    learned: bool = True
 
     def __init__(
         self,
@@ -59,7 +60,9 @@ class PlanSearcher(PersistentSearch, Searcher):
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.space, self.limits, self.settings = space, dict(limits), settings
-        self.trials, self.use_full_budget, self.folder = trials, use_full_budget, folder
+        # A searcher that is not open-ended has nothing to try beyond its first plans.
+        self.trials = trials if self.open_ended else min(trials, len(first_plans))
+        self.use_full_budget, self.folder = use_full_budget, folder
         self.rng = np.random.default_rng(seed)
         # Position where exploration starts: the first of the first plans.
         self.center = space.encode(first_plans[0][1] if first_plans else space.uniform(limits))
@@ -91,6 +94,17 @@ class PlanSearcher(PersistentSearch, Searcher):
 
     def tell(self, plan: Plan, score: float | None) -> None:
         """Learn from a finished trial. score: None for a trial that failed or gave NaN."""
+
+    @classmethod
+    def title(cls) -> str:
+        """The searcher's name: of its file in ``pfray/search``, else of its class."""
+        package, _, file = cls.__module__.rpartition(".")
+        return file if package == "pfray.search" else cls.__name__
+
+    @property
+    def origin(self) -> str:
+        """Name in the report for the plan of the last ``ask``."""
+        return self.title() if self.learned else f"{self.title()}{RANDOM_START}"
 
     @property
     def history(self) -> list[tuple[Plan, float | None]]:

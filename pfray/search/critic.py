@@ -96,7 +96,7 @@ class Critic(PlanSearcher):
 
     def ask(self) -> Plan:
         warming = len(self.scores) < self.settings.warmup
-        self.origin = "random" if warming else "searched"
+        self.learned = not warming
         if self.duplicates:
             # The critic would choose nearly the same plan again, and no draw reaches beyond the spread.
             return self.sample_near_best(self.settings.spread * len(self.space) ** 0.5)

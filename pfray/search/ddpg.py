@@ -100,7 +100,7 @@ class DDPG(PlanSearcher):
 
     def ask(self) -> Plan:
         warming = self.episodes < self.settings.warmup
-        self.origin = "random" if warming else "searched"
+        self.learned = not warming
         noise, actor = self.noise, None
         if self.duplicates:
             noise = min(1.0, self.spread_factor * max(noise, MIN_DUPLICATE_NOISE))

@@ -31,7 +31,6 @@ class Settings:
 
 class Given(PlanSearcher):
     settings_type = Settings
-    origin = "given"
     open_ended = False
     plan_source = "search.plan has now. Remedy: put that plan back, --force to begin anew, or name=... for another run"
 
@@ -40,7 +39,7 @@ class Given(PlanSearcher):
         if self.settings.plan is None:
             raise ConfigError(f"search.plan: missing. Remedy: {EXAMPLE}")
         plan = read_plan(expand_home(self.settings.plan), self.space, self.limits)
-        self.queue, self.asked = [{"trial": 0, "origin": self.origin, "plan": plan}], 1
+        self.trials, self.queue, self.asked = 1, [{"trial": 0, "origin": self.origin, "plan": plan}], 1
 
 
 def read_plan(path: Path, space: CompressionSpace, limits: Limits) -> Plan:

@@ -81,7 +81,7 @@ class GP(PlanSearcher):
     def ask(self) -> Plan:
         told = self.history
         searched = len(told) >= self.settings.startup and any(score is not None for _, score in told)
-        self.origin = "searched" if searched else "random"
+        self.learned = searched
         return self._best_bound() if searched else self.sample_around(self.center, self.settings.spread)
 
     def _best_bound(self) -> Plan:

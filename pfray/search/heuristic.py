@@ -67,5 +67,4 @@ class Heuristic(PlanSearcher):
     """Proposes nothing: its one plan is already among the first plans of every search."""
 
     settings_type = NoSettings
-    origin = "heuristic"
     open_ended = False

@@ -22,7 +22,6 @@ class Settings:
 
 class Random(PlanSearcher):
     settings_type = Settings
-    origin = "random"
 
     def ask(self) -> Plan:
         return self.sample_around(self.center, self.settings.spread)

@@ -52,7 +52,7 @@ class TPE(PlanSearcher):
     def ask(self) -> Plan:
         trials = self._history()
         searched = len(trials.trials) >= self.settings.startup
-        self.origin = "searched" if searched else "random"
+        self.learned = searched
         if not searched:
             return self.sample_around(self.center, self.settings.spread)
         if self.duplicates:

@@ -10,5 +10,4 @@ class Uniform(PlanSearcher):
     """Proposes nothing: its one plan is already among the first plans of every search."""
 
     settings_type = NoSettings
-    origin = "uniform"
     open_ended = False

@@ -224,6 +224,11 @@ def curve_of(training: Path) -> Path:
     return training / "curve.jsonl"
 
 
+def traceback_of(training: Path) -> Path:
+    """File of the traceback of a training that failed, in its folder."""
+    return training / "traceback.txt"
+
+
 def _file_checksum(path: Path) -> str | None:
     try:
         with path.open("rb") as file:

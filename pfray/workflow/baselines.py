@@ -28,7 +28,7 @@ def first_plans(plans: Mapping[str, Plan], searcher: type[PlanSearcher]) -> tupl
 
     An open-ended searcher tries all of ``plans``, any other only its own.
     """
-    chosen = [(origin, plan) for origin, plan in plans.items() if searcher.open_ended or origin == searcher.origin]
+    chosen = [(origin, plan) for origin, plan in plans.items() if searcher.open_ended or origin == searcher.title()]
     return tuple(
         (origin, plan) for i, (origin, plan) in enumerate(chosen) if plan not in [earlier for _, earlier in chosen[:i]]
     )

@@ -17,6 +17,7 @@ from pfray.export import pt2
 from pfray.export.packed import file
 from pfray.export.shipped import shipped
 from pfray.export.tflite import convert, flatbuffer, quantized, short_names, sparse
+from pfray.export.tflite.kept import teacher_file
 from pfray.export.tflite.quantized import Stored
 from pfray.measure.evaluation import Measurement, evaluate, measure
 from pfray.nn.modes import place
@@ -76,7 +77,7 @@ def export_model(
             return None
         checked = write_checked(model, task, path, images)
         stage.update(2, f"{path.name}, checked")
-        convert.export(teacher, example, run.teacher_tflite)
+        write_atomically(run.teacher_tflite, teacher_file(teacher, task).read_bytes())
         stage.update(3, run.teacher_tflite.name)
         latency, teacher_latency = bench.latency_ms([path, run.teacher_tflite], rounds=rounds)
         stage.update(4, "timed")

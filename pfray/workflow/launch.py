@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from pfray.errors import PfrayError, StorageError, TrainingFailed, UserCodeFailed, first_line
 from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
-from pfray.storage.run_folder import curve_of
+from pfray.storage.run_folder import curve_of, traceback_of
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
@@ -62,6 +63,7 @@ def retrain(
     on_epoch(epochs done, loss) is called from the calling thread.
     Raises TrainingFailed.
     """
+    traceback_of(folder).unlink(missing_ok=True)
     _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
     config = {
         "candidate": candidate,
@@ -82,7 +84,7 @@ def retrain(
         try:
             return future.result()
         except (train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise _as_pfray_error(error) from error
+            raise _as_pfray_error(error, folder) from error
 
 
 def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
@@ -104,19 +106,20 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 
 
 def finish(
-    candidate: Candidate, context: ray.ObjectRef, start: ray.ObjectRef | None, cpus: int, gpus: float
+    candidate: Candidate, context: ray.ObjectRef, folder: Path, start: ray.ObjectRef | None, cpus: int, gpus: float
 ) -> Weights:
     """Weights from the algorithm's ``finish``, computed in a Ray task.
 
-    start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises the task's own PfrayError, or
-    TrainingFailed.
+    folder: of the training that follows. start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises
+    the task's own PfrayError, or TrainingFailed.
     """
+    traceback_of(folder).unlink(missing_ok=True)
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
         named = task.options(name=f"{candidate.algorithm.__name__}.finish")
         return ray.get(named.remote(candidate, context, start, cpus))
     except ray.exceptions.RayError as error:
-        raise _as_pfray_error(error) from error
+        raise _as_pfray_error(error, folder) from error
 
 
 def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int) -> Weights:
@@ -174,9 +177,10 @@ def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int
     )
     try:
         checkpoint = trainer.fit().checkpoint
-    except train.TrainingFailedError:
+    except train.TrainingFailedError as error:
         if errors := read_lines(folder, "error"):
-            raise UserCodeFailed(errors[-1]["error"]) from None
+            _keep_traceback(error, folder)
+            raise UserCodeFailed(f"{errors[-1]['error']}; the traceback is in {traceback_of(folder)}") from None
         raise
     if errors := read_lines(folder, "error"):
         raise TrainingFailed(errors[-1]["error"])
@@ -256,8 +260,8 @@ def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] 
     return int(curve[-1]["epoch"]) if curve else seen
 
 
-def _as_pfray_error(error: Exception) -> PfrayError:
-    """The cause in a worker, without Ray's traceback."""
+def _as_pfray_error(error: Exception, folder: Path) -> PfrayError:
+    """The cause in a worker, in one line. The traceback of a failed training is kept in its ``folder``."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     cause = causes[0]
     # Ray wraps an error in another of the same class.
@@ -265,9 +269,21 @@ def _as_pfray_error(error: Exception) -> PfrayError:
         if (deeper := getattr(cause, "cause", None) or cause.__cause__) is None:
             break
         cause = deeper
-    if isinstance(cause, PfrayError):
+    if isinstance(cause, PfrayError) and not isinstance(cause, UserCodeFailed):
         return cause
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{cause.filename or 'a checkpoint'} cannot be written ({cause.strerror}). Remedy: free "
                             "space there, then continue with --resume")  # fmt: skip
-    return TrainingFailed(f"training failed: {first_line(cause)}. Remedy: see the traceback in Ray's worker log")
+    _keep_traceback(error, folder)
+    if isinstance(cause, UserCodeFailed):
+        return UserCodeFailed(f"{cause}; the traceback is in {traceback_of(folder)}")
+    return TrainingFailed(
+        f"training failed: {type(cause).__name__}: {first_line(cause).rstrip('.')}. Remedy: mend the cause and run "
+        f"again; the traceback is in {traceback_of(folder)}"
+    )
+
+
+def _keep_traceback(error: Exception, folder: Path) -> None:
+    """The traceback in Ray's worker, as a file in the training's folder."""
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(getattr(error, "traceback_str", None) or error))
+    write_atomically(traceback_of(folder), trace)

@@ -184,7 +184,7 @@ class Trainer:
             path = self.run.start(stage.name)
             start = self._read(path, stage.key)
             if start is None:
-                start = finish(stage.candidate, context, before, cpus, gpus)
+                start = finish(stage.candidate, context, self.run.training(stage.name), before, cpus, gpus)
                 _save(path, start, stage.key)
             if not stage.epochs:
                 return start

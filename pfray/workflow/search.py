@@ -1,9 +1,13 @@
-"""Search of a run: plans without a search, trials, the choice among the best, and corrections for a latency limit."""
+"""Search of a run: plans without a search, trials, the choice among the best, and the plans to be retrained.
+
+Under a latency limit the chosen plan and the baselines are timed and compressed further while they are too slow. Of
+equal plans one is retrained.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pfray.config.schema import Experiment
 from pfray.learner.scoring import TrialSpec
@@ -14,6 +18,8 @@ from pfray.space import Plan
 from pfray.storage.run_folder import MODEL, RunFolder
 from pfray.workflow import latency_model, trials
 from pfray.workflow.baselines import first_plans, plans_without_search
+from pfray.workflow.equal_plans import merge_equal
+from pfray.workflow.latency_model import TimedPlan
 from pfray.workflow.learner_check import check_curves
 from pfray.workflow.setup import LoadedRun
 from pfray.workflow.trials import Choice
@@ -23,13 +29,16 @@ from pfray.workflow.trials import Choice
 class SearchResult:
     """plans: to retrain, by name of their model. choice: the chosen trial. trials: counts.
 
-    uniform: the plan with one value for all knobs.
+    uniform: the plan with one value for all knobs, under a latency limit as far as its file is fast enough.
+    timed: under a latency limit, the plans that were timed, by name. shared: model that has the same plan, by name.
     """
 
     plans: dict[str, Plan]
     choice: Choice
     trials: dict[str, int | None]
     uniform: Plan
+    timed: Mapping[str, TimedPlan] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 def search(
@@ -53,8 +62,15 @@ def search(
     plans[MODEL] = choice.plan
     # A plan given by the user is never changed. If it is too slow, the run misses its goal.
     fixed = {MODEL} if searcher.plan_source is not None else set()
-    plans |= _meet_latency({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
-    return SearchResult(plans, replace(choice, plan=plans[MODEL]), searcher.count(), known["uniform"])
+    timed = _meet_latency({n: p for n, p in plans.items() if n not in fixed}, loaded, spec, run, observers)
+    plans |= {name: each.plan for name, each in timed.items()}
+    plans, shared = merge_equal(plans, MODEL, loaded.space, spec.recipe, spec.context)
+    for name, other in shared.items():
+        what = "the chosen one" if other == MODEL else f"the {other} plan"
+        observers.note(f"note: the {name} plan is {what}; they share one training")
+    further = MODEL in timed and timed[MODEL].further
+    choice = replace(choice, plan=plans[MODEL], compressed_further=further)
+    return SearchResult(plans, choice, searcher.count(), plans.get("uniform", known["uniform"]), timed, shared)
 
 
 def _make_searcher(
@@ -72,11 +88,11 @@ def _make_searcher(
 
 def _meet_latency(
     plans: dict[str, Plan], loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
-) -> dict[str, Plan]:
-    """The plans, compressed further if their files are too slow; unchanged without a limit on the latency."""
+) -> dict[str, TimedPlan]:
+    """The plans, compressed further if their files are too slow; empty without a limit on the latency."""
     if "latency_ms" not in loaded.limits:
-        return plans
-    with observers.stage("time plans", total=len(plans)) as stage:
+        return {}
+    with observers.stage("meet latency", total=len(plans)) as stage:
         return latency_model.meet_latency(
             plans, loaded.space, loaded.limits, spec.recipe, spec.context, run.timed_plans, stage.update
         )

@@ -93,7 +93,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     objective = resolve_objective(experiment, task)
     check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:
-        with observers.stage("time plans", total=file_count(space)) as stage:
+        with observers.stage("latency curve", total=file_count(space)) as stage:
             space = timed_space(space, algorithm, stage.update)
     macs = total_macs(model, example_input(task))
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)

@@ -26,6 +26,7 @@ from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Knob, keeps_limits
 from pfray.task import Task
 from pfray.units import UNITS
+from pfray.workflow.latency_model import PredictedCosts
 
 # Trials train for a number of steps, so epochs do not matter. The batch size has to suit the workers.
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
@@ -39,18 +40,11 @@ def resolve_limits(
     macs: of the model; None if the space's full end has as many. Raises ConfigError for a unit that the learner cannot
     change, for a learner of a pipeline that no limit asks to compress, and for a target that the model already meets.
     """
-    full = {knob.name: knob.full for knob in space.knobs}
-    offered = space.costs(full)
-    params = count_params(model)[0]
-    # At the full end of a knob weights may have 8 bits; the teacher's have 32.
-    as_it_is = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
-    if macs is not None:
-        as_it_is["macs"] = macs
-    whole = {unit: as_it_is.get(unit, cost) for unit, cost in offered.items()}
+    whole = costs_as_it_is(space, model, macs)
     limits = {}
     for unit, amount in target.costs().items():
-        if unit not in offered:
-            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(offered) or 'none'}")
+        if unit not in whole:
+            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(whole) or 'none'}")
         limits[unit] = amount.absolute(whole[unit])
     separate = space.separate(limits)
     for part in space.parts:
@@ -65,6 +59,19 @@ def resolve_limits(
             "Remedy: choose a value that asks for compression"
         )
     return limits
+
+
+def costs_as_it_is(space: CompressionSpace, model: nn.Module, macs: float | None = None) -> dict[str, float]:
+    """Costs of the uncompressed model, in the units of the space. macs: of the model; None for the space's full end."""
+    offered = space.costs({knob.name: knob.full for knob in space.knobs})
+    params = count_params(model)[0]
+    # At the full end of a knob weights may have 8 bits, and a network another shape; the teacher's are known.
+    known: dict[str, float] = {"params": params, "bits": FLOAT_BITS, "size_bytes": stored_bytes(params)}
+    if macs is not None:
+        known["macs"] = macs
+    if isinstance(space.costs_of, PredictedCosts):
+        known["latency_ms"] = space.costs_of.teacher_ms
+    return {unit: known.get(unit, cost) for unit, cost in offered.items()}
 
 
 def resolve_objective(experiment: Experiment, task: Task) -> Objective:

@@ -79,7 +79,7 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 # A trial is cheap to repeat, and its checkpoint would cost more.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[_TellObservers(searcher, stage, observers)],
+                callbacks=[_TellObservers(searcher, stage, spec.scoring.objective.name, observers)],
             ),
         )
         tuner.fit()
@@ -95,7 +95,8 @@ class Choice:
     """The chosen trial. rescored: it and its rivals, measured on all validation images, the best first.
 
     within_error: number of plans whose score is within one standard error of the best.
-    all_images: True if ``score`` is from all validation images.
+    all_images: True if ``score`` is from all validation images. compressed_further: True if the plan is no longer the
+    trial's, because its file was too slow.
     """
 
     trial: int
@@ -106,6 +107,7 @@ class Choice:
     within_error: int
     all_images: bool
     rescored: list[dict[str, Any]]
+    compressed_further: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the summary, without the plan."""
@@ -168,15 +170,16 @@ class _Rescoring(PlanSearcher):
 
 
 class _TellObservers(Callback):
-    def __init__(self, searcher: PlanSearcher, stage: str, observers: Observers) -> None:
-        self.searcher, self.stage, self.observers = searcher, stage, observers
+    def __init__(self, searcher: PlanSearcher, stage: str, objective: str, observers: Observers) -> None:
+        self.searcher, self.stage, self.objective, self.observers = searcher, stage, objective, observers
         self.seen = len(searcher.records)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if len(self.searcher.records) == self.seen:
             return  # the worker died, and the trial is suggested again
         self.seen = len(self.searcher.records)
-        self.observers.trial_finished(SearchState(self.stage, self.searcher.records, self.searcher.best()))
+        found = self.searcher.records, self.searcher.best()
+        self.observers.trial_finished(SearchState(self.stage, *found, self.objective))
 
     on_trial_error = on_trial_complete
 

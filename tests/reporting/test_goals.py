@@ -30,8 +30,8 @@ def timed(latency: float, limit: float | None) -> Summary:
 
 def test_milliseconds_are_compared_with_the_absolute_limit_and_5_per_cent_of_doubt() -> None:
     (missed,) = missed_goals(timed(2.2, 2.0))
-    assert missed.remark() == "the goal is missed: 2.2 ms, 2.1 ms allowed (target.latency_ms)"
-    assert "target.latency_ms allows 2.1 ms. The files are complete. Remedy: a lower target.lat" in missed.error()
+    assert missed.remark() == "the goal is missed: 2.20 ms, 2.10 ms allowed (target.latency_ms)"
+    assert "target.latency_ms allows 2.10 ms. The files are complete. Remedy: a lower target.lat" in missed.error()
     assert missed.remark() in remarks(timed(2.2, 2.0))
     assert remarks(timed(2.09, 2.0)) == []
     assert missed_goals(timed(2.2, None)) == []

@@ -4,26 +4,89 @@ from __future__ import annotations
 
 import pytest
 
-from pfray.reporting.remarks import headline, remarks
+from pfray.reporting.remarks import chosen_text, headline, remarks, time_text
 from pfray.reporting.summary import Summary
 from tests.summaries import STORED, SUMMARY, summary
+
+SLOW = (
+    "Remedy: time both files on the device itself (pfray bench model.tflite teacher.tflite); where this one is slower "
+    "there too, leave out some layers (learner.skip), or ask for the time itself (target.latency_ms)"
+)
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
         ({"sparsity": 0.925, "max_drop": 0.01}, "92.5 % sparsity"),
-        ({"params": "0.4x"}, "at most 0.4x params"),
-        ({"params": 800_000}, "at most 800,000 params"),
-        ({"macs": "0.5x"}, "at most 0.5x MACs"),
+        ({"params": "0.4x"}, "at most 0.4x params: 3,200,000 -> 810,000 (0.25x)"),
+        ({"params": 800_000}, "at most 800,000 params: 3,200,000 -> 810,000 (0.25x)"),
+        ({"macs": "0.5x"}, "at most 0.5x MACs: 11,600,000 -> 11,600,000 (1.00x)"),
         ({"bits": 4.0, "size_bytes": 60_000}, "at most 4 bits a weight, at most 60.0 kB size"),
-        ({"latency_ms": "0.5x"}, "at most 0.5x latency"),
-        ({"latency_ms": 0.25}, "at most 0.250 ms latency"),
-        ({"params": "many", "joules": 3}, "at most many params, at most 3 joules"),
+        ({"latency_ms": "0.5x"}, "at most 0.5x latency: 6.10 ms -> 5.90 ms (0.97x)"),
+        ({"latency_ms": 0.25}, "at most 0.250 ms latency: 6.10 ms -> 5.90 ms (0.97x)"),
+        ({"params": "many", "joules": 3}, "at most many params: 3,200,000 -> 810,000 (0.25x), at most 3 joules"),
     ],
 )
 def test_the_headline_names_the_target_in_its_unit(target: dict, words: str) -> None:
     assert f"mobilenet_sparse: {words}, accuracy" in headline(Summary.parse({**SUMMARY, "target": target}))
+
+
+def test_the_headline_tells_the_latency_that_was_measured_and_that_a_file_is_slower() -> None:
+    assert headline(summary()).endswith(", packed file 12.9 MB -> 3.6 MB (0.28x), latency 6.10 ms -> 5.90 ms (0.97x)")
+    slow = summary(exported={"latency_ms": 0.863, "teacher_latency_ms": 0.233})
+    assert headline(slow).endswith(", latency 0.233 ms -> 0.863 ms (3.70x), slower than the original")
+    aimed = summary(target={"latency_ms": 0.2}, exported={"latency_ms": 0.863, "teacher_latency_ms": 0.233})
+    assert ": 0.233 ms -> 0.863 ms (3.70x), slower than the original, accuracy" in headline(aimed)
+    assert "latency" not in headline(summary(exported=None))
+
+
+def test_a_file_that_is_slower_is_told_with_its_operators_and_a_remedy() -> None:
+    slow = {"latency_ms": 0.863, "teacher_latency_ms": 0.233,
+            "slow_operators": [{"operator": "HARD_SWISH", "share": 0.412}, {"operator": "MUL", "share": 0.2}]}
+    (note,) = remarks(summary(exported=slow, trials={"failed": 0}))
+    assert note.startswith(
+        "smaller but not faster: 0.863 ms against 0.233 ms. Its time goes to HARD_SWISH (41 %), MUL (20 %). Remedy: "
+    )
+    assert note.endswith("leave out the layers with these operators (learner.skip), or ask for the time itself "
+                         "(target.latency_ms)")
+    (note,) = remarks(summary(target={"latency_ms": "0.5x"}, exported=slow, trials={"failed": 0}))
+    assert note.endswith("leave out the layers with these operators (learner.skip)")
+
+
+def test_a_plan_that_was_compressed_further_is_told_with_the_time_it_has_to_meet() -> None:
+    choice = {"origin": "uniform", "compressed_further": True}
+    run = summary(choice=choice, target={"latency_ms": "0.2x"}, limits={"latency_ms": 1.2}, searcher="uniform",
+                  trials={"failed": 0, "best": 3}, exported={"latency_ms": 1.19})
+    assert chosen_text(run) == "uniform (trial 3), compressed further to meet 1.20 ms"
+    assert remarks(run) == ["the plan is 'uniform', compressed further to meet 1.20 ms, because its file took longer "
+                            "than predicted"]
+    assert chosen_text(summary(choice={"origin": "tpe"})) == "tpe (trial 3)"
+
+
+def test_a_metric_goes_by_its_name_and_in_its_own_sign() -> None:
+    metric = {"name": "mse", "higher_is_better": False, "is_share": False}
+    run = summary(metric=metric, teacher={"accuracy": -0.0123}, compressed={"accuracy": -0.014},
+                  uniform={"accuracy": -0.0139}, allocate=None, target={"max_drop": 0.001}, trials={"failed": 0})
+    assert "mse 0.0123 -> 0.014 (lower is better)" in headline(run)
+    assert remarks(run) == [
+        "the searched plan did not beat the uniform plan: 0.014 against 0.0139 on the test split",
+        "the goal is missed: mse is worse by 0.0017, 0.001 allowed (target.max_drop)",
+    ]
+    named = summary(metric={"name": "top-5"})
+    assert "top-5 97.8 % -> 97.5 %" in headline(named)
+
+
+def test_a_baseline_that_is_the_chosen_plan_is_no_rival() -> None:
+    run = summary(shared={"uniform": "compressed"}, uniform={"accuracy": 0.975}, trials={"failed": 0})
+    assert remarks(run) == []
+
+
+def test_the_time_of_this_attempt_is_told_beside_the_total() -> None:
+    assert time_text(summary(seconds={"data": 0.4})) == "284 s."
+    assert time_text(Summary.parse({"seconds": {"load": 2.0, "search": 300.0}, "own_seconds": {"load": 2.0}})) == (
+        "2 s in the last attempt, 302 s with the interrupted ones before."
+    )
+    assert time_text(Summary.parse({"seconds": {"load": 2.0}, "own_seconds": {"load": 2.0}})) == "2 s."
 
 
 def test_nothing_is_held_back_when_the_result_is_good() -> None:
@@ -33,15 +96,16 @@ def test_nothing_is_held_back_when_the_result_is_good() -> None:
 @pytest.mark.parametrize(
     ("changes", "remark"),
     [
-        ({"exported": {"latency_ms": 6.2}}, "smaller but not faster: 6.2 ms against 6.1 ms"),
-        ({"exported": {"latency_ms": 6.1}}, "smaller but not faster: 6.1 ms against 6.1 ms"),
+        ({"exported": {"latency_ms": 6.2}}, "smaller but not faster: 6.20 ms against 6.10 ms"),
+        ({"exported": {"latency_ms": 6.1}}, "smaller but not faster: 6.10 ms against 6.10 ms"),
         ({"exported": {"latency_ms": 0.0612, "teacher_latency_ms": 0.06}},
          "smaller but not faster: 0.061 ms against 0.060 ms"),
         ({"exported": {"latency_ms": 7.0}, "compressed": {"size_bytes": 13e6}},
-         "neither smaller nor faster: 7.0 ms against 6.1 ms"),
-        ({"exported": {"latency_ms": 7.0}, "compressed": {"size_bytes": None}}, "not faster: 7.0 ms against 6.1 ms"),
+         f"neither smaller nor faster: 7.00 ms against 6.10 ms. {SLOW}"),
+        ({"exported": {"latency_ms": 7.0}, "compressed": {"size_bytes": None}},
+         f"not faster: 7.00 ms against 6.10 ms. {SLOW}"),
         ({"exported": None, "compressed": {"latency_ms": 9.0}, "teacher": {"latency_ms": 8.0}},
-         "smaller but not faster: 9.0 ms against 8.0 ms"),
+         f"smaller but not faster: 9.00 ms against 8.00 ms. {SLOW}"),
         ({"compressed": {"accuracy": 0.971}, "allocate": {"accuracy": 0.97}},
          "the searched plan did not beat the uniform plan: 97.10 % against 97.10 % on the test split"),
         ({"compressed": {"accuracy": 0.95}, "allocate": {"accuracy": 0.94}},

@@ -21,7 +21,11 @@ from tests.summaries import STORED, SUMMARY, TRIALS, changed
 
 EVIL = "</script><img src=x onerror=alert(1)>\x1b[2J\ud800&amp;"
 FULL = changed(
-    exported={"stored": STORED, "images": 1000, "teacher_size_bytes": 8_200_000},
+    exported={"stored": STORED, "images": 1000, "teacher_size_bytes": 8_200_000,
+              "slow_operators": [{"operator": "MUL", "share": 0.5}]},
+    metric={"name": "top-1", "higher_is_better": True, "is_share": True},
+    costs={"teacher": {"sparsity": 0, "latency_ms": 6.1}, "compressed": {"sparsity": 0.75, "latency_ms": 5.9}},
+    shared={"uniform": "compressed"}, own_seconds={"search": 5.0},
     choice={"origin": "searched", "trial": 3, "within_error": 2, "standard_error": 0.01,
             "rescored": [{"trial": 3, "origin": "searched", "score": 0.94, "standard_error": 0.01}]},
 )  # fmt: skip
@@ -33,7 +37,9 @@ FULL["limits"] = {"sparsity": 0.75, "latency_ms": 3.05, "size_bytes": 1_280_000,
 
 FIGURES = ("scores", "accuracy_by_cost", "plan_bars", "stage_bars")
 # Sections whose keys are names of layers, stages and units.
-NAMED = ("plan", "uniform_plan", "seconds", "stored", "target", "limits")
+NAMED = (
+    "plan", "uniform_plan", "seconds", "own_seconds", "stored", "target", "limits", "costs", "shared",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -139,9 +145,13 @@ def test_figures_leave_out_values_of_another_kind(value: Any) -> None:
     measured = dict.fromkeys(SUMMARY["teacher"], value)
     trials = [{**trial, "score": value, "measurement": measured, "plan": value} for trial in TRIALS]
     assert len(figures.scores(trials).data) >= 1
-    assert len(figures.accuracy_by_cost(trials, dict.fromkeys(figures.FINAL, measured), UNITS["macs"]).data) in (0, 8)
+    trials = [{**trial, "cost": {"macs": value}} for trial in trials] + [{**TRIALS[0], "cost": value}]
+    costs = {name: {"macs": value} for name in figures.FINAL}
+    run = Summary.parse({**SUMMARY, "costs": costs})
+    final = dict.fromkeys(figures.FINAL, measured)
+    assert len(figures.accuracy_by_cost(trials, final, UNITS["macs"], run).data) in (0, 8)
     assert len(figures.plan_bars({"a": value}, {"a": value}).data) == 2
-    assert len(figures.stage_bars({"a": value}).data) == 1
+    assert len(figures.stage_bars({"a": value}, {"a": value}).data) == 1
 
 
 @pytest.mark.parametrize("section", SECTIONS)

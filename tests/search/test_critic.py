@@ -75,7 +75,7 @@ def test_noise_decays_after_the_warm_up_down_to_its_floor():
     for number in range(12):
         seen.append(searcher.noise)
         drive(searcher, 1)
-        assert number == 0 or searcher.records[-1]["origin"] == ("random" if number < 5 else "searched")
+        assert number == 0 or searcher.records[-1]["origin"] == ("critic, random start" if number < 5 else "critic")
     assert seen[:6] == [0.3] * 6
     assert seen[6:9] == pytest.approx([0.27, 0.243, 0.2187])
     assert seen[9:] == [0.2] * 3

@@ -67,7 +67,7 @@ def test_exploration_is_constant_in_the_warm_up_and_then_decays():
     for number in range(16):
         seen.append(searcher.noise)
         drive(searcher, 1)
-        assert number == 0 or searcher.records[-1]["origin"] == ("random" if number < 5 else "searched")
+        assert number == 0 or searcher.records[-1]["origin"] == ("ddpg, random start" if number < 5 else "ddpg")
         moves.append(SPACE.encode(searcher.records[-1]["plan"]))
     assert seen[:8] == pytest.approx([1, 1, 1, 1, 1, 1, 0.5, 0.25])
     # Plans of the warm-up lie all over the range, the last ones beside each other.

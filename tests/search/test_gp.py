@@ -118,7 +118,7 @@ def test_a_plan_tried_twice_is_one_observation_of_the_mean_score():
 def test_startup_trials_are_random_and_later_ones_searched():
     searcher = make(Settings(startup=5), trials=8)
     drive(searcher, 8)
-    assert [record["origin"] for record in searcher.records] == ["random"] * 5 + ["searched"] * 3
+    assert [record["origin"] for record in searcher.records] == ["gp, random start"] * 5 + ["gp"] * 3
 
 
 def test_the_kernel_is_fitted_every_so_many_trials_and_kept_between():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,17 @@ from pfray import bench
 from pfray.config.registry import parse_settings
 from pfray.config.schema import load
 from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.export.tflite import convert
 from pfray.learner.base import Algorithm, Compressed
 from pfray.learner.context import Context
 from pfray.learner.pipeline import Pipeline
 from pfray.learner.pipeline import Settings as PipelineSettings
 from pfray.run import main, run
 from pfray.space import CompressionSpace, Knob, Plan
+from pfray.utils.cache import cache_dir
 from pfray.workflow import latency_model
-from pfray.workflow.latency_model import timed_space
+from pfray.workflow.latency_model import PredictedCosts, TimedPlan, timed_space
+from pfray.workflow.target import costs_as_it_is
 
 SETTINGS = PruningSettings(images=100, round_to=1)
 
@@ -65,23 +67,25 @@ def first(context: Context, clock: list[int]) -> tuple[CompressionSpace, list[in
 
 def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(first):
     space, shown, _ = first
-    assert shown == [1, 2, 3, 4, 5]
-    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.25, 0.5, 1.0)]
+    assert shown == [1, 2, 3]
+    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.5, 1.0)]
     times = [end["latency_ms"] for end in ends]
     assert times == sorted(times)
     assert times[-1] > 2 * times[0] > 0
-    between = space.costs_at(np.full(len(space), 0.4))
+    between = space.costs_at(np.full(len(space), 0.8))
     share = (between["macs"] - ends[1]["macs"]) / (ends[2]["macs"] - ends[1]["macs"])
     assert 0 < share < 1
     assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
 
 
-def test_plans_are_timed_once_and_kept(context, first, clock):
+def test_plans_are_timed_once_and_kept_and_the_whole_network_is_the_teachers_file(context, first, clock):
     space, _, at_once = first
-    assert at_once == [5]
-    before = list(clock)
+    assert at_once == [3]
+    assert space.costs_of.teacher_ms == space.costs_at(np.ones(len(space)))["latency_ms"]
+    before, files = list(clock), len(list(cache_dir().glob("tflite/*.tflite")))
     again = timed(context, ChannelPruned, SETTINGS)
     assert clock == before
+    assert len(list(cache_dir().glob("tflite/*.tflite"))) == files == 1
     assert space.costs_at(np.ones(len(space))) == again.costs_at(np.ones(len(again)))
 
 
@@ -92,15 +96,13 @@ def test_a_slower_file_of_fewer_multiply_adds_does_not_make_compression_cost_mor
 @pytest.mark.parametrize(("bits", "expected"), [(8, 1.0), (32, 4.0), (20, 2.5)])
 def test_switches_to_8_bits_count_by_the_mean_bits(bits, expected):
     curves = {"float": [[0, 100], [0.0, 8.0]], "int8": [[0, 100], [0.0, 2.0]]}
-    inner = lambda values: {"macs": 50, "bits": float(values[0])}  # noqa: E731
-    costs = latency_model.costs_with_latency(np.array([bits]), inner, curves, (8, 32))
-    assert costs["latency_ms"] == pytest.approx(expected)
+    costs = PredictedCosts(lambda values: {"macs": 50, "bits": float(values[0])}, curves, (8, 32), 8.0)
+    assert costs(np.array([bits]))["latency_ms"] == pytest.approx(expected)
 
 
 def test_8_bits_that_are_slower_are_no_reason_to_use_more_of_them():
     curves = {"float": [[0, 100], [1.0, 1.0]], "int8": [[0, 100], [2.0, 2.0]]}
-    inner = lambda values: {"macs": 50, "bits": float(values[0])}  # noqa: E731
-    cost = partial(latency_model.costs_with_latency, inner=inner, curves=curves, bits=(8, 32))
+    cost = PredictedCosts(lambda values: {"macs": 50, "bits": float(values[0])}, curves, (8, 32), 1.0)
     assert cost(np.array([8.0]))["latency_ms"] == cost(np.array([32.0]))["latency_ms"] == 2.0
 
 
@@ -125,9 +127,68 @@ def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(context):
 
 def test_a_space_without_switches_has_one_curve():
     knobs = (Knob("a", 0.0, 1.0), Knob("b", 8, 32, choices=(8, 32), kind="int8_switch"))
-    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {"bits": 32.0})) == 5
-    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"bits": 20.0})) == 10
-    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"macs": 1.0})) == 5
+    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {"bits": 32.0})) == 3
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"bits": 20.0})) == 6
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"macs": 1.0})) == 3
+
+
+def meet(limit: float, slower: float, steps: tuple[float, ...] = ()) -> tuple[TimedPlan, list[str]]:
+    """One knob of 100 MACs and 10 ms, moved onto a limit, where files take ``slower`` times as long as predicted."""
+    inner = lambda values: {"macs": 100 * float(values[0])}  # noqa: E731
+    costs = PredictedCosts(inner, {"float": [[0.0, 100.0], [0.0, 10.0]]}, (0, 0), 10.0)
+    space = CompressionSpace((Knob("a", 0.0, 1.0, choices=steps),), costs)
+    told: list[str] = []
+    plan = space.uniform({"latency_ms": limit})
+    held = latency_model._meet(plan, space, {"latency_ms": limit}, lambda p: slower * p["a"], told.append)
+    return held, told
+
+
+def test_a_plan_whose_file_is_fast_enough_is_left_as_it_is():
+    held, told = meet(5.0, 0.9)
+    assert held == TimedPlan({"a": pytest.approx(0.5)}, pytest.approx(0.45), further=False)
+    assert told == ["4.50 ms of 5.00 ms"]
+
+
+def test_a_plan_whose_file_is_too_slow_is_compressed_by_what_it_is_too_slow():
+    held, told = meet(5.0, 1.25)
+    assert held.further
+    assert held.plan["a"] == pytest.approx(0.5 * 0.98 / 1.25)
+    assert held.share == pytest.approx(0.49)
+    assert told == ["6.25 ms of 5.00 ms, compressed further", "4.90 ms of 5.00 ms"]
+
+
+def test_a_plan_that_cannot_be_compressed_further_is_timed_once():
+    held, told = meet(5.0, 3.0, steps=(0.0, 0.4, 1.0))
+    assert told[0] == "12.0 ms of 5.00 ms, compressed further"
+    assert held.plan["a"] == 0.0
+
+
+def test_plans_that_were_timed_are_read_again_and_equal_ones_are_timed_once(context, recipe, tmp_path, monkeypatch):
+    inner = lambda values: {"macs": 100 * float(values[0])}  # noqa: E731
+    costs = PredictedCosts(inner, {"float": [[0.0, 100.0], [0.0, 10.0]]}, (0, 0), 10.0)
+    space = CompressionSpace((Knob("a", 0.0, 1.0),), costs)
+    timings: list[Plan] = []
+
+    def share(plan: Plan, *_: Any) -> float:
+        timings.append(plan)
+        return 0.4
+
+    monkeypatch.setattr(latency_model, "_share", share)
+    plans = {"uniform": {"a": 0.5}, "allocate": {"a": 0.3}, "compressed": {"a": 0.5}}
+    told: list[tuple[int, str]] = []
+    path = tmp_path / "timed.json"
+
+    def once() -> dict[str, TimedPlan]:
+        done = lambda count, words: told.append((count, words))  # noqa: E731
+        return latency_model.meet_latency(plans, space, {"latency_ms": 5.0}, recipe, context, path, done)
+
+    found = once()
+    assert found == {name: TimedPlan(plan, 0.4, further=False) for name, plan in plans.items()}
+    assert timings == [{"a": 0.5}, {"a": 0.3}]
+    assert told[0] == (0, "uniform: 4.00 ms of 5.00 ms")
+    assert told[-1] == (3, "done")
+    assert once() == found
+    assert len(timings) == 2
 
 
 def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
@@ -142,14 +203,33 @@ def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(ray_cluster, tmp_path, teacher_file, clock, capsys):
+def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(
+    ray_cluster, tmp_path, teacher_file, clock, capsys, monkeypatch
+):
     path = experiment(tmp_path, teacher_file)
+    converted: list[nn.Module] = []
+    convert_one = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda model, *rest: converted.append(model) or convert_one(model, *rest))
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
     folder = run(load(path))
     first, timings = json.loads((folder / "summary.json").read_text()), len(clock)
     assert first["target"] == {"latency_ms": "0.5x"}
     assert first["limits"] == {"latency_ms": 0.5 * first["exported"]["teacher_latency_ms"]}
     assert 0.35 < first["exported"]["latency_ms"] / first["exported"]["teacher_latency_ms"] <= 0.5
-    assert "at most 0.5x latency" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "at most 0.5x latency: " in printed
+    assert "[latency curve] 3/3 float file of" in printed
+    assert "[meet latency] " in printed
+    # The teacher is converted once; two files more for the curve, one to four for each of two plans, and the result.
+    assert 5 <= len(converted) <= 12
+    sizes = [sum(p.numel() for p in model.parameters()) for model in converted]
+    assert sizes.count(max(sizes)) == 1
+    assert (folder / "teacher.tflite").stat().st_size / 1e5 == first["exported"]["teacher_latency_ms"]
+    teacher = first["costs"]["teacher"]["latency_ms"]
+    assert first["uniform"]["latency_ms"] == first["costs"]["uniform"]["latency_ms"] <= 0.5 * teacher
+    # Uniform is the chosen plan, and allocate may be: of equal plans one is trained.
+    assert first["shared"]["uniform"] == "compressed"
+    assert first["trials"]["finished"] == 1
 
     (folder / "summary.json").unlink()
     again = json.loads((run(load(path), resume=True) / "summary.json").read_text())
@@ -159,7 +239,8 @@ def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(ray_cluster,
 
 def test_a_file_that_is_slower_than_predicted_misses_the_goal(ray_cluster, tmp_path, teacher_file, monkeypatch, capsys):
     path = experiment(tmp_path, teacher_file)
-    monkeypatch.setattr(latency_model, "meet_latency", lambda plans, *rest: plans)  # no further compression
+    as_they_are = lambda plans, *rest: {name: TimedPlan(plan, 0.5, False) for name, plan in plans.items()}  # noqa: E731
+    monkeypatch.setattr(latency_model, "meet_latency", as_they_are)  # no further compression
     assert main([str(path)]) == 1
     found = capsys.readouterr()
     assert "target.latency_ms allows" in found.err
@@ -181,9 +262,12 @@ class TwoWidths(Algorithm):
 
 
 def test_a_knob_of_two_large_values_is_no_switch_to_8_bits(context):
-    assert latency_model.file_count(TwoWidths(context.teacher, context.task).space()) == 5
+    assert latency_model.file_count(TwoWidths(context.teacher, context.task).space()) == 3
     space = timed(context, TwoWidths, TwoWidths.settings_type())
     narrow, wide = space.costs({"hidden": 16}), space.costs({"hidden": 32})
+    teacher = space.costs_of.teacher_ms
+    assert len({narrow["latency_ms"], wide["latency_ms"], teacher}) == 3
+    assert costs_as_it_is(space, context.teacher)["latency_ms"] == teacher
     assert narrow["macs"] == 0.5 * wide["macs"]
     assert narrow["latency_ms"] < wide["latency_ms"]
     assert space.uniform({"latency_ms": 0.99 * wide["latency_ms"]}) == {"hidden": 16}

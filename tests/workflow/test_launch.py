@@ -10,7 +10,8 @@ import ray
 import torch
 
 from learners import weight_sparse
-from pfray.errors import TrainingFailed
+from pfray.errors import TrainingFailed, UserCodeFailed
+from pfray.learner.base import Compressed
 from pfray.learner.build import compress_candidate
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.evaluation import evaluate
@@ -119,6 +120,35 @@ def test_two_workers_that_send_two_bits_go_on_from_a_checkpoint_as_if_nothing_ha
     assert [entry["epoch"] for entry in epochs] == [1, 2, 3, 4]
     assert len({entry["sent_bytes"] for entry in epochs}) == 1
     assert epochs[0]["sent_bytes"] * 10 <= 4 * elements * steps
+
+
+class Crooked(weight_sparse.WeightSparse):
+    """A user's learner whose hook fails in the training."""
+
+    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
+        compressed = super().compress(plan, steps)
+        return Compressed(compressed.model, fail_at_once) if steps else compressed
+
+
+def fail_at_once(step: int) -> None:
+    raise KeyError("no such step")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_traceback_of_a_training_that_failed_is_where_the_error_says(
+    ray_cluster, context, recipe, plan, tmp_path, workers
+):
+    crooked = Recipe(Crooked, weight_sparse.Settings(), recipe.training).candidate(plan)
+    line = fail_at_once.__code__.co_firstlineno + 1
+    with pytest.raises(UserCodeFailed) as caught:
+        retrain(crooked, ray.put(context), tmp_path / "crooked", workers=workers)
+    kept = tmp_path / "crooked" / "traceback.txt"
+    text = str(caught.value)
+    assert text.startswith("KeyError: 'no such step' (")
+    assert f"test_launch.py, line {line}). Remedy: mend the code there, then begin anew with --force" in text
+    assert text.endswith(f"; the traceback is in {kept}")
+    assert "in fail_at_once" in kept.read_text()
+    assert "\x1b" not in kept.read_text()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
