@@ -93,7 +93,7 @@ def accuracy_by_cost(
         x, y = summary.cost(name, unit.name), number(final.get(name), "accuracy")
         if x is not None and y is not None:
             figure.add_scatter(
-                x=[x], y=[metric.value(y)], mode="markers+text", name=f"{name} (test)", text=[name],
+                x=[x], y=[metric.value(y)], mode="markers+text", name=f"{name} ({summary.measured_on})", text=[name],
                 textposition="bottom center" if name == "uniform" else "top center", cliponaxis=False,
                 marker={"color": colour, "symbol": symbol, "size": 16, "line": {"width": 1.5, "color": "#ffffff"}},
                 hovertemplate=name + ": %{y:.4f} at %{x:,}<extra></extra>",

@@ -128,7 +128,7 @@ def _search_remarks(summary: Summary) -> list[str]:
         rival = choice.get("origin") != name and name not in summary.shared
         if rival and found is not None and baseline is not None and found <= baseline:
             notes.append(f"the searched plan did not beat the {name} plan: {metric.text(found, 2)} against "
-                         f"{metric.text(baseline, 2)} on the test split")
+                         f"{metric.text(baseline, 2)} on the {summary.measured_on} split")
     near, error = number(choice, "within_error"), number(choice, "standard_error")
     if near is not None and near > 1 and error is not None:
         remedy = "" if choice.get("all_images") else ". More search.validation_images tell them apart"

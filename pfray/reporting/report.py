@@ -21,6 +21,11 @@ from pfray.storage.run_folder import RunFolder
 from pfray.units import UNITS
 from pfray.utils.files import write_atomically
 
+# What the results are measured on, by split.
+_MEASURED = {
+    "test": "Measured on the test split, which the search never saw.",
+    "validation": "Measured on the validation split, which the search has seen, because there is no test split.",
+}
 # The score of a trial in words, by objective. A is the task's metric.
 SCORES = {
     "agreement": "minus the KL divergence of the model's predictions from the teacher's on validation images, in nats "
@@ -66,7 +71,7 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
     known = ((key, html.escape(str(value))) for key, value in facts.items() if value is not None)
     failed = [trial for trial in trials if number(trial, "score") is None]
     sections = [
-        ("Result", "Measured on the test split, which the search never saw. Small print: relative to the teacher.",
+        ("Result", _MEASURED[summary.measured_on] + " Small print: relative to the teacher.",
          results_table(summary)),
         ("Score by trial", _score_note(summary),
          draw(figures.scores(trials, _score_name(summary)), "scores") + _origins(trials)),

@@ -37,7 +37,8 @@ class Summary:
 
     target: the goals as given, numbers or texts such as ``0.4x``, by key of the experiment's target.
     limits: the target's costs as absolute numbers, by unit; None in a file of an earlier version.
-    teacher, uniform, allocate, compressed: measurements on the test split (``Measurement.to_dict``); None for a
+    measured_on: the split of the results, ``test``, or ``validation`` for a run without test data.
+    teacher, uniform, allocate, compressed: measurements on that split (``Measurement.to_dict``); None for a
         baseline that was not trained.
     exported: size, latency and outputs of the exported file, and ``stored``, each layer's type; None without a file.
     metric: the task's. costs: of each model, by unit of a target, the latency as measured.
@@ -50,6 +51,7 @@ class Summary:
     learner: str | None
     searcher: str | None
     seed: int | None
+    measured_on: str
     objective: str | None
     target: Record
     limits: Record | None
@@ -95,6 +97,8 @@ class Summary:
         for model, own in (sections["costs"] or {}).items():
             _section(f"costs.{short(str(model))}", own, optional=False)
         found: dict[str, Any] = {n: value if n in OPTIONAL else value or {} for n, value in sections.items()}
+        # Only from Python may a run have no test data.
+        found["measured_on"] = "validation" if entries.get("measured_on") == "validation" else "test"
         for name in ("learner", "searcher", "objective"):
             found[name] = None if entries.get(name) is None else str(entries[name])
         if found["limits"] is None:

@@ -42,6 +42,7 @@ def make_summary(
         learner=experiment.learner.title,
         searcher=experiment.search.name,
         seed=experiment.seed,
+        measured_on="validation" if task.test is task.validation else "test",
         objective=loaded.objective.name,
         target=experiment.target.model_dump(exclude_none=True),
         limits=absolute_limits(experiment.target.costs(), loaded.limits, exported),

@@ -172,3 +172,11 @@ def test_the_report_lists_how_the_file_has_each_layer(tmp_path: Path) -> None:
     assert "a 3 int4 exact; its inputs are rounded" in text
     assert "conv1 float float not quantized" in text
     assert "d 2 float with int8's nearest levels the outputs <differ>" in text
+
+
+def test_results_without_test_data_are_said_to_be_of_the_validation_data():
+    own = Summary.parse({**SUMMARY, "measured_on": "validation"})
+    assert own.to_dict()["measured_on"] == "validation"
+    text = report.render(own, [])
+    assert "Measured on the validation split, which the search has seen" in text
+    assert "the test split" not in text
