@@ -41,7 +41,11 @@ from pfray.utils.cache import content_key
 
 @dataclass(frozen=True)
 class Settings(ChannelSettings):
-    """images: training inputs for calibration. positions: output positions sampled from each."""
+    """images: training inputs for calibration. positions: output positions sampled from each.
+
+    Where the activations of so many inputs need more than 4 GB, the chosen plan is reconstructed in order from fewer
+    inputs, with more positions of each.
+    """
 
     images: Annotated[int, Field(ge=1)] = 1000
     positions: Annotated[int, Field(ge=1)] = 48

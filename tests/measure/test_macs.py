@@ -204,6 +204,19 @@ def test_layers_that_are_less_common_are_counted():
     assert total_macs(Sequence(), torch.randn(7, 2, 4)) == 5 * 2 * 3 * 4 * 6
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "result", "by_hand"),
+    [
+        ((10, 8), (3, 8, 5), (10, 5), 10 * 8 * 5),  # each row meets the matrix of its group
+        ((3, 4, 8), (3, 8, 5), (3, 4, 5), 3 * 4 * 8 * 5),
+        ((4, 12), (12, 5), (3, 4, 5), 4 * 12 * 5),  # the groups share the 12 between them
+    ],
+)
+def test_products_of_groups_of_experts_are_counted(first, second, result, by_hand):
+    shapes = [torch.empty(shape, device="meta") for shape in (first, second, result)]
+    assert FORMULAS[torch.ops.aten._grouped_mm](*shapes[:2], out_val=shapes[2]) == 2 * by_hand
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_quantized_layers_count_as_their_float_ones():
     quantized = pytest.importorskip("torch.ao.nn.quantized")

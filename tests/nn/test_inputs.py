@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.nn import modes
-from pfray.nn.inputs import call, count, join, map_tensors, take, tensors
+from pfray.nn.inputs import call, count, join, map_tensors, shapes, take, tensors
 
 
 @dataclass
@@ -87,3 +87,13 @@ def test_three_dimensional_convolutions_can_be_placed():
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(54, 2))
 
     assert modes.forward(modes.place(model, "cpu"), torch.randn(2, 1, 5, 5, 5)).shape == (2, 2)
+
+
+def test_shapes_are_named_as_the_model_takes_them():
+    one, two = torch.rand(1, 5), torch.rand(1, 3, 4, 4)
+    assert shapes(two) == "an input of shape (1, 3, 4, 4)"
+    assert shapes({"ids": one}) == "an input of shape (1, 5)"
+    assert shapes((one, two)) == "inputs of shapes [0] (1, 5), [1] (1, 3, 4, 4)"
+    assert shapes({"ids": one, "flag": None, "pair": [two, one]}) == (
+        "inputs of shapes ids (1, 5), pair[0] (1, 3, 4, 4), pair[1] (1, 5)"
+    )
