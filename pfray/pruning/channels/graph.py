@@ -23,7 +23,9 @@ from pfray.nn.fx import Untraceable
 from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
+from pfray.pruning.channels.equal_parts import in_equal_parts
 from pfray.pruning.channels.layer_entries import entries, removals_of
+from pfray.pruning.channels.numbers import with_numbers
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable, count_macs
 from pfray.pruning.channels.trace import Trace
 
@@ -95,7 +97,7 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         except Exception as error:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, example, unknown + first_line(error))
-        proven, reasons = _prove(proof, candidates)
+        proven, reasons = _prove(proof, candidates, order)
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
@@ -103,16 +105,15 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     for index, candidate in enumerate(proven):
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
-        # Numbered among all candidates, so that a group keeps its name when another is pruned to one unit.
-        same = [other for other in candidates if other.name == candidate.name]
-        number = same.index(candidate) + 1
-        name = f"{candidate.name}#{number}" if number > 1 else candidate.name
+        name = f"{candidate.name}#{candidate.number}" if candidate.number > 1 else candidate.name
         groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params))
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
 
 
-def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """(candidates that can be removed alone and together, reasons by each other candidate)."""
+def _prove(
+    proof: Proof, candidates: Sequence[Candidate], order: Sequence[str]
+) -> tuple[list[Candidate], dict[Candidate, str]]:
+    """(candidates that can be removed alone and together, in execution order; reasons by each other candidate)."""
     reasons: dict[Candidate, str] = {}
     proven: list[Candidate] = []
     for candidate in candidates:
@@ -124,11 +125,25 @@ def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidat
     if _joint_failure(proof, possible) is None:
         return possible, reasons
     likely: list[Candidate] = []
+
+    def alone(candidate: Candidate) -> Failure | None:
+        return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
+
     for candidate in possible:
-        if failure := proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
-            reasons[candidate] = _explain(candidate, failure)
-        else:
+        if (failure := alone(candidate)) is None:
             likely.append(candidate)
+            continue
+        variants = with_numbers(proof.model, candidate) if failure.kind in ("fails", "values") else ()
+        if found := next((variant for variant in variants if alone(variant) is None), None):
+            likely.append(found)
+        else:
+            reasons[candidate] = _explain(candidate, failure)
+    for candidate, parts in in_equal_parts([each for each in possible if each in reasons]):
+        if alone(candidate) is None:
+            likely.append(candidate)
+            reasons = {part: reason for part, reason in reasons.items() if part not in parts}
+    rank = {name: index for index, name in enumerate(order)}
+    likely.sort(key=lambda candidate: (rank[candidate.name], candidate.number))
 
     def admit(batch: list[Candidate]) -> None:
         failure = _joint_failure(proof, [*proven, *batch])
