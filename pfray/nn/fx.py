@@ -75,7 +75,10 @@ def arguments_in(
 
 
 class _Tracer(fx.Tracer):
-    """Traces into torch's own modules only if a layer inside is cut; otherwise they are one node."""
+    """Traces into torch's own modules only if a layer inside is cut; otherwise they are one node.
+
+    The parts of ``chunk`` and ``split`` are a tuple, for loops and lists, where their number is written in the call.
+    """
 
     def __init__(self, cut: set[str]) -> None:
         super().__init__()
@@ -85,6 +88,15 @@ class _Tracer(fx.Tracer):
         inside = any(layer.startswith(f"{name}.") for layer in self.cut)
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # of another library, with an activation inside
         return not inside and (norm or super().is_leaf_module(module, name))
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **others: Any) -> Any:
+        made: Any = super().create_proxy(kind, target, args, kwargs, *rest, **others)
+        given = args[1] if len(args) > 1 else next(iter(kwargs.values()), None)
+        if target in ("chunk", torch.chunk) and isinstance(given, int):
+            return tuple(made[part] for part in range(given))
+        if target in ("split", torch.split) and isinstance(given, tuple | list):
+            return tuple(made[part] for part in range(len(given)))
+        return made
 
 
 class Walk:

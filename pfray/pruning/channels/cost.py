@@ -62,6 +62,8 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
         for cut in candidate.cuts:
             count = cut.index.shape[1]
             owner = owner_of(proof.model, cut)
+            if cut.kind == "NUMBER":
+                continue
             if cut.kind == "PARAMETER":
                 linear[1, column] += count * proof.model.get_parameter(cut.layer).numel() / cut.size
                 continue

@@ -12,8 +12,8 @@ by pfray.pruning.channels.graph, which tries every candidate on numbers.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +64,8 @@ class Candidate:
     """Units of one kind.
 
     name: the first layer, in execution order, that makes the channels. obstacle: why the units cannot be removed, if
-    that is known already. passes: the operations that the channels go through. noun: what a unit is called.
+    that is known already. passes: the operations that the channels go through. noun: what a unit is called. number:
+    among the layer's candidates, from 1, so that a group keeps its name when another is pruned to one unit.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Candidate:
     obstacle: str | None
     passes: frozenset[str]
     noun: str = "channels"
+    number: int = 1
 
     @property
     def units(self) -> int:
@@ -128,7 +130,12 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
         if all(cut.side == "out" for cut in cuts):
             obstacle = obstacle or UNREAD
         found.append(Candidate(names[root[0].module], cuts, obstacle, through))
-    return sorted(found, key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min()))
+    found.sort(key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min()))
+    seen: Counter[str] = Counter()
+    for position, candidate in enumerate(found):
+        seen[candidate.name] += 1
+        found[position] = replace(candidate, number=seen[candidate.name])
+    return found
 
 
 def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:

@@ -25,7 +25,9 @@ from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.attention import find_heads
 from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
+from pfray.pruning.channels.equal_parts import in_equal_parts
 from pfray.pruning.channels.layer_entries import entries, removals_of
+from pfray.pruning.channels.numbers import with_numbers
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable
 from pfray.pruning.channels.trace import Trace
 
@@ -108,10 +110,7 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     for index, candidate in enumerate(proven):
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
-        # Numbered among all candidates, so that a group keeps its name when another is pruned to one unit.
-        same = [other for other in (*candidates, candidate) if other.name == candidate.name]
-        number = same.index(candidate) + 1
-        name = f"{candidate.name}#{number}" if number > 1 else candidate.name
+        name = f"{candidate.name}#{candidate.number}" if candidate.number > 1 else candidate.name
         groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params, candidate.noun))
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
 
@@ -141,13 +140,21 @@ def _prove(
         return possible, reasons
     likely = possible if together else []
     for candidate in () if together else possible:
-        if failure := alone(candidate):
-            reasons[candidate] = _explain(candidate, failure)
-        else:
+        if (failure := alone(candidate)) is None:
             likely.append(candidate)
-    for variants in heads:
+            continue
+        variants = with_numbers(proof.model, candidate) if failure.kind in ("fails", "values") else ()
+        if found := next((variant for variant in variants if alone(variant) is None), None):
+            likely.append(found)
+        else:
+            reasons[candidate] = _explain(candidate, failure)
+    for candidate, parts in in_equal_parts([each for each in possible if each in reasons]):
+        if alone(candidate) is None:
+            likely.append(candidate)
+            reasons = {part: reason for part, reason in reasons.items() if part not in parts}
+    for attention in heads:
         failures: dict[Candidate, Failure] = {}
-        for variant in variants:
+        for variant in attention:
             if any(variant.sides & other.sides for other in likely):
                 continue
             if failure := alone(variant):
@@ -158,12 +165,12 @@ def _prove(
             break
         else:
             first = next(iter(failures), None)
-            if first and (len(variants) == 1 or failures[first].kind == "fails"):
+            if first and (len(attention) == 1 or failures[first].kind == "fails"):
                 made = {side for side in first.sides if side[1] == "out"}
                 reasons = {other: reason for other, reason in reasons.items() if not other.sides & made}
                 reasons[first] = f"no head of {first.name} can go alone: {_explain(first, failures[first])}"
     rank = {name: index for index, name in enumerate(order)}
-    likely.sort(key=lambda each: min(rank[cut.layer] for cut in each.cuts if cut.side == "out" and cut.layer in rank))
+    likely.sort(key=lambda each: (_rank(each, rank), each.number))
 
     def admit(batch: list[Candidate]) -> None:
         failure = _joint_failure(proof, [*proven, *batch])
@@ -177,6 +184,11 @@ def _prove(
 
     admit(likely)
     return proven, reasons
+
+
+def _rank(candidate: Candidate, rank: Mapping[str, int]) -> int:
+    """Place in the execution order of the first layer that makes the channels."""
+    return min(rank[cut.layer] for cut in candidate.cuts if cut.side == "out" and cut.layer in rank)
 
 
 def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:

@@ -20,9 +20,12 @@ from torch_pruning.pruner.function import PrunerBox
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut, Side
 from pfray.pruning.channels.inside import Inside
+from pfray.pruning.channels.numbers import holds, with_size
 
 # Kinds of norms whose mean and variance go over several channels.
 ACROSS = ("LN", "GN")
+# Kinds of cuts that are no layers, but attributes of one: parameters and numbers.
+ATTRIBUTES = ("PARAMETER", "NUMBER")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +48,8 @@ class Removal:
 
 
 def owner_of(model: nn.Module, cut: Cut | Removal) -> nn.Module:
-    """The layer that is cut; the module that a parameter belongs to."""
-    return model.get_submodule(cut.layer.rpartition(".")[0] if cut.kind == "PARAMETER" else cut.layer)
+    """The layer that is cut; the module that a parameter or number belongs to."""
+    return model.get_submodule(cut.layer.rpartition(".")[0] if cut.kind in ATTRIBUTES else cut.layer)
 
 
 def entries(layer: nn.Module, side: Side) -> int:
@@ -61,11 +64,7 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
     Raises UnsupportedModel for a layer that does not have the expected size.
     """
     for removal in removals:
-        if removal.kind == "PARAMETER":
-            size = model.get_parameter(removal.layer).shape[removal.axis]
-        else:
-            layer, inside = model.get_submodule(removal.layer), removal.inside
-            size = inside.entries(layer, removal.size) if inside else entries(layer, removal.side)
+        size = _size(owner_of(model, removal), removal)
         if size != removal.size:
             raise UnsupportedModel(
                 f"layer {removal.layer} has {size} {removal.side}put channels, and the channel graph was made for "
@@ -75,16 +74,32 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
         _cut(owner_of(model, removal), removal)
 
 
+def _size(layer: Any, removal: Removal) -> Any:
+    name = removal.layer.rpartition(".")[2]
+    if removal.inside:
+        return removal.inside.entries(layer, removal.size)
+    if removal.kind == "PARAMETER":
+        return layer.get_parameter(name).shape[removal.axis]
+    if removal.kind == "NUMBER":
+        value = getattr(layer, name)
+        return removal.size if holds(value, removal.size) else value
+    return entries(layer, removal.side)
+
+
 def _cut(layer: Any, removal: Removal) -> None:
     if removal.inside:
         removal.inside.shrink(layer, removal.positions, removal.size)
         return
+    name = removal.layer.rpartition(".")[2]
     if removal.kind == "PARAMETER":
-        _keep(layer, removal.layer.rpartition(".")[2], removal)
+        _keep(layer, name, removal)
+        return
+    if removal.kind == "NUMBER":
+        setattr(layer, name, with_size(getattr(layer, name), removal.size, len(removal.kept)))
         return
     if removal.kind == "LN":
-        for name in ("weight", "bias"):
-            _keep(layer, name, removal)
+        for own in ("weight", "bias"):
+            _keep(layer, own, removal)
         layer.normalized_shape = (len(removal.kept),)
         return
     pruner = PrunerBox[OPTYPE[removal.kind]]

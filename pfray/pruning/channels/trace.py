@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pfray.errors import first_line
 from pfray.nn.fx import Untraceable
 from pfray.nn.inputs import Inputs, call, tensors
+
+# Operators that give a tensor's values to Python.
+READING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 
 
 class Trace:
@@ -30,7 +35,7 @@ class Trace:
         # torch-pruning follows gradients, which frozen layers need too.
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        values = _WatchValues()
+        values = _WatchValues([*model.parameters(), *tensors(inputs)])
         self.ends: set[Any] = set()
 
         def forward(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -61,10 +66,22 @@ class Trace:
 
 
 class _WatchValues(TorchDispatchMode):
-    """Records whether Python reads a tensor's value, as ``if x.sum() > 0`` does."""
+    """Records whether Python reads a value that depends on floating-point ``sources``, as ``if x.sum() > 0`` does.
 
-    read = False
+    Values of tokens and masks may be read: text models ask whether a mask is all true, to choose a kernel.
+    """
+
+    def __init__(self, sources: Iterable[Tensor]) -> None:
+        super().__init__()
+        # Kept, so that no two have the same id.
+        self.dependent = {id(tensor): tensor for tensor in sources if tensor.is_floating_point()}
+        self.read = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.read |= function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
-        return function(*args, **(kwargs or {}))
+        given = tree_leaves((args, kwargs))
+        depends = any(id(value) in self.dependent for value in given if isinstance(value, Tensor))
+        self.read |= depends and function in READING
+        made = function(*args, **(kwargs or {}))
+        if depends:
+            self.dependent |= {id(value): value for value in tree_leaves(made) if isinstance(value, Tensor)}
+        return made

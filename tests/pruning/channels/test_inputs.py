@@ -123,3 +123,25 @@ def test_the_example_is_left_as_it_is():
     channel_graph(Siamese().eval(), inputs)
     assert all(torch.equal(one, other) for one, other in zip(inputs, before, strict=True))
     assert inputs[0].grad is None
+
+
+class Masked(Text):
+    """It asks whether the mask is all true, as transformers does to choose a kernel."""
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
+        return super().forward(ids, None if mask is not None and bool(mask.all()) else mask, scale)
+
+
+class Peeking(Text):
+    """It asks whether an embedding is positive."""
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
+        return super().forward(ids, mask, 1.0 if bool((self.embed(ids) > 0).any()) else 2.0)
+
+
+def test_values_of_masks_may_be_read_and_those_that_depend_on_weights_may_not():
+    inputs = {"ids": IDS, "mask": torch.ones(1, 7, dtype=torch.int64)}
+    assert [group.name for group in channel_graph(Masked().eval(), inputs).groups] == ["embed", "one", "two"]
+    peeking = channel_graph(Peeking().eval(), inputs)
+    assert not peeking.groups
+    assert "reads the values of tensors" in peeking.skipped["one"]

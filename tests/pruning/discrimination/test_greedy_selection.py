@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.dis_chn_pruned import Settings, empty_scores
+from learners.dis_chn_pruned import DisChnPruned, Settings, empty_scores
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.keep_ratios import graph_of
 from pfray.pruning.discrimination import greedy_selection
-from pfray.pruning.discrimination.auxiliary_losses import Stage, make_heads
+from pfray.pruning.discrimination.auxiliary_losses import Stage, divide, make_heads
 from pfray.pruning.discrimination.greedy_selection import (
     Columns,
     Criterion,
@@ -26,7 +26,7 @@ from pfray.pruning.discrimination.greedy_selection import (
     gradient_norms,
     only_trained,
 )
-from pfray.task import Task
+from pfray.task import Split, Task
 from tests.small import equal, informative, passing_on, state
 
 CPU = torch.device("cpu")
@@ -179,3 +179,35 @@ def test_columns_of_grouped_and_transposed_layers_are_those_that_read_the_unit()
     gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])[:, :, None, None]
     assert columns.squares(gradient).tolist() == [5, 25, 61]
     assert columns.mask(np.array([1])).flatten().tolist() == [0, 1, 0]
+
+
+class Words(nn.Module):
+    """Tokens and a mask in, a mapping out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one = nn.Embedding(9, 6), nn.Linear(6, 8)
+        self.two, self.last = nn.Linear(8, 5), nn.Linear(5, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        x = self.two(F.relu(self.one(self.embed(ids)))) * mask[..., None]
+        return {"length": mask.sum(1), "logits": self.last(x.mean(1))}
+
+
+def test_tokens_and_outputs_of_any_form_are_pruned_by_their_discrimination():
+    torch.manual_seed(0)
+    inputs = {"ids": torch.randint(9, (40, 7)), "mask": torch.ones(40, 7)}
+    split = Split(inputs, torch.arange(40) % 3)
+    task = Task("words", split, split, split, 3, output="logits")
+    model = Words().eval()
+    settings = Settings(round_to=1, losses=2, steps=2, images=40, batch_size=20)
+    algorithm = DisChnPruned(model, task, settings)
+    stages = divide(model, graph_of(model, task).groups, settings.losses, task)
+    assert [([group.name for group in stage.groups], stage.layer) for stage in stages] == [
+        (["embed"], "one"), (["one"], "two"), (["two"], None)
+    ]  # fmt: skip
+    scores = empty_scores(model, graph_of(model, task).groups, task, settings)
+    assert {name: (own > 0).all() for name, own in scores.items()} == {"embed": True, "one": True, "two": True}
+    pruned = algorithm.finish({"embed": 0.5, "one": 0.5, "two": 0.6}).model
+    assert (pruned.embed.embedding_dim, pruned.one.out_features, pruned.two.out_features) == (3, 4, 3)
+    assert pruned(**inputs)["logits"].isfinite().all()

@@ -20,6 +20,7 @@ from pfray.pruning.layers.find import layer_graph
 from pfray.pruning.layers.graph import remove_layers
 from pfray.pruning.layers.linear_maps import fit_maps, take_out
 from tests.small import make_task
+from tests.zoo.streams import BatchNormAct
 
 EXAMPLE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 MODELS = {
@@ -119,6 +120,31 @@ def test_what_a_layer_does_beyond_a_linear_map_is_its_error() -> None:
     task = make_task()
     error = fit_maps(model, layer_graph(model, task.train.inputs[:1]), task, 60).errors["2"]
     assert 0.2 < error < 1.0
+
+
+class Named(nn.Module):
+    """Outputs by name, and norms with an activation inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), BatchNormAct(6, nn.ReLU()), nn.Conv2d(6, 6, 3, padding=1),
+            BatchNormAct(6, nn.ReLU()), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        self.left, self.right = nn.Linear(6, 2), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.body(x).mean((2, 3))
+        return {"left": self.left(x), "right": self.right(x)}
+
+
+def test_layers_go_with_norms_that_hold_an_activation_from_models_with_several_outputs() -> None:
+    model = Named().eval()
+    found = layer_graph(model, EXAMPLE)
+    assert found.names == ["body.2"]
+    remove_layers(model, found, ["body.2"])
+    assert [type(model.body[index]) for index in (2, 3)] == [nn.Identity, nn.Identity]
+    assert found.costs(["body.2"]) == {"macs": total_macs(model, EXAMPLE), "params": count_params(model)[0]}
 
 
 def test_a_bottleneck_whose_removal_would_cost_more_stays() -> None:
