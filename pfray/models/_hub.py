@@ -107,8 +107,9 @@ def _transformers(
             )
         if in_channels is not None and "num_channels" not in settings and hasattr(config, "num_channels"):
             config.num_channels = in_channels
-        with mute_stderr():  # the import of its code warns of other libraries
-            loader = _loader(library, title, config)
+        with mute_stderr():  # this part warns of other libraries when it is imported
+            importlib.import_module("transformers.modeling_utils")
+        loader = _loader(library, title, config)
         if not pretrained:
             model: nn.Module = loader.from_config(config, trust_remote_code=trust_remote_code)
             drawn = []
