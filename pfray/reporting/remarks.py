@@ -60,7 +60,7 @@ def remarks(summary: Summary) -> list[str]:
 
 
 def chosen_text(summary: Summary) -> str | None:
-    """The chosen plan in words: its origin, its trial, and whether it was compressed further."""
+    """The chosen plan in words: its origin, its trial, and whether it was moved afterwards."""
     origin, trial = summary.choice.get("origin"), summary.trials.get("best")
     if origin is None:
         return None if trial is None else f"trial {trial}"
@@ -109,10 +109,11 @@ def _slow_remedy(summary: Summary, now: float, before: float) -> str:
 
 
 def _further(summary: Summary) -> str:
-    limit = number(summary.limits, "latency_ms")
-    if not summary.choice.get("compressed_further") or limit is None:
+    """What was done to the plan after the search to use up a latency limit; empty if nothing."""
+    limit, moved = number(summary.limits, "latency_ms"), summary.choice.get("moved")
+    if moved not in ("further", "less") or limit is None:
         return ""
-    return f", compressed further to meet {latency_text(limit)}"
+    return f", compressed {moved} to {'meet' if moved == 'further' else 'use up'} {latency_text(limit)}"
 
 
 def _search_remarks(summary: Summary) -> list[str]:
@@ -120,7 +121,8 @@ def _search_remarks(summary: Summary) -> list[str]:
     choice, found, metric = summary.choice, number(summary.compressed, "accuracy"), summary.metric
     notes = []
     if further := _further(summary):
-        notes.append(f"the plan is '{choice.get('origin')}'{further}, because its file took longer than predicted")
+        took = "longer" if choice.get("moved") == "further" else "less"
+        notes.append(f"the plan is '{choice.get('origin')}'{further}, because its file took {took} than predicted")
     if choice.get("origin") in NO_SEARCH and summary.searcher not in NO_SEARCH:
         notes.append(f"no searched plan scored better than '{choice['origin']}', which needs no search")
     for name in ("uniform", "allocate"):

@@ -1,23 +1,19 @@
 """Latency as a target: milliseconds of a plan's .tflite on this machine, predicted from its MACs.
 
-A few plans, from the whole network to the most compressed one, are exported and timed in turns. The prediction
+The whole network and the most compressed one are exported and timed, then uniform plans that should just meet the
+limit, until one does: around the sizes of a processor's caches the curve is far from a line. The prediction
 interpolates linearly in the MACs and never rises as they fall. Weights do not change the time, so nothing is trained.
-Plans with equal MACs differ in time by the channels of each layer. Therefore the plans to be retrained are timed
-themselves, and compressed further while they are too slow.
+Every file is timed in turns with the original network's, which is converted once in a run (``kept.py``).
 
-If layers can be switched to 8 bits, both ends are timed, and the prediction is linear in the mean bits between them.
-
-All times are of turns with the original network's file, which is converted once (``kept.py``).
+If layers can be switched to 8 bits, both ends have a curve, and the prediction is linear in the mean bits between them.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +21,23 @@ import numpy as np
 from torch import nn
 
 from pfray import bench
+from pfray.errors import InfeasibleTarget
 from pfray.export.tflite import convert
 from pfray.export.tflite.kept import teacher_file
 from pfray.learner.base import Algorithm
-from pfray.learner.context import Context, Recipe
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.inputs import tensors
-from pfray.space import CompressionSpace, Limits, Plan
+from pfray.space import CompressionSpace, Plan
 from pfray.task import example_input
-from pfray.units import latency_text
+from pfray.units import Amount, latency_text
 from pfray.utils.cache import cache_dir, cache_key
 from pfray.utils.files import read_json, write_json
 
-# Plans on the curve, the whole network included; timing rounds; most files made of a plan that is too slow.
-POINTS = 3
+# Most uniform plans that are timed near the limit, and how near one has to be, as a share of it.
+PROBES = 3
+NEAR = 0.05
+# Timing rounds.
 ROUNDS = 30
-TRIES = 4
-# Share of the limit that a plan is compressed to after its file was too slow, because a timing is not exact.
-AIM = 0.98
 
 # ``(2, P)``: MACs, rising, and milliseconds.
 Curve = list[list[float]]
@@ -73,127 +68,79 @@ class PredictedCosts:
         return {**costs, "latency_ms": times["int8"] + share * max(0.0, times["float"] - times["int8"])}
 
 
-@dataclass(frozen=True)
-class TimedPlan:
-    """A plan to be retrained. share: time of its file over the original's. further: compressed further to be so fast.
-    """
-
-    plan: Plan
-    share: float
-    further: bool
-
-
-def timed_space(space: CompressionSpace, algorithm: Algorithm, done: Done) -> CompressionSpace:
+def timed_space(space: CompressionSpace, algorithm: Algorithm, limit: Amount, done: Done) -> CompressionSpace:
     """``space`` with the additional cost ``latency_ms`` (milliseconds); unchanged if it has no cost ``macs``.
 
-    done(files made, words) is called after each file. The curves are cached, so that a continued run has the same.
-    Raises ExportError if the network cannot be exported.
+    limit: on the latency; the prediction is best near it. done(files made, words) is called after each file. The curves
+    are cached, so that a continued run has the same. Raises ExportError if the network cannot be exported.
     """
     if "macs" not in space.costs_at(np.ones(len(space))):
         return space
-    plans = {name: _plans(space, positions) for name, positions in _ends(space).items()}
+    ends = {name: [space.decode(ends), space.decode(0.0 * ends)] for name, ends in _ends(space).items()}
     shapes = [tuple(tensor.shape) for tensor in tensors(example_input(algorithm.task))]
     key = cache_key(
-        *model_parts(algorithm.model, algorithm.task), str(algorithm.settings), type(algorithm).__name__, shapes, plans,
-        platform.node(),
+        *model_parts(algorithm.model, algorithm.task), str(algorithm.settings), type(algorithm).__name__, shapes, ends,
+        str(limit), platform.node(),
     )  # fmt: skip
     path = cache_dir() / "latency" / f"{key}.json"
     if (kept := read_json(path)) is None:
-        kept = _time_curves(space, algorithm, plans, done)
+        kept = _time_curves(space, algorithm, ends, limit, done)
         write_json(path, kept)
-    return replace(space, costs_of=PredictedCosts(space.costs_of, kept["curves"], _bits(space), kept["teacher_ms"]))
+    return _predicting(space, kept["curves"], kept["teacher_ms"])
+
+
+def _predicting(space: CompressionSpace, curves: Mapping[str, Curve], teacher_ms: float) -> CompressionSpace:
+    return replace(space, costs_of=PredictedCosts(space.costs_of, curves, _bits(space), teacher_ms))
 
 
 def _time_curves(
-    space: CompressionSpace, algorithm: Algorithm, plans: Mapping[str, list[Plan]], done: Done
+    space: CompressionSpace, algorithm: Algorithm, ends: Mapping[str, list[Plan]], limit: Amount, done: Done
 ) -> dict[str, Any]:
-    """``curves`` by name, and ``teacher_ms``."""
-    macs = {name: [space.costs(plan)["macs"] for plan in own] for name, own in plans.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = teacher_file(algorithm.model, algorithm.task)
-        files: dict[str, list[Path]] = {name: [] for name in plans}
-        for name, own in plans.items():
-            for plan, count in zip(own, macs[name], strict=True):
-                made = sum(map(len, files.values()))
-                files[name].append(_file(algorithm, plan, Path(folder) / f"{made}.tflite"))
-                done(made + 1, f"{name} file of {count:,.0f} MACs")
-        times = _time([teacher, *(path for own in files.values() for path in own)])
-    curves = {name: rising_curve(macs[name], [times[path] for path in own]) for name, own in files.items()}
-    return {"curves": curves, "teacher_ms": times[teacher]}
+    """``curves`` by name, and ``teacher_ms``. ends: plans at both ends of each curve, the whole network first."""
+    teacher_ms = _milliseconds(algorithm)
+    wanted = limit.absolute(teacher_ms)
+    points: dict[str, dict[float, float]] = {name: {} for name in ends}
 
+    def add(name: str, plan: Plan) -> float:
+        macs, found = space.costs(plan)["macs"], time_share(algorithm, plan) * teacher_ms
+        points[name][macs] = found
+        done(sum(map(len, points.values())), f"{name} file of {macs:,.0f} MACs: {latency_text(found)}")
+        return found
 
-def meet_latency(
-    plans: dict[str, Plan],
-    space: CompressionSpace,
-    limits: Limits,
-    recipe: Recipe,
-    context: Context,
-    path: Path,
-    done: Done,
-) -> dict[str, TimedPlan]:
-    """The named plans, each compressed further while its file is slower than ``limits`` allow.
-
-    path: file that the plans are written to, and read from if it exists, because another timing could give others.
-    done(plans, words) is called after each timing.
-    """
-    if (known := read_json(path)) is not None and known.keys() == {"plans", "held"} and known["plans"] == plans:
-        return {name: TimedPlan(**held) for name, held in known["held"].items()}
-    if path.exists():
-        logging.getLogger("pfray").warning("%s is damaged or of other plans; the plans are timed again", path)
-    shares: dict[str, float] = {}
-    held: dict[str, TimedPlan] = {}
-    for count, (name, plan) in enumerate(plans.items()):
-
-        def share_of(wanted: Plan) -> float:
-            key = json.dumps(wanted, sort_keys=True)
-            if key not in shares:
-                shares[key] = _share(wanted, recipe, context)
-            return shares[key]
-
-        def tell(words: str, count: int = count, name: str = name) -> None:
-            done(count, f"{name}: {words}")
-
-        held[name] = _meet(plan, space, limits, share_of, tell)
-    done(len(plans), "done")
-    write_json(path, {"plans": plans, "held": {name: asdict(timed) for name, timed in held.items()}})
-    return held
-
-
-def _meet(
-    plan: Plan, space: CompressionSpace, limits: Limits, share_of: Callable[[Plan], float], tell: Callable[[str], None]
-) -> TimedPlan:
-    costs = space.costs_of
-    assert isinstance(costs, PredictedCosts), "made by timed_space"
-    first, wanted, stricter = plan, limits["latency_ms"], dict(limits)
-    for attempt in range(1, TRIES + 1):
-        share = share_of(plan)
-        measured = share * costs.teacher_ms
-        late = measured > wanted and attempt < TRIES
-        tell(f"{latency_text(measured)} of {latency_text(wanted)}{', compressed further' if late else ''}")
-        if not late:
+    for name, plans in ends.items():
+        for plan in plans:
+            add(name, plan)
+    for _ in range(PROBES):
+        curves = {name: rising_curve(list(own), list(own.values())) for name, own in points.items()}
+        probe = _probe(_predicting(space, curves, teacher_ms), wanted)
+        curve = None if probe is None else _curve_of(space, probe, list(ends))
+        if probe is None or curve is None or space.costs(probe)["macs"] in points[curve]:
             break
-        stricter["latency_ms"] = max(
-            stricter["latency_ms"] * AIM * wanted / measured, space.reachable("latency_ms")[0]
-        )
-        before, plan = plan, space.fit_to_target(plan, stricter)
-        if plan == before:
+        if abs(add(curve, probe) - wanted) <= NEAR * wanted:
             break
-    return TimedPlan(plan, share, plan != first)
+    curves = {name: rising_curve(list(own), list(own.values())) for name, own in points.items()}
+    return {"curves": curves, "teacher_ms": teacher_ms}
 
 
-def _share(plan: Plan, recipe: Recipe, context: Context) -> float:
-    """Time of the plan's file over the original's, both timed in turns."""
-    candidate = recipe.candidate(plan)
-    teacher = teacher_file(context.teacher, context.task)
-    with tempfile.TemporaryDirectory() as folder:
-        own = _file(candidate.bind(context.teacher, context.task), candidate.plan, Path(folder) / "plan.tflite")
-        times = _time([own, teacher])
-    return times[own] / times[teacher]
+def _probe(space: CompressionSpace, wanted: float) -> Plan | None:
+    """The uniform plan that should just meet a latency; None if none does, which the resolved target reports."""
+    try:
+        return space.uniform({"latency_ms": wanted})
+    except InfeasibleTarget:
+        return None
+
+
+def _curve_of(space: CompressionSpace, plan: Plan, names: list[str]) -> str | None:
+    """Curve that a plan is on; None if only some of its layers have 8 bits."""
+    if len(names) == 1:
+        return names[0]
+    low, high = _bits(space)
+    return {high: "float", low: "int8"}.get(space.costs(plan)["bits"])
 
 
 def file_count(space: CompressionSpace) -> int:
     """Most plans whose files ``timed_space`` times."""
-    return POINTS * len(_ends(space))
+    return 2 * len(_ends(space)) + PROBES
 
 
 def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
@@ -212,30 +159,28 @@ def _bits(space: CompressionSpace) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
-def _plans(space: CompressionSpace, positions: np.ndarray) -> list[Plan]:
-    """Plans from the one at ``positions`` to the most compressed one, their positions lowered together."""
-    steps = np.linspace(1.0, 0.0, POINTS)
-    plans = [space.decode(np.minimum(positions, step)) for step in steps]
-    return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]
+def time_share(algorithm: Algorithm, plan: Plan) -> float:
+    """Time of a plan's file over the original network's, timed in turns; 1 for a plan that changes no layer.
 
-
-def _file(algorithm: Algorithm, plan: Plan, path: Path) -> Path:
-    """The plan's file, with arbitrary weights: the original network's if the plan changes no layer, else ``path``."""
+    The weights of the file are arbitrary.
+    """
     model = algorithm.rebuild(algorithm.structure(plan))
     if _structure(model) == _structure(algorithm.model):
-        return teacher_file(algorithm.model, algorithm.task)
-    convert.export(model, example_input(algorithm.task), path)
-    return path
+        return 1.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.tflite"
+        convert.export(model, example_input(algorithm.task), path)
+        own, whole = bench.latency_ms([path, teacher_file(algorithm.model, algorithm.task)], rounds=ROUNDS)
+    return own / whole
+
+
+def _milliseconds(algorithm: Algorithm) -> float:
+    """Time of the original network's file."""
+    return bench.latency_ms([teacher_file(algorithm.model, algorithm.task)], rounds=ROUNDS)[0]
 
 
 def _structure(model: nn.Module) -> tuple[object, ...]:
     return type(model), repr(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _time(paths: list[Path]) -> dict[Path, float]:
-    """Milliseconds of each file, timed in turns; a file that is given twice is timed once."""
-    files = list(dict.fromkeys(paths))
-    return dict(zip(files, bench.latency_ms(files, rounds=ROUNDS), strict=True))
 
 
 def rising_curve(macs: list[float], times: list[float]) -> Curve:

@@ -1,7 +1,7 @@
 """Search of a run: plans without a search, trials, the choice among the best, and the plans to be retrained.
 
-Under a latency limit the chosen plan and the baselines are timed and compressed further while they are too slow. Of
-equal plans one is retrained.
+Under a latency limit the chosen plan and the baselines are timed, and moved onto the limit. Of equal plans one is
+retrained.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pfray.reporting.observers import Observers
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 from pfray.storage.run_folder import MODEL, RunFolder
-from pfray.workflow import latency_model, trials
+from pfray.workflow import meet_latency, trials
 from pfray.workflow.baselines import first_plans, plans_without_search
 from pfray.workflow.equal_plans import merge_equal
-from pfray.workflow.latency_model import TimedPlan
 from pfray.workflow.learner_check import check_curves
+from pfray.workflow.meet_latency import TimedPlan
 from pfray.workflow.setup import LoadedRun
 from pfray.workflow.trials import Choice
 
@@ -29,7 +29,7 @@ from pfray.workflow.trials import Choice
 class SearchResult:
     """plans: to retrain, by name of their model. choice: the chosen trial. trials: counts.
 
-    uniform: the plan with one value for all knobs, under a latency limit as far as its file is fast enough.
+    uniform: the plan with one value for all knobs, under a latency limit as its file is fast enough.
     timed: under a latency limit, the plans that were timed, by name. shared: model that has the same plan, by name.
     """
 
@@ -68,8 +68,7 @@ def search(
     for name, other in shared.items():
         what = "the chosen one" if other == MODEL else f"the {other} plan"
         observers.note(f"note: the {name} plan is {what}; they share one training")
-    further = MODEL in timed and timed[MODEL].further
-    choice = replace(choice, plan=plans[MODEL], compressed_further=further)
+    choice = replace(choice, plan=plans[MODEL], moved=timed[MODEL].moved if MODEL in timed else "")
     return SearchResult(plans, choice, searcher.count(), plans.get("uniform", known["uniform"]), timed, shared)
 
 
@@ -89,10 +88,10 @@ def _make_searcher(
 def _meet_latency(
     plans: dict[str, Plan], loaded: LoadedRun, spec: TrialSpec, run: RunFolder, observers: Observers
 ) -> dict[str, TimedPlan]:
-    """The plans, compressed further if their files are too slow; empty without a limit on the latency."""
+    """The plans as their files meet the limit on the latency; empty without one."""
     if "latency_ms" not in loaded.limits:
         return {}
     with observers.stage("meet latency", total=len(plans)) as stage:
-        return latency_model.meet_latency(
+        return meet_latency.meet_latency(
             plans, loaded.space, loaded.limits, spec.recipe, spec.context, run.timed_plans, stage.update
         )

@@ -94,7 +94,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:
         with observers.stage("latency curve", total=file_count(space)) as stage:
-            space = timed_space(space, algorithm, stage.update)
+            space = timed_space(space, algorithm, experiment.target.latency_ms, stage.update)
     macs = total_macs(model, example_input(task))
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
     plans_without_search(space, limits)  # raises for a target out of reach before anything is written

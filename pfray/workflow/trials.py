@@ -95,8 +95,8 @@ class Choice:
     """The chosen trial. rescored: it and its rivals, measured on all validation images, the best first.
 
     within_error: number of plans whose score is within one standard error of the best.
-    all_images: True if ``score`` is from all validation images. compressed_further: True if the plan is no longer the
-    trial's, because its file was too slow.
+    all_images: True if ``score`` is from all validation images. moved: ``further`` or ``less`` if the plan was
+    compressed so after its trial, to use up a latency limit.
     """
 
     trial: int
@@ -107,7 +107,7 @@ class Choice:
     within_error: int
     all_images: bool
     rescored: list[dict[str, Any]]
-    compressed_further: bool = False
+    moved: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the summary, without the plan."""

@@ -54,13 +54,15 @@ def test_a_file_that_is_slower_is_told_with_its_operators_and_a_remedy() -> None
 
 
 def test_a_plan_that_was_compressed_further_is_told_with_the_time_it_has_to_meet() -> None:
-    choice = {"origin": "uniform", "compressed_further": True}
+    choice = {"origin": "uniform", "moved": "further"}
     run = summary(choice=choice, target={"latency_ms": "0.2x"}, limits={"latency_ms": 1.2}, searcher="uniform",
                   trials={"failed": 0, "best": 3}, exported={"latency_ms": 1.19})
     assert chosen_text(run) == "uniform (trial 3), compressed further to meet 1.20 ms"
     assert remarks(run) == ["the plan is 'uniform', compressed further to meet 1.20 ms, because its file took longer "
                             "than predicted"]
     assert chosen_text(summary(choice={"origin": "tpe"})) == "tpe (trial 3)"
+    milder = summary(choice={"origin": "tpe", "moved": "less"}, limits={"latency_ms": 1.2})
+    assert chosen_text(milder) == "tpe (trial 3), compressed less to use up 1.20 ms"
 
 
 def test_a_metric_goes_by_its_name_and_in_its_own_sign() -> None:

@@ -26,12 +26,15 @@ from pfray.learner.pipeline import Pipeline
 from pfray.learner.pipeline import Settings as PipelineSettings
 from pfray.run import main, run
 from pfray.space import CompressionSpace, Knob, Plan
+from pfray.units import Amount
 from pfray.utils.cache import cache_dir
-from pfray.workflow import latency_model
-from pfray.workflow.latency_model import PredictedCosts, TimedPlan, timed_space
+from pfray.workflow import latency_model, meet_latency
+from pfray.workflow.latency_model import PredictedCosts, timed_space
+from pfray.workflow.meet_latency import TimedPlan
 from pfray.workflow.target import costs_as_it_is
 
 SETTINGS = PruningSettings(images=100, round_to=1)
+HALF = Amount.parse("0.5x")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,7 +56,7 @@ def timed(
     context: Context, learner: type[Algorithm], settings: Any, done: Callable[[int, str], None] | None = None
 ) -> CompressionSpace:
     algorithm = learner(context.teacher, context.task, settings)
-    return timed_space(algorithm.space(), algorithm, done or (lambda count, note: None))
+    return timed_space(algorithm.space(), algorithm, HALF, done or (lambda count, note: None))
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +70,30 @@ def first(context: Context, clock: list[int]) -> tuple[CompressionSpace, list[in
 
 def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(first):
     space, shown, _ = first
-    assert shown == [1, 2, 3]
-    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 0.5, 1.0)]
-    times = [end["latency_ms"] for end in ends]
+    assert shown == list(range(1, len(shown) + 1))
+    assert 3 <= len(shown) <= latency_model.file_count(space) == 5
+    macs, times = space.costs_of.curves["float"]
+    ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 1.0)]
+    assert [end["macs"] for end in ends] == [macs[0], macs[-1]]
+    assert [end["latency_ms"] for end in ends] == [times[0], times[-1]]
     assert times == sorted(times)
     assert times[-1] > 2 * times[0] > 0
     between = space.costs_at(np.full(len(space), 0.8))
-    share = (between["macs"] - ends[1]["macs"]) / (ends[2]["macs"] - ends[1]["macs"])
-    assert 0 < share < 1
-    assert between["latency_ms"] == pytest.approx((1 - share) * times[1] + share * times[2])
+    index = np.searchsorted(macs, between["macs"])
+    share = (between["macs"] - macs[index - 1]) / (macs[index] - macs[index - 1])
+    assert between["latency_ms"] == pytest.approx((1 - share) * times[index - 1] + share * times[index])
+
+
+def test_uniform_plans_are_timed_until_one_just_meets_the_limit(first):
+    space, _, _ = first
+    wanted = 0.5 * space.costs_of.teacher_ms
+    nearest = min(space.costs_of.curves["float"][1], key=lambda found: abs(found - wanted))
+    assert nearest == pytest.approx(wanted, rel=0.1)
 
 
 def test_plans_are_timed_once_and_kept_and_the_whole_network_is_the_teachers_file(context, first, clock):
     space, _, at_once = first
-    assert at_once == [3]
+    assert at_once == [1] + [2] * (len(space.costs_of.curves["float"][0]) - 1)
     assert space.costs_of.teacher_ms == space.costs_at(np.ones(len(space)))["latency_ms"]
     before, files = list(clock), len(list(cache_dir().glob("tflite/*.tflite")))
     again = timed(context, ChannelPruned, SETTINGS)
@@ -127,68 +140,9 @@ def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(context):
 
 def test_a_space_without_switches_has_one_curve():
     knobs = (Knob("a", 0.0, 1.0), Knob("b", 8, 32, choices=(8, 32), kind="int8_switch"))
-    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {"bits": 32.0})) == 3
-    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"bits": 20.0})) == 6
-    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"macs": 1.0})) == 3
-
-
-def meet(limit: float, slower: float, steps: tuple[float, ...] = ()) -> tuple[TimedPlan, list[str]]:
-    """One knob of 100 MACs and 10 ms, moved onto a limit, where files take ``slower`` times as long as predicted."""
-    inner = lambda values: {"macs": 100 * float(values[0])}  # noqa: E731
-    costs = PredictedCosts(inner, {"float": [[0.0, 100.0], [0.0, 10.0]]}, (0, 0), 10.0)
-    space = CompressionSpace((Knob("a", 0.0, 1.0, choices=steps),), costs)
-    told: list[str] = []
-    plan = space.uniform({"latency_ms": limit})
-    held = latency_model._meet(plan, space, {"latency_ms": limit}, lambda p: slower * p["a"], told.append)
-    return held, told
-
-
-def test_a_plan_whose_file_is_fast_enough_is_left_as_it_is():
-    held, told = meet(5.0, 0.9)
-    assert held == TimedPlan({"a": pytest.approx(0.5)}, pytest.approx(0.45), further=False)
-    assert told == ["4.50 ms of 5.00 ms"]
-
-
-def test_a_plan_whose_file_is_too_slow_is_compressed_by_what_it_is_too_slow():
-    held, told = meet(5.0, 1.25)
-    assert held.further
-    assert held.plan["a"] == pytest.approx(0.5 * 0.98 / 1.25)
-    assert held.share == pytest.approx(0.49)
-    assert told == ["6.25 ms of 5.00 ms, compressed further", "4.90 ms of 5.00 ms"]
-
-
-def test_a_plan_that_cannot_be_compressed_further_is_timed_once():
-    held, told = meet(5.0, 3.0, steps=(0.0, 0.4, 1.0))
-    assert told[0] == "12.0 ms of 5.00 ms, compressed further"
-    assert held.plan["a"] == 0.0
-
-
-def test_plans_that_were_timed_are_read_again_and_equal_ones_are_timed_once(context, recipe, tmp_path, monkeypatch):
-    inner = lambda values: {"macs": 100 * float(values[0])}  # noqa: E731
-    costs = PredictedCosts(inner, {"float": [[0.0, 100.0], [0.0, 10.0]]}, (0, 0), 10.0)
-    space = CompressionSpace((Knob("a", 0.0, 1.0),), costs)
-    timings: list[Plan] = []
-
-    def share(plan: Plan, *_: Any) -> float:
-        timings.append(plan)
-        return 0.4
-
-    monkeypatch.setattr(latency_model, "_share", share)
-    plans = {"uniform": {"a": 0.5}, "allocate": {"a": 0.3}, "compressed": {"a": 0.5}}
-    told: list[tuple[int, str]] = []
-    path = tmp_path / "timed.json"
-
-    def once() -> dict[str, TimedPlan]:
-        done = lambda count, words: told.append((count, words))  # noqa: E731
-        return latency_model.meet_latency(plans, space, {"latency_ms": 5.0}, recipe, context, path, done)
-
-    found = once()
-    assert found == {name: TimedPlan(plan, 0.4, further=False) for name, plan in plans.items()}
-    assert timings == [{"a": 0.5}, {"a": 0.3}]
-    assert told[0] == (0, "uniform: 4.00 ms of 5.00 ms")
-    assert told[-1] == (3, "done")
-    assert once() == found
-    assert len(timings) == 2
+    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {"bits": 32.0})) == 5
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"bits": 20.0})) == 7
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"macs": 1.0})) == 5
 
 
 def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
@@ -218,10 +172,10 @@ def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(
     assert 0.35 < first["exported"]["latency_ms"] / first["exported"]["teacher_latency_ms"] <= 0.5
     printed = capsys.readouterr().out
     assert "at most 0.5x latency: " in printed
-    assert "[latency curve] 3/3 float file of" in printed
+    assert "[latency curve] " in printed
     assert "[meet latency] " in printed
-    # The teacher is converted once; two files more for the curve, one to four for each of two plans, and the result.
-    assert 5 <= len(converted) <= 12
+    # The teacher once, two to four files more for the curve, one to four for each of two plans, and the result.
+    assert 6 <= len(converted) <= 14
     sizes = [sum(p.numel() for p in model.parameters()) for model in converted]
     assert sizes.count(max(sizes)) == 1
     assert (folder / "teacher.tflite").stat().st_size / 1e5 == first["exported"]["teacher_latency_ms"]
@@ -239,8 +193,8 @@ def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(
 
 def test_a_file_that_is_slower_than_predicted_misses_the_goal(ray_cluster, tmp_path, teacher_file, monkeypatch, capsys):
     path = experiment(tmp_path, teacher_file)
-    as_they_are = lambda plans, *rest: {name: TimedPlan(plan, 0.5, False) for name, plan in plans.items()}  # noqa: E731
-    monkeypatch.setattr(latency_model, "meet_latency", as_they_are)  # no further compression
+    as_they_are = lambda plans, *rest: {name: TimedPlan(plan, 0.5) for name, plan in plans.items()}  # noqa: E731
+    monkeypatch.setattr(meet_latency, "meet_latency", as_they_are)  # no further compression
     assert main([str(path)]) == 1
     found = capsys.readouterr()
     assert "target.latency_ms allows" in found.err
@@ -262,7 +216,7 @@ class TwoWidths(Algorithm):
 
 
 def test_a_knob_of_two_large_values_is_no_switch_to_8_bits(context):
-    assert latency_model.file_count(TwoWidths(context.teacher, context.task).space()) == 3
+    assert latency_model.file_count(TwoWidths(context.teacher, context.task).space()) == 5
     space = timed(context, TwoWidths, TwoWidths.settings_type())
     narrow, wide = space.costs({"hidden": 16}), space.costs({"hidden": 32})
     teacher = space.costs_of.teacher_ms
