@@ -171,7 +171,9 @@ def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Mom
             total += gram / max(gram.sum(), 1e-30)
     if total.any():
         return total
-    maker = group.cuts[0]
+    maker = next((cut for cut in group.cuts if cut.side == "out" and cut.inside is None), group.cuts[0])
+    if maker.inside is not None:
+        return np.diag(maker.inside.magnitudes(model.get_submodule(maker.layer), maker.size)[maker.index].sum(1))
     weight = model.get_submodule(maker.layer).get_parameter("weight").detach().cpu().double()
     axis = 1 if getattr(model.get_submodule(maker.layer), "transposed", False) else 0
     energy = weight.movedim(axis, 0).flatten(1).square().sum(1).numpy()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from learners._channels import ChannelAlgorithm
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Compressed, Stage
+from pfray.nn.attention import spell_out
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
@@ -137,6 +138,8 @@ def l1_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
     """l1 norms ``(U,)`` of all filters that produce a unit, without biases."""
     total = np.zeros(group.units)
     for cut in group.cuts:
+        if cut.inside is not None:
+            total += cut.inside.magnitudes(model.get_submodule(cut.layer), cut.size)[cut.index].sum(1)
         if cut.side == "out" and cut.kind in WITH_FILTERS:
             total += filter_magnitudes(model.get_submodule(cut.layer))[cut.index].sum(1)
     return total
@@ -185,19 +188,23 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
     cuts = [(group.name, cut) for group in groups for cut in group.cuts if cut.side == "in"]
     sums = {(name, cut.layer): np.zeros(len(cut.index)) for name, cut in cuts}
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    for attention in model.modules():
+        if type(attention) is nn.MultiheadAttention:
+            spell_out(attention)
     read: dict[str, list[Tensor]] = {}
 
-    def keep(name: str, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].requires_grad:
-            read[name].append(inputs[0])
+    def keep(name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # The first layers on the way are where gradients begin: a model's inputs may be integers, which have none.
+        maps = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
+        read[name].append(maps)
+        return maps, *inputs[1:]
 
     for layer in {cut.layer for _, cut in cuts}:
         hook = partial(keep, layer)
         model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, hook=hook: hook(inputs))
         read[layer] = []
     for inputs, targets in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
-        # A copy, because a model may modify its inputs in place.
-        loss = task.loss(model(inputs.requires_grad_().clone()).float(), targets)
+        loss = task.loss(model(inputs).float(), targets)
         pairs = [(layer, maps) for layer, calls in read.items() for maps in calls]
         gradients = torch.autograd.grad(loss, [maps for _, maps in pairs], allow_unused=True)
         products: dict[str, Any] = {}

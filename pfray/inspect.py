@@ -94,7 +94,9 @@ def _shapes(example: Inputs) -> str:
 
 
 def _channels(group: ChannelGroup) -> str:
-    """``16``, or ``4 x 4`` if channels go in fours."""
+    """``16``, ``4 x 4`` if channels go in fours, or ``3 heads``."""
+    if group.noun != "channels":
+        return f"{group.units} {group.noun}"
     own = group.name.partition("#")[0]
     each = next(cut.index.shape[1] for cut in group.cuts if cut.layer == own and cut.side == "out")
     return str(group.units) if each == 1 else f"{group.units} x {each}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.measure.cost import count_params, total_macs
+from pfray.nn.attention import calling_projections
 from pfray.nn.fx import tensors
 from pfray.nn.layers import weight_layers
 from pfray.pruning.channels.graph import ChannelGraph, channel_graph
@@ -74,7 +75,8 @@ def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept:
 
         hooks.append(module.register_forward_pre_hook(hide))
     try:
-        return outputs(model, inputs)
+        with calling_projections(model):
+            return outputs(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

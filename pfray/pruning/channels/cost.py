@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from pfray.pruning.channels.dependency import Candidate
+from pfray.pruning.channels.dependency import Candidate, Cut
 from pfray.pruning.channels.layer_entries import entries, owner_of
 from pfray.pruning.channels.proof import Proof
 
@@ -61,6 +61,9 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
     for column, candidate in enumerate(candidates):
         for cut in candidate.cuts:
             count = cut.index.shape[1]
+            if cut.inside:
+                linear[:, column] += count * _own_costs(proof, cut) / cut.size
+                continue
             owner = owner_of(proof.model, cut)
             if cut.kind == "PARAMETER":
                 linear[1, column] += count * proof.model.get_parameter(cut.layer).numel() / cut.size
@@ -80,3 +83,13 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                 linear[1, column] += count * (params - weights[cut.layer]) / cut.size
     constant = np.array([proof.macs, proof.params]) - pairs @ size.prod(0) - linear @ whole
     return CostTable(tuple(rows), single, each, size - each @ whole, pairs, linear, constant)
+
+
+def _own_costs(proof: Proof, cut: Cut) -> np.ndarray:
+    """MACs and parameters ``(2,)`` of a whole module that are not those of the modules inside it, and shrink."""
+    module, inside = proof.model.get_submodule(cut.layer), cut.inside
+    if inside is None or cut.kind == "SETTING":
+        return np.zeros(2)
+    children = [name for name, _ in module.named_children()]
+    within = sum(proof.macs_of.get(f"{cut.layer}.{child}".lstrip("."), 0) for child in children)
+    return np.array([proof.macs_of[cut.layer] - within, inside.params(module)], dtype=float)

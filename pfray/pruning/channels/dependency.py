@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch_pruning.ops import OPTYPE
 
+from pfray.pruning.channels.inside import Inside
 from pfray.pruning.channels.trace import Trace
 
 Side = Literal["out", "in"]
@@ -46,7 +47,7 @@ class Cut:
     layer: its name in ``model.named_modules()``; of a parameter that the forward pass reads by itself (a scale, a class
     token), the parameter's name. index: ``(U, r)``, the r positions that go with each of U units. size: entries of the
     side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner. axis: the channels' axis
-    in a parameter.
+    in a parameter. inside: what shrinks in a module that is neither.
     """
 
     layer: str
@@ -55,6 +56,7 @@ class Cut:
     size: int
     kind: str
     axis: int = 0
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +64,23 @@ class Candidate:
     """Units of one kind.
 
     name: the first layer, in execution order, that makes the channels. obstacle: why the units cannot be removed, if
-    that is known already. passes: the operations that the channels go through.
+    that is known already. passes: the operations that the channels go through. noun: what a unit is called.
     """
 
     name: str
     cuts: tuple[Cut, ...]
     obstacle: str | None
     passes: frozenset[str]
+    noun: str = "channels"
 
     @property
     def units(self) -> int:
         return len(self.cuts[0].index)
+
+    @property
+    def sides(self) -> set[tuple[str, Side]]:
+        """Sides of layers that lose entries."""
+        return {(cut.layer, cut.side) for cut in self.cuts if cut.kind != "SETTING"}
 
 
 def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:

@@ -22,6 +22,7 @@ from pfray.errors import first_line
 from pfray.measure.macs import count_macs
 from pfray.nn.fx import Untraceable
 from pfray.nn.inputs import Inputs
+from pfray.pruning.channels.attention import find_heads
 from pfray.pruning.channels.cost import CostTable, cost_table
 from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.layer_entries import entries, removals_of
@@ -43,7 +44,8 @@ class ChannelGroup:
     """Channels that must go together, across all layers they run through.
 
     name: the layer that makes them (the first in execution order). units: number that can go independently; a unit is
-    one channel, or with grouped convolutions one channel of each group. macs, params: savings if all units went.
+    one channel, with grouped convolutions one channel of each group, or a head of an attention (or several that share
+    keys). macs, params: savings if all units went. noun: what a unit is called, such as ``heads``.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ChannelGroup:
     cuts: tuple[Cut, ...]
     macs: int
     params: int
+    noun: str = "channels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +95,12 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         try:
             traced = copy.deepcopy(proof.model)
             trace = Trace(traced, proof.inputs)
+            heads = find_heads(traced, trace)
             candidates, order = find_candidates(traced, trace), trace.order
         except Exception as error:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, example, unknown + first_line(error))
-        proven, reasons = _prove(proof, candidates)
+        proven, reasons = _prove(proof, candidates, heads, order)
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
@@ -105,15 +109,20 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
         macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
         # Numbered among all candidates, so that a group keeps its name when another is pruned to one unit.
-        same = [other for other in candidates if other.name == candidate.name]
+        same = [other for other in (*candidates, candidate) if other.name == candidate.name]
         number = same.index(candidate) + 1
         name = f"{candidate.name}#{number}" if number > 1 else candidate.name
-        groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params))
+        groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params, candidate.noun))
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
 
 
-def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """(candidates that can be removed alone and together, reasons by each other candidate)."""
+def _prove(
+    proof: Proof, candidates: Sequence[Candidate], heads: Sequence[Sequence[Candidate]], order: Sequence[str]
+) -> tuple[list[Candidate], dict[Candidate, str]]:
+    """(candidates that can be removed alone and together, in execution order; reasons by each other candidate).
+
+    heads: for each attention what its heads may be.
+    """
     reasons: dict[Candidate, str] = {}
     proven: list[Candidate] = []
     for candidate in candidates:
@@ -122,11 +131,15 @@ def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidat
         elif candidate.obstacle or candidate.units == 1:
             reasons[candidate] = candidate.obstacle or "its channels can only go all together"
     possible = [candidate for candidate in candidates if candidate not in reasons]
+    for variants in heads:
+        possible = _with_heads(proof, variants, possible, reasons)
+    rank = {name: index for index, name in enumerate(order)}
+    possible.sort(key=lambda each: min(rank.get(cut.layer, len(rank)) for cut in each.cuts if cut.side == "out"))
     if _joint_failure(proof, possible) is None:
         return possible, reasons
     likely: list[Candidate] = []
     for candidate in possible:
-        if failure := proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True):
+        if failure := _failure_alone(proof, candidate):
             reasons[candidate] = _explain(candidate, failure)
         else:
             likely.append(candidate)
@@ -143,6 +156,35 @@ def _prove(proof: Proof, candidates: Sequence[Candidate]) -> tuple[list[Candidat
 
     admit(likely)
     return proven, reasons
+
+
+def _with_heads(
+    proof: Proof, variants: Sequence[Candidate], possible: list[Candidate], reasons: dict[Candidate, str]
+) -> list[Candidate]:
+    """``possible`` with the heads of one attention in place of channels of the same layers that cannot go.
+
+    variants: what the heads may be. reasons: of candidates that stay; changed in place.
+    """
+    rivals = [other for other in possible if any(other.sides & variant.sides for variant in variants)]
+    failures = {other: _failure_alone(proof, other) for other in rivals}
+    if None in failures.values():
+        return possible
+    found = next((variant for variant in variants if _failure_alone(proof, variant) is None), None)
+    first = found or variants[0]
+    failure = None if found else _failure_alone(proof, first)
+    # That of guesses says something only if the forward pass fails.
+    if failure and len(variants) > 1 and failure.kind != "fails":
+        return possible
+    for other in [other for other in reasons if other.sides & first.sides]:
+        del reasons[other]
+    if failure:
+        reasons[first] = f"no head of {first.name} can go alone: {_explain(first, failure)}"
+    left = [other for other in possible if not other.sides & first.sides]
+    return [*left, found] if found else left
+
+
+def _failure_alone(proof: Proof, candidate: Candidate) -> Failure | None:
+    return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
 
 
 def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:
@@ -201,20 +243,30 @@ def _skipped(
             if cut.side == "out":
                 found[cut.layer][reason] = None
     attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    with_heads = {cut.layer for group in groups for cut in group.cuts if cut.inside}
     skipped = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-            skipped[name] = "a recurrent layer" if isinstance(module, nn.RNNBase) else "an attention layer"
+        if isinstance(module, nn.RNNBase):
+            skipped[name] = "a recurrent layer"
+        elif isinstance(module, nn.MultiheadAttention):
+            if name not in with_heads:
+                skipped[name] = "; ".join(found[name]) or _why_whole(module, name in order)
         elif isinstance(module, LAYERS) and free[name] < entries(module, "out"):
             inside = next((outer for outer in attentions if name.startswith(f"{outer}.")), None)
             reason = "; ".join(found[name]) or (
-                f"part of the attention layer {inside}" if inside
+                f"its outputs are the width of the attention layer {inside}" if inside
                 else "not used in the forward pass" if name not in order
                 else "cannot be traced from a layer that makes its channels to the outputs"
             )  # fmt: skip
             part = f"{entries(module, 'out') - free[name]} of {entries(module, 'out')} channels: " if free[name] else ""
             skipped[name] = part + reason
     return skipped
+
+
+def _why_whole(attention: nn.MultiheadAttention, runs: bool) -> str:
+    if not runs:
+        return "not used in the forward pass"
+    return "a single head" if attention.num_heads == 1 else "an attention layer with a forward pass of its own"
 
 
 def _without_groups(model: nn.Module, example: Inputs, reason: str) -> ChannelGraph:

@@ -35,7 +35,8 @@ class ChannelSettings:
     """Settings of every channel learner.
 
     round_to: channel counts are multiples of this, because kernels work on whole vectors; of less for a group that
-        would have fewer than four counts to choose from. 1 allows every count.
+        would have fewer than four counts to choose from. 1 allows every count. A group of attention heads may keep any
+        number of them.
     skip: groups left whole, by name (``python -m pfray.inspect`` lists them).
     min_keep: least share of its units that a group keeps, rounded up to an allowed count. PocketFlow derives it from
         the target (``lbound``, the lower end of the agent's actions: 1.5 log10(1 + cp_preserve_ratio), which is 0.26
@@ -108,7 +109,7 @@ def channel_space(graph: ChannelGraph, settings: ChannelSettings) -> Compression
 def allowed_counts(group: ChannelGroup, round_to: int, min_keep: float = 0.0) -> list[int]:
     """Allowed counts of kept units, rising: at least the share ``min_keep``, and always all units."""
     channels = group.cuts[0].index.shape[1]  # of one unit, in the layer that makes them
-    step = max(1, round_to // channels)
+    step = max(1, round_to // channels) if group.noun == "channels" else 1
     while step > 1 and group.units < CHOICES * step:
         step //= 2
     least = min_keep * group.units - 1e-9  # 0.7 of 10 is 7, however float rounds

@@ -19,6 +19,7 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut, Side
+from pfray.pruning.channels.inside import Inside
 
 # Kinds of norms whose mean and variance go over several channels.
 ACROSS = ("LN", "GN")
@@ -26,7 +27,7 @@ ACROSS = ("LN", "GN")
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size``, ``kind`` and ``axis`` as in the cut."""
+    """The sorted ``positions`` that one side of one layer loses; the rest as in the cut."""
 
     layer: str
     side: Side
@@ -34,6 +35,7 @@ class Removal:
     size: int
     kind: str
     axis: int = 0
+    inside: Inside | None = None
 
     @property
     def kept(self) -> Tensor:
@@ -60,6 +62,8 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
     for removal in removals:
         if removal.kind == "PARAMETER":
             size = model.get_parameter(removal.layer).shape[removal.axis]
+        elif removal.inside:
+            size = removal.inside.entries(model.get_submodule(removal.layer), removal.size)
         else:
             size = entries(model.get_submodule(removal.layer), removal.side)
         if size != removal.size:
@@ -74,6 +78,9 @@ def remove_entries(model: nn.Module, removals: Sequence[Removal]) -> None:
 def _cut(layer: Any, removal: Removal) -> None:
     if removal.kind == "PARAMETER":
         _keep(layer, removal.layer.rpartition(".")[2], removal)
+        return
+    if removal.inside:
+        removal.inside.shrink(layer, removal.positions, removal.size)
         return
     if removal.kind == "LN":
         for name in ("weight", "bias"):
@@ -143,6 +150,6 @@ def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Rem
             cuts[cut.layer, cut.side] = cut
             gone[cut.layer, cut.side].append(cut.index[units].ravel())
     return [
-        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.axis)
+        Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.axis, cut.inside)
         for key, cut in cuts.items()
     ]

@@ -30,13 +30,15 @@ TOLERANCE = 1e-4
 def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Module]:
     """The model, whose layers are restored afterwards; copying the model would take longer than the proof."""
     layers = list({owner_of(model, removal): None for removal in removals})
+    kinds = [type(layer) for layer in layers]
     saved = [
         {**vars(layer), "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
     ]
     try:
         yield model
     finally:
-        for layer, state in zip(layers, saved, strict=True):
+        for layer, kind, state in zip(layers, kinds, saved, strict=True):
+            layer.__class__ = kind
             vars(layer).clear()
             vars(layer).update(state)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.attention import calling_projections
 from pfray.nn.inputs import Inputs, join
 from pfray.nn.modes import forward, keep_memory_format
 from pfray.pruning.channels.graph import ChannelGroup
@@ -249,7 +250,8 @@ def observe(
         for name in dict.fromkeys(layers)
     ]
     try:
-        return seen, forward(model, inputs)
+        with calling_projections(model):
+            return seen, forward(model, inputs)
     except _Enough:
         return seen, None
     finally:

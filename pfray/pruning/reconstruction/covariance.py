@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.attention import calling_projections
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.inputs import tensors
 from pfray.nn.modes import evaluating, forward
@@ -101,7 +102,7 @@ def input_moments(
         for name in layers
     ]
     try:
-        with evaluating(model):
+        with evaluating(model), calling_projections(model):
             for inputs, _ in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
                 forward(model, inputs)
     finally:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.attention import calling_projections, restore_whole
 from pfray.nn.dense import behind_norm, can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import ADDITIONS, Walk, arguments_in, traced_nodes
 from pfray.nn.inputs import Inputs
@@ -53,9 +54,18 @@ def reconstruct_in_order(
     are fitted to. Where the activations of so many inputs would need more than ``MEMORY``, they are fewer, with more
     positions of each. Raises Untraceable if torch.fx cannot trace the forward pass.
     """
-    stays = kept_positions(graph, kept)
     # A copy in evaluation mode: the forward pass may differ in training, and tracing adds constants as attributes.
     teacher = copy.deepcopy(teacher).eval()
+    with calling_projections(teacher):
+        student = _reconstructed(teacher, graph, kept, task, images, positions)
+    restore_whole(student)
+    return student
+
+
+def _reconstructed(
+    teacher: nn.Module, graph: ChannelGraph, kept: Kept, task: Task, images: int, positions: int
+) -> nn.Module:
+    stays = kept_positions(graph, kept)
     device = next(teacher.parameters()).device
     example = example_input(task, device)
     nodes = traced_nodes(teacher, {layer for layer, _ in stays}, example)

@@ -38,7 +38,7 @@ GROUPS = {
     "TwoInputs": "image.0 joined.0 map.0 fc1",
     "SeveralOutputs": "stem.0 hidden.0",
     "vision_transformer": "mlp1",
-    "vision_transformer_of_torch": "mlp1",
+    "vision_transformer_of_torch": "attention.attention mlp1",
     "conv_1d": "0 3 7",
     "normalized": "0 6",
     "Recurrent": "conv1.0",
@@ -114,9 +114,10 @@ def test_channels_that_stay_have_a_reason_that_a_user_understands():
     assert reason("normalized", "3") == "normalized across channels by 4"
     assert reason("Recurrent", "conv2.0") == "used by the recurrent layer lstm"
     assert reason("Recurrent", "lstm") == "a recurrent layer"
-    fixed = "the forward pass relies on their number (shape '[1, 9, 3, 2, 4]'"
-    assert fixed in reason("vision_transformer", "attention.qkv")
-    assert reason("vision_transformer_of_torch", "attention.attention") == "an attention layer"
+    fixed = "no head of attention can go alone: the forward pass relies on their number (shape '[1, 9, 3, 1, 8]'"
+    assert reason("vision_transformer", "attention.qkv").startswith(fixed)
+    width = "its outputs are the width of the attention layer attention.attention"
+    assert reason("vision_transformer_of_torch", "attention.attention.out_proj") == width
     assert reason("vision_transformer", "patch").startswith("the forward pass relies on their number (shape '[1, 9,")
     assert reason("vision_transformer_of_torch", "patch") == "split into the heads of attention.attention"
     assert reason("Split", "conv3.0") == "split into parts of fixed sizes by the forward pass"
