@@ -187,24 +187,24 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
     """
     cuts = [(group.name, cut) for group in groups for cut in group.cuts if cut.side == "in"]
     sums = {(name, cut.layer): np.zeros(len(cut.index)) for name, cut in cuts}
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for attention in model.modules():
-        if type(attention) is nn.MultiheadAttention:
-            spell_out(attention)
+    model = copy.deepcopy(model).eval()
+    # Gradients flow through frozen layers too, and begin at the parameters: a model's inputs may be integers.
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    spell_out(model)
     read: dict[str, list[Tensor]] = {}
 
-    def keep(name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # The first layers on the way are where gradients begin: a model's inputs may be integers, which have none.
-        maps = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
-        read[name].append(maps)
-        return maps, *inputs[1:]
+    def keep(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].requires_grad:
+            read[name].append(inputs[0])
 
     for layer in {cut.layer for _, cut in cuts}:
         hook = partial(keep, layer)
         model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, hook=hook: hook(inputs))
         read[layer] = []
     for inputs, targets in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
-        loss = task.loss(model(inputs).float(), targets)
+        # A copy, because a model may modify its inputs in place.
+        loss = task.loss(model(inputs.clone()).float(), targets)
         pairs = [(layer, maps) for layer, calls in read.items() for maps in calls]
         gradients = torch.autograd.grad(loss, [maps for _, maps in pairs], allow_unused=True)
         products: dict[str, Any] = {}

@@ -18,17 +18,6 @@ from pfray.pruning.channels.prune import prune
 from tests.zoo import ZOO, Example
 
 
-class Unpacked(nn.Module):
-    """A model that takes its inputs as one tuple, as what counts MACs gives it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Example) -> object:
-        return self.model(*inputs)
-
-
 @cache
 def built(name: str) -> tuple[nn.Module, Example, ChannelGraph]:
     model, inputs = ZOO[name]()
@@ -104,7 +93,7 @@ def check_plan(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dic
     pruned = copy.deepcopy(model)
     prune(pruned, graph, kept)
     count = [len(kept.get(group.name, range(group.units))) for group in graph.groups]
-    costs = {"macs": total_macs(Unpacked(pruned), inputs), "params": count_params(pruned)[0]}  # type: ignore[arg-type]
+    costs = {"macs": total_macs(pruned, inputs), "params": count_params(pruned)[0]}
     assert graph.costs(count) == costs
     layers = {name: layer.weight.numel() for name, layer in weight_layers(pruned).items()}
     weights = graph.weights(count)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pfray.errors import first_line
 from pfray.nn.fx import Untraceable
@@ -30,7 +32,7 @@ class Trace:
         # torch-pruning follows gradients, which frozen layers need too.
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        values = _WatchValues()
+        values = _WatchValues([*model.parameters(), *tensors(inputs)])
         self.ends: set[Any] = set()
 
         def forward(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -61,10 +63,27 @@ class Trace:
 
 
 class _WatchValues(TorchDispatchMode):
-    """Records whether Python reads a tensor's value, as ``if x.sum() > 0`` does."""
+    """Records whether Python reads a value that depends on ``sources``, as ``if x.sum() > 0`` does.
 
-    read = False
+    Values of constants, such as the positions of tokens, are the same in every forward pass.
+    """
+
+    def __init__(self, sources: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.read = False
+        # Storages, by their identity; kept, so that no other has it.
+        self.known = {storage._cdata: storage for storage in map(Tensor.untyped_storage, sources)}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.read |= function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
-        return function(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        depends = any(tensor.untyped_storage()._cdata in self.known for tensor in given)
+        if depends and function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.read = True
+        made = function(*args, **(kwargs or {}))
+        if depends:
+            # Also what is written in place.
+            written = given[:1] if function._schema.is_mutable else []
+            for tensor in (*written, *(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))):
+                storage = tensor.untyped_storage()
+                self.known[storage._cdata] = storage
+        return made
