@@ -56,11 +56,13 @@ class HeadAttention(nn.MultiheadAttention):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries ``(..., T, H d)``, keys and values ``(..., S, H d)``."""
+        width = self.num_heads * self.head_dim
+        parts = [slice(start, start + width) for start in range(0, 3 * width, width)]
         if self.in_proj_weight is not None:
-            each = list(self.in_proj_weight.chunk(3))
+            each = [self.in_proj_weight[rows] for rows in parts]
         else:
             each = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        biases = [None if self.in_proj_bias is None else self.in_proj_bias[rows] for rows in parts]
         q, k, v = map(F.linear, (query, key, value), each, biases)
         if self.bias_k is not None and self.bias_v is not None:
             rows = self.bias_k.flatten(), self.bias_v.flatten()
