@@ -83,14 +83,14 @@ def _whole_module(model: nn.Module, name: str) -> Candidate:
     inside = Inside(axes, (("num_heads", heads),))
     every = np.arange(heads)[:, None]
     cuts = [
-        Cut(name, "out", every, heads, "HEADS", inside),
+        Cut(name, "out", every, heads, "HEADS", inside=inside),
         Cut(f"{name}.out_proj".lstrip("."), "in", positions(width, heads), width, "LINEAR"),
     ]
     for outer, encoder in model.named_modules():
         # Its nested tensors pass through the kernels for whole modules only.
         if isinstance(encoder, nn.TransformerEncoder) and name.startswith(f"{outer}.".lstrip(".")):
             off = Inside(settings=(("use_nested_tensor", False),))
-            cuts.append(Cut(outer, "out", every, heads, "SETTING", off))
+            cuts.append(Cut(outer, "out", every, heads, "SETTING", inside=off))
     return Candidate(name, tuple(cuts), None, frozenset(), "heads")
 
 
@@ -184,7 +184,7 @@ def _candidate(
         if each.owner not in (name for name, _ in cuts):
             inside = _inside(model.get_submodule(each.owner), widths, guess)
             index = np.arange(guess.units)[:, None]
-            cuts[each.owner, "heads"] = Cut(each.owner, "out", index, guess.units, "HEADS", inside)
+            cuts[each.owner, "heads"] = Cut(each.owner, "out", index, guess.units, "HEADS", inside=inside)
         for maker in each.makers:
             width = graph.get_out_channels(maker)
             parts = _parts(graph, each, maker) if guess.packed else 1
