@@ -188,9 +188,7 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
     cuts = [(group.name, cut) for group in groups for cut in group.cuts if cut.side == "in"]
     sums = {(name, cut.layer): np.zeros(len(cut.index)) for name, cut in cuts}
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    for attention in model.modules():
-        if type(attention) is nn.MultiheadAttention:
-            spell_out(attention)
+    spell_out(model)
     read: dict[str, list[Tensor]] = {}
 
     def keep(name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

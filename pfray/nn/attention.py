@@ -56,14 +56,17 @@ class HeadAttention(nn.MultiheadAttention):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries ``(..., T, H d)``, keys and values ``(..., S, H d)``."""
+        width = self.num_heads * self.head_dim
+        parts = [slice(start, start + width) for start in range(0, 3 * width, width)]
         if self.in_proj_weight is not None:
-            each = list(self.in_proj_weight.chunk(3))
+            each = [self.in_proj_weight[rows] for rows in parts]
         else:
             each = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        biases = [None if self.in_proj_bias is None else self.in_proj_bias[rows] for rows in parts]
         q, k, v = map(F.linear, (query, key, value), each, biases)
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([x, row.expand_as(x[..., :1, :])], -2) for x, row in ((k, self.bias_k), (v, self.bias_v)))
+            rows = self.bias_k.flatten(), self.bias_v.flatten()
+            k, v = (torch.cat([x, row.expand_as(x[..., :1, :])], -2) for x, row in zip((k, v), rows, strict=True))
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         return [q, k, v]
@@ -72,9 +75,9 @@ class HeadAttention(nn.MultiheadAttention):
         """What is added to the scores ``(..., H, T, S)``: both masks, 0 for keys that the module adds itself."""
         if padding is not None:  # (B, S), or (S,)
             padding = _additive(padding, q)[..., None, None, :]
-        if mask is not None:  # (T, S), or (B H, T, S)
+        if mask is not None:  # (T, S), or (B H, T, S), or (H, T, S) for an input without a batch
             mask = _additive(mask, q)
-            mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask
+            mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 and q.dim() == 4 else mask
         total = mask if padding is None else padding if mask is None else mask + padding
         added = int(self.bias_k is not None) + int(self.add_zero_attn)
         return F.pad(total, (0, added)) if total is not None and added else total
@@ -87,11 +90,13 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
 
 
-def spell_out(module: nn.MultiheadAttention) -> None:
-    """Make it a ``HeadAttention``, in place."""
-    module.__class__ = HeadAttention
-    # The fused kernels of nn.TransformerEncoderLayer compute whole modules only, and are not taken without this.
-    module._qkv_same_embed_dim = False
+def spell_out(model: nn.Module) -> None:
+    """Make every ``nn.MultiheadAttention`` in ``model`` a ``HeadAttention``, in place."""
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = HeadAttention
+            # The fused kernels of nn.TransformerEncoderLayer compute whole modules only, and are not taken without it.
+            module._qkv_same_embed_dim = False
 
 
 def restore_whole(model: nn.Module) -> None:
@@ -105,10 +110,12 @@ def restore_whole(model: nn.Module) -> None:
 @contextmanager
 def calling_projections(model: nn.Module) -> Iterator[None]:
     """Within, every ``nn.MultiheadAttention`` calls its ``out_proj`` as a module, for hooks and torch.fx to see."""
-    for module in model.modules():
-        if type(module) is nn.MultiheadAttention:
-            spell_out(module)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # nn.TransformerEncoder makes nested tensors for the fused kernels, which nothing else takes.
+    torch.backends.mha.set_fastpath_enabled(False)
+    spell_out(model)
     try:
         yield
     finally:
         restore_whole(model)
+        torch.backends.mha.set_fastpath_enabled(fast)

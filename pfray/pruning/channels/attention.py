@@ -178,6 +178,7 @@ def _candidate(
     attentions: Sequence[_Attention], guess: _Guess,
 ) -> Candidate:  # fmt: skip
     cuts: dict[tuple[str, str], Cut] = {}
+    sizes: set[int] = set()
     widths = _widths(graph, attentions)
     for each in attentions:
         if each.owner not in (name for name, _ in cuts):
@@ -188,12 +189,13 @@ def _candidate(
             width = graph.get_out_channels(maker)
             parts = _parts(graph, each, maker) if guess.packed else 1
             index = positions(width, guess.units, parts)
+            sizes |= {width // parts} - {guess.units}
             cuts[names[maker.module], "out"] = Cut(names[maker.module], "out", index, width, maker.type.name)
         width, name = graph.get_in_channels(each.reader), names[each.reader.module]
         cuts[name, "in"] = Cut(name, "in", positions(width, guess.units), width, each.reader.type.name)
     ordered = sorted(cuts.values(), key=lambda cut: (cut.kind != "HEADS", rank[cut.layer], cut.side == "in"))
     name = ordered[0].layer or names[attentions[0].reader.module]
-    return Candidate(name, tuple(ordered), None, frozenset(), "heads")
+    return Candidate(name, tuple(ordered), None, frozenset(), "heads" if len(sizes) == 1 else "groups of heads")
 
 
 def _inside(owner: nn.Module, widths: set[int], guess: _Guess) -> Inside:

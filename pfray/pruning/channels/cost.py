@@ -61,6 +61,9 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
     for column, candidate in enumerate(candidates):
         for cut in candidate.cuts:
             count = cut.index.shape[1]
+            if cut.inside:
+                linear[:, column] += count * _own_costs(proof, cut) / cut.size
+                continue
             owner = owner_of(proof.model, cut)
             if cut.kind == "NUMBER":
                 continue

@@ -47,7 +47,7 @@ class Cut:
     layer: its name in ``model.named_modules()``; of a parameter that the forward pass reads by itself (a scale, a class
     token), the parameter's name. index: ``(U, r)``, the r positions that go with each of U units. size: entries of the
     side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner. axis: the channels' axis
-    in a parameter. inside: what shrinks in a module that is no such layer.
+    in a parameter. inside: what shrinks in a module that is neither.
     """
 
     layer: str

@@ -46,8 +46,8 @@ class ChannelGroup:
     """Channels that must go together, across all layers they run through.
 
     name: the layer that makes them (the first in execution order). units: number that can go independently; a unit is
-    one channel, with grouped convolutions one channel of each group, or an attention head. macs, params: savings if all
-    units went. noun: what a unit is called, ``channels`` or ``heads``.
+    one channel, with grouped convolutions one channel of each group, or a head of an attention (or several that share
+    keys). macs, params: savings if all units went. noun: what a unit is called, such as ``heads``.
     """
 
     name: str
@@ -120,13 +120,10 @@ def _prove(
 ) -> tuple[list[Candidate], dict[Candidate, str]]:
     """(candidates that can be removed alone and together, in execution order; reasons by each other candidate).
 
-    heads: for each attention what its heads may be; one that is proven takes the place of channels that are not.
+    heads: for each attention what its heads may be.
     """
     reasons: dict[Candidate, str] = {}
     proven: list[Candidate] = []
-
-    def alone(candidate: Candidate) -> Failure | None:
-        return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
 
     for candidate in candidates:
         if candidate.units == 1 and candidate.cuts[0].index.shape[1] == 1:
@@ -134,43 +131,28 @@ def _prove(
         elif candidate.obstacle or candidate.units == 1:
             reasons[candidate] = candidate.obstacle or "its channels can only go all together"
     possible = [candidate for candidate in candidates if candidate not in reasons]
+    for variants in heads:
+        possible = _with_heads(proof, variants, possible, reasons)
+    rank = {name: index for index, name in enumerate(order)}
+    possible.sort(key=lambda each: _rank(each, rank))
     # All at once first, because most networks need no look at single ones.
-    together = _joint_failure(proof, possible) is None
-    if together and not heads:
+    if _joint_failure(proof, possible) is None:
         return possible, reasons
-    likely = possible if together else []
-    for candidate in () if together else possible:
-        if (failure := alone(candidate)) is None:
+    likely: list[Candidate] = []
+    for candidate in possible:
+        if (failure := _failure_alone(proof, candidate)) is None:
             likely.append(candidate)
             continue
-        variants = with_numbers(proof.model, candidate) if failure.kind in ("fails", "values") else ()
-        if found := next((variant for variant in variants if alone(variant) is None), None):
+        tries = with_numbers(proof.model, candidate) if failure.kind in ("fails", "values") else ()
+        if found := next((variant for variant in tries if _failure_alone(proof, variant) is None), None):
             likely.append(found)
         else:
             reasons[candidate] = _explain(candidate, failure)
     for candidate, parts in in_equal_parts([each for each in possible if each in reasons]):
-        if alone(candidate) is None:
+        if _failure_alone(proof, candidate) is None:
             likely.append(candidate)
             reasons = {part: reason for part, reason in reasons.items() if part not in parts}
-    for attention in heads:
-        failures: dict[Candidate, Failure] = {}
-        for variant in attention:
-            if any(variant.sides & other.sides for other in likely):
-                continue
-            if failure := alone(variant):
-                failures[variant] = failure
-                continue
-            likely.append(variant)
-            reasons = {other: reason for other, reason in reasons.items() if not other.sides & variant.sides}
-            break
-        else:
-            first = next(iter(failures), None)
-            if first and (len(attention) == 1 or failures[first].kind == "fails"):
-                made = {side for side in first.sides if side[1] == "out"}
-                reasons = {other: reason for other, reason in reasons.items() if not other.sides & made}
-                reasons[first] = f"no head of {first.name} can go alone: {_explain(first, failures[first])}"
-    rank = {name: index for index, name in enumerate(order)}
-    likely.sort(key=lambda each: (_rank(each, rank), each.number))
+    likely.sort(key=lambda each: _rank(each, rank))
 
     def admit(batch: list[Candidate]) -> None:
         failure = _joint_failure(proof, [*proven, *batch])
@@ -186,9 +168,39 @@ def _prove(
     return proven, reasons
 
 
-def _rank(candidate: Candidate, rank: Mapping[str, int]) -> int:
-    """Place in the execution order of the first layer that makes the channels."""
-    return min(rank[cut.layer] for cut in candidate.cuts if cut.side == "out" and cut.layer in rank)
+def _rank(candidate: Candidate, rank: Mapping[str, int]) -> tuple[int, int]:
+    """Place in the execution order: of the first layer that makes the channels, and among that layer's candidates."""
+    places = [rank.get(cut.layer, len(rank)) for cut in candidate.cuts if cut.side == "out"]
+    return min(places), candidate.number
+
+
+def _with_heads(
+    proof: Proof, variants: Sequence[Candidate], possible: list[Candidate], reasons: dict[Candidate, str]
+) -> list[Candidate]:
+    """``possible`` with the heads of one attention in place of channels of the same layers that cannot go.
+
+    variants: what the heads may be. reasons: of candidates that stay; changed in place.
+    """
+    rivals = [other for other in possible if any(other.sides & variant.sides for variant in variants)]
+    failures = {other: _failure_alone(proof, other) for other in rivals}
+    if None in failures.values():
+        return possible
+    found = next((variant for variant in variants if _failure_alone(proof, variant) is None), None)
+    first = found or variants[0]
+    failure = None if found else _failure_alone(proof, first)
+    # That of guesses says something only if the forward pass fails.
+    if failure and len(variants) > 1 and failure.kind != "fails":
+        return possible
+    for other in [other for other in reasons if other.sides & first.sides]:
+        del reasons[other]
+    if failure:
+        reasons[first] = f"no head of {first.name} can go alone: {_explain(first, failure)}"
+    left = [other for other in possible if not other.sides & first.sides]
+    return [*left, found] if found else left
+
+
+def _failure_alone(proof: Proof, candidate: Candidate) -> Failure | None:
+    return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
 
 
 def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:

@@ -30,8 +30,7 @@ ATTRIBUTES = ("PARAMETER", "NUMBER")
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The sorted ``positions`` that one side of one layer loses; ``size``, ``kind``, ``axis`` and ``inside`` as in the
-    cut."""
+    """The sorted ``positions`` that one side of one layer loses; the rest as in the cut."""
 
     layer: str
     side: Side

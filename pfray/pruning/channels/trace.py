@@ -68,20 +68,26 @@ class Trace:
 class _WatchValues(TorchDispatchMode):
     """Records whether Python reads a value that depends on floating-point ``sources``, as ``if x.sum() > 0`` does.
 
-    Values of tokens and masks may be read: text models ask whether a mask is all true, to choose a kernel.
+    Values of constants, such as the positions of tokens, are the same in every forward pass. Those of tokens and masks
+    may be read too: text models ask whether a mask is all true, to choose a kernel.
     """
 
     def __init__(self, sources: Iterable[Tensor]) -> None:
         super().__init__()
-        # Kept, so that no two have the same id.
-        self.dependent = {id(tensor): tensor for tensor in sources if tensor.is_floating_point()}
         self.read = False
+        storages = [tensor.untyped_storage() for tensor in sources if tensor.is_floating_point()]
+        # By their identity; kept, so that no other has it.
+        self.known = {storage._cdata: storage for storage in storages}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tree_leaves((args, kwargs))
-        depends = any(id(value) in self.dependent for value in given if isinstance(value, Tensor))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        depends = any(tensor.untyped_storage()._cdata in self.known for tensor in given)
         self.read |= depends and function in READING
         made = function(*args, **(kwargs or {}))
         if depends:
-            self.dependent |= {id(value): value for value in tree_leaves(made) if isinstance(value, Tensor)}
+            # Also what is written in place.
+            written = given[:1] if function._schema.is_mutable else []
+            for tensor in (*written, *(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))):
+                storage = tensor.untyped_storage()
+                self.known[storage._cdata] = storage
         return made

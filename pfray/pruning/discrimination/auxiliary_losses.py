@@ -97,7 +97,8 @@ def tune(
             return plain(outputs, targets) + plain(watched.extra.float(), targets)
 
         try:
-            fit(watched, replace(task, loss=both), training, seed=seed, precision=precision, hook=hold, steps=steps)
+            with calling_projections(model):
+                fit(watched, replace(task, loss=both), training, seed=seed, precision=precision, hook=hold, steps=steps)
         finally:
             watched.handle.remove()
         head.zero_grad(set_to_none=True)
