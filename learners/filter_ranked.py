@@ -28,6 +28,8 @@ from learners._channels import ChannelAlgorithm
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Compressed, Stage
 from pfray.nn.attention import spell_out
+from pfray.nn.inputs import count, floats, map_tensors
+from pfray.nn.modes import forward
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
@@ -187,29 +189,32 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
     """
     cuts = [(group.name, cut) for group in groups for cut in group.cuts if cut.side == "in"]
     sums = {(name, cut.layer): np.zeros(len(cut.index)) for name, cut in cuts}
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = copy.deepcopy(model).eval()
+    # Gradients flow through frozen layers too, and begin at the parameters: a model's inputs may be integers.
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     spell_out(model)
     read: dict[str, list[Tensor]] = {}
 
-    def keep(name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # The first layers on the way are where gradients begin: a model's inputs may be integers, which have none.
-        maps = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
-        read[name].append(maps)
-        return maps, *inputs[1:]
+    def keep(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].requires_grad:
+            read[name].append(inputs[0])
 
     for layer in {cut.layer for _, cut in cuts}:
         hook = partial(keep, layer)
         model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, hook=hook: hook(inputs))
         read[layer] = []
     for inputs, targets in task.batches(task.train.head(images), BATCH, next(model.parameters()).device):
-        loss = task.loss(model(inputs).float(), targets)
+        # A copy, because a model may modify its inputs in place.
+        outputs = forward(model, map_tensors(torch.clone, inputs))
+        loss = task.loss(floats(task.select(outputs)), targets)
         pairs = [(layer, maps) for layer, calls in read.items() for maps in calls]
         gradients = torch.autograd.grad(loss, [maps for _, maps in pairs], allow_unused=True)
         products: dict[str, Any] = {}
         for (layer, maps), gradient in zip(pairs, gradients, strict=True):
             if gradient is not None:
                 # The loss is the batch mean, so a sample's gradient is multiplied by the batch size.
-                product = (len(targets) * gradient * maps).detach()
+                product = (count(inputs) * gradient * maps).detach()
                 if isinstance(model.get_submodule(layer), nn.Linear):
                     product = product.movedim(-1, 1)
                 product = product.reshape(*product.shape[:2], -1).mean(2)

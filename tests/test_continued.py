@@ -87,6 +87,9 @@ def test_a_resumed_run_that_is_not_there_begins_and_says_so(begun, tmp_path, cap
     with without_ray():
         assert main([*begun, "name=other"]) == 0
     assert f"note: {tmp_path}/runs/other holds no run yet; a new one begins\n" in capsys.readouterr().out
+    with without_ray():
+        assert main([*begun, "name=exps"]) == 0
+    assert "runs/exps holds no run yet; a new one begins. Did you mean 'exp'?\n" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_looked_at_without_its_data(begun, tmp_path, capsys, monkeypatch):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pfray.errors import ConfigError, PfrayError, UserCodeFailed, first_line, short
 
-# Packages and paths that are no user's own code: pfray's, Python's library, installed ones, and generated code.
-OWN_PACKAGES = {"pfray", "learners", "envs"}
+# Files that are no user's own: pfray's, Python's library, installed packages, and generated code.
+_ROOT = Path(__file__).parents[2]
+_OWN = tuple(f"{_ROOT / package}{os.sep}" for package in ("pfray", "learners", "envs"))
 _STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 _TYPED_IN = ("<ipython", "<stdin>")
@@ -67,8 +70,7 @@ def place_of(error: BaseException) -> str:
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in OWN_PACKAGES and not _is_installed(file):
+        if not _is_installed(file):
             place = f" ({short(file)}, line {line})"
     return place
 
@@ -76,4 +78,4 @@ def place_of(error: BaseException) -> str:
 def _is_installed(file: str) -> bool:
     if file.startswith("<"):
         return not file.startswith(_TYPED_IN)
-    return file.startswith(_STANDARD) or any(f"/{folder}/" in file for folder in _INSTALLED)
+    return file.startswith((*_OWN, *_STANDARD)) or any(folder in Path(file).parts for folder in _INSTALLED)

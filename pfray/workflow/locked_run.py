@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pfray.config import schema
+from pfray.errors import nearest
 from pfray.reporting.observers import Observer, Observers
 from pfray.storage import open_run
 from pfray.storage.identity import identity
@@ -56,8 +57,9 @@ class LockedRun:
         if damage:
             observers.note(f"{damage}; the files are made again")
         elif resume and not finished:
-            what = f"continues, with {progress(folder)}" if exists else "holds no run yet; a new one begins"
-            observers.note(f"note: {folder.title} {what}")
+            others = [path.parent.name for path in folder.path.parent.glob(f"*/{folder.experiment.name}")]
+            new = f"holds no run yet; a new one begins.{nearest(folder.name, others)}".removesuffix(".")
+            observers.note(f"note: {folder.title} {f'continues, with {progress(folder)}' if exists else new}")
         self.is_complete = finished and not damage
 
     def check(self, loaded: LoadedRun, trials: int) -> None:

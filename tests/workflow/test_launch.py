@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,10 @@ import torch
 
 from learners import weight_sparse
 from pfray.errors import TrainingFailed, UserCodeFailed
+<<<<<<< HEAD
 from pfray.learner.base import Compressed
+=======
+>>>>>>> h-inputs
 from pfray.learner.build import compress_candidate
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.evaluation import evaluate
@@ -19,6 +24,7 @@ from pfray.space import Plan
 from pfray.training.loop import fit
 from pfray.training.settings import Distributed
 from pfray.workflow.launch import retrain
+from tests import userland
 from tests.faults import Faulty, Settings
 
 CPU = torch.device("cpu")
@@ -157,3 +163,14 @@ def test_a_training_that_diverges_is_not_tried_again(ray_cluster, context, recip
     steep = replace(recipe, training=training).candidate(plan)
     with pytest.raises(TrainingFailed, match=r"in epoch 1\. Remedy: an lr below 1e"):
         retrain(steep, ray.put(context), tmp_path / "steep", workers=workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_exception_of_the_users_loss_comes_with_file_and_line(ray_cluster, context, candidate, tmp_path, workers):
+    task = copy.copy(context.task)
+    object.__setattr__(task, "loss", userland.broken_loss)  # as if it had passed the checks
+    with pytest.raises(UserCodeFailed) as caught:
+        retrain(candidate, ray.put(replace(context, task=task)), tmp_path / "broken", workers=workers)
+    assert re.fullmatch(
+        r"KeyError: 'label' \(.*/tests/userland.py, line \d+\)\. Remedy: mend the code there, .*", str(caught.value)
+    )
