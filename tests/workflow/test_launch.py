@@ -13,10 +13,7 @@ import torch
 
 from learners import weight_sparse
 from pfray.errors import TrainingFailed, UserCodeFailed
-<<<<<<< HEAD
 from pfray.learner.base import Compressed
-=======
->>>>>>> h-inputs
 from pfray.learner.build import compress_candidate
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.evaluation import evaluate
