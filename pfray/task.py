@@ -22,7 +22,7 @@ from pfray.data._split_checks import check_labels, check_splits
 from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
 from pfray.nn.inputs import Inputs, map_tensors, named_tensors, tensors
 
-__all__ = ["SPLITS", "Samples", "Split", "Task", "example_input", "soft_cross_entropy", "top1"]
+__all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1"]
 
 SPLITS = ("train", "validation", "test")
 # Integers that are tokens, numbers of classes or masks, and go to the model as they are.
@@ -226,6 +226,17 @@ class Task:
                     digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
                     digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()[:16]
+
+
+def as_split(name: str, data: Any, adapt: Callable[[Any], Any] | None = None, seed: int = 0) -> Samples:
+    """The split ``name`` of a DataLoader, a data set, a list of samples or a pair of tensors, for a ``Task``.
+
+    adapt(batch): (inputs, targets), for batches that are neither (inputs ..., targets) nor mappings with a label, of
+    which the model gets all other tensors. seed: of the order. Raises DataError.
+    """
+    from pfray.data._given import split_of  # it imports this module
+
+    return split_of(name, data, adapt, None, seed)
 
 
 def example_input(task: Task, device: torch.device | str = "cpu") -> Inputs:

@@ -1,10 +1,6 @@
-"""pfray from Python, as a user's own script calls it."""
+"""Requests from Python; tests/test_guide.py runs a whole script."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,76 +8,6 @@ import torch
 import pfray
 from pfray import api
 from pfray.errors import ConfigError, DataError, RunExists
-
-SCRIPT = '''
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
-
-import pfray
-
-
-class Waves(Dataset):
-    """Two sines; changes at every reading."""
-
-    def __init__(self, count, seed):
-        generator = torch.Generator().manual_seed(seed)
-        self.labels = torch.randint(2, (count,), generator=generator)
-        self.phases = torch.rand(count, generator=generator)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        label = int(self.labels[index])
-        wave = torch.sin((1 + label) * torch.linspace(0, 12, 64) + self.phases[index])
-        return wave[None] + 0.05 * torch.randn(1, 64), label
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Conv1d(1, 16, 5), nn.Conv1d(16, 16, 5), nn.Linear(16, 2)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean(2))
-
-
-def loss(outputs, targets):
-    return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
-
-
-def right(outputs, targets):
-    return (outputs.argmax(1) == targets).float()
-
-
-torch.manual_seed(0)
-result = pfray.compress(
-    Net(), train=DataLoader(Waves(256, 0), batch_size=32, shuffle=True), validation=Waves(64, 1), test=Waves(64, 2),
-    loss=loss, metric=right, target={"macs": "0.5x"}, search={"name": "uniform", "baselines": []},
-    teacher={"epochs": 4, "lr": 0.1}, finetune={"epochs": 2, "lr": 0.05}, export={"rounds": 3, "images": 32},
-    storage=STORAGE, name="waves",
-)
-assert result.summary["compressed"]["macs"] <= 0.5 * result.summary["teacher"]["macs"]
-assert sum(p.numel() for p in result.model.parameters()) == result.summary["compressed"]["params"]
-assert result.model(torch.zeros(3, 1, 64)).shape == (3, 2)
-assert result.report.is_file() and result.tflite.is_file() and result.program.is_file()
-assert pfray.load(result.program)(torch.zeros(2, 1, 64)).shape == (2, 2)
-print(result)
-'''
-
-
-def test_a_script_with_everything_defined_in_it(tmp_path):
-    script = tmp_path / "mine.py"
-    script.write_text(SCRIPT.replace("STORAGE", repr(str(tmp_path / "runs"))))
-    root = str(Path(__file__).resolve().parents[1])
-    environment = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "at most 0.5x MACs" in done.stdout
-    assert "batch_size: 32" in (tmp_path / "runs/waves/experiment.yaml").read_text()
 
 
 def test_every_mistake_of_the_request_is_reported_at_once():

@@ -24,12 +24,14 @@ LABELS = ("labels", "label", "targets", "target", "y")
 HELD_OUT = 0.1
 
 
-def split_of(name: str, data: Any, adapt: Callable[[Any], Any] | None, model: nn.Module, seed: int) -> Samples:
+def split_of(
+    name: str, data: Any, adapt: Callable[[Any], Any] | None, model: nn.Module | None, seed: int
+) -> Samples:
     """The split ``name`` of what a user has: a split, a pair of tensors, a DataLoader, a data set (map-style, iterable,
     Hugging Face's), or a list of samples.
 
     adapt(batch): (inputs, targets), for batches that are neither (inputs ..., targets) nor mappings with a label.
-    model: whose arguments choose the entries of a mapping. seed: of the order. Raises DataError.
+    model: whose arguments choose the entries of a mapping; None for all. seed: of the order. Raises DataError.
     """
     if isinstance(data, Split | Stream):
         return data
@@ -44,7 +46,8 @@ def split_of(name: str, data: Any, adapt: Callable[[Any], Any] | None, model: nn
         )
     if hasattr(data, "features") and hasattr(data, "with_format") and getattr(data, "format", {}).get("type") is None:
         data = data.with_format("torch")
-    return streamed(name, data, adapt or PlainBatch(_arguments(model)), seed, default_collate)
+    plain = PlainBatch(None if model is None else _arguments(model))
+    return streamed(name, data, adapt or plain, seed, default_collate)
 
 
 def held_out(train: Samples, seed: int) -> tuple[Samples, Samples]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pfray.errors import TrainingFailed
 from pfray.measure.cost import count_params, stored_bits, total_macs
 from pfray.nn.inputs import count, floats, take
-from pfray.nn.modes import autocast, evaluating, forward
+from pfray.nn.modes import autocast, evaluating, evaluation_mode, forward
 from pfray.task import Samples, Task, example_input
 
 # Samples of one pass.
@@ -133,7 +133,9 @@ def judge(
 def _metric(model: nn.Module, task: Task, metric: Any, scores: list[Tensor]) -> tuple[float, float | None]:
     """(value of the task's metric, its standard error)."""
     if task.evaluate is not None:
-        return float(task.evaluate(model)), None
+        # Trials are measured between steps of their training.
+        with evaluation_mode(model):
+            return float(task.evaluate(model)), None
     if metric is not None:
         return float(metric.compute()), None
     each = torch.cat(scores).double().cpu()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pfray.data._given import PlainBatch, held_out, split_of
 from pfray.data._stream import Stream
 from pfray.errors import DataError
-from pfray.task import Split
+from pfray.task import Split, Task, as_split
 
 
 class Text(nn.Module):
@@ -113,3 +113,13 @@ def test_a_tenth_of_a_data_set_is_held_out_by_index():
     seen = [torch.cat([batch[0][:, 0] for batch in part.batches(3)]).tolist() for part in (train, validation)]
     assert sorted(seen[0] + seen[1]) == X[:, 0].tolist()
     assert len(seen[1]) == 1
+
+
+def test_a_task_takes_loaders_as_splits():
+    samples = [({"x": x, "extra": 2 * x, "label": int(y)}) for x, y in zip(X, Y, strict=True)]
+    split = as_split("train", DataLoader(samples, 4))
+    assert isinstance(split, Stream)
+    assert set(Task("mine", split, split, split).train.head(2).inputs) == {"x", "extra"}
+    adapted = as_split("train", samples, lambda batch: (batch["x"], batch["label"])).head(2)
+    assert adapted.inputs.shape == (2, 2)
+    assert isinstance(as_split("train", (X, Y)), Split)

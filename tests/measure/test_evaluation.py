@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import resource
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -185,3 +186,15 @@ def test_bits_of_a_shared_weight_count_once() -> None:
     assert stored_bits(model) == 16 * 32
     model[0].register_buffer("weight_bits", torch.tensor(3, dtype=torch.uint8))
     assert stored_bits(model) == 16 * 3
+
+
+def test_a_users_own_evaluation_sees_the_evaluation_mode_and_restores_the_other() -> None:
+    model = Net().train()
+    modes: list[bool] = []
+
+    def own(given: nn.Module) -> float:
+        modes.append(given.training)
+        return 0.25
+
+    found = evaluate(model, replace(task(), evaluate=own), task().test)
+    assert (found.accuracy, found.accuracy_error, modes, model.training) == (0.25, None, [False], True)
