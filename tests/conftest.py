@@ -39,7 +39,7 @@ LONG = (
     "search/test_gp.py::test_it_finds_the_best", "search/test_learning.py",
     "search/test_policy_gradient.py::test_a_policy_that_was_learned", "search/test_policy_gradient.py::test_it_beats",
     "search/test_resume.py", "search/test_searcher_contract.py", "search/test_unusual_spaces.py",
-    "storage/test_remote.py", "test_api.py::test_a_script", "test_continued.py", "test_damages.py", "test_guide.py",
+    "storage/test_remote.py", "test_continued.py", "test_damages.py", "test_guide.py",
     "test_inspect.py",
     "test_main.py::test_a_folder", "test_main.py::test_all_mistakes", "test_main.py::test_check",
     "test_main.py::test_report", "test_main.py::test_the_installed_script",

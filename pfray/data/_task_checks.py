@@ -15,6 +15,7 @@ from pfray.errors import DataError, first_line, short
 from pfray.nn.inputs import map_tensors, named_tensors
 from pfray.task import SPLITS, Split, Task, top1
 from pfray.utils.random_state import kept_generators
+from pfray.utils.user_code import place_of
 
 # Class numbers named in a remark.
 MOST = 10
@@ -101,8 +102,8 @@ def _check_augmentation(title: str, task: Task) -> None:
             changed: Any = task.augment(map_tensors(torch.clone, inputs), torch.Generator().manual_seed(0))
         except (Exception, SystemExit) as error:
             raise DataError(
-                f"{title}: augment fails on two training inputs ({type(error).__name__}: {first_line(error)}). "
-                "Remedy: a function of (inputs, generator)"
+                f"{title}: augment fails on two training inputs ({type(error).__name__}: {first_line(error)})"
+                f"{place_of(error)}. Remedy: a function of (inputs, generator)"
             ) from error
     if type(changed) is not type(inputs):
         raise DataError(

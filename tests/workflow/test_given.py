@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pfray.data._task_checks import check_task
 from pfray.errors import DataError, PfrayError, TrainingFailed, UnsupportedModel
 from pfray.measure.evaluation import measure
 from pfray.measure.metrics import MeanIoU
@@ -143,7 +145,18 @@ class OfTheBatch(nn.Module):
         return self.net(x - x.mean(0))
 
 
+class Locked(list):
+    """Samples beside an open lock, which cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__((x, int(y)) for x, y in zip(X, Y, strict=True))
+        self.lock = threading.Lock()
+
+
 FAULTS = {
+    "a data set that workers cannot get": (
+        lambda: check_task(given(data=Locked()).task), DataError, "the train data cannot be sent to workers",
+    ),
     "labels out of range": (lambda: given(data=(X, Y + 1)), DataError, "hold the label 4"),
     "labels out of range in a loader": (
         lambda: given(data=[(x, int(y) + 1) for x, y in zip(X, Y, strict=True)]), DataError, "hold the label 4",
