@@ -22,8 +22,8 @@ from torch import nn
 
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed
-from pfray.nn.layers import run_order, weight_layers, without_skipped
 from pfray.nn.inputs import Inputs
+from pfray.nn.layers import run_order, weight_layers, without_skipped
 from pfray.quantization import activations, affine, bit_space, qparams
 from pfray.quantization.activations import Ranges
 from pfray.quantization.bn_folding import channel_scales, fold, foldable_norms, folded, train_as_unfolded
