@@ -40,7 +40,7 @@ def make(files: Sequence[Path], expected: Path) -> None:
         interpreter = bench.open_interpreter(file)
         shape = interpreter.get_input_details()[0]["shape"]
         inputs = np.random.default_rng(0).standard_normal((SAMPLES, *shape[1:]), np.float32)
-        outputs = bench.predict(file, inputs)
+        (outputs,) = bench.predict(file, inputs)
         if not np.ptp(outputs, axis=0).max() > 100 * TOLERANCE:
             raise bench.BenchError(
                 f"{file} gives nearly the same outputs for all inputs, so there is nothing to compare. "
@@ -61,7 +61,7 @@ def compare(files: Sequence[Path], expected: Path, may_refuse: Sequence[Path] = 
         for file in files:
             wanted = arrays[f"{file.name}:outputs"]
             try:
-                outputs = bench.predict(file, arrays[f"{file.name}:inputs"])
+                (outputs,) = bench.predict(file, arrays[f"{file.name}:inputs"])
             except bench.BenchError as error:
                 if file not in may_refuse or NO_KERNEL not in str(error):
                     raise

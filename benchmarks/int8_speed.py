@@ -70,7 +70,7 @@ def accuracy(path: Path, task: Any) -> float:
 
     from pfray import bench
 
-    outputs = torch.from_numpy(bench.predict(path, task.normalize(task.test.inputs).numpy()))
+    outputs = torch.from_numpy(bench.predict(path, task.normalize(task.test.inputs).numpy())[0])
     return task.score(outputs, task.test.targets).mean().item()
 
 

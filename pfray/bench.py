@@ -133,7 +133,11 @@ def round_times_ms(
     """
     interpreters = [open_interpreter(path, threads) for path in paths]
     for interpreter, path in zip(interpreters, paths, strict=True):
-        _set_inputs(interpreter, path, _drawn(interpreter) if example is None else example)
+        if example is not None:
+            _set_inputs(interpreter, path, example)
+            continue
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], drawn(detail))
     runs = [(interpreter, _repeats(interpreter, path, round_seconds))
             for interpreter, path in zip(interpreters, paths, strict=True)]  # fmt: skip
     times = np.empty((len(paths), rounds))
@@ -184,8 +188,8 @@ def read_example(path: str | Path) -> list[np.ndarray]:
         return [loaded] if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BenchError(
-            f"{path} holds no arrays ({' '.join(str(error).split())}). Remedy: a .npz file of numpy.savez with an array "
-            "(1, ...) for each input, in order"
+            f"{path} holds no arrays ({' '.join(str(error).split())}). Remedy: a .npz file of numpy.savez with an "
+            "array (1, ...) for each input, in order"
         ) from error
 
 
@@ -252,17 +256,12 @@ def _is_quantized(detail: dict[str, Any]) -> bool:
     return np.issubdtype(np.dtype(detail["dtype"]), np.integer) and detail["quantization"][0] != 0
 
 
-def _drawn(interpreter: Any) -> list[np.ndarray]:
-    """Inputs with a fixed seed: 0 or 1 for whole numbers and truth values, normal numbers otherwise."""
-    generator = np.random.default_rng(0)
-
-    def values(detail: dict[str, Any]) -> np.ndarray:
-        shape = tuple(detail["shape"])
-        if np.issubdtype(np.dtype(detail["dtype"]), np.floating) or _is_quantized(detail):
-            return generator.standard_normal(shape, np.float32)
-        return generator.integers(0, 2, shape)
-
-    return [values(detail) for detail in interpreter.get_input_details()]
+def drawn(detail: dict[str, Any]) -> np.ndarray:
+    """An input with a fixed seed: 0 or 1 for whole numbers and truth values, otherwise normal numbers, in its dtype."""
+    generator, shape = np.random.default_rng(0), tuple(detail["shape"])
+    if np.issubdtype(np.dtype(detail["dtype"]), np.floating) or _is_quantized(detail):
+        return quantize(generator.standard_normal(shape, np.float32), detail)
+    return generator.integers(0, 2, shape).astype(detail["dtype"])
 
 
 def _repeats(interpreter: Any, path: str | Path, round_seconds: float) -> int:
@@ -313,8 +312,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_positive, default=1, help="threads of the interpreter (default 1)")
     parser.add_argument("--rounds", type=_positive, default=15, help="timed rounds of each file (default 15)")
     parser.add_argument(
-        "--inputs", metavar="FILE.npz", help="one sample's inputs, an array (1, ...) for each, in order (default: "
-        "random; whole numbers are 0 or 1)"
+        "--inputs",
+        metavar="FILE.npz",
+        help="one sample's inputs, an array (1, ...) for each, in order (default: random; whole numbers are 0 or 1)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser

@@ -12,8 +12,8 @@ from torch import nn
 from pfray.errors import ExportError, StorageError, first_line, short
 from pfray.export import pt2_archive
 from pfray.export.shipped import shipped
-from pfray.nn.flat import has_list, is_plain, plain, two_samples, with_plain_outputs
-from pfray.nn.inputs import Inputs, arguments, map_tensors, tensors
+from pfray.nn.flat import free_batch_axes, is_plain, plain, two_samples, with_plain_outputs
+from pfray.nn.inputs import Inputs, arguments, map_tensors
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
 
@@ -30,10 +30,6 @@ def save(model: nn.Module, example: Inputs, path: str | Path) -> int:
     """
     batch = map_tensors(lambda tensor: tensor.cpu().contiguous(), two_samples(example))
     args, kwargs = arguments(plain(batch))
-    shapes = torch.export.ShapesCollection()
-    for tensor in [] if has_list(batch) else tensors(batch):
-        if tensor.dim():
-            shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     try:
         module = shipped(model).converted(folded=True)
         with quiet():
@@ -41,6 +37,7 @@ def save(model: nn.Module, example: Inputs, path: str | Path) -> int:
                 outputs = module(*args, **kwargs)
             if not is_plain(outputs):
                 with_plain_outputs(module)
+            shapes = free_batch_axes(module, args, kwargs)
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             # To memory first, because torch's own writer does not name a full disk as the cause.
             torch.export.save(program, content := io.BytesIO())

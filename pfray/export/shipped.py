@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +33,9 @@ class Shipped(Protocol):
     def operators(self) -> Mapping[str, tuple[str, str]]:
         """(``int8`` or ``float``, reason) by operator; empty if the .tflite is written in float."""
 
+    def unrounded(self) -> AbstractContextManager[bool]:
+        """Within it the model computes without rounding; gives False for a model without rounding of its own."""
+
 
 def shipped(model: nn.Module) -> Shipped:
     """``model`` itself if it has a form of its own, otherwise a ``Float`` around it."""
@@ -57,3 +61,6 @@ class Float:
 
     def operators(self) -> Mapping[str, tuple[str, str]]:
         return {}
+
+    def unrounded(self) -> AbstractContextManager[bool]:
+        return nullcontext(False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pfray import bench
 from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
-from pfray.export.tflite import flatbuffer, short_names
+from pfray.export.tflite import flatbuffer, float_islands, short_names
 from pfray.nn.flat import Structured, with_named_tensors
 from pfray.nn.inputs import Inputs, call, count, join, map_tensors, take, tensors
 from pfray.nn.modes import evaluating, forward
@@ -37,6 +37,7 @@ def export(model: nn.Module, example: Inputs, path: str | Path) -> int:
     if len(content) < LARGEST:
         file = flatbuffer.parse(content)
         short_names.shorten(file)
+        float_islands.compute_in_float(file)
         content = flatbuffer.pack(file)
     write_atomically(path, content)
     return len(content)

@@ -23,6 +23,8 @@ OPERATORS = (
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
     schema.BuiltinOperator.FULLY_CONNECTED,
 )
+# Name of each builtin code.
+NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 WEIGHT_INPUT = 1  # of all three
 
 

@@ -36,6 +36,7 @@ ONE_RANGE = {"sigmoid": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 
 # Operators with several outputs, without annotations of their own; integers pass through them.
 PASSING = {"split", "split_with_sizes", "chunk", "getitem"}
 CLIPS = {"relu", "relu6"}
+JOINS = {"cat", "concat"}
 # Marks a batch norm that was rewritten as a convolution: in integers only if its input is.
 NORM = "pfray_norm"
 KNOWN = {*LAYERS, *OWN_RANGE, *ONE_SCALE, *ONE_RANGE, *PASSING}
@@ -103,7 +104,8 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
 
     An operator is in integers if all its readers are and at least half of its inputs are. Elsewhere, also in front of
     the first layer, conversions would cost more time than they save, and precision. Readers that are left-out layers do
-    not count, so one left-out layer does not make everything before it float. Operators that join values of a fixed
+    not count, so one left-out layer does not make everything before it float. Concatenations at the very end stay float,
+    so that parts of an output, such as boxes and probabilities, need not share one scale. Operators that join values of a fixed
     range with others, which cannot share one scale, are left to LiteRT's converter. Values of a fixed range need one
     reader in integers only, because otherwise the converter would give them another range.
     """
@@ -112,6 +114,7 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
     fixed |= {node for node in graph.nodes if node.op not in ("call_function", "placeholder") or is_whole(node)}
     known = KNOWN - {*LAYERS}
     found = fixed | {node for node in graph.nodes if name_of(node) in known or node.meta.get(NORM)}
+    found -= _joining_outputs(graph)
     joined = {node for node in found - of_one_range if name_of(node) in ONE_SCALE and of_one_range & {*_inputs(node)}}
     found -= joined
 
@@ -126,6 +129,20 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
     while floating := {node for node in found - fixed if alone(node)}:
         found -= floating
     return found
+
+
+def _joining_outputs(graph: Graph) -> set[Node]:
+    """Concatenations from which values only move to the outputs, and the operators that move them."""
+    ends: set[Node] = set()
+    for node in reversed(graph.nodes):
+        ends_here = node.users and all(user.op == "output" or user in ends for user in node.users)
+        if ends_here and name_of(node) in MOVING | JOINS:
+            ends.add(node)
+
+    def joins(node: Node) -> bool:
+        return name_of(node) in JOINS or any(each in ends and joins(each) for each in _inputs(node))
+
+    return {node for node in ends if joins(node)}
 
 
 def _is_layer(node: Node) -> bool:

@@ -145,25 +145,33 @@ def _stack(graph: GraphModule, node: Node) -> Node:
 
 
 def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
-    """A batch norm that could not be folded, as a depthwise 1x1 convolution."""
+    """A batch norm that could not be folded, as a depthwise 1x1 convolution; on features ``(N, C)`` and in 3-d as a
+    product and a sum.
+
+    None may be left: torchao then traces a hundred patterns of convolutions with batch norms, which takes minutes.
+    """
     inputs, weight, bias, mean, variance, *_, epsilon, _ = cast(tuple[Any, ...], node.args)
     dimensions = inputs.meta["val"].dim() - 2
-    if dimensions not in (1, 2) or mean is None or variance is None:
+    if mean is None or variance is None:
         return None
     scale = (_value(graph, variance).double() + epsilon).rsqrt()
     scale = scale if weight is None else scale * _value(graph, weight).double()
     shift = -_value(graph, mean).double() * scale
     shift = shift if bias is None else shift + _value(graph, bias).double()
-    kernel = scale.view(-1, 1, *[1] * dimensions)
-    numbers = nn.Parameter(kernel.float(), requires_grad=_learns(graph, weight))
-    shifts = nn.Parameter(shift.float(), requires_grad=_learns(graph, bias))
+    convolves = dimensions in (1, 2)
+    ones, zeros = [1] * dimensions, [0] * dimensions
+    numbers = nn.Parameter(scale.float().view(-1, *([1] * convolves), *ones), requires_grad=_learns(graph, weight))
+    shifts = nn.Parameter(
+        shift.float() if convolves else shift.float().view(-1, *ones), requires_grad=_learns(graph, bias)
+    )
     if numbers.requires_grad:
         # A step r on the norm's weight is a step r / (v + e) on these numbers.
         rate = (_value(graph, variance).float() + epsilon).reciprocal().view_as(numbers)
         numbers.register_hook(lambda gradient: gradient * rate)
-    ones, zeros = [1] * dimensions, [0] * dimensions
-    convolution = (ATEN.conv1d if dimensions == 1 else ATEN.conv2d).default
     parameters = [_constant(graph, each) for each in (numbers, shifts)]
+    if not convolves:
+        return _call(node, ATEN.add.Tensor, _call(node, ATEN.mul.Tensor, inputs, parameters[0]), parameters[1])
+    convolution = (ATEN.conv1d if dimensions == 1 else ATEN.conv2d).default
     new = _call(node, convolution, inputs, *parameters, ones, zeros, ones, len(scale))
     new.meta[NORM] = True
     return new
@@ -194,8 +202,10 @@ def _call(node: Node, target: Any, *arguments: Any) -> Node:
 
 
 def _number(graph: GraphModule, node: Node, value: Any) -> Node:
-    """A tensor of one number, on the device of the output of ``node``."""
-    return _constant(graph, torch.tensor(float(value), device=node.meta["val"].device))
+    """A tensor of one number, on the device and with as many axes as the output of ``node``, so that the file needs no
+    reshaping."""
+    like = node.meta["val"]
+    return _constant(graph, torch.full((1,) * like.dim(), float(value), device=like.device))
 
 
 def _constant(graph: GraphModule, value: Tensor) -> Node:

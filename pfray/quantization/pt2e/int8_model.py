@@ -9,7 +9,8 @@ mode, and are fixed in evaluation mode. Gradients pass straight through.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pfray.errors import UnsupportedModel, first_line
-from pfray.nn.flat import Structured, plain, two_samples, with_plain_outputs
+from pfray.nn.flat import Structured, free_batch_axes, plain, two_samples, with_plain_outputs
 from pfray.nn.inputs import Inputs, arguments, call, map_tensors, tensors
 from pfray.nn.modes import CONTIGUOUS, evaluating, forward
-from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, name_of
+from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, is_whole, name_of
 from pfray.quantization.pt2e.decompose import forget_unused, rewrite
 from pfray.quantization.pt2e.shared_observer import shared_ranges
 from pfray.utils.quiet import quiet
@@ -103,6 +104,19 @@ class Int8Model(nn.Module):
         """The state dict of the converted graph: int8 weights, scales and zero points, float biases."""
         return self.converted(folded=True).state_dict()
 
+    @contextmanager
+    def unrounded(self) -> Iterator[bool]:
+        """Within it the graph computes in float; gives True."""
+        roundings: list[Any] = [each for each in self.graph.modules() if hasattr(each, "fake_quant_enabled")]
+        before = [int(each.fake_quant_enabled[0]) for each in roundings]
+        for each in roundings:
+            each.fake_quant_enabled[0] = 0
+        try:
+            yield True
+        finally:
+            for each, state in zip(roundings, before, strict=True):
+                each.fake_quant_enabled[0] = state
+
     def float_layers(self) -> list[str]:
         """Layers of the operators that compute in float, because they have no int8 kernel or were left out."""
         return [_layer(node) for node in self.graph.graph.nodes if _computes(node) and not _is_quantized(node)]
@@ -113,13 +127,14 @@ class Int8Model(nn.Module):
         Operators outside of a layer have the graph's names.
         """
         found: dict[str, tuple[str, str]] = {}
+        depending = _depending(self.graph)
         for node in self.graph.graph.nodes:
             layer, operator = _layer(node), name_of(node)
             if _computes(node) and layer in self.left_out:
                 kind = "float", "left out by the plan or by learner.skip"
             elif _computes(node) and _is_quantized(node):
                 kind = "int8", f"{operator} in integers"
-            elif _computes(node) or _stays_float(node):
+            elif node in depending and (_computes(node) or _stays_float(node)):
                 among = f"{operator} among operators in float"
                 kind = "float", among if operator in KNOWN else f"no int8 kernel for {operator}"
             else:
@@ -141,15 +156,13 @@ def prepare(
     two = plain(map_tensors(torch.Tensor.contiguous, two_samples(example)))
     args, kwargs = arguments(two)
     clone = copy.deepcopy(model).eval()
-    shapes = torch.export.ShapesCollection()
-    for tensor in tensors(two):
-        if tensor.dim():
-            shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     try:
         with evaluating(clone):
             outputs = Structured(call(clone, two))
+        with_plain_outputs(clone)
         with quiet():
-            program = torch.export.export(with_plain_outputs(clone), args, kwargs, dynamic_shapes=shapes)
+            shapes = free_batch_axes(clone, args, kwargs)
+            program = torch.export.export(clone, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be exported for 8 bits: {first_line(error)}. Remedy: keep branches on "
@@ -190,22 +203,18 @@ def _calibrate(model: Int8Model, batches: Iterable[Inputs], original: nn.Module)
     """
     modules: list[Any] = list(model.modules())
     observers = [module for module in modules if hasattr(module, "averaging_constant")]
-    roundings = [module for module in modules if hasattr(module, "fake_quant_enabled")]
     constants = [observer.averaging_constant for observer in observers]
     model.train()
-    for each in roundings:
-        each.fake_quant_enabled[0] = 0
-    for count, inputs in enumerate(batches, 1):
-        # The moving average's own constant, 1/100, would leave the range near the first batch's.
-        for observer in observers:
-            observer.averaging_constant = 1 / count
-        outputs = forward(model, inputs)
-        if count == 1:
-            _check_same(original, inputs, outputs)
+    with model.unrounded():
+        for count, inputs in enumerate(batches, 1):
+            # The moving average's own constant, 1/100, would leave the range near the first batch's.
+            for observer in observers:
+                observer.averaging_constant = 1 / count
+            outputs = forward(model, inputs)
+            if count == 1:
+                _check_same(original, inputs, outputs)
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
-    for each in roundings:
-        each.fake_quant_enabled[0] = 1
     # Rounding computes the scales from the ranges.
     forward(model.eval(), inputs)
 
@@ -268,19 +277,25 @@ def _has_module(graph: GraphModule, name: str) -> bool:
 
 def _stays_float(node: Node) -> bool:
     """True for an operator that changes values and has no annotation."""
-    if not str(node.target).startswith("aten.") or name_of(node) in SMALL:
+    if not str(node.target).startswith("aten.") or name_of(node) in SMALL or is_whole(node):
         return False
-    return "quantization_annotation" not in node.meta and any(each.op != "get_attr" for each in node.all_input_nodes)
+    return "quantization_annotation" not in node.meta
+
+
+def _depending(graph: GraphModule) -> set[Node]:
+    """Nodes whose values depend on the inputs."""
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _of_activations(graph: GraphModule) -> list[Any]:
     """Fake quantizations of values that depend on the inputs, and so are no weights."""
-    depends: set[Node] = set()
-    for node in graph.graph.nodes:
-        if node.op == "placeholder" or depends.intersection(node.all_input_nodes):
-            depends.add(node)
+    depending = _depending(graph)
     called = [graph.get_submodule(str(node.target)) for node in graph.graph.nodes
-              if node in depends and node.op == "call_module"]  # fmt: skip
+              if node in depending and node.op == "call_module"]  # fmt: skip
     return [module for module in called if hasattr(module, "fake_quant_enabled")]
 
 
