@@ -122,12 +122,13 @@ def _prove(
         elif candidate.obstacle or candidate.units == 1:
             reasons[candidate] = candidate.obstacle or "its channels can only go all together"
     possible = [candidate for candidate in candidates if candidate not in reasons]
-    if _joint_failure(proof, possible) is None:
+    if (first := _joint_failure(proof, possible)) is None:
         return possible, reasons
     likely: list[Candidate] = []
 
     def alone(candidate: Candidate) -> Failure | None:
-        return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
+        removals = removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))])
+        return proof.failure(removals, drawn=True, training=first.kind == "training")
 
     for candidate in possible:
         if (failure := alone(candidate)) is None:
@@ -166,7 +167,7 @@ def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | N
         gone = [_draw_units(candidate, number, style) for number, candidate in enumerate(candidates)]
         kept = np.array([c.units - len(units) for c, units in zip(candidates, gone, strict=True)], dtype=float)
         removals = removals_of((c.cuts, units) for c, units in zip(candidates, gone, strict=True))
-        if failure := proof.failure(removals, drawn=style > 0, costs=table.costs(kept)):
+        if failure := proof.failure(removals, drawn=style > 0, costs=table.costs(kept), training=True):
             return failure
     return None
 
@@ -188,6 +189,8 @@ def _explain(candidate: Candidate, failure: Failure) -> str:
         return "used by layers that run in training only"
     if "split_with_sizes" in failure.detail:
         return "split into parts of fixed sizes by the forward pass"
+    if "more than 1 value per channel" in failure.detail:
+        return "a norm cannot work on a single one of them at this input's size"
     fixed = f"the forward pass relies on their number ({failure.detail})"
     if "invalid for input of size" in failure.detail:
         return fixed
