@@ -26,13 +26,13 @@ class SearchState:
     """A search after a finished trial. stage: ``search``, or ``rescore`` if the best trials are measured again.
 
     records: all finished trials as in ``trials.jsonl``, the newest last. best: record of the best trial; None while
-    there is no score. objective: name of the score.
+    there is no score. best_text: its score in words, with the name of the score.
     """
 
     stage: str
     records: Sequence[Mapping[str, Any]]
     best: Mapping[str, Any] | None
-    objective: str = "score"
+    best_text: str = ""
 
     @property
     def failed(self) -> int:

@@ -33,7 +33,8 @@ class Progress(Observer):
 
     def trial_finished(self, search: SearchState) -> None:
         best, failed = search.best, search.failed
-        words = f"best {search.objective} {best['score']:.4f} ({best['origin']})" if best else "no score yet"
+        score = best and (search.best_text or f"{best['score']:.4f}")
+        words = f"best {score} ({best['origin']})" if best else "no score yet"
         self.stage_advanced(search.stage, len(search.records), words + (f", {failed} failed" if failed else ""))
 
     def note(self, text: str) -> None:

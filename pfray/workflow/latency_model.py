@@ -34,7 +34,7 @@ from pfray.utils.cache import cache_dir, cache_key
 from pfray.utils.files import read_json, write_json
 
 # Most uniform plans that are timed near the limit, and how near one has to be, as a share of it.
-PROBES = 3
+PROBES = 2
 NEAR = 0.05
 # Timing rounds.
 ROUNDS = 30
@@ -97,7 +97,7 @@ def _time_curves(
     space: CompressionSpace, algorithm: Algorithm, ends: Mapping[str, list[Plan]], limit: Amount, done: Done
 ) -> dict[str, Any]:
     """``curves`` by name, and ``teacher_ms``. ends: plans at both ends of each curve, the whole network first."""
-    teacher_ms = _milliseconds(algorithm)
+    (teacher_ms,) = _time([teacher_file(algorithm.model, algorithm.task)])
     wanted = limit.absolute(teacher_ms)
     points: dict[str, dict[float, float]] = {name: {} for name in ends}
 
@@ -170,13 +170,13 @@ def time_share(algorithm: Algorithm, plan: Plan) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.tflite"
         convert.export(model, example_input(algorithm.task), path)
-        own, whole = bench.latency_ms([path, teacher_file(algorithm.model, algorithm.task)], rounds=ROUNDS)
+        own, whole = _time([path, teacher_file(algorithm.model, algorithm.task)])
     return own / whole
 
 
-def _milliseconds(algorithm: Algorithm) -> float:
-    """Time of the original network's file."""
-    return bench.latency_ms([teacher_file(algorithm.model, algorithm.task)], rounds=ROUNDS)[0]
+def _time(paths: list[Path]) -> list[float]:
+    """Milliseconds of each file, timed in turns: the first quartile, as other processes only add to a round's time."""
+    return np.quantile(bench.round_times_ms(paths, ROUNDS), 0.25, axis=1).tolist()
 
 
 def _structure(model: nn.Module) -> tuple[object, ...]:

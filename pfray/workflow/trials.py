@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback
+from ray.tune import Callback as TuneCallback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
@@ -18,6 +20,7 @@ from pfray.config.sections import Resources
 from pfray.errors import SearchFailed
 from pfray.learner.scoring import TrialSpec
 from pfray.learner.trainable import Learner
+from pfray.reporting.metric import PrintedMetric
 from pfray.reporting.observers import Observers, SearchState
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
@@ -79,7 +82,7 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 # A trial is cheap to repeat, and its checkpoint would cost more.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[_TellObservers(searcher, stage, spec.scoring.objective.name, observers)],
+                callbacks=[_TellObservers(searcher, stage, partial(_score_text, spec), observers)],
             ),
         )
         tuner.fit()
@@ -169,23 +172,35 @@ class _Rescoring(PlanSearcher):
     )
 
 
-class _TellObservers(Callback):
-    def __init__(self, searcher: PlanSearcher, stage: str, objective: str, observers: Observers) -> None:
-        self.searcher, self.stage, self.objective, self.observers = searcher, stage, objective, observers
+class _TellObservers(TuneCallback):
+    def __init__(
+        self, searcher: PlanSearcher, stage: str, score_text: Callable[[float], str], observers: Observers
+    ) -> None:
+        self.searcher, self.stage, self.score_text, self.observers = searcher, stage, score_text, observers
         self.seen = len(searcher.records)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if len(self.searcher.records) == self.seen:
             return  # the worker died, and the trial is suggested again
         self.seen = len(self.searcher.records)
-        found = self.searcher.records, self.searcher.best()
-        self.observers.trial_finished(SearchState(self.stage, *found, self.objective))
+        best = self.searcher.best()
+        words = "" if best is None else self.score_text(best["score"])
+        self.observers.trial_finished(SearchState(self.stage, self.searcher.records, best, words))
 
     on_trial_error = on_trial_complete
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restore that is never used, and a live display cannot be pickled.
         return {}
+
+
+def _score_text(spec: TrialSpec, score: float) -> str:
+    """A score with its name; the objective ``accuracy`` is the task's own metric."""
+    name, task = spec.scoring.objective.name, spec.context.task
+    if name != "accuracy":
+        return f"{name} {score:.4f}"
+    metric = PrintedMetric(task.metric_name, task.higher_is_better, task.is_share)
+    return f"{metric.name} {metric.text(score, 2)}"
 
 
 def _trial_name(trial: Trial) -> str:

@@ -97,5 +97,5 @@ def test_a_finished_trial_moves_its_stage_on_and_names_the_best(plain, clock):
     observers, text = plain
     records = [{"score": 0.5, "error": None, "origin": "uniform"}, {"score": None, "error": "broke"}]
     with observers.stage("search", total=2):
-        observers.trial_finished(SearchState("search", records, records[0], "agreement"))
+        observers.trial_finished(SearchState("search", records, records[0], "agreement 0.5000"))
     assert "[search] 2/2 best agreement 0.5000 (uniform), 1 failed\n" in text.getvalue()

