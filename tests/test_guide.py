@@ -152,7 +152,7 @@ def test_the_scripts_that_try_a_learner_and_a_searcher(folder, capsys):
     runpy.run_path("try_learner.py", run_name="__main__")
     smallest = capsys.readouterr().out.splitlines()[-1]
     quick, careful = map(float, smallest.rpartition("}")[2].split())
-    assert careful < quick
+    assert careful < 0.8 * quick
 
     runpy.run_path("try_searcher.py", run_name="__main__")
     before, after = map(float, capsys.readouterr().out.split(" -> "))
