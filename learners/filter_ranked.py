@@ -197,7 +197,8 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
     read: dict[str, list[Tensor]] = {}
 
     def keep(name: str, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].requires_grad:
+        # Layers may be called by keywords, recurrent ones with packed sequences; their scores come from other readers.
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
             read[name].append(inputs[0])
 
     for layer in {cut.layer for _, cut in cuts}:
@@ -215,7 +216,7 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
             if gradient is not None:
                 # The loss is the batch mean, so a sample's gradient is multiplied by the batch size.
                 product = (count(inputs) * gradient * maps).detach()
-                if isinstance(model.get_submodule(layer), nn.Linear):
+                if isinstance(model.get_submodule(layer), nn.Linear | nn.RNNBase | nn.MultiheadAttention):
                     product = product.movedim(-1, 1)
                 product = product.reshape(*product.shape[:2], -1).mean(2)
                 products.setdefault(layer, []).append(product)

@@ -102,20 +102,32 @@ def spell_out(model: nn.Module) -> None:
 def restore_whole(model: nn.Module) -> None:
     """Make every ``HeadAttention`` that has all its heads an ``nn.MultiheadAttention`` again, in place."""
     for module in model.modules():
-        if isinstance(module, HeadAttention) and module.num_heads * module.head_dim == module.embed_dim:
+        if not isinstance(module, HeadAttention):
+            continue
+        widths = {module.num_heads * module.head_dim, module.out_proj.out_features, module.out_proj.in_features}
+        if widths == {module.embed_dim}:
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
             module._qkv_same_embed_dim = module.in_proj_weight is not None
 
 
 @contextmanager
-def calling_projections(model: nn.Module) -> Iterator[None]:
-    """Within, every ``nn.MultiheadAttention`` calls its ``out_proj`` as a module, for hooks and torch.fx to see."""
+def module_by_module() -> Iterator[None]:
+    """Within, torch's encoder layers run their parts instead of one fused kernel."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    # nn.TransformerEncoder makes nested tensors for the fused kernels, which nothing else takes.
     torch.backends.mha.set_fastpath_enabled(False)
-    spell_out(model)
     try:
         yield
     finally:
-        restore_whole(model)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def calling_projections(model: nn.Module) -> Iterator[None]:
+    """Within, every ``nn.MultiheadAttention`` calls its ``out_proj`` as a module, for hooks and torch.fx to see."""
+    spell_out(model)
+    try:
+        # nn.TransformerEncoder makes nested tensors for the fused kernels, which nothing else takes.
+        with module_by_module():
+            yield
+    finally:
+        restore_whole(model)

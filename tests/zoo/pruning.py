@@ -42,12 +42,16 @@ def draw(graph: ChannelGraph, seed: int) -> dict[str, list[int]]:
 
 def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept: dict[str, list[int]]) -> list[Tensor]:
     """Of the whole model, in which the layers that read a removed entry are given 0 in its place, and norms across
-    channels work on those that stay."""
+    channels work on those that stay; the weights inside attention and recurrent layers that read one are 0."""
+    model = copy.deepcopy(model)
     norms: dict[str, list[int]] = {}
     gone: dict[str, list[int]] = {}
     for group in graph.groups:
         for cut in group.cuts:
-            if group.name in kept and cut.side == "in":
+            if group.name in kept and cut.inside:
+                units = np.delete(cut.index, kept[group.name], 0).ravel()
+                cut.inside.mask(model.get_submodule(cut.layer), units, cut.size)
+            elif group.name in kept and cut.side == "in":
                 gone.setdefault(cut.layer, []).extend(np.delete(cut.index, kept[group.name], 0).ravel().tolist())
             if group.name in kept and cut.kind in ("LN", "GN"):
                 norms.setdefault(cut.layer, []).extend(np.delete(cut.index, kept[group.name], 0).ravel().tolist())

@@ -22,6 +22,7 @@ from torch_pruning.ops import OPTYPE
 from pfray.nn.attention import HeadAttention
 from pfray.pruning.channels.dependency import MAKERS, Candidate, Cut
 from pfray.pruning.channels.inside import Axis, Inside, positions
+from pfray.pruning.channels.stand_ins import without_nested
 from pfray.pruning.channels.trace import Trace
 
 # Layers at which the way back from a projection ends.
@@ -57,11 +58,15 @@ class _Guess:
     tables: bool
 
 
-def find_heads(model: nn.Module, trace: Trace) -> list[list[Candidate]]:
-    """For every attention the candidates it may be, the likeliest first, in execution order."""
+def find_heads(model: nn.Module, traced: nn.Module, trace: Trace) -> list[list[Candidate]]:
+    """For every attention the candidates it may be, the likeliest first, in execution order.
+
+    traced: the copy that was traced, in which stand-ins may be.
+    """
     rank = {name: index for index, name in enumerate(trace.order)}
-    names = {module: name for name, module in model.named_modules()}
-    found = [[_whole_module(model, name)] for name in trace.order if _is_known(model.get_submodule(name))]
+    names = {module: name for name, module in traced.named_modules()}
+    known = {name: module for name, module in model.named_modules() if _is_known(module)}
+    found = [[_whole_module(model, name)] for name in trace.order if name in known]
     for attentions in _joined(_attentions(model, trace, names)):
         guesses = itertools.islice(_guesses(model, trace.graph, attentions), TRIES)
         variants = [_candidate(model, trace.graph, names, rank, attentions, guess) for guess in guesses]
@@ -86,11 +91,7 @@ def _whole_module(model: nn.Module, name: str) -> Candidate:
         Cut(name, "out", every, heads, "HEADS", inside=inside),
         Cut(f"{name}.out_proj".lstrip("."), "in", positions(width, heads), width, "LINEAR"),
     ]
-    for outer, encoder in model.named_modules():
-        # Its nested tensors pass through the kernels for whole modules only.
-        if isinstance(encoder, nn.TransformerEncoder) and name.startswith(f"{outer}.".lstrip(".")):
-            off = Inside(settings=(("use_nested_tensor", False),))
-            cuts.append(Cut(outer, "out", every, heads, "SETTING", inside=off))
+    cuts += without_nested(model, name, cuts[0])
     return Candidate(name, tuple(cuts), None, frozenset(), "heads")
 
 

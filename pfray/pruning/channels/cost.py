@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from pfray.pruning.channels.dependency import Candidate, Cut
+from pfray.pruning.channels.dependency import Candidate
 from pfray.pruning.channels.layer_entries import entries, owner_of
 from pfray.pruning.channels.proof import Proof
 
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """The coefficients for L layers and G groups.
+    """The coefficients for L weight matrices and G groups.
 
-    layers: the L names. each: a and b, ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``.
-    linear: ``(2, G)``, MACs and parameters per unit that depend on one side alone (depthwise convolutions, batch norms,
-    biases). constant: ``(2,)``, the other MACs and parameters. single: for each layer whose weights depend on one side
-    alone, ``(1 + G,)``: weights that always stay, and weights per unit of each group.
+    layers: names of the first, which are layers; the others are inside modules such as recurrent layers. each: a and b,
+    ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear: ``(2, G)``, MACs and parameters per
+    unit that depend on one side alone (depthwise convolutions, batch norms, biases). constant: ``(2,)``, the other MACs
+    and parameters. single: for each layer whose weights depend on one side alone, ``(1 + G,)``: weights that always
+    stay, and weights per unit of each group.
     """
 
     layers: tuple[str, ...]
@@ -41,28 +42,46 @@ class CostTable:
     def weights(self, kept: np.ndarray) -> dict[str, float]:
         """Number of weights of every layer, by name."""
         outputs, inputs = self.each @ kept + self.fixed
-        both = np.rint(self.pairs[1] * outputs * inputs).tolist()
+        both = np.rint(self.pairs[1] * outputs * inputs)[: len(self.layers)].tolist()
         one = {layer: float(np.rint(counts[0] + counts[1:] @ kept)) for layer, counts in self.single.items()}
         return {**dict(zip(self.layers, both, strict=True)), **one}
 
 
 def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
     """The coefficients of all layers that the candidates cut."""
-    kinds = {cut.layer: cut.kind for candidate in candidates for cut in candidate.cuts}
-    rows = {layer: row for row, layer in enumerate(name for name, kind in kinds.items() if kind in ("CONV", "LINEAR"))}
-    weights = {layer: proof.model.get_parameter(f"{layer}.weight".lstrip(".")).numel() for layer in rows}
-    each, size = np.zeros((2, len(rows), len(candidates))), np.ones((2, len(rows)))
+    cuts = [cut for candidate in candidates for cut in candidate.cuts]
+    layers = list(dict.fromkeys(cut.layer for cut in cuts if cut.kind in ("CONV", "LINEAR")))
+    weights = {layer: proof.model.get_parameter(f"{layer}.weight".lstrip(".")) for layer in layers}
+    macs = {layer: float(proof.macs_of[layer]) for layer in layers}
+    shapes = {layer: tuple(entries(proof.model.get_submodule(layer), side) for side in ("out", "in"))
+              for layer in layers}  # fmt: skip
+    within = {cut.layer: _products_within(proof, cut.layer) for cut in cuts if cut.inside and cut.kind != "SETTING"}
+    for layer, products in within.items():
+        for tensor, count in products.items():
+            name = f"{layer}.{tensor}"
+            weights[name], macs[name] = getattr(proof.model.get_submodule(layer), tensor), count
+            shapes[name] = tuple(weights[name].shape)
+    rows = {name: row for row, name in enumerate(weights)}
+    each, size = np.zeros((2, len(rows), len(candidates))), np.array([*shapes.values()], float).reshape(-1, 2).T
     pairs, linear = np.zeros((2, len(rows))), np.zeros((2, len(candidates)))
     whole = np.array([candidate.units for candidate in candidates], dtype=float)
     single: dict[str, np.ndarray] = {}
-    for layer, row in rows.items():
-        size[:, row] = [entries(proof.model.get_submodule(layer), side) for side in ("out", "in")]
-        pairs[:, row] = np.array([proof.macs_of[layer], weights[layer]]) / size[:, row].prod()
+    for name, row in rows.items():
+        pairs[:, row] = np.array([macs[name], weights[name].numel()]) / size[:, row].prod()
     for column, candidate in enumerate(candidates):
         for cut in candidate.cuts:
             count = cut.index.shape[1]
             if cut.inside:
-                linear[:, column] += count * _own_costs(proof, cut) / cut.size
+                products = within.get(cut.layer, {})
+                for own in cut.inside.axes:
+                    tensor = getattr(proof.model.get_submodule(cut.layer), own.tensor)
+                    if own.tensor in products:
+                        row = rows[f"{cut.layer}.{own.tensor}"]
+                        each[own.axis, row, column] += count * tensor.shape[own.axis] / cut.size
+                    elif isinstance(tensor, nn.Parameter):
+                        linear[1, column] += count * tensor.numel() / cut.size
+                if cut.kind == "HEADS":  # products of each head's own queries, keys and values
+                    linear[0, column] += count * (_own_macs(proof, cut.layer) - sum(products.values())) / cut.size
                 continue
             owner = owner_of(proof.model, cut)
             if cut.kind == "NUMBER":
@@ -85,16 +104,28 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                 continue
             each[int(cut.side == "in"), rows[cut.layer], column] += count
             if cut.side == "out":
-                linear[1, column] += count * (params - weights[cut.layer]) / cut.size
+                linear[1, column] += count * (params - weights[cut.layer].numel()) / cut.size
     constant = np.array([proof.macs, proof.params]) - pairs @ size.prod(0) - linear @ whole
-    return CostTable(tuple(rows), single, each, size - each @ whole, pairs, linear, constant)
+    return CostTable(tuple(layers), single, each, size - each @ whole, pairs, linear, constant)
 
 
-def _own_costs(proof: Proof, cut: Cut) -> np.ndarray:
-    """MACs and parameters ``(2,)`` of a whole module that are not those of the modules inside it, and shrink."""
-    module, inside = proof.model.get_submodule(cut.layer), cut.inside
-    if inside is None or cut.kind == "SETTING":
-        return np.zeros(2)
-    children = [name for name, _ in module.named_children()]
-    within = sum(proof.macs_of.get(f"{cut.layer}.{child}".lstrip("."), 0) for child in children)
-    return np.array([proof.macs_of[cut.layer] - within, inside.params(module)], dtype=float)
+def _own_macs(proof: Proof, layer: str) -> float:
+    """Multiply-adds of a module that are not those of the modules inside it."""
+    children = [name for name, _ in proof.model.get_submodule(layer).named_children()]
+    return proof.macs_of[layer] - sum(proof.macs_of.get(f"{layer}.{child}".lstrip("."), 0) for child in children)
+
+
+def _products_within(proof: Proof, layer: str) -> dict[str, float]:
+    """Multiply-adds of each matrix ``(outputs, inputs)`` among a module's own parameters, by its name."""
+    module = proof.model.get_submodule(layer)
+    if isinstance(module, nn.RNNBase):  # each step meets every weight once
+        matrices = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.dim() == 2}
+        return {name: _own_macs(proof, layer) * count / sum(matrices.values()) for name, count in matrices.items()}
+    if not isinstance(module, nn.MultiheadAttention):
+        return {}
+    queries = proof.macs_of[f"{layer}.out_proj".lstrip(".")] / module.out_proj.weight.numel()
+    tokens = {"q": queries, "k": proof.keys[layer], "v": proof.keys[layer]}
+    if module.in_proj_weight is not None:
+        return {"in_proj_weight": module.in_proj_weight.numel() / 3 * sum(tokens.values())}
+    return {f"{part}_proj_weight": count * getattr(module, f"{part}_proj_weight").numel()
+            for part, count in tokens.items()}  # fmt: skip

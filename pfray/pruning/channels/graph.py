@@ -30,6 +30,7 @@ from pfray.pruning.channels.equal_parts import in_equal_parts
 from pfray.pruning.channels.layer_entries import entries, removals_of
 from pfray.pruning.channels.numbers import with_numbers
 from pfray.pruning.channels.proof import Failure, Proof, Unprovable
+from pfray.pruning.channels.stand_ins import put_stand_ins, translated
 from pfray.pruning.channels.trace import Trace
 
 # Layers that are each in a group or listed as skipped.
@@ -40,6 +41,10 @@ MIXING = {
     "PixelShuffle": "shuffled", "PixelUnshuffle": "shuffled", "Transpose": "transposed", "Permute": "transposed",
     "Softmax": "compared by a softmax", "Index": "indexed", "IndexSelect": "indexed", "Roll": "shifted",
 }  # fmt: skip
+
+
+# Cuts of what modules with weights of their own make.
+WITHIN = {("HEADS", "out"), ("RECURRENT", "out")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +101,7 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         except Unprovable as error:
             return _without_groups(model, example, str(error))
         try:
-            traced = copy.deepcopy(proof.model)
-            trace = Trace(traced, proof.inputs)
-            heads = find_heads(traced, trace)
-            candidates, order = find_candidates(traced, trace), trace.order
+            candidates, heads, order = _traced(proof)
         except Exception as error:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, example, unknown + first_line(error))
@@ -114,6 +116,26 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         name = f"{candidate.name}#{candidate.number}" if candidate.number > 1 else candidate.name
         groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params, candidate.noun))
     return ChannelGraph(tuple(groups), _skipped(model, groups, reasons, order), table)
+
+
+def _traced(proof: Proof) -> tuple[list[Candidate], list[list[Candidate]], list[str]]:
+    """(candidates, for each attention what its heads may be, names of the modules by their first run).
+
+    Raises Untraceable.
+    """
+    for stand_ins in (True, False):
+        traced = copy.deepcopy(proof.model)
+        if stand_ins:
+            put_stand_ins(traced)
+        try:
+            trace = Trace(traced, proof.inputs)
+        except Untraceable:
+            if stand_ins:  # which may be called in a way that they do not know
+                continue
+            raise
+        heads, candidates = find_heads(proof.model, traced, trace), find_candidates(traced, trace)
+        return translated(proof.model, candidates) if stand_ins else candidates, heads, trace.order
+    raise AssertionError
 
 
 def _prove(
@@ -264,13 +286,11 @@ def _skipped(
             if cut.side == "out":
                 found[cut.layer][reason] = None
     attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
-    with_heads = {cut.layer for group in groups for cut in group.cuts if cut.inside}
+    cut_inside = {cut.layer for group in groups for cut in group.cuts if (cut.kind, cut.side) in WITHIN}
     skipped = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            skipped[name] = "a recurrent layer"
-        elif isinstance(module, nn.MultiheadAttention):
-            if name not in with_heads:
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            if name not in cut_inside:
                 skipped[name] = "; ".join(found[name]) or _why_whole(module, name in order)
         elif isinstance(module, LAYERS) and free[name] < entries(module, "out"):
             inside = next((outer for outer in attentions if name.startswith(f"{outer}.")), None)
@@ -284,10 +304,12 @@ def _skipped(
     return skipped
 
 
-def _why_whole(attention: nn.MultiheadAttention, runs: bool) -> str:
+def _why_whole(module: nn.RNNBase | nn.MultiheadAttention, runs: bool) -> str:
     if not runs:
         return "not used in the forward pass"
-    return "a single head" if attention.num_heads == 1 else "an attention layer with a forward pass of its own"
+    if isinstance(module, nn.RNNBase):
+        return "a recurrent layer with projections" if module.proj_size else "a recurrent layer"
+    return "a single head" if module.num_heads == 1 else "an attention layer with a forward pass of its own"
 
 
 def _without_groups(model: nn.Module, example: Inputs, reason: str) -> ChannelGraph:

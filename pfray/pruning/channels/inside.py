@@ -18,11 +18,15 @@ from pfray.nn.attention import spell_out
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis, of ``parts`` parts, of the module's own parameter or buffer ``tensor``."""
+    """An axis, of ``parts`` parts, of the module's own parameter or buffer ``tensor``.
+
+    reads: the tensor is a matrix that reads the entries along this axis, and does not make them.
+    """
 
     tensor: str
     axis: int
     parts: int = 1
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,21 @@ class Inside:
         if isinstance(module, nn.MultiheadAttention):
             spell_out(module)
 
-    def params(self, module: nn.Module) -> int:
-        """Parameters that lie along the axes."""
-        tensors = {own.tensor: getattr(module, own.tensor) for own in self.axes}
-        return sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
+    def mask(self, module: Any, gone: np.ndarray, size: int) -> None:
+        """Set the weights that read the entries ``gone`` to 0.0, in place."""
+        for own in self.axes:
+            if own.reads:
+                weight = getattr(module, own.tensor)
+                places = torch.from_numpy(positions(weight.shape[own.axis], size, own.parts)[gone]).flatten()
+                masked = weight.detach().index_fill(own.axis, places, 0.0)
+                setattr(module, own.tensor, nn.Parameter(masked, weight.requires_grad))
 
     def magnitudes(self, module: nn.Module, size: int) -> np.ndarray:
-        """Sum of |w| over the weights (not biases) of each entry, ``(size,)``."""
+        """Sum of |w| over the weights (not biases) that make each entry, ``(size,)``."""
         total = np.zeros(size)
         for own in self.axes:
             tensor: Tensor = getattr(module, own.tensor)
-            if tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
+            if tensor.dim() > 1 and isinstance(tensor, nn.Parameter) and not own.reads:
                 each = tensor.detach().double().abs().movedim(own.axis, 0).flatten(1).sum(1).cpu().numpy()
                 total += each[positions(len(each), size, own.parts)].sum(1)
         return total

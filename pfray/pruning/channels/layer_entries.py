@@ -123,7 +123,9 @@ def mask(model: nn.Module, removals: Sequence[Removal]) -> None:
     Every weight that reads one is 0, and norms across channels leave it out of their mean and variance.
     """
     for removal in removals:
-        if removal.side == "in":
+        if removal.inside:
+            removal.inside.mask(model.get_submodule(removal.layer), removal.positions, removal.size)
+        elif removal.side == "in":
             layer = model.get_submodule(removal.layer)
             weight = layer.get_parameter("weight").detach().clone()
             # A transposed convolution has the inputs on axis 0; a grouped one has the inputs of one group.
@@ -157,12 +159,13 @@ def _normalize_kept(layer: nn.Module, removal: Removal) -> None:
 
 def removals_of(parts: Iterable[tuple[tuple[Cut, ...], np.ndarray]]) -> list[Removal]:
     """The removals if the given units of each group go; one for each side, with positions in the whole layer."""
-    gone: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-    cuts: dict[tuple[str, str], Cut] = {}
+    gone: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    cuts: dict[tuple[str, str, str], Cut] = {}
     for group, units in parts:
         for cut in group if len(units) else ():
-            cuts[cut.layer, cut.side] = cut
-            gone[cut.layer, cut.side].append(cut.index[units].ravel())
+            key = cut.layer, cut.side, cut.kind
+            cuts[key] = cut
+            gone[key].append(cut.index[units].ravel())
     return [
         Removal(cut.layer, cut.side, np.unique(np.concatenate(gone[key])), cut.size, cut.kind, cut.axis, cut.inside)
         for key, cut in cuts.items()

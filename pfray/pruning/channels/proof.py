@@ -8,9 +8,10 @@ is 0) would hide a mistake.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pfray.errors import first_line
 from pfray.measure.cost import count_params
 from pfray.measure.macs import count_macs
+from pfray.nn.attention import calling_projections, module_by_module
 from pfray.nn.inputs import Inputs, call, join, map_tensors, tensors
 from pfray.nn.modes import evaluating
 from pfray.pruning.channels.layer_entries import Removal, mask, owner_of, remove_entries
@@ -32,7 +34,9 @@ def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Modu
     layers = list({owner_of(model, removal): None for removal in removals})
     kinds = [type(layer) for layer in layers]
     saved = [
-        {**vars(layer), "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
+        # Recurrent layers have a list of their weights, changed with each of them.
+        {**{key: list(value) if type(value) is list else value for key, value in vars(layer).items()},
+         "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
     ]
     try:
         yield model
@@ -66,7 +70,9 @@ class Proof:
             self.model = copy.deepcopy(model).cpu().float().eval()
             inputs = map_tensors(lambda x: x.detach().cpu(), inputs)
             self.inputs = _random(inputs) if self._runs(_random(inputs)) else inputs
-            self.macs, self.macs_of = count_macs(self.model, self.inputs)
+            self.keys: Counter[str] = Counter()
+            with calling_projections(self.model), self._counting_keys():
+                self.macs, self.macs_of = count_macs(self.model, self.inputs)
             with evaluating(self.model):
                 twice = [tensors(call(self.model, self.inputs)) for _ in range(2)]
         except Exception as error:
@@ -92,12 +98,12 @@ class Proof:
         """
         model = self._with_weights(drawn)
         try:
-            with _restored(model, removals), evaluating(model):
+            with _restored(model, removals), module_by_module(), evaluating(model):
                 mask(model, removals)
                 before = tensors(call(model, self.inputs))
             with _restored(model, removals):
                 remove_entries(model, removals)
-                with evaluating(model):
+                with module_by_module(), evaluating(model):
                     after = tensors(call(model, self.inputs))
                 found = {"macs": count_macs(model, self.inputs)[0], "params": count_params(model)[0]} if costs else None
         except Exception as error:
@@ -109,6 +115,27 @@ class Proof:
         if found != costs:
             return Failure("costs", f"{found} instead of {costs}")
         return self._training_failure(removals) if training and self._trains else None
+
+    @contextmanager
+    def _counting_keys(self) -> Iterator[None]:
+        """Counts the tokens that each ``nn.MultiheadAttention`` takes its keys from, in ``keys``."""
+
+        def count(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            key = kwargs["key"] if "key" in kwargs else args[1]
+            self.keys[name] += key.shape[:-1].numel()
+
+        handles = [
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: count(name, args, kwargs), with_kwargs=True
+            )
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.MultiheadAttention)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _runs(self, inputs: Inputs) -> bool:
         try:

@@ -25,7 +25,7 @@ def prune(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
 
 def kept_positions(graph: ChannelGraph, kept: Kept) -> dict[tuple[str, str], np.ndarray]:
     """Positions that ``prune`` leaves, by (layer, side), for every side that loses some. Raises ValueError likewise."""
-    gone = _planned(graph, kept)
+    gone = [own for own in _planned(graph, kept) if own.kind != "SETTING"]
     return {(own.layer, own.side): np.setdiff1d(np.arange(own.size), own.positions) for own in gone}
 
 

@@ -25,6 +25,7 @@ from pfray.errors import TrainingFailed
 from pfray.nn.inputs import Inputs, count, floats
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.graph import ChannelGroup
+from pfray.pruning.channels.inside import Axis, positions
 from pfray.pruning.discrimination.auxiliary_losses import Head, as_maps, observe
 from pfray.task import Task
 
@@ -34,13 +35,18 @@ Batch = tuple[Inputs, Any]
 
 
 class Columns:
-    """The weights W_k of one layer that read the units k of a group."""
+    """The weights W_k of one layer that read the units k of a group.
 
-    def __init__(self, layer: nn.Module, cut: Cut) -> None:
-        self.layer, self.weight = layer, layer.get_parameter("weight")
+    own: the matrix that reads them inside a recurrent layer or an attention.
+    """
+
+    def __init__(self, layer: nn.Module, cut: Cut, own: Axis | None = None) -> None:
+        self.layer, self.weight = layer, layer.get_parameter(own.tensor if own else "weight")
         self.axis = 0 if getattr(layer, "transposed", False) else 1
+        length = self.weight.shape[self.axis]
+        places = positions(length, cut.size, own.parts)[cut.index].reshape(len(cut.index), -1) if own else cut.index
         # In a grouped layer a unit has the same position in every group, and the weight holds it once.
-        once = cut.index[:, (cut.index < self.weight.shape[self.axis]).all(0)]
+        once = places[:, (places < length).all(0)]
         self.index = torch.from_numpy(once).to(self.weight.device)
         self.before = self.weight.detach().clone()
 
@@ -68,7 +74,13 @@ class Columns:
 
 def columns_of(model: nn.Module, group: ChannelGroup) -> list[Columns]:
     """One ``Columns`` per layer that reads the group."""
-    return [Columns(model.get_submodule(cut.layer), cut) for cut in group.cuts if cut.side == "in"]
+    found = [Columns(model.get_submodule(cut.layer), cut) for cut in group.cuts if cut.side == "in" and not cut.inside]
+    return found + [
+        Columns(model.get_submodule(cut.layer), cut, own)
+        for cut in group.cuts
+        for own in (cut.inside.axes if cut.inside else ())
+        if own.reads
+    ]
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Criterion:
     weight: float
 
     def __call__(self, inputs: Inputs, targets: Any) -> Tensor:
-        readers = [cut.layer for cut in self.group.cuts if cut.side == "in"]
+        readers = [cut.layer for cut in self.group.cuts if cut.side == "in" and not cut.inside]
         with torch.no_grad():
             wanted, _ = observe(self.reference, readers, inputs)
         watched = [*readers, self.layer] if self.layer else readers
@@ -195,7 +207,8 @@ def only_trained(criterion: Criterion, columns: Sequence[Columns]) -> Iterator[l
     wanted = {parameter: parameter.requires_grad for model in models for parameter in model.parameters()}
     for model in models:
         model.eval().requires_grad_(False)
-    biases = [own.layer.bias for own in columns if isinstance(own.layer.bias, nn.Parameter)]
+    found = [getattr(own.layer, "bias", None) for own in columns]
+    biases = [bias for bias in found if isinstance(bias, nn.Parameter)]
     parameters = list(dict.fromkeys([*(own.weight for own in columns), *biases]))
     try:
         for parameter in parameters:

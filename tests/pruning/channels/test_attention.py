@@ -124,7 +124,10 @@ ATTENTIONS = {
 def test_heads_are_removed_with_all_that_belongs_to_them(name):
     make, group, units, noun = ATTENTIONS[name]
     model, inputs, graph = block(make())
-    assert [(g.name, g.units, g.noun) for g in graph.groups] == [(group, units, noun), ("fc1", 16, "channels")]
+    widths = ("attn.before", "attn.attention.out_proj") if group == "attn.attention" else ()
+    width = [(each, 12, "channels") for each in widths]
+    found = [(g.name, g.units, g.noun) for g in graph.groups]
+    assert found == [*width, (group, units, noun), ("fc1", 16, "channels")]
     for seed in range(4):
         check_plan(model, inputs, graph, draw(graph, seed))
     pruned = check_plan(model, inputs, graph, {group: [units - 1], "fc1": [3, 7]})
@@ -209,7 +212,8 @@ def test_an_encoder_of_torch_is_pruned_with_integers_and_padding(batch_first, no
     model, inputs = Encoder(batch_first, norm_first).eval(), (torch.tensor([[3, 9, 1, 19, 0]]),)
     graph = channel_graph(model, inputs)
     assert [group.name for group in graph.groups] == [
-        "layers.layers.0.self_attn", "layers.layers.0.linear1", "layers.layers.1.self_attn", "layers.layers.1.linear1",
+        "embed", "layers.layers.0.self_attn", "layers.layers.0.linear1", "layers.layers.1.self_attn",
+        "layers.layers.1.linear1",
     ]  # fmt: skip
     for seed in range(2):
         pruned = check_plan(model, inputs, graph, draw(graph, seed))

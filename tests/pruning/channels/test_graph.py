@@ -38,10 +38,10 @@ GROUPS = {
     "TwoInputs": "image.0 joined.0 map.0 fc1",
     "SeveralOutputs": "stem.0 hidden.0",
     "vision_transformer": "mlp1",
-    "vision_transformer_of_torch": "attention.attention mlp1",
+    "vision_transformer_of_torch": "patch attention.attention mlp1",
     "conv_1d": "0 3 7",
     "normalized": "0 6",
-    "Recurrent": "conv1.0",
+    "Recurrent": "conv1.0 conv2.0 lstm",
     "single_linear": "",
     "one_channel": "1.0",
     "ChannelShuffle": "branches.0.0.0 branches.1.0.0 head.0.0",
@@ -112,12 +112,8 @@ def test_channels_that_stay_have_a_reason_that_a_user_understands():
     assert reason("one_channel", "0.0") == "a single channel"
     assert reason("SpatialAttention", "score") == "a single channel"
     assert reason("normalized", "3") == "normalized across channels by 4"
-    assert reason("Recurrent", "conv2.0") == "used by the recurrent layer lstm"
-    assert reason("Recurrent", "lstm") == "a recurrent layer"
     fixed = "no head of attention can go alone: the forward pass relies on their number (shape '[1, 9, 3, 1, 8]'"
     assert reason("vision_transformer", "attention.qkv").startswith(fixed)
-    width = "its outputs are the width of the attention layer attention.attention"
-    assert reason("vision_transformer_of_torch", "attention.attention.out_proj") == width
     assert reason("vision_transformer", "patch").startswith("the forward pass relies on their number (shape '[1, 9,")
     assert reason("Split", "conv3.0") == "split into parts of fixed sizes by the forward pass"
     assert reason("ChannelShuffle", "branches.1.2.0") == "transposed on the way to the next layers"
