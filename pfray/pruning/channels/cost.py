@@ -83,14 +83,11 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                 if cut.kind == "HEADS":  # products of each head's own queries, keys and values
                     linear[0, column] += count * (_own_macs(proof, cut.layer) - sum(products.values())) / cut.size
                 continue
-            owner = owner_of(proof.model, cut)
             if cut.kind == "NUMBER":
                 continue
+            owner = owner_of(proof.model, cut)
             if cut.kind == "PARAMETER":
                 linear[1, column] += count * proof.model.get_parameter(cut.layer).numel() / cut.size
-                continue
-            if cut.inside:
-                linear[:, column] += count * _own_costs(proof, cut) / cut.size
                 continue
             params = sum(p.numel() for p in owner.parameters(recurse=False))
             if cut.layer not in rows:
