@@ -73,7 +73,7 @@ def masked_outputs(model: nn.Module, inputs: Example, graph: ChannelGraph, kept:
 
 def normalize_rest(gone: Tensor, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
     """The norm by its formula, over the channels that stay and, in a group norm, all positions; 0 for the others."""
-    axis = 1 if isinstance(module, nn.GroupNorm) else getattr(module, "axis", -1)
+    axis = 1 if isinstance(module, nn.GroupNorm) or type(module).__name__.endswith("2d") else -1
     x = given[0].movedim(axis, -1)
     stays = [i for i in range(x.shape[-1]) if i not in gone.tolist()]
     if isinstance(module, nn.GroupNorm):

@@ -32,8 +32,6 @@ class GroupNormAct(nn.GroupNorm):
 class LayerNorm2d(nn.LayerNorm):
     """A layer norm over the channels of images."""
 
-    axis = 1
-
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 

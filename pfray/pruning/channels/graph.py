@@ -136,20 +136,22 @@ def _prove(
     rank = {name: index for index, name in enumerate(order)}
     possible.sort(key=lambda each: _rank(each, rank))
     # All at once first, because most networks need no look at single ones.
-    if _joint_failure(proof, possible) is None:
+    first = _joint_failure(proof, possible)
+    if first is None:
         return possible, reasons
+    training = first.kind == "training"
     likely: list[Candidate] = []
     for candidate in possible:
-        if (failure := _failure_alone(proof, candidate)) is None:
+        if (failure := _failure_alone(proof, candidate, training)) is None:
             likely.append(candidate)
             continue
         tries = with_numbers(proof.model, candidate) if failure.kind in ("fails", "values") else ()
-        if found := next((variant for variant in tries if _failure_alone(proof, variant) is None), None):
+        if found := next((variant for variant in tries if _failure_alone(proof, variant, training) is None), None):
             likely.append(found)
         else:
             reasons[candidate] = _explain(candidate, failure)
     for candidate, parts in in_equal_parts([each for each in possible if each in reasons]):
-        if _failure_alone(proof, candidate) is None:
+        if _failure_alone(proof, candidate, training) is None:
             likely.append(candidate)
             reasons = {part: reason for part, reason in reasons.items() if part not in parts}
     likely.sort(key=lambda each: _rank(each, rank))
@@ -199,8 +201,9 @@ def _with_heads(
     return [*left, found] if found else left
 
 
-def _failure_alone(proof: Proof, candidate: Candidate) -> Failure | None:
-    return proof.failure(removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))]), drawn=True)
+def _failure_alone(proof: Proof, candidate: Candidate, training: bool = False) -> Failure | None:
+    removals = removals_of([(candidate.cuts, _draw_units(candidate, 0, 1))])
+    return proof.failure(removals, drawn=True, training=training)
 
 
 def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | None:
@@ -210,7 +213,7 @@ def _joint_failure(proof: Proof, candidates: Sequence[Candidate]) -> Failure | N
         gone = [_draw_units(candidate, number, style) for number, candidate in enumerate(candidates)]
         kept = np.array([c.units - len(units) for c, units in zip(candidates, gone, strict=True)], dtype=float)
         removals = removals_of((c.cuts, units) for c, units in zip(candidates, gone, strict=True))
-        if failure := proof.failure(removals, drawn=style > 0, costs=table.costs(kept)):
+        if failure := proof.failure(removals, drawn=style > 0, costs=table.costs(kept), training=True):
             return failure
     return None
 
@@ -232,6 +235,8 @@ def _explain(candidate: Candidate, failure: Failure) -> str:
         return "used by layers that run in training only"
     if "split_with_sizes" in failure.detail:
         return "split into parts of fixed sizes by the forward pass"
+    if "more than 1 value per channel" in failure.detail:
+        return "a norm cannot work on a single one of them at this input's size"
     fixed = f"the forward pass relies on their number ({failure.detail})"
     if "invalid for input of size" in failure.detail:
         return fixed

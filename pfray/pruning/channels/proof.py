@@ -78,12 +78,17 @@ class Proof:
         self._trains = self._training_failure([]) is None
 
     def failure(
-        self, removals: Sequence[Removal], *, drawn: bool, costs: Mapping[str, float] | None = None
+        self,
+        removals: Sequence[Removal],
+        *,
+        drawn: bool,
+        costs: Mapping[str, float] | None = None,
+        training: bool = False,
     ) -> Failure | None:
         """The failure of taking ``removals`` out; None for a proven removal.
 
-        drawn: use random weights instead of the model's own. costs: expected costs of the pruned model; given, they and
-        the training mode are tried too.
+        drawn: use random weights instead of the model's own. costs: expected costs of the pruned model, tried if given.
+        training: try the training mode too.
         """
         model = self._with_weights(drawn)
         try:
@@ -101,11 +106,9 @@ class Proof:
             return Failure("shape")
         if not all(map(_same, before, after)):
             return Failure("values")
-        if costs is None:
-            return None
         if found != costs:
             return Failure("costs", f"{found} instead of {costs}")
-        return self._training_failure(removals) if self._trains else None
+        return self._training_failure(removals) if training and self._trains else None
 
     def _runs(self, inputs: Inputs) -> bool:
         try:
