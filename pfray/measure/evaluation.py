@@ -130,6 +130,14 @@ def judge(
     return replace(evaluation, agreement=agreement, agreement_error=_standard_error(means))
 
 
+def accumulated(task: Task, outputs: Any, targets: Any) -> float:
+    """The task's accumulating metric of one batch."""
+    metric = copy.deepcopy(task.score)
+    metric.reset()
+    metric.update(outputs, targets)
+    return float(metric.compute())
+
+
 def _metric(model: nn.Module, task: Task, metric: Any, scores: list[Tensor]) -> tuple[float, float | None]:
     """(value of the task's metric, its standard error)."""
     if task.evaluate is not None:

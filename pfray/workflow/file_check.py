@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pfray.errors import ExportError
 from pfray.export.shipped import shipped
 from pfray.export.tflite import convert
-from pfray.nn.inputs import Inputs, count, take, tensors
+from pfray.measure.evaluation import accumulated
+from pfray.nn.inputs import Inputs, count, floats, take, tensors
 from pfray.task import Split, Task
 
 # Largest difference of a float file's output from the model's, as a share of the largest value of that output.
@@ -54,7 +55,7 @@ def check(model: nn.Module, task: Task, path: Path, images: int | None, rounds: 
 
     Raises ExportError if file and model disagree, BenchError if the file does not run.
     """
-    test = task.test.head(images)
+    test = task.test.head(len(task.test) if images is None else images)
     inputs = task.normalize(test.inputs)
     compared = convert.compare(path, model, inputs)
     rounding = _rounding(model, inputs, compared.model) if rounds else None
@@ -115,21 +116,31 @@ def _check_outputs(path: Path, compared: convert.Compared, rounding: list[float]
 
 
 def _check_scores(path: Path, task: Task, test: Split, compared: convert.Compared, rounds: bool) -> tuple[float, float]:
-    """(mean score of the file, of the model). Raises ExportError if they differ too much."""
-    own, other = (task.score(outputs, test.targets).double() for outputs in (compared.file, compared.model))
-    accuracy, torch_accuracy = own.mean().item(), other.mean().item()
-    allowed = max(
-        MAX_INT8_SCORE_DIFFERENCE if rounds else MAX_SCORE_DIFFERENCE,
-        SCORE_SHARE * float(other.std(correction=0)),
+    """(the task's metric of the file, of the model), negated where lower is better; of a task whose metric needs the
+    model, its loss, negated. Raises ExportError if they differ too much.
+    """
+    least = MAX_INT8_SCORE_DIFFERENCE if rounds else MAX_SCORE_DIFFERENCE
+    selected = [floats(task.select(outputs)) for outputs in (compared.file, compared.model)]
+    if task.evaluate is not None:
+        values = [-float(task.loss(outputs, test.targets)) for outputs in selected]
+        allowed = max(least, SCORE_SHARE * abs(values[1]))
+    elif task.accumulates:
+        values = [accumulated(task, outputs, test.targets) for outputs in selected]
+        allowed = max(least, SCORE_SHARE * abs(values[1]), 1.5 / len(test))
+    else:
+        own, other = (task.score(outputs, test.targets).double() for outputs in selected)
+        values = [own.mean().item(), other.mean().item()]
         # With few samples, a single one between two classes proves nothing.
-        1.5 * float(other.max() - other.min()) / len(test),
-    )
-    if rounds:
-        # Samples that change to the better and to the worse by chance.
-        allowed = max(allowed, 2 * float((own - other).std(correction=0)) / len(test) ** 0.5)
-    if not abs(accuracy - torch_accuracy) <= allowed:
+        single = 1.5 * float(other.max() - other.min()) / len(test)
+        allowed = max(least, SCORE_SHARE * float(other.std(correction=0)), single)
+        if rounds:
+            # Samples that change to the better and to the worse by chance.
+            allowed = max(allowed, 2 * float((own - other).std(correction=0)) / len(test) ** 0.5)
+    name = "loss" if task.evaluate is not None else task.metric_name
+    if not abs(values[0] - values[1]) <= allowed:
         raise ExportError(
-            f"{path} has an accuracy of {accuracy:.4f}, the model of {torch_accuracy:.4f} on the same {len(test)} "
-            "test images. Remedy: export.tflite=false to do without it, and report the model"
+            f"{path} has {name} {abs(values[0]):.4f}, the model {abs(values[1]):.4f} on the same {len(test)} test "
+            "samples. Remedy: export.tflite=false to do without it, and report the model"
         )
-    return accuracy, torch_accuracy
+    sign = 1 if task.higher_is_better or task.evaluate is not None else -1
+    return sign * values[0], sign * values[1]
