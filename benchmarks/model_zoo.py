@@ -122,8 +122,8 @@ def _transformer(name: str, pixels: int) -> Any:
     if name == "distilbert":
         sizes = {"dim": 128, "n_layers": 4, "n_heads": 4, "hidden_dim": 512, "num_labels": 10}
         return transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(vocab_size=1000, **sizes))
-    config = transformers.ViTConfig(image_size=pixels, patch_size=8, intermediate_size=512, **sizes)
-    return transformers.ViTForImageClassification(config)
+    vision = transformers.ViTConfig(image_size=pixels, patch_size=8, intermediate_size=512, **sizes)
+    return transformers.ViTForImageClassification(vision)
 
 
 def _torchvision_operators() -> None:
@@ -207,7 +207,7 @@ def _int8_file(model: Any, task: Any, record: Record) -> None:
     from learners.litert_quant import LitertQuant, Settings
 
     algorithm = LitertQuant(model, task, Settings(images=SAMPLES))
-    plan = dict.fromkeys(algorithm.space().names, 8)
+    plan = dict.fromkeys(algorithm.space().names, 8.0)
     record["int8 distance"] = _distance(algorithm.finish(plan).model, task, record, "int8 bytes")
 
 
