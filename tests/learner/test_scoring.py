@@ -155,9 +155,10 @@ class Breaking(WeightSparse):
         return result
 
 
-def test_a_failure_is_a_result(context, recipe):
+def test_a_failure_is_a_result_with_the_line_of_ones_own_code(context, recipe):
     result = Scorer(context, replace(recipe, algorithm=Raising), AGREEMENT, CPU).score(uniform(context, 0.8))
-    assert result["error"] == "ValueError: no such layer"
+    line = Raising.compress.__code__.co_firstlineno + 1
+    assert result["error"] == f"ValueError: no such layer ({__file__}, line {line})"
     assert math.isnan(result["score"])
     broken = Scorer(context, replace(recipe, algorithm=Breaking), AGREEMENT, CPU).score(uniform(context, 0.8))
     assert broken["error"] == "TrainingFailed: the loss on the validation images is nan"
@@ -194,7 +195,7 @@ def test_a_plan_without_memory_is_tried_once_more_with_half_the_batch(context, r
     result = scorer.score(plan)
     assert sizes == [64, 32]
     assert math.isnan(result["score"])
-    assert result["error"] == f"{type(error).__name__}: {error}"
+    assert result["error"].startswith(f"{type(error).__name__}: {error} (")
     # Unasked for, nothing is changed.
     sizes.clear()
     result = Scorer(context, recipe, replace(tuned, shrink_on_oom=False), CPU).score(plan)
