@@ -75,7 +75,7 @@ def _page(summary: Summary, trials: Sequence[Record], notes: Sequence[str]) -> s
          results_table(summary)),
         ("Score by trial", _score_note(summary),
          draw(figures.scores(trials, _score_name(summary)), "scores") + _origins(trials)),
-        (f"{html.escape(summary.metric.name.capitalize())} against cost", _cost_note(unit.name),
+        (f"Cost and {html.escape(summary.metric.name)}", _cost_note(unit.name),
          draw(figures.accuracy_by_cost(trials, final, unit, summary), "cost")),
         ("The plan", "The value chosen for each knob, beside the plan that treats all alike.",
          draw(figures.plan_bars(summary.plan, summary.uniform_plan), "plan")),
@@ -111,7 +111,9 @@ def _score_name(summary: Summary) -> str:
 
 def _score_text(summary: Summary) -> str | None:
     """The chosen trial's score, with its name."""
-    score, name = number(summary.choice, "score"), summary.objective
+    score, name, metric = number(summary.choice, "score"), summary.objective, summary.metric
+    if score is not None and name == "accuracy":
+        return f"{metric.name} {metric.text(score, 2)}"
     return name if score is None or name is None else f"{name} {score:.4g}"
 
 

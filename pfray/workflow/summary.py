@@ -37,6 +37,8 @@ def make_summary(
         for name, timed in found.timed.items():
             if tested[name]["latency_ms"] is None:
                 tested[name]["latency_ms"] = timed.share * exported["teacher_latency_ms"]
+        for name, other in found.shared.items():
+            tested[name]["latency_ms"] = tested[other]["latency_ms"]
     return Summary(
         experiment=experiment.name,
         learner=experiment.learner.title,

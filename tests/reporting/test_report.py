@@ -118,6 +118,26 @@ def test_the_exported_file_is_compared_with_the_teachers_file(tmp_path: Path) ->
     assert "the teacher's file has 8.2 MB and takes 6.10 ms" in text
 
 
+def test_the_score_the_chosen_plan_and_the_time_are_explained(tmp_path: Path) -> None:
+    summary = changed(choice={"origin": "uniform", "moved": "further", "score": -1.18}, limits={"latency_ms": 1.2},
+                      own_seconds={"data": 0.4, "search": 20.0}, objective="agreement")  # fmt: skip
+    text = Page(report.write(write_run(tmp_path / "run", summary, TRIALS)).read_text()).text
+    assert "chosen uniform (trial 3), compressed further to meet 1.20 ms" in text
+    assert "score agreement -1.18" in text
+    assert "Score, agreement: minus the KL divergence" in text
+    assert "20 s in the last attempt, 284 s with the interrupted ones before." in text
+    assert "Cost and accuracy" in text
+
+
+def test_a_score_that_is_the_metric_goes_by_its_name(tmp_path: Path) -> None:
+    metric = {"name": "<mse>", "higher_is_better": False, "is_share": False}
+    summary = changed(metric=metric, choice={"score": -0.1286}, objective="accuracy")
+    text = Page(report.write(write_run(tmp_path / "run", summary, TRIALS)).read_text()).text
+    assert "score <mse> 0.1286" in text
+    assert "A on validation images (A: minus the <mse>). Higher is better." in text
+    assert "Cost and <mse>" in text
+
+
 def test_remarks_are_on_the_page(tmp_path: Path) -> None:
     summary = changed(exported={"latency_ms": 6.2}, compressed={"accuracy": 0.97})
     text = Page(report.write(write_run(tmp_path / "run", summary, TRIALS)).read_text()).text
