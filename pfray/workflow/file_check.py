@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pfray.errors import ExportError
@@ -118,11 +119,12 @@ def _check_scores(path: Path, task: Task, test: Split, compared: convert.Compare
     """(mean score of the file, of the model). Raises ExportError if they differ too much."""
     own, other = (task.score(outputs, test.targets).double() for outputs in (compared.file, compared.model))
     accuracy, torch_accuracy = own.mean().item(), other.mean().item()
+    both = torch.stack([own, other])
     allowed = max(
         MAX_INT8_SCORE_DIFFERENCE if rounds else MAX_SCORE_DIFFERENCE,
         SCORE_SHARE * float(other.std(correction=0)),
         # With few samples, a single one between two classes proves nothing.
-        1.5 * float(other.max() - other.min()) / len(test),
+        1.5 * float(both.max() - both.min()) / len(test),
     )
     if rounds:
         # Samples that change to the better and to the worse by chance.
