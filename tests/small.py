@@ -80,5 +80,5 @@ def difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
 def file_difference(model: nn.Module, inputs: Tensor, path: Path) -> float:
     """The largest between the outputs of the .tflite, which is written to ``path``, and the model's, as a share."""
     convert.export(model, inputs, path)
-    outputs, largest = convert.compare(path, model, inputs)
-    return largest / float(outputs.abs().max())
+    compared = convert.compare(path, model, inputs)
+    return compared.largest_difference / float(compared.file.abs().max())

@@ -32,7 +32,7 @@ def file(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_predict_gives_the_models_outputs_for_every_sample(model: torch.nn.Module, file: Path) -> None:
     inputs = torch.randn(3, 1, 32, 32)
-    outputs = bench.predict(file, inputs.numpy())
+    (outputs,) = bench.predict(file, inputs.numpy())
     with torch.inference_mode():
         expected = model(inputs).numpy()
     assert outputs.shape == (3, 10)
@@ -79,7 +79,7 @@ def test_files_take_turns_and_times_are_of_one_inference(monkeypatch: pytest.Mon
 
 def test_comparison_quotes_bytes_quartiles_and_ratio(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     times = np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 4.0, 6.0, 8.0, 10.0]])
-    monkeypatch.setattr(bench, "round_times_ms", lambda paths, rounds, threads: times)
+    monkeypatch.setattr(bench, "round_times_ms", lambda paths, rounds, threads, example: times)
     first, second = bench.compare([file, file], rounds=5)["files"]
     assert (first["q1_ms"], first["median_ms"], first["q3_ms"], first["ratio"]) == (2.0, 3.0, 4.0, 1.0)
     assert (second["median_ms"], second["ratio"]) == (6.0, 2.0)

@@ -12,8 +12,8 @@ from torch import nn
 from pfray.errors import ExportError, StorageError, first_line, short
 from pfray.export import pt2_archive
 from pfray.export.shipped import shipped
-from pfray.nn.flat import free_batch_axes, is_plain, plain, two_samples, with_plain_outputs
-from pfray.nn.inputs import Inputs, arguments, map_tensors
+from pfray.nn.inputs import Inputs
+from pfray.nn.program import export_program
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
 
@@ -28,17 +28,10 @@ def save(model: nn.Module, example: Inputs, path: str | Path) -> int:
     example: inputs of at least one sample. Raises ExportError where torch.export cannot trace the model or the model
     fixes its batch size, StorageError where the file cannot be written.
     """
-    batch = map_tensors(lambda tensor: tensor.cpu().contiguous(), two_samples(example))
-    args, kwargs = arguments(plain(batch))
     try:
         module = shipped(model).converted(folded=True)
         with quiet():
-            with torch.no_grad():
-                outputs = module(*args, **kwargs)
-            if not is_plain(outputs):
-                with_plain_outputs(module)
-            shapes = free_batch_axes(module, args, kwargs)
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            program = export_program(module, example)
             # To memory first, because torch's own writer does not name a full disk as the cause.
             torch.export.save(program, content := io.BytesIO())
         write_atomically(path, content.getvalue())

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
@@ -44,15 +43,6 @@ def two_samples(inputs: Inputs) -> Inputs:
     """The first sample twice, because torch.export makes a batch size of one a constant; once in a list."""
     one = take(inputs, slice(0, 1))
     return one if has_list(one) else join([one, one])
-
-
-def free_batch_axes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The ``dynamic_shapes`` of torch.export that leave axis 0 of every tensor open."""
-    shapes, inputs = torch.export.ShapesCollection(), (args, kwargs)
-    for tensor in [] if has_list(inputs) else tensors(inputs):
-        if tensor.dim():
-            shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
-    return shapes.dynamic_shapes(model, args, kwargs)
 
 
 def is_plain(tree: Any) -> bool:

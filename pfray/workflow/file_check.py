@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pfray.errors import ExportError
@@ -131,7 +132,8 @@ def _check_scores(path: Path, task: Task, test: Split, compared: convert.Compare
         own, other = (task.score(outputs, test.targets).double() for outputs in selected)
         values = [own.mean().item(), other.mean().item()]
         # With few samples, a single one between two classes proves nothing.
-        single = 1.5 * float(other.max() - other.min()) / len(test)
+        both = torch.stack([own, other])
+        single = 1.5 * float(both.max() - both.min()) / len(test)
         allowed = max(least, SCORE_SHARE * float(other.std(correction=0)), single)
         if rounds:
             # Samples that change to the better and to the worse by chance.

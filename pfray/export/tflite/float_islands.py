@@ -35,20 +35,27 @@ def compute_in_float(file: Any) -> Counter[str]:
                 done[flatbuffer.NAMES[code]] += 1
             else:
                 islands.keep(operator)
-        subgraph.operators = islands.operators
+        subgraph.operators = islands.needed()
     return done
 
 
 class _Islands:
     """The operators of a subgraph, written anew.
 
-    floats: the float tensor of an int8 tensor, by index.
+    floats: the float tensor of an int8 tensor, by index. added: conversions, by the tensor that they write.
     """
 
     def __init__(self, file: Any, subgraph: Any) -> None:
         self.file, self.subgraph = file, subgraph
         self.operators: list[Any] = []
         self.floats: dict[int, int] = {}
+        self.added: dict[int, Any] = {}
+
+    def needed(self) -> list[Any]:
+        """The operators, without conversions to integers that nothing reads."""
+        read = {int(i) for operator in self.operators for i in operator.inputs} | {*map(int, self.subgraph.outputs)}
+        unread = {id(operator) for written, operator in self.added.items() if written not in read}
+        return [operator for operator in self.operators if id(operator) not in unread]
 
     def keep(self, operator: Any) -> None:
         self.operators.append(operator)
@@ -91,6 +98,7 @@ class _Islands:
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, f"{name}Options")
         operator.builtinOptions = getattr(schema, f"{name}OptionsT")()
         self.operators.append(operator)
+        self.added[written] = operator
 
     def _has_one_scale(self, index: int) -> bool:
         quantization = self.subgraph.tensors[index].quantization

@@ -104,10 +104,10 @@ def _in_integers(graph: Graph, left_out: set[Node], of_one_range: set[Node]) -> 
 
     An operator is in integers if all its readers are and at least half of its inputs are. Elsewhere, also in front of
     the first layer, conversions would cost more time than they save, and precision. Readers that are left-out layers do
-    not count, so one left-out layer does not make everything before it float. Concatenations at the very end stay float,
-    so that parts of an output, such as boxes and probabilities, need not share one scale. Operators that join values of a fixed
+    not count, so one left-out layer does not make everything before it float. Operators that join values of a fixed
     range with others, which cannot share one scale, are left to LiteRT's converter. Values of a fixed range need one
-    reader in integers only, because otherwise the converter would give them another range.
+    reader in integers only, because otherwise the converter would give them another range. Concatenations at the very
+    end stay float, so that parts of an output, such as boxes and probabilities, need not share one scale.
     """
     layers = {node for node in graph.nodes if _is_layer(node)} - left_out
     fixed = layers | {user for node in layers if _clip_behind(node) for user in node.users}

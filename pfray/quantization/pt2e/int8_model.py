@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pfray.errors import UnsupportedModel, first_line
-from pfray.nn.flat import Structured, free_batch_axes, plain, two_samples, with_plain_outputs
-from pfray.nn.inputs import Inputs, arguments, call, map_tensors, tensors
+from pfray.nn.flat import Structured
+from pfray.nn.inputs import Inputs, call, take, tensors
 from pfray.nn.modes import CONTIGUOUS, evaluating, forward
+from pfray.nn.program import export_program
 from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, is_whole, name_of
 from pfray.quantization.pt2e.decompose import forget_unused, rewrite
 from pfray.quantization.pt2e.shared_observer import shared_ranges
@@ -153,16 +154,12 @@ def prepare(
     Batch norms are best folded before. float_layers: names of layers left float. Raises UnsupportedModel for a model
     that torch.export cannot trace.
     """
-    two = plain(map_tensors(torch.Tensor.contiguous, two_samples(example)))
-    args, kwargs = arguments(two)
-    clone = copy.deepcopy(model).eval()
+    clone, one = copy.deepcopy(model).eval(), take(example, slice(0, 1))
     try:
         with evaluating(clone):
-            outputs = Structured(call(clone, two))
-        with_plain_outputs(clone)
+            outputs = Structured(call(clone, one))
         with quiet():
-            shapes = free_batch_axes(clone, args, kwargs)
-            program = torch.export.export(clone, args, kwargs, dynamic_shapes=shapes)
+            program = export_program(clone.cpu(), one)
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be exported for 8 bits: {first_line(error)}. Remedy: keep branches on "

@@ -40,10 +40,10 @@ def file(model: nn.Sequential, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_the_file_reproduces_the_model_in_evaluation_mode(model: nn.Sequential, file: Path) -> None:
     inputs = torch.randn(6, 3, 8, 8)
-    outputs, difference = convert.compare(file, model, inputs, batch_size=4)
-    assert outputs.shape == (6, 5)
-    assert difference < 1e-6
-    assert outputs.std(0).min() > 1e-3, "outputs that ignore the inputs would compare equal for nothing"
+    compared = convert.compare(file, model, inputs, batch_size=4)
+    assert compared.file.shape == (6, 5)
+    assert compared.largest_difference < 1e-6
+    assert compared.file.std(0).min() > 1e-3, "outputs that ignore the inputs would compare equal for nothing"
 
 
 def test_export_leaves_the_model_as_it_is(model: nn.Sequential, file: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_quantized_layer_is_exported_and_keeps_its_description(tmp_path: Path)
     activations.attach(model[0], torch.tensor([-2.0]), torch.tensor([0.25]), 4)
     convert.export(model, torch.zeros(1, 3, 8, 8), tmp_path / "quantized.tflite")
     # 16 levels from -2 on: rounding changes the outputs, so that they are equal says that the file rounds too.
-    assert convert.compare(tmp_path / "quantized.tflite", model, torch.randn(6, 3, 8, 8))[1] < 1e-6
+    assert convert.compare(tmp_path / "quantized.tflite", model, torch.randn(6, 3, 8, 8)).largest_difference < 1e-6
     assert {"0.weight_bits", "0.weight_low", "0.weight_step"} <= set(model.state_dict())
 
 
@@ -67,11 +67,12 @@ def test_compare_sees_a_changed_weight(model: nn.Sequential, file: Path) -> None
     changed.load_state_dict(model.state_dict())
     with torch.no_grad():
         changed.get_parameter("6.bias").add_(0.25)
-    assert convert.compare(file, changed, torch.randn(2, 3, 8, 8))[1] == pytest.approx(0.25, abs=1e-5)
+    found = convert.compare(file, changed, torch.randn(2, 3, 8, 8))
+    assert found.largest_difference == pytest.approx(0.25, abs=1e-5)
 
 
 def test_compare_does_not_hide_a_nan(model: nn.Sequential, file: Path) -> None:
-    assert not convert.compare(file, model, torch.full((1, 3, 8, 8), torch.nan))[1] <= 1.0
+    assert not convert.compare(file, model, torch.full((1, 3, 8, 8), torch.nan)).largest_difference <= 1.0
 
 
 def test_compare_names_outputs_of_another_shape(file: Path) -> None:

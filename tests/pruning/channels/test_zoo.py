@@ -94,7 +94,8 @@ def test_a_pruned_model_is_exported_to_tflite_and_runs(name, tmp_path: Path):
     flat, path = Flat(pruned, inputs).eval(), tmp_path / "pruned.tflite"
     samples = torch.randn(3, sum(x.numel() for x in inputs), generator=torch.Generator().manual_seed(1))
     convert.export(flat, samples, path)
-    found, difference = convert.compare(path, flat, samples)
+    compared = convert.compare(path, flat, samples)
+    found, difference = compared.file, compared.largest_difference
     assert difference < 1e-5 * max(1.0, float(found.abs().max()))
     # And that is little beside what the inputs make of the outputs.
     assert difference < 0.01 * float(found.std(0).max())

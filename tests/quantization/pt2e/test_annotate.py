@@ -113,7 +113,9 @@ def test_the_file_computes_all_of_them_in_integers_as_the_graph_does(inputs, tmp
     assert floats(prepared) == {}
     path = tmp_path / "model.tflite"
     assert file_difference(prepared, inputs, path) < 0.04
-    interpreter = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    content = convert.convert(prepared, inputs)
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=plain)
     interpreter.allocate_tensors()
     tensors = {each["index"]: each["dtype"].__name__ for each in interpreter.get_tensor_details()}
     names = {each["op_name"] for each in interpreter._get_ops_details()}
@@ -196,8 +198,8 @@ def test_the_file_of_what_was_wrong_once(operation, inputs, tmp_path):
     prepared = int8_model.prepare(model, inputs, [inputs])
     path = tmp_path / "model.tflite"
     assert file_difference(prepared, inputs, path) < 0.05
-    outputs, largest = convert.compare(path, model, inputs)
-    assert largest < 0.05 * outputs.abs().max()
+    compared = convert.compare(path, model, inputs)
+    assert compared.largest_difference < 0.05 * compared.file.abs().max()
 
 
 def test_a_batch_norm_in_front_of_the_first_layer_stays_float():
@@ -252,3 +254,30 @@ def scales(prepared: int8_model.Int8Model, nodes: Iterable[torch.fx.Node]) -> li
     """Of fake quantizations."""
     modules: list[Any] = [prepared.graph.get_submodule(str(node.target)) for node in nodes]
     return [float(module.scale) for module in modules]
+
+
+def test_the_parts_of_an_output_have_scales_of_their_own(inputs, tmp_path):
+    """Boxes up to 256 and probabilities: in one scale the probabilities would be 0 or 1."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.boxes, self.classes = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.body(x))
+            return torch.cat([128 + 128 * torch.tanh(self.boxes(x)), self.classes(x).sigmoid()], 1).flatten(2)
+
+    model = Head().eval()
+    prepared = int8_model.prepare(model, inputs, [inputs])
+    found = floats(prepared)
+    assert found["cat"] == "cat among operators in float"
+    assert not {"body", "boxes", "classes"} & set(found)
+    convert.export(prepared, inputs, tmp_path / "model.tflite")
+    compared = convert.compare(tmp_path / "model.tflite", prepared, inputs)
+    with torch.no_grad():
+        expected = model(inputs)[:, 4:]
+    for outputs in (compared.model, compared.file):
+        assert (outputs[:, 4:] - expected).abs().max() < 0.02
+        assert len(outputs[:, 4:].unique()) > 50

@@ -67,14 +67,18 @@ def test_the_values_are_the_same(model, expected):
         torch.testing.assert_close(graph(inputs), model(inputs), rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_norm_over_one_axis_is_rewritten_and_one_over_none_is_not():
+def test_a_batch_norm_is_a_convolution_or_on_features_a_product_and_a_sum():
     inputs = torch.randn(4, 6, 5)
     norm = randomize(nn.BatchNorm1d(6))
     graph = rewritten(norm, inputs)
     assert targets(graph) == {"aten.conv1d.default"}
     with torch.no_grad():
         torch.testing.assert_close(graph(inputs), norm(inputs), rtol=1e-5, atol=1e-5)
-    assert targets(rewritten(norm, inputs[..., 0])) == {"aten.batch_norm.default"}
+    # Not one batch norm may be left, or torchao looks for convolutions with batch norms for minutes.
+    graph = rewritten(norm, inputs[..., 0])
+    assert targets(graph) == {"aten.mul.Tensor", "aten.add.Tensor"}
+    with torch.no_grad():
+        torch.testing.assert_close(graph(inputs[..., 0]), norm(inputs[..., 0]), rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_changed_in_place_is_read_as_it_is_afterwards():
