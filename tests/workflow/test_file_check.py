@@ -89,7 +89,7 @@ def test_a_file_that_scores_otherwise_is_refused_if_chance_does_not_explain_it(t
     with pytest.raises(ExportError, match=r"accuracy of 0\.9850, the model of 1\.0000 on the same 400"):
         scores(6, 0, rounds=False)
     assert scores(6, 0, rounds=True)[0] == 0.985
-    # Twelve to the worse: more than the 2 standard errors, 0.017, of such changes. With nine to the better it is chance.
+    # Twelve to the worse: more than 2 standard errors, 0.017, of such changes. With nine to the better it is chance.
     with pytest.raises(ExportError):
         scores(12, 0, rounds=True)
     assert scores(12, 9, rounds=True) == (0.97, 0.9775)
