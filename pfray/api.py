@@ -68,7 +68,7 @@ def compress(
     output: str | int | Callable[[Any], Any] | None = None,
     soft_loss: Callable[[Any, Any, float], Tensor] | None = None,
     augment: Callable[[Any, Any], Any] | None = None,
-    search: str | Mapping[str, Any] | None = None,
+    search: str | Mapping[str, Any] | type | None = None,
     teacher: Mapping[str, Any] | None = None,
     finetune: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
@@ -98,7 +98,8 @@ def compress(
     output: what loss and metric read of the model's outputs: a key, a position or a function.
     soft_loss(outputs, teacher outputs, temperature): for ``distill`` with a loss other than the cross entropy.
     augment(inputs, generator): of training batches. A data set may change its samples itself.
-    search, finetune, distill, export, resources, distributed: sections of an experiment file, as mappings.
+    search, finetune, distill, export, resources, distributed: sections of an experiment file, as mappings. ``search``
+        may also be a searcher's name or class.
     teacher: settings of a training of ``model`` before the search; without them it is taken as trained.
     storage, name: the run folder is ``storage/name``; ``storage`` may be a URL such as ``s3://bucket/runs``.
     resume: continue an interrupted run. force: replace an earlier one.
@@ -116,7 +117,7 @@ def compress(
         "resources": resources, "distributed": distributed,
     }  # fmt: skip
     raw = {key: _plain(value) for key, value in sections.items() if value is not None}
-    raw |= {"learner": _named(learner), "target": _plain(target), "seed": seed, "storage": str(storage)}
+    raw |= {"learner": _plain(learner), "target": _plain(target), "seed": seed, "storage": str(storage)}
     chosen = name or _run_name(model, raw["learner"])
     raw |= {"name": chosen, "model": type(model).__name__, "data": type(train).__name__}
     _add_batch_size(raw, train)
@@ -165,29 +166,29 @@ def _in_python_words() -> Iterator[None]:
         raise type(error)(text) from error.__cause__
 
 
-def _named(learner: Any) -> Any:
-    """A learner's class as the import path that an experiment file would name; other values as plain data.
+def _named(component: type) -> str:
+    """The import path of a learner's or searcher's class, as an experiment file would name it.
 
     Raises ConfigError for a class inside a function, which has no path.
     """
     from pfray.errors import ConfigError
 
-    if not inspect.isclass(learner):
-        return _plain(learner)
-    if "<locals>" in learner.__qualname__:
+    if "<locals>" in component.__qualname__:
         raise ConfigError(
-            f"learner: {learner.__qualname__} is made inside a function, where no other process finds it. Remedy: "
-            "define the class at the top of its module"
+            f"{component.__qualname__} is made inside a function, where no other process finds it. Remedy: define the "
+            "class at the top of its module"
         )
-    return f"{learner.__module__}:{learner.__qualname__}"
+    return f"{component.__module__}:{component.__qualname__}"
 
 
 def _plain(value: Any) -> Any:
     """The value as an experiment file would hold it."""
+    if inspect.isclass(value):
+        return _named(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_named(inner) for inner in value]
+        return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
 
 

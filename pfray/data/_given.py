@@ -46,7 +46,9 @@ def split_of(
         )
     if hasattr(data, "features") and hasattr(data, "with_format") and getattr(data, "format", {}).get("type") is None:
         data = data.with_format("torch")
-    plain = PlainBatch(None if model is None else _arguments(model))
+    collated = getattr(data, "collate_fn", default_collate) is default_collate
+    arguments, others = ((), True) if model is None else _arguments(model)
+    plain = PlainBatch(arguments, others, collated)
     return streamed(name, data, adapt or plain, seed, default_collate)
 
 
@@ -82,18 +84,23 @@ def held_out(train: Samples, seed: int) -> tuple[Samples, Samples]:
 class PlainBatch:
     """Batches as most loaders give them: (inputs, targets), (input, input, ..., targets), or a mapping with a label.
 
-    arguments: names that the model's forward takes; None if it takes any.
+    arguments: names of the model's arguments; the other entries of a mapping are left out, unless it has none of these
+    and the model takes ``others``. collated: by torch's own function, which makes a list of the parts of a sample;
+    another function's list has a value for each sample.
     """
 
-    arguments: tuple[str, ...] | None
+    arguments: tuple[str, ...] = ()
+    others: bool = True
+    collated: bool = False
 
     def __call__(self, batch: Any) -> tuple[Inputs, Any]:
         if isinstance(batch, Mapping):
             return self._of_mapping(batch)
         if isinstance(batch, tuple | list) and len(batch) > 1:
             *inputs, targets = batch
-            single = inputs[0] if isinstance(inputs[0], Tensor | Mapping | list) else tuple(inputs[0])
-            return (single if len(inputs) == 1 else tuple(inputs)), _single_precision(targets)
+            if self.collated:
+                inputs = [tuple(part) if isinstance(part, list) else part for part in inputs]
+            return (inputs[0] if len(inputs) == 1 else tuple(inputs)), _single_precision(targets)
         found = f"{len(batch)} value" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
         raise DataError(
             f"a batch is {found}, of which no part is the targets. Remedy: adapt=fn(batch) -> (inputs, targets)"
@@ -102,7 +109,9 @@ class PlainBatch:
     def _of_mapping(self, batch: Mapping[str, Any]) -> tuple[Inputs, Any]:
         label = next((key for key in LABELS if key in batch), None)
         values = {key: value for key, value in batch.items() if key != label and tensors(value)}
-        taken = {k: v for k, v in values.items() if self.arguments is None or k in self.arguments}
+        taken = {key: value for key, value in values.items() if key in self.arguments}
+        if not taken and self.others:
+            taken = values
         if label is None or not values:
             raise DataError(
                 f"a batch has {', '.join(map(shown, batch))}, of which "
@@ -112,17 +121,18 @@ class PlainBatch:
         if not taken and len(values) > 1:
             raise DataError(
                 f"a batch has {', '.join(map(shown, values))}, and the model takes "
-                f"{', '.join(self.arguments or ())}. Remedy: adapt=fn(batch) -> (inputs, targets)"
+                f"{', '.join(self.arguments)}. Remedy: adapt=fn(batch) -> (inputs, targets)"
             )
         # One input of a name that the model does not know is its only one.
         return (taken or next(iter(values.values()))), _single_precision(batch[label])
 
 
-def _arguments(model: nn.Module) -> tuple[str, ...] | None:
+def _arguments(model: nn.Module) -> tuple[tuple[str, ...], bool]:
+    """(names of the model's arguments, whether it takes any others)."""
     parameters = inspect.signature(model.forward).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return tuple(parameter.name for parameter in parameters)
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = tuple(parameter.name for parameter in parameters if parameter.kind not in variable)
+    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _as_tensors(data: Any) -> tuple[Inputs, Any] | None:

@@ -80,7 +80,9 @@ def resolve_objective(experiment: Experiment, task: Task) -> Objective:
     Raises ConfigError if the task does not define the agreement, or if the latency cannot be measured here.
     """
     search = experiment.search
-    name = search.objective or ("agreement" if task.has_soft_labels else "accuracy")
+    # Who brings an evaluation of their own wants it to be what counts.
+    agrees = task.has_soft_labels and task.evaluate is None
+    name = search.objective or ("agreement" if agrees else "accuracy")
     if name == "agreement" and not task.has_soft_labels:
         raise ConfigError(
             f"search.objective: the task {task.name} has a loss of its own and no soft_loss, so agreement with the "

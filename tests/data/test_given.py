@@ -68,12 +68,38 @@ def test_a_hugging_face_data_set_gives_the_models_arguments():
 
 
 def test_one_input_of_another_name_is_the_models_only_one():
-    inputs, _ = PlainBatch(("x",))({"image": X, "label": Y})
+    inputs, _ = PlainBatch(("x",), others=False)({"image": X, "label": Y})
     assert torch.equal(inputs, X)
 
 
+class Hub(nn.Module):
+    def forward(self, input_ids, **options):
+        return input_ids
+
+
+def test_a_model_of_any_keywords_gets_those_that_it_names():
+    for columns, wanted in (({"input_ids": [[1], [2]], "idx": [0, 1]}, {"input_ids"}), ({"a": [[1], [2]]}, {"a"})):
+        data = datasets.Dataset.from_dict({**columns, "label": [0, 1]})
+        assert set(next(given(data, model=Hub()).batches(2))[0]) == wanted
+
+
+def test_parts_of_a_sample_are_arguments_and_lists_of_ones_own_are_values():
+    pairs = [((x, 2 * x), int(y)) for x, y in zip(X, Y, strict=True)]
+    inputs, _ = next(given(pairs).batches(3))
+    assert isinstance(inputs, tuple)
+    assert torch.equal(inputs[1], 2 * inputs[0])
+
+    def listed(samples):
+        return [x for x, _ in samples], torch.tensor([y for _, y in samples])
+
+    images = [(x[:1], int(y)) for x, y in zip(X, Y, strict=True)]
+    inputs, _ = next(given(DataLoader(images, 4, collate_fn=listed)).batches(3))
+    assert isinstance(inputs, list)
+    assert len(inputs) == 3
+
+
 def test_numbers_of_numpy_and_python_become_float32():
-    _, targets = PlainBatch(None)((X, torch.zeros(12, dtype=torch.float64)))
+    _, targets = PlainBatch()((X, torch.zeros(12, dtype=torch.float64)))
     assert targets.dtype == torch.float32
 
 
@@ -94,7 +120,7 @@ def test_what_is_no_data_is_one_line(data, words):
 ])  # fmt: skip
 def test_batches_of_another_form_ask_for_adapt(batch, words):
     with pytest.raises(DataError, match=words) as caught:
-        PlainBatch(("input_ids", "attention_mask"))(batch)
+        PlainBatch(("input_ids", "attention_mask"), others=False)(batch)
     assert "adapt=" in str(caught.value)
 
 
