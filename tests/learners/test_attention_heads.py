@@ -130,3 +130,32 @@ def test_reconstruction_in_order_refits_the_projection(model, task, caplog):
         errors = [float((each(x) - wanted).square().sum()) for each in (pruned, plain)]
     assert errors[0] < 0.8 * errors[1]
     assert np.isfinite(errors).all()
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.rnn = nn.Linear(WIDTH, 6), nn.GRU(6, 8, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(self.before(x).relu())[0].mean(1))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_recurrent_layers_are_pruned_by_every_learner(name, task):
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    learner = LEARNERS[name](model, task)
+    space = learner.space()
+    assert [knob.name for knob in space.knobs] == ["before", "rnn"]
+    plan = space.uniform({"macs": space.costs({"before": 1.0, "rnn": 1.0})["macs"] / 2})
+    x = task.train.inputs[:4]
+    for made in (learner.compress(plan), learner.finish(plan)):
+        assert count_macs(made.model, example_input(task))[0] == space.costs(plan)["macs"]
+    again = learner.rebuild(made.structure)
+    again.load_state_dict(made.model.state_dict())
+    torch.testing.assert_close(again.eval()(x), made.model.eval()(x))
+    assert all(0 <= curve[0] <= 1 and curve[-1] == 0 for curve in learner.error_curves().values())
+    # Each ranking tells units apart.
+    assert all(curve[0] > curve[len(curve) // 2] > 0 for curve in learner.error_curves().values())
