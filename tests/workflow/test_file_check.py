@@ -86,7 +86,7 @@ def test_a_file_that_scores_otherwise_is_refused_if_chance_does_not_explain_it(t
         return file_check._check_scores(tmp_path / "x.tflite", own, own.test, compared, rounds)
 
     assert scores(3, 0, rounds=False) == (0.9925, 1.0)
-    with pytest.raises(ExportError, match=r"accuracy of 0\.9850, the model of 1\.0000 on the same 400"):
+    with pytest.raises(ExportError, match=r"accuracy 0\.9850, the model 1\.0000 on the same 400"):
         scores(6, 0, rounds=False)
     assert scores(6, 0, rounds=True)[0] == 0.985
     # Twelve to the worse: more than 2 standard errors, 0.017, of such changes. With nine to the better it is chance.

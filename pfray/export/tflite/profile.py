@@ -20,6 +20,9 @@ from pfray.utils.quiet import mute_stderr
 
 # An operator runs for so many seconds, and so many times at least.
 SECONDS, CALLS = 0.004, 10
+CODES = schema.BuiltinOperator
+# Operators into which XNNPACK takes a padding in front of them, which by itself would take as long as a convolution.
+PADS_ITSELF = {CODES.CONV_2D, CODES.DEPTHWISE_CONV_2D}
 
 
 def slow_operators(path: str | Path, most: int = 4) -> list[dict[str, Any]]:
@@ -43,6 +46,10 @@ def operator_times(path: str | Path) -> list[tuple[str, str, float]]:
     """
     file = flatbuffer.parse(Path(path).read_bytes())
     subgraph = file.subgraphs[0]
+    readers: dict[int, list[int]] = {}
+    for operator in subgraph.operators:
+        for i in operator.inputs:
+            readers.setdefault(int(i), []).append(file.operatorCodes[operator.opcodeIndex].builtinCode)
     constant = {i for i, tensor in enumerate(subgraph.tensors) if file.buffers[tensor.buffer].data is not None}
     found = []
     for operator in subgraph.operators:
@@ -50,12 +57,14 @@ def operator_times(path: str | Path) -> list[tuple[str, str, float]]:
         if not reads:
             constant.update(int(i) for i in operator.outputs)  # weights that are unpacked once
             continue
-        code = file.operatorCodes[operator.opcodeIndex]
+        code = file.operatorCodes[operator.opcodeIndex].builtinCode
+        if code == CODES.PAD and set(readers.get(int(operator.outputs[0]), [])) <= PADS_ITSELF:
+            continue
         integers = subgraph.tensors[int(operator.outputs[0])].type == schema.TensorType.INT8
         milliseconds = _time(_alone(file, subgraph, operator, reads))
         if milliseconds is not None:
             kind = "int8" if integers else "float"
-            found.append((flatbuffer.NAMES.get(code.builtinCode, "CUSTOM"), kind, milliseconds))
+            found.append((flatbuffer.NAMES.get(code, "CUSTOM"), kind, milliseconds))
     return found
 
 

@@ -26,3 +26,13 @@ def test_every_operator_is_timed_and_the_largest_share_comes_first(tmp_path):
         assert sum(each["share"] for each in found) == pytest.approx(1)
         assert [each["share"] for each in found] == sorted((each["share"] for each in found), reverse=True)
     assert len(profile.slow_operators(tmp_path / "float.tflite", most=1)) == 1
+
+
+def test_a_padding_in_front_of_a_convolution_is_part_of_it(tmp_path):
+    """XNNPACK pads in the convolution; by itself the padding would look like the slowest operator."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU()).eval()
+    convert.export(model, torch.zeros(1, 3, 32, 32), tmp_path / "model.tflite")
+    names = [name for name, *_ in profile.operator_times(tmp_path / "model.tflite")]
+    assert "CONV_2D" in names
+    assert "PAD" not in names
