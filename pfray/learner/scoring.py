@@ -14,6 +14,7 @@ import torch
 from pfray import bench, objective
 from pfray.errors import TrainingFailed, first_line
 from pfray.export.tflite import convert
+from pfray.export.tflite.kept import teacher_file
 from pfray.learner.base import Algorithm, Compressed, check_result
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.cost import total_macs
@@ -76,7 +77,6 @@ class Scorer:
         self.candidate: Candidate | None = None
         self.compressed: Compressed | None = None
         self.latencies: dict[str, tuple[float, float]] = {}
-        self.teacher_file: bytes | None = None
 
     def begin(self, plan: Plan) -> None:
         """Start on a plan, whose rounds ``step`` does."""
@@ -197,17 +197,13 @@ class Scorer:
         return latencies_ms(models, example_input(self.context.task, self.device))
 
     def _time_files(self, model: torch.nn.Module, teacher: torch.nn.Module) -> list[float]:
-        """Latencies of .tflite files in milliseconds, on one thread. The teacher's file is made once, as it takes
-        seconds."""
+        """Latencies of .tflite files in milliseconds, on one thread."""
         example = example_input(self.context.task)
         with tempfile.TemporaryDirectory() as folder:
-            own, other = (Path(folder) / f"{name}.tflite" for name in ("own", "teacher"))
-            if self.teacher_file is None:
-                convert.export(teacher, example, other)
-                self.teacher_file = other.read_bytes()
-            other.write_bytes(self.teacher_file)
+            own = Path(folder) / "own.tflite"
             convert.export(model, example, own)
-            return bench.latency_ms([own, other])
+            files = [own, teacher_file(teacher, self.context.task)]
+            return bench.latency_ms(files, example=convert.arrays(example))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ from pfray.learner.base import Algorithm
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.inputs import tensors
 from pfray.space import CompressionSpace, Plan
-from pfray.task import example_input
+from pfray.task import Task, example_input
 from pfray.units import Amount, latency_text
 from pfray.utils.cache import cache_dir, cache_key
 from pfray.utils.files import read_json, write_json
@@ -97,7 +97,7 @@ def _time_curves(
     space: CompressionSpace, algorithm: Algorithm, ends: Mapping[str, list[Plan]], limit: Amount, done: Done
 ) -> dict[str, Any]:
     """``curves`` by name, and ``teacher_ms``. ends: plans at both ends of each curve, the whole network first."""
-    (teacher_ms,) = _time([teacher_file(algorithm.model, algorithm.task)])
+    (teacher_ms,) = _time([teacher_file(algorithm.model, algorithm.task)], algorithm.task)
     wanted = limit.absolute(teacher_ms)
     points: dict[str, dict[float, float]] = {name: {} for name in ends}
 
@@ -170,13 +170,14 @@ def time_share(algorithm: Algorithm, plan: Plan) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.tflite"
         convert.export(model, example_input(algorithm.task), path)
-        own, whole = _time([path, teacher_file(algorithm.model, algorithm.task)])
+        own, whole = _time([path, teacher_file(algorithm.model, algorithm.task)], algorithm.task)
     return own / whole
 
 
-def _time(paths: list[Path]) -> list[float]:
+def _time(paths: list[Path], task: Task) -> list[float]:
     """Milliseconds of each file, timed in turns: the first quartile, as other processes only add to a round's time."""
-    return np.quantile(bench.round_times_ms(paths, ROUNDS), 0.25, axis=1).tolist()
+    example = convert.arrays(example_input(task))
+    return np.quantile(bench.round_times_ms(paths, ROUNDS, example=example), 0.25, axis=1).tolist()
 
 
 def _structure(model: nn.Module) -> tuple[object, ...]:

@@ -115,7 +115,7 @@ def test_times_may_be_those_of_files_one_made_for_each_architecture(context, rec
 
     def time(paths: list[Path], **options: Any) -> list[float]:
         assert paths[0].stat().st_size < paths[1].stat().st_size  # the student's before the teacher's
-        timed.append(latency_ms(paths, rounds=2))
+        timed.append(latency_ms(paths, rounds=2, **options))
         return timed[-1]
 
     monkeypatch.setattr(convert, "export", exported)
@@ -123,7 +123,8 @@ def test_times_may_be_those_of_files_one_made_for_each_architecture(context, rec
     timing = replace(AGREEMENT, objective=Objective("ddc"), latency="litert", bn_images=50)
     scorer = Scorer(context, Recipe(Distilled, Small(), recipe.training), timing, CPU)
     first, other, again = (scorer.score({"width": width}) for width in (1 / 64, 0.0625, 1 / 64))
-    assert made == ["LeNet", "VGG", "VGG"]
+    assert made.count("VGG") == 2
+    assert made.count("LeNet") <= 1  # none if the cache has it
     assert [first["measurement"]["latency_ms"], other["measurement"]["latency_ms"]] == [own for own, _ in timed]
     assert first["measurement"]["latency_ms"] == again["measurement"]["latency_ms"]
 
