@@ -5,6 +5,7 @@ Notation: M samples in a split, N in a batch, C x H x W one input, K outputs.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.data._split import Split, in_memory
-from pfray.data._split_checks import check_labels, check_splits
+from pfray.data._split_checks import check_labels, check_splits, ignored_label
 from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
 from pfray.nn.inputs import Inputs, map_tensors, named_tensors, tensors
 
@@ -59,11 +60,13 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al. 2015, section 2).
 
-    The factor T^2 keeps the gradient's size independent of the temperature.
+    The factor T^2 keeps the gradient's size independent of the temperature. Outputs are ``(N, K, ...)``, with the mean
+    over any further axes, such as pixels, as of the cross entropy.
     """
+    positions = outputs.numel() // max(1, outputs.shape[0] * outputs.shape[1])
     student = F.log_softmax(outputs / temperature, 1)
     teacher = F.log_softmax(teacher_outputs / temperature, 1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2 / positions
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,10 @@ class Task:
                 f"{title}: {name} is {shown(values)}. Remedy: a tuple of finite numbers, one for each channel or one "
                 "for all"
             )
-        if len(values) not in (1, self.input_shape[0]):
+        channels = (self.input_shape or (1,))[0]
+        if len(values) not in (1, channels):
             raise DataError(
-                f"{title}: {name} has {len(values)} numbers for inputs of {self.input_shape[0]} channels. "
+                f"{title}: {name} has {len(values)} numbers for inputs of {channels} channels. "
                 "Remedy: one for each channel, or one for all"
             )
         if name == "std" and min(values) <= 0:
@@ -152,7 +156,18 @@ class Task:
     def has_soft_labels(self) -> bool:
         """True if a distance from a teacher's outputs is defined, by the default loss or a ``soft_loss`` of the task.
         """
-        return self.loss is F.cross_entropy or self.soft_loss is not soft_cross_entropy
+        return ignored_label(self.loss) is not None or self.soft_loss is not soft_cross_entropy
+
+    def on(self, device: torch.device) -> Task:
+        """The task with a loss, soft loss and score that are modules moved to ``device``, where the outputs are."""
+        modules = {name: getattr(self, name) for name in ("loss", "soft_loss", "score")}
+        moved = {name: copy.deepcopy(each).to(device) for name, each in modules.items() if isinstance(each, nn.Module)}
+        if not moved:
+            return self
+        task = copy.copy(self)
+        for name, each in moved.items():
+            object.__setattr__(task, name, each)
+        return task
 
     @property
     def accumulates(self) -> bool:
@@ -204,7 +219,8 @@ class Task:
 
     def _checked(self, targets: Any) -> Any:
         """``targets``, if they are class numbers in range where the data were not read before."""
-        if isinstance(self.train, Split) or self.score is not top1 or self.num_outputs is None:
+        in_memory = all(isinstance(getattr(self, name), Split) for name in SPLITS)
+        if in_memory or self.score is not top1 or self.num_outputs is None:
             return targets
         check_labels(f"task {short(str(self.name))}: a batch's targets", targets, self.num_outputs, True, -100)
         return targets

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -123,3 +124,30 @@ def test_the_fingerprint_changes_with_any_split_and_with_the_normalization() -> 
     changed = [task(test=other), task(validation=split(2)), task(train=split(5)), task(mean=(0.1,)), task(std=(2.0,))]
     assert base not in {t.fingerprint() for t in changed}
     assert len({t.fingerprint() for t in changed}) == 5
+
+
+def test_soft_labels_of_pixels_weigh_as_the_cross_entropy_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 2, 5, 4, 4, generator=generator)
+    pixels = [outputs.movedim(1, -1).reshape(-1, 5) for outputs in (student, teacher)]
+    wanted = soft_cross_entropy(pixels[0], pixels[1], 2.0)
+    assert soft_cross_entropy(student, teacher, 2.0).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_any_cross_entropy_has_soft_labels() -> None:
+    smoothed = partial(torch.nn.functional.cross_entropy, label_smoothing=0.1)
+    assert all(task(loss=loss).has_soft_labels for loss in (torch.nn.CrossEntropyLoss(), smoothed))
+    assert not task(loss=lambda outputs, targets: outputs.mean()).has_soft_labels
+
+
+def test_losses_with_weights_go_where_the_outputs_are() -> None:
+    weighted = task(loss=torch.nn.CrossEntropyLoss(weight=torch.ones(3)))
+    placed = weighted.on(torch.device("meta"))
+    assert placed.loss.weight.device.type == "meta"
+    assert weighted.loss.weight.device.type == "cpu"
+    assert task().on(torch.device("meta")).loss is torch.nn.functional.cross_entropy
+
+
+def test_samples_may_be_single_numbers() -> None:
+    pair = Split({"user": torch.arange(6), "item": torch.arange(6)}, torch.arange(6) % 3)
+    assert Task("pairs", pair, pair, pair, 3).input_shape == ()

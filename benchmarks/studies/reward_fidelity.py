@@ -40,11 +40,11 @@ def score_and_retrain(piece: list[Any]) -> Record:
     plan = plans(number + 1)[number]
     scorer = work.scorer(**images_used)
     task, precision = work.task, scorer.precision
-    soft_labels = answers_of(scorer.teacher, task, task.validation, precision)
+    soft_labels = list(answers_of(scorer.teacher, task, task.validation, precision))
     algorithm = work.recipe.candidate(plan).bind(scorer.teacher, task)
     model = algorithm.compress(plan).model
     reestimate_batch_norm(model, task, images_used["bn_images"], precision)
-    answers = answers_of(model, task, task.validation, precision)
+    answers = list(answers_of(model, task, task.validation, precision))
     record: Record = {}
     for count in (500, 1000, 5000):
         batches = count // BATCH

@@ -34,7 +34,8 @@ def check_nodes(task: Task, used: Any, folder: Path) -> None:
     if not others:
         return
     # All of the code, and hardly any data.
-    small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
+    example = task.train.head(1)
+    small = replace(task, train=example, validation=example, test=example)
     pickled = ray.cloudpickle.dumps((small, used))
     mark = folder / f".{uuid.uuid4().hex}.here"
     try:

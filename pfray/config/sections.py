@@ -55,7 +55,8 @@ class Target(Section):
         Ranges and codebooks count; the batch-norm statistics and names of a file do not.
     latency_ms: one input through the .tflite, on one thread of this machine, or relative to the teacher's. Plans meet
         it by a prediction (``latency_model.py``); a result more than 5 % slower ends with exit code 1.
-    max_drop: accuracy that may be lost on the test split; a result that loses more ends with exit code 1.
+    max_drop: how much worse the metric may be on the test split, for shares below 1; a result that loses more ends with
+        exit code 1.
     """
 
     sparsity: Cost | None = None
@@ -64,7 +65,7 @@ class Target(Section):
     bits: Cost | None = None
     size_bytes: Cost | None = None
     latency_ms: Cost | None = None
-    max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0, lt=1)] | None = None
+    max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:

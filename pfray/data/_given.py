@@ -39,6 +39,12 @@ def split_of(
         raise DataError(f"{name}: a {type(data).__name__} of {', '.join(map(str, data))}. Remedy: {name}=data['train']")
     if adapt is None and (pair := _as_tensors(data)) is not None:
         return _shuffled(name, *pair, seed)
+    several = isinstance(data, tuple | list) and data and all(isinstance(part, Tensor | np.ndarray) for part in data)
+    if several or (isinstance(data, Mapping) and _are_arrays(data)):
+        raise DataError(
+            f"{name}: a {type(data).__name__} of {len(data)} tensors. Remedy: a pair (inputs, targets), whose inputs "
+            "may be a tuple or a mapping"
+        )
     if isinstance(data, str | bytes | Tensor | np.ndarray) or (not hasattr(data, "__iter__") and not _is_map(data)):
         raise DataError(
             f"{name}: a {type(data).__name__} ({shown(data)}) is no data. Allowed: a pair of tensors (inputs, "
@@ -58,6 +64,10 @@ def held_out(train: Samples, seed: int) -> tuple[Samples, Samples]:
     Raises DataError for data that are read in their own order.
     """
     size = max(1, round(HELD_OUT * len(train)))
+    if isinstance(train, Stream) and (train.sampler is not None or train.batch_sampler is not None):
+        raise DataError(
+            "validation: none is given, and what is held out of train would be lost to its sampler. Remedy: validation="
+        )
     if isinstance(train, Stream) and train.indices is None:
         raise DataError(
             "validation: none is given, and train is read in its own order, so that nothing can be held out. Remedy: "

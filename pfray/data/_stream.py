@@ -7,7 +7,7 @@ workers. An iterable one is read in its own order, and each worker keeps its par
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +24,11 @@ from pfray.nn.inputs import Inputs, count, take
 from pfray.utils.random_state import kept_generators
 from pfray.utils.user_code import place_of
 
+# Samples that an example is taken from.
+EXAMPLE = 2
+# Settings of a DataLoader with processes of its own.
+OPTIONS = ("worker_init_fn", "multiprocessing_context", "timeout", "prefetch_factor")
+
 
 @dataclass(frozen=True, eq=False)
 class Stream:
@@ -33,7 +38,8 @@ class Stream:
     adapt(batch): (inputs, targets). indices: the samples of a map-style data set that belong to the split, in an order
     whose head is a fair sample; None for an iterable one.
     sampler: draws the indices of an epoch in place of pfray's own order. batch_sampler: draws whole batches, of sizes
-    of its own. loaders: processes that read ahead in a training; 0 reads in the training's own process.
+    of its own. most: the largest batch of an evaluation. loaders: processes that read ahead in a training of a
+    map-style data set, with ``options`` of DataLoader; 0 reads in the training's own process.
     """
 
     name: str
@@ -41,9 +47,11 @@ class Stream:
     collate: Callable[[list[Any]], Any]
     adapt: Callable[[Any], tuple[Inputs, Any]]
     indices: Tensor | None = None
-    sampler: Iterable[int] | None = None
-    batch_sampler: Iterable[list[int]] | None = None
+    sampler: Any = None
+    batch_sampler: Any = None
+    most: int | None = None
     loaders: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Split] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -53,32 +61,62 @@ class Stream:
         """The first ``count`` samples in memory, read once; the stream itself for None."""
         if count is None:
             return self
-        known = self.kept.get("head")
+        # The first samples are read by themselves, and stay as they are: where batches are padded, they say how long
+        # an example is.
+        which = "example" if count <= EXAMPLE else "head"
+        known = self.kept.get(which)
         if known is None or len(known) < min(count, len(self)):
-            # As one batch, because padding makes the samples of different batches unequal.
-            with _seeded(0):
-                batch = next(self._read_in_order(count, count), None)
-            if batch is None or not _size(batch[0]):
-                raise DataError(f"the {self.name} data gives no batch. Remedy: a data set with samples")
-            known = self.kept["head"] = Split(*batch)
+            known = self.kept[which] = self._read_head(max(count, EXAMPLE))
         return known.head(count)
 
+    def _read_head(self, count: int) -> Split:
+        # As one batch, because padding makes the samples of different batches unequal.
+        with _seeded(0):
+            batch = next(self._read_in_order(count, count), None)
+        if batch is None or not _size(batch[0]):
+            raise self._nothing()
+        return Split(*batch)
+
+    def _nothing(self) -> DataError:
+        return DataError(
+            f"the {self.name} data gives no whole batch, though its length is {len(self)}. Remedy: a data set that can "
+            "be read from the beginning again, whose length is the number of its samples"
+        )
+
     def take(self, which: slice | Tensor) -> Stream:
-        """The samples at the positions ``which`` of a map-style data set, to be read later."""
+        """The samples at the positions ``which`` of a map-style data set, to be read later in pfray's own order."""
         assert self.indices is not None
         return replace(self, indices=self.indices[which], sampler=None, batch_sampler=None, kept={})
 
     def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
-        """(inputs, targets) of batches in order, the same at every reading."""
+        """(inputs, targets) of batches in order, the same at every reading. Raises DataError if there is none."""
+        read = 0
         with _seeded(0):
-            yield from self._read_in_order(size, None)
+            for batch in self._read_in_order(min(size, self.most or size), None):
+                read += 1
+                yield batch
+        if not read:
+            raise self._nothing()
 
     def steps(self, size: int) -> int:
         """Whole batches in an epoch, at least one."""
-        return len(self.batch_sampler) if self.batch_sampler is not None else max(1, len(self) // size)  # type: ignore[arg-type]
+        if self.batch_sampler is not None:
+            return len(self.batch_sampler)
+        return max(1, (len(self) if self.sampler is None else len(self.sampler)) // size)
 
     def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each batch of an epoch. Random changes of the samples depend on ``seed`` and rank."""
+        """One process's part of each batch of an epoch. Random changes of the samples depend on ``seed`` and rank.
+
+        Raises DataError if there is no batch.
+        """
+        read = 0
+        for batch in self._epoch(size, seed, rank, world):
+            read += 1
+            yield batch
+        if not read:
+            raise self._nothing()
+
+    def _epoch(self, size: int, seed: int, rank: int, world: int) -> Iterator[tuple[Inputs, Any]]:
         for drawn in (self.sampler, self.batch_sampler, self.dataset):
             set_epoch: Any = getattr(drawn, "set_epoch", None)
             if set_epoch is not None:
@@ -89,7 +127,8 @@ class Stream:
                     if _size(inputs) == size or len(self) < size:
                         yield take(inputs, slice(rank, None, world)), take(targets, slice(rank, None, world))
                 return
-            batches = [batch[rank::world] for batch in self._order(size, seed)]
+            # A batch that has nothing for some worker is left out by all of them.
+            batches = [batch[rank::world] for batch in self._order(size, seed) if len(batch) >= world]
         with _seeded(seed + rank + 1):
             yield from self._read(batches, self.loaders)
 
@@ -113,8 +152,9 @@ class Stream:
         yield from self._read([order[start : start + size] for start in range(0, len(order), size)], 0)
 
     def _read(self, batches: list[list[int]], loaders: int) -> Iterator[tuple[Inputs, Any]]:
+        options = self.options if loaders else {}
         yield from self._batches_of(
-            DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=loaders)
+            DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=loaders, **options)
         )
 
     def _batches_of(self, loader: DataLoader[Any]) -> Iterator[tuple[Inputs, Any]]:
@@ -157,12 +197,17 @@ def streamed(
 ) -> Stream:
     """The stream of a ``DataLoader`` or a data set, map-style or iterable.
 
-    A loader's data set, ``collate_fn``, number of workers, and sampler or batch sampler are used; its batch size is
-    not. collate: for a data set alone. seed: of the order whose head is a sample. Raises DataError for data without a
-    length and for an empty data set.
+    A loader's data set, ``collate_fn``, processes and samplers are used; its batch size only where an evaluation's
+    would be larger. collate: for a data set alone. seed: of the order whose head is a sample. Raises DataError for data
+    without a length, without samples, or in batches of its own.
     """
     loader = data if isinstance(data, DataLoader) else None
     dataset: Any = data if loader is None else loader.dataset
+    if loader is not None and loader.batch_sampler is None:
+        raise DataError(
+            f"{name} is a DataLoader with batch_size=None, whose data set makes the batches. Remedy: a batch_size, and "
+            "a data set of single samples"
+        )
     try:
         length = len(dataset)
     except (TypeError, NotImplementedError) as error:
@@ -173,17 +218,39 @@ def streamed(
     if not length:
         raise DataError(f"{name} is an empty {type(dataset).__name__}. Remedy: a data set with samples")
     iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
-    order = None if iterable else torch.randperm(length, generator=torch.Generator().manual_seed(seed))
-    stream = Stream(name, _Iterated(dataset) if iterable else dataset, collate, adapt, order)
-    if loader is None or iterable:
-        return stream if loader is None else replace(stream, collate=loader.collate_fn)
-    return replace(
-        stream,
-        collate=loader.collate_fn,
-        sampler=None if isinstance(loader.sampler, _PLAIN) or loader.batch_size is None else loader.sampler,
-        batch_sampler=None if type(loader.batch_sampler) in (BatchSampler, type(None)) else loader.batch_sampler,
+    most = None if loader is None else loader.batch_size
+    if iterable:
+        own = collate if loader is None else loader.collate_fn
+        return Stream(name, _Iterated(dataset), own, adapt, most=most)
+    if loader is None:
+        return Stream(name, dataset, collate, adapt, _shuffled(range(length), seed))
+    sampler, batch_sampler = _own_samplers(loader)
+    with _seeded(seed):
+        drawn = [index for batch in batch_sampler for index in batch] if batch_sampler is not None else sampler
+        chosen = range(length) if drawn is None else sorted({int(index) for index in drawn})
+    if not chosen:
+        raise DataError(f"{name}: the sampler of the DataLoader draws no sample. Remedy: one that draws some")
+    return Stream(
+        name, dataset, loader.collate_fn, adapt, _shuffled(chosen, seed),
+        # A sampler of a fixed selection has no more to say than which samples these are.
+        sampler=None if hasattr(sampler, "indices") else sampler,
+        batch_sampler=batch_sampler,
+        most=most,
         loaders=loader.num_workers,
-    )
+        options={key: value for key in OPTIONS if (value := getattr(loader, key, None))},
+    )  # fmt: skip
+
+
+def _own_samplers(loader: DataLoader[Any]) -> tuple[Any, Any]:
+    """(sampler, batch sampler) of the user's own; None for those that a DataLoader makes by itself."""
+    if type(loader.batch_sampler) is not BatchSampler:
+        return None, loader.batch_sampler
+    return (None if isinstance(loader.sampler, _PLAIN) else loader.sampler), None
+
+
+def _shuffled(indices: Sequence[int], seed: int) -> Tensor:
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(indices)[order]
 
 
 # Samplers without a choice of their own: pfray's order takes their place.

@@ -45,11 +45,12 @@ def without_class_order(task: Task) -> tuple[Task, list[str]]:
     that of the validation data.
     """
     shuffled: dict[str, Split] = {}
+    made: dict[int, Split] = {}  # a split may serve as two
     for name in SPLITS:
         split = getattr(task, name)
         if isinstance(split, Split) and _has_class_order(split.targets):
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-            shuffled[name] = split.take(order)
+            shuffled[name] = made.setdefault(id(split), split.take(order))
     remarks = [f"the {name} split has its classes one after the other, and is shuffled" for name in shuffled]
     return (replace(task, **shuffled) if shuffled else task), remarks  # type: ignore[arg-type]
 
@@ -131,9 +132,9 @@ def _check_sendable(title: str, task: Task) -> None:
                 f"{title}: the {name} data cannot be sent to workers ({first_line(error)}). Remedy: a data set without "
                 "open files, locks, generators or connections, which it may open when it is first read"
             ) from error
-    small = replace(task, train=task.train.head(1), validation=task.validation.head(1), test=task.test.head(1))
+    functions = (task.loss, task.score, task.soft_loss, task.output, task.evaluate, task.augment)
     try:
-        cloudpickle.dumps(small)
+        cloudpickle.dumps(functions)
     except Exception as error:
         raise DataError(
             f"{title}: its loss, score, soft_loss, output, evaluate or augment cannot be sent to workers "

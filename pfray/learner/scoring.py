@@ -173,7 +173,7 @@ class Scorer:
     def _measure_teacher(self) -> Measurement:
         if self.reference is None:
             task = self.context.task
-            answers = answers_of(self.teacher, task, self.validation, self.precision)
+            answers = list(answers_of(self.teacher, task, self.validation, self.precision))
             self.soft_labels = answers if task.has_soft_labels else None
             evaluation = judge(self.teacher, task, answers, self.soft_labels)
             self.reference = measurement_of(self.teacher, task, evaluation)

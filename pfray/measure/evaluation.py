@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -73,33 +73,29 @@ class Answers(NamedTuple):
     samples: int
 
 
-def answers_of(model: nn.Module, task: Task, split: Samples, precision: str = "float32") -> list[Answers]:
+def answers_of(model: nn.Module, task: Task, split: Samples, precision: str = "float32") -> Iterator[Answers]:
     """The model's answers to ``split`` in order, on the model's device."""
     device = next(model.parameters()).device
-    answers = []
-    with evaluating(model):
-        for inputs, targets in task.batches(split, BATCH, device):
-            with autocast(device, precision):
-                answers.append(Answers(floats(task.select(forward(model, inputs))), targets, count(inputs)))
-    return answers
+    for inputs, targets in task.batches(split, BATCH, device):
+        with evaluating(model), autocast(device, precision):
+            outputs = floats(task.select(forward(model, inputs)))
+        yield Answers(outputs, targets, count(inputs))
 
 
 def judge(
-    model: nn.Module, task: Task, answers: Sequence[Answers], soft_labels: Sequence[Answers] | None = None
+    model: nn.Module, task: Task, answers: Iterable[Answers], soft_labels: Sequence[Answers] | None = None
 ) -> Evaluation:
     """Metric, loss and agreement of the ``answers_of`` a model to a split. soft_labels: the teacher's to the same one.
 
     The soft loss is a batch mean, so its standard error comes from the means of groups of ``GROUP`` samples.
     Raises TrainingFailed if the task's metric is not a finite number.
     """
-    scores, losses, groups = [], [], []
-    metric = copy.deepcopy(task.score) if task.accumulates else None
-    if metric is not None:
-        if hasattr(metric, "to"):  # torchmetrics' counts are on a device
-            metric.to(next(model.parameters()).device)
-        metric.reset()
+    scores, losses, groups, samples = [], [], [], 0
+    task = task.on(next(model.parameters()).device)
+    metric = fresh_metric(task) if task.accumulates and task.evaluate is None else None
     with torch.inference_mode():
         for index, (batch, targets, size) in enumerate(answers):
+            samples += size
             if metric is not None:
                 metric.update(batch, targets)
             elif task.evaluate is None:
@@ -113,7 +109,6 @@ def judge(
                     for part, pair in zip(parts, pairs, strict=True)
                 ]
     value, error = _metric(model, task, metric, scores)
-    samples = sum(size for _, _, size in answers)
     loss = torch.stack(losses).double().sum().item() / samples
     # A model of NaNs has an accuracy, and its loss tells; where the outputs are sound, the metric is at fault.
     if not math.isfinite(value) and math.isfinite(loss):
@@ -130,12 +125,11 @@ def judge(
     return replace(evaluation, agreement=agreement, agreement_error=_standard_error(means))
 
 
-def accumulated(task: Task, outputs: Any, targets: Any) -> float:
-    """The task's accumulating metric of one batch."""
+def fresh_metric(task: Task) -> Any:
+    """A copy of the task's accumulating metric that has seen nothing."""
     metric = copy.deepcopy(task.score)
     metric.reset()
-    metric.update(outputs, targets)
-    return float(metric.compute())
+    return metric
 
 
 def _metric(model: nn.Module, task: Task, metric: Any, scores: list[Tensor]) -> tuple[float, float | None]:

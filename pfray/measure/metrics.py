@@ -27,8 +27,15 @@ class Metric:
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of right classes, ``(N,)``: of logits ``(N, K, ...)`` and class numbers ``(N, ...)``, such as pixels'."""
-    right = (outputs.argmax(1) == targets).float()
+    """Share of right classes, ``(N,)``: of logits ``(N, K, ...)`` and class numbers ``(N, ...)``, such as pixels'.
+
+    Raises ValueError for targets of another shape.
+    """
+    best = outputs.argmax(1)
+    # Broadcasting would compare every sample with every other.
+    if best.shape != targets.shape:
+        raise ValueError(f"logits of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}")
+    right = (best == targets).float()
     return right.flatten(1).mean(1) if right.dim() > 1 else right
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -123,6 +124,9 @@ def check_output(model: nn.Module, task: Task) -> None:
         outputs = _training_outputs(model, task, inputs)
         if outputs is not None:
             task.loss(floats(outputs), targets)
+        if task.evaluate is not None:
+            with evaluating(model):
+                _check_number("evaluate", task.evaluate(model))
     except (Exception, SystemExit) as error:
         if isinstance(error, UnsupportedModel):
             raise
@@ -167,11 +171,27 @@ def _check_judged(task: Task, name: str, outputs: Any, targets: Any, samples: in
     # In training, both labels may be left out.
     elif all(bool(torch.isfinite(output).all()) for output in given) and not torch.isfinite(loss):
         raise ValueError(f"loss is {loss.item():g} for two samples of the {name} split")
-    if task.accumulates or task.evaluate is not None:
+    if task.evaluate is not None:
+        return
+    if task.accumulates:
+        metric = copy.deepcopy(task.score)
+        metric.reset()
+        metric.update(map_tensors(Tensor.detach, outputs), targets)
+        _check_number("the metric's compute()", metric.compute())
         return
     scores: Any = task.score(map_tensors(Tensor.detach, outputs), targets)
     if not isinstance(scores, Tensor) or scores.shape != (samples,):
         raise ValueError(f"score gives {_form(scores)}, not one number a sample")
+    _check_number("score", scores.float().mean())
+
+
+def _check_number(what: str, value: Any) -> None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} gives a {type(value).__name__}, not one number") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{what} gives {number:g}")
 
 
 def _form(value: object) -> str:

@@ -85,6 +85,7 @@ def fit(
     """
     shard = shard or Shard()
     device = next(model.parameters()).device
+    task = task.on(device)
     per_epoch = task.train.steps(training.batch_size)
     total = training.epochs * per_epoch if steps is None else steps
     warmup = min(training.warmup_epochs * per_epoch, total / 5)

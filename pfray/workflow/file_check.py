@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pfray.errors import ExportError
 from pfray.export.shipped import shipped
 from pfray.export.tflite import convert
-from pfray.measure.evaluation import accumulated
+from pfray.measure.evaluation import fresh_metric
 from pfray.nn.inputs import Inputs, count, floats, take, tensors
 from pfray.task import Split, Task
 
@@ -38,13 +38,13 @@ SAMPLES = 500
 class Checked:
     """Comparison of file and model.
 
-    accuracy, torch_accuracy: mean scores of the file and of the model. images: samples. max_abs_diff: the largest
-    difference of an output. distance: the largest ``distances`` of the file's outputs from the model's; rounding: of
-    the model's from its own in float, None if it does not round.
+    accuracy, torch_accuracy: the metric of the file and of the model; None for one that needs a model. images: samples.
+    max_abs_diff: the largest difference of an output. distance: the largest ``distances`` of the file's outputs from
+    the model's; rounding: of the model's from its own in float, None if it does not round.
     """
 
-    accuracy: float
-    torch_accuracy: float
+    accuracy: float | None
+    torch_accuracy: float | None
     images: int
     max_abs_diff: float
     distance: float
@@ -116,17 +116,20 @@ def _check_outputs(path: Path, compared: convert.Compared, rounding: list[float]
             )
 
 
-def _check_scores(path: Path, task: Task, test: Split, compared: convert.Compared, rounds: bool) -> tuple[float, float]:
-    """(the task's metric of the file, of the model), negated where lower is better; of a task whose metric needs the
-    model, its loss, negated. Raises ExportError if they differ too much.
+def _check_scores(
+    path: Path, task: Task, test: Split, compared: convert.Compared, rounds: bool
+) -> tuple[float, float] | tuple[None, None]:
+    """(the task's metric of the file, of the model), negated where lower is better; None for a metric that needs the
+    model, where the losses are compared. Raises ExportError if they differ too much.
     """
+    task = task.on(torch.device("cpu"))
     least = MAX_INT8_SCORE_DIFFERENCE if rounds else MAX_SCORE_DIFFERENCE
     selected = [floats(task.select(outputs)) for outputs in (compared.file, compared.model)]
     if task.evaluate is not None:
-        values = [-float(task.loss(outputs, test.targets)) for outputs in selected]
+        values = [float(task.loss(outputs, test.targets)) for outputs in selected]
         allowed = max(least, SCORE_SHARE * abs(values[1]))
     elif task.accumulates:
-        values = [accumulated(task, outputs, test.targets) for outputs in selected]
+        values = [_accumulated(task, outputs, test.targets) for outputs in selected]
         allowed = max(least, SCORE_SHARE * abs(values[1]), 1.5 / len(test))
     else:
         own, other = (task.score(outputs, test.targets).double() for outputs in selected)
@@ -144,5 +147,13 @@ def _check_scores(path: Path, task: Task, test: Split, compared: convert.Compare
             f"{path} has {name} {abs(values[0]):.4f}, the model {abs(values[1]):.4f} on the same {len(test)} test "
             "samples. Remedy: export.tflite=false to do without it, and report the model"
         )
-    sign = 1 if task.higher_is_better or task.evaluate is not None else -1
+    if task.evaluate is not None:
+        return None, None
+    sign = 1 if task.higher_is_better else -1
     return sign * values[0], sign * values[1]
+
+
+def _accumulated(task: Task, outputs: Any, targets: Any) -> float:
+    metric = fresh_metric(task)
+    metric.update(outputs, targets)
+    return float(metric.compute())

@@ -113,8 +113,8 @@ def _task(
     if judged.loss is None and not labelled:
         kind = str(targets.dtype).removeprefix("torch.") if isinstance(targets, Tensor) else type(targets).__name__
         raise DataError(
-            f"loss: none is given, and the targets are {kind}, not class numbers (int64). Remedy: loss=, such as "
-            "torch.nn.functional.mse_loss"
+            f"loss: none is given, and the targets are {kind}, not class numbers (int64). Remedy: targets.long() for "
+            "class numbers; otherwise loss=, such as torch.nn.functional.mse_loss"
         )
     loss, output = judged.loss or F.cross_entropy, judged.output
     # First without the number of outputs, which a look at them gives.
@@ -128,7 +128,7 @@ def _task(
         notes.append(f"loss and metric read '{key}' of the model's outputs")
     wide = labelled and isinstance(outputs, Tensor) and outputs.dim() > 1
     metric = _metric(judged, loss, labelled, notes)
-    if metric is NAMED["accuracy"] and isinstance(targets, Tensor) and targets.dim() == 1:
+    if metric.score is NAMED["accuracy"].score and isinstance(targets, Tensor) and targets.dim() == 1:
         metric = replace(metric, score=top1)  # which has its labels checked
     return replace(
         task, num_outputs=outputs.shape[1] if wide else None, score=metric.score, metric_name=metric.metric_name,

@@ -38,6 +38,7 @@ from pfray.workflow.components import Components, resolve, with_defaults
 from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
+    check_fits_task,
     check_from_scratch,
     check_searcher,
     resolve_limits,
@@ -90,6 +91,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         space = with_layer_shapes(space, model, example_input(task))
     for note in notes:
         observers.note(f"note: {note}")
+    check_fits_task(experiment, task)
     objective = resolve_objective(experiment, task)
     check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -16,15 +17,17 @@ from pfray.bench import BenchError
 from pfray.config.schema import Experiment
 from pfray.config.search_space import as_knob
 from pfray.config.sections import Target
+from pfray.data._split import in_memory
 from pfray.errors import ConfigError, nearest
 from pfray.learner.base import Algorithm
 from pfray.learner.context import with_values
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
+from pfray.nn.inputs import tensors
 from pfray.objective import NEEDS_LATENCY, WEIGH_COST, Objective
 from pfray.search.allocate import Allocate
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Knob, keeps_limits
-from pfray.task import Task
+from pfray.task import Split, Task
 from pfray.units import UNITS
 from pfray.workflow.latency_model import PredictedCosts
 
@@ -74,6 +77,38 @@ def costs_as_it_is(space: CompressionSpace, model: nn.Module, macs: float | None
     return {unit: known.get(unit, cost) for unit, cost in offered.items()}
 
 
+def check_fits_task(experiment: Experiment, task: Task) -> None:
+    """Raise ConfigError for settings that make no sense with the task's loss, metric or data."""
+    searched = any(name.startswith("distill.") for name in experiment.search.space)
+    if (experiment.distill.weight or searched) and not task.has_soft_labels:
+        raise ConfigError(
+            f"distill.weight: the task {task.name} has a loss of its own and no soft_loss, so a distance from the "
+            "teacher's outputs is not defined. Remedy: give a soft_loss, or distill.weight=0"
+        )
+    drop = experiment.target.max_drop
+    if drop is not None and drop >= 1 and task.is_share:
+        raise ConfigError(
+            f"target.max_drop: {drop:g} is not allowed, since {task.metric_name} is a share: 0 to below 1, such as 1%"
+        )
+    if experiment.export.tflite:
+        _check_one_shape(task)
+
+
+def _check_one_shape(task: Task) -> None:
+    """Raise ConfigError if batches of the test data are padded to lengths that a file's one length does not take."""
+    wanted = [tensor.shape[1:] for tensor in tensors(task.train.head(1).inputs)]
+    found = [tensor.shape[1:] for tensor in tensors(in_memory(task.test).inputs)]
+    if not isinstance(task.test, Split) and wanted != found:
+        raise ConfigError(
+            f"export.tflite: a file has inputs of one shape, {_listed(wanted)} as the first training samples, and a "
+            f"batch of the test data has {_listed(found)}. Remedy: pad all batches alike, or export.tflite=false"
+        )
+
+
+def _listed(shapes: list[torch.Size]) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes)
+
+
 def resolve_objective(experiment: Experiment, task: Task) -> Objective:
     """The objective that scores trials.
 
@@ -87,6 +122,11 @@ def resolve_objective(experiment: Experiment, task: Task) -> Objective:
         raise ConfigError(
             f"search.objective: the task {task.name} has a loss of its own and no soft_loss, so agreement with the "
             "teacher is not defined. Remedy: give the Task a soft_loss, or search.objective=accuracy"
+        )
+    if name in WEIGH_COST and not (task.higher_is_better and task.is_share):
+        raise ConfigError(
+            f"search.objective: {name} weighs costs against a share of right answers, and {task.metric_name} is none. "
+            "Remedy: search.objective=accuracy (the metric, whichever it is), or agreement"
         )
     if name in NEEDS_LATENCY and search.latency == "litert":
         _check_litert()

@@ -105,6 +105,7 @@ def test_numbers_of_numpy_and_python_become_float32():
 
 @pytest.mark.parametrize(("data", "words"), [
     ("data/train", "is no data"), (7, "is no data"), (X, "a Tensor"),
+    ([X, Y], "a list of 2 tensors"), ((X, X, Y), "a tuple of 3 tensors"), ({"x": X, "y": Y}, "a dict of 2 tensors"),
     (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}), r"Remedy: train=data\['train'\]"),
 ])  # fmt: skip
 def test_what_is_no_data_is_one_line(data, words):

@@ -8,7 +8,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from pfray.data._stream import Stream, streamed
 from pfray.errors import DataError
@@ -156,7 +163,68 @@ def test_it_travels_with_what_was_read():
     assert len(tensors(copy.head(3).inputs)[0]) == 3
 
 
+def test_a_fixed_selection_is_the_split():
+    chosen = [3, 5, 8, 13]
+    whole = stream(DataLoader(Numbers(20), 2, sampler=SubsetRandomSampler(chosen)))
+
+    assert len(whole) == 4
+    assert sorted(values(whole.batches(3))) == chosen
+    assert sorted(values(whole.epoch(2, 1))) == chosen
+
+
+def test_a_sampler_may_draw_more_than_the_data_set_has():
+    loader = DataLoader(Numbers(10), 5, sampler=WeightedRandomSampler(torch.ones(10), 30))
+    whole = stream(loader)
+    assert whole.steps(5) == 6
+    assert len(values(whole.epoch(5, 0))) == 30
+
+
+def test_the_example_stays_when_a_longer_head_is_read():
+    words = [(torch.ones(length), 0) for length in (3, 2, 9, 4)]
+
+    def padded(samples):
+        return torch.nn.utils.rnn.pad_sequence([x for x, _ in samples], batch_first=True), torch.zeros(len(samples))
+
+    whole = stream(DataLoader(words, 2, collate_fn=padded))
+    before = whole.head(1).inputs.shape
+    assert whole.head(4).inputs.shape == (4, 9)
+    assert whole.head(1).inputs.shape == before
+
+
+def test_an_evaluation_takes_no_larger_batches_than_the_loader():
+    sizes = [len(batch[1]) for batch in stream(DataLoader(Numbers(10), 4)).batches(250)]
+    assert sizes == [4, 4, 2]
+
+
+def test_a_small_batch_of_the_users_own_is_left_out_by_all_workers():
+    whole = stream(DataLoader(Numbers(6), batch_sampler=[[0, 1, 2], [3], [4, 5]]))
+    parts = [[batch[0].tolist() for batch in whole.epoch(64, 0, rank, 2)] for rank in (0, 1)]
+    assert parts == [[[0, 2], [4]], [[1], [5]]]
+
+
+class Once(IterableDataset):
+    """Can be read a single time."""
+
+    def __init__(self):
+        self.left = iter([(torch.tensor(float(index)), 0) for index in range(8)])
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return self.left
+
+
+def test_data_that_can_be_read_once_are_named():
+    whole = stream(Once())
+    assert len(values(whole.epoch(4, 0))) == 8
+    for read in (whole.epoch(4, 1), whole.batches(4)):
+        with pytest.raises(DataError, match="the train data gives no whole batch, though its length is 8"):
+            list(read)
+
+
 @pytest.mark.parametrize(("data", "words"), [
+    (DataLoader(Numbers(4), batch_size=None), "batch_size=None"),
     (Endless(), "train is a Endless without a length"),
     (Numbers(0), "train is an empty Numbers"),
     ([], "train is an empty list"),

@@ -23,6 +23,8 @@ def test_errors_are_means_over_a_sample():
     assert mae(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 5.0])).tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match=r"shape \(3, 1\) and targets of shape \(3,\)"):
         mse(torch.zeros(3, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"logits of shape \(3, 1\) and targets of shape \(3, 1\)"):
+        accuracy(torch.zeros(3, 1), torch.zeros(3, 1))
 
 
 def test_mean_iou_is_that_of_torchmetrics():

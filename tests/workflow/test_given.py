@@ -153,7 +153,24 @@ class Locked(list):
         self.lock = threading.Lock()
 
 
+def untyped(model):
+    raise KeyError("no such file")
+
+
+class Vector(MeanIoU):
+    def compute(self):
+        return torch.ones(3)
+
+
 FAULTS = {
+    "an evaluation that fails": (lambda: loaded(given(evaluate=untyped)), UnsupportedModel, "no such file"),
+    "a metric of several numbers": (
+        lambda: loaded(given(metric=Vector())), UnsupportedModel, "compute() gives a Tensor, not one number",
+    ),
+    "a score that is no number": (
+        lambda: loaded(given(metric=lambda outputs, targets: outputs[:, 0] * float("nan"))), UnsupportedModel,
+        "score gives nan",
+    ),
     "a data set that workers cannot get": (
         lambda: check_task(given(data=Locked()).task), DataError, "the train data cannot be sent to workers",
     ),

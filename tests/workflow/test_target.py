@@ -4,20 +4,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from learners.full_precision import FullPrecision
 from learners.weight_sparse import WeightSparse
 from pfray import bench
 from pfray.config.schema import Experiment
+from pfray.config.sections import Export
 from pfray.data import digits
+from pfray.data._stream import streamed
 from pfray.errors import ConfigError
 from pfray.search.allocate import Allocate
 from pfray.search.random import Random
 from pfray.space import CompressionSpace
 from pfray.task import Task
+from pfray.training.settings import Distill
 from pfray.workflow.target import (
+    check_fits_task,
     check_searcher,
     resolve_limits,
     resolve_objective,
@@ -109,6 +115,35 @@ def searched(space: CompressionSpace, **ranges: str) -> tuple:
         return replace(space, knobs=tuple(replace(k, compressed=settings.max_sparsity) for k in space.knobs))
 
     return searched_settings(experiment(space=raw, finetune_steps=10), Shaping(), space_of)
+
+
+def test_objectives_that_weigh_costs_need_a_share_of_right_answers(task):
+    errors = replace(task, metric_name="mse", higher_is_better=False, is_share=False)
+    for name in ("accuracy_and_cost", "amc", "ddc", "n2n"):
+        with pytest.raises(ConfigError, match=f"search.objective: {name} weighs costs .* and mse is none"):
+            resolve_objective(experiment(objective=name), errors)
+
+
+def test_settings_that_the_task_gives_no_sense_are_refused(task):
+    own = replace(task, loss=lambda outputs, targets: outputs.mean())
+    taught = experiment().model_copy(update={"distill": Distill(weight=0.5)})
+    check_fits_task(taught, task)
+    with pytest.raises(ConfigError, match=r"distill.weight: .* has a loss of its own and no soft_loss"):
+        check_fits_task(taught, own)
+    dropping = experiment({"sparsity": 0.5, "max_drop": 2.0})
+    check_fits_task(dropping, replace(task, is_share=False))
+    with pytest.raises(ConfigError, match=r"target.max_drop: 2 is not allowed, since accuracy is a share"):
+        check_fits_task(dropping, task)
+
+
+def test_a_file_of_one_shape_needs_batches_of_one_shape():
+    lengths = {"train": 4, "validation": 4, "test": 6}
+    splits = {name: streamed(name, [(torch.ones(2, length), 0)] * 4, tuple, 0, default_collate)
+              for name, length in lengths.items()}  # fmt: skip
+    text = Task("text", **splits, num_outputs=2)
+    with pytest.raises(ConfigError, match=r"\(2, 4\) as the first training samples, and a batch of the test data has"):
+        check_fits_task(experiment(), text)
+    check_fits_task(experiment().model_copy(update={"export": Export(tflite=False)}), text)
 
 
 def test_searched_settings_become_free_knobs_around_their_own_values(space):
