@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ def _in_python_words() -> Iterator[None]:
         yield
     except PfrayError as error:
         text = str(error).replace("--resume", "resume=True").replace("--force", "force=True")
+        text = re.sub(r"--warm-start (.+?)(?= to learn|$)", r'search={"warm_start": "\1"}', text)
         if text == str(error):
             raise
         raise type(error)(text) from error.__cause__

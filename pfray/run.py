@@ -79,7 +79,11 @@ def execute(
     console: Console | None = None,
     observers: Sequence[Observer] = (),
 ) -> Finished:
-    """As ``run``, but a missed goal is no error. given: model and task from Python, in place of the named ones."""
+    """As ``run``, but a missed goal is no error. given: model and task from Python, in place of the named ones.
+
+    A finished run is returned only for the model and task that it began with, if they are given.
+    """
+    _check_options(resume, force)
     # Imported here, so that a wrong experiment file is reported at once.
     from pfray.reporting import report
     from pfray.reporting.summary import Summary
@@ -93,6 +97,8 @@ def execute(
     ):
         folder = locked.folder
         if locked.is_complete:
+            if given is not None:
+                _check_given(experiment, given, locked)
             # Rewritten, because a run may have been killed between its last two files.
             watching.note(f"{folder.title} is finished already; its report is {report.write(folder.path)}")
             if changed := locked.changed():
@@ -103,6 +109,21 @@ def execute(
             locked.check(loaded, experiment.search.trials)
             model = _compress(experiment, loaded, locked, watching)
     return Finished(folder, Summary.read(folder.summary), model)
+
+
+def _check_options(resume: bool, force: bool) -> None:
+    if resume and force:
+        raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
+
+
+def _check_given(experiment: schema.Experiment, given: Given, locked: LockedRun) -> None:
+    """Check that a finished run began with what is given, treated as at the begin of a run. Raises RunExists."""
+    from pfray.workflow import setup
+    from pfray.workflow.components import resolve
+
+    components = resolve(experiment, given)
+    task = setup.build_task(experiment, components)
+    locked.check_same(setup.build_model(experiment, components, task), task, given.is_trained)
 
 
 def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRun, observers: Observers) -> nn.Module:
@@ -170,8 +191,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
     # Options whose name has a dot are settings.
     given = {key: value for key, value in vars(options).items() if "." in key and value is not None}
     overrides = [*options.overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
-    if options.resume and options.force:
-        raise ConfigError("--resume and --force exclude each other. Remedy: give one of them")
+    _check_options(options.resume, options.force)
     if not (options.show or options.check):
         refuse_if_in_use(options.experiment, overrides)
     experiment = load_experiment(options.experiment, overrides)

@@ -32,6 +32,25 @@ def test_the_remedies_are_arguments():
         raise RunExists("a run. Remedy: --resume to continue it, --force to replace it")
 
 
+    with (
+        pytest.raises(RunExists, match=r'name=... with search=\{"warm_start": "my runs/x"\} to learn from'),
+        api._in_python_words(),
+    ):
+        raise RunExists("Remedy: --force, or name=... with --warm-start my runs/x to learn from its trials")
+
+
+def test_to_continue_and_to_replace_exclude_each_other(tmp_path):
+    kept = tmp_path / "linear-channel_pruned" / "kept"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    data = (torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(ConfigError, match=r"^resume=True and force=True exclude each other. Remedy: give one of them"):
+        pfray.compress(
+            torch.nn.Linear(2, 2), data, data, target={"macs": "0.5x"}, storage=tmp_path, resume=True, force=True
+        )
+    assert kept.read_text() == "x"
+
+
 def test_a_name_is_made_of_the_model_and_the_learners():
     model = torch.nn.Linear(2, 2)
     assert api._run_name(model, "weight_sparse") == "linear-weight_sparse"

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from pfray.data._split import in_memory
 from pfray.nn.fingerprint import fixed_batch_outputs
 from pfray.nn.inputs import named_tensors
+from pfray.storage.judging import SCRIPT, judging, judging_differences, script_code
 from pfray.task import Split, Task
 from pfray.utils.cache import content_key, state_bytes, version
+from pfray.utils.code_key import code_key
 
 # Packages whose code pfray's version identifies.
 OWN_PACKAGES = ("pfray", "learners", "envs", "torch")
@@ -54,7 +56,9 @@ def identity(experiment: Mapping[str, Any], model: nn.Module, task: Task, is_tra
         "classes": list(map(int, (task.num_outputs or 0, *(task.classes or ())))),
         "contents": {f"{name} {part}": _contents(tensor) for name, split in splits
                      for part, tensor in _tensors(split)},
+        "task": judging(task),
         "code": {name: _code_key(path) for name, path in _user_modules(experiment, task)},
+        "functions": script_code(task) | _script_classes(experiment),
     }
 
 
@@ -74,26 +78,35 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         changed.append("the data's classes")
     elif not shapes and not _same_contents(old.get("contents"), new["contents"]):
         changed.append("the data's values")
-    known = _known_code(old)
-    changed += [f"the code of {name}" for name in sorted(known.keys() | new["code"]) if
-                known.get(name) != new["code"].get(name)]  # fmt: skip
-    return changed
+    changed += judging_differences(old.get("task"), new["task"])
+    known = _known(old, "code")
+    # A module that is new has functions named above. Earlier versions kept a script's whole file, which may change.
+    modules = sorted(known.keys() - {SCRIPT})
+    changed += [f"the code of {name}" for name in modules if known[name] != new["code"].get(name)]
+    return [*changed, *_function_changes(old, new["functions"])]
 
 
 def code_differences(old: Mapping[str, Any], experiment: Mapping[str, Any]) -> list[str]:
     """Changes since an identity that show without model and data: pfray's version, and modules of import paths."""
-    known = _known_code(old)
+    known = _known(old, "code")
     changed = [name for name, file in _files(_named_modules(experiment)) if known.get(name) != _code_key(file)]
-    return [*_version_changes(old, version()), *(f"the code of {name}" for name in changed)]
+    functions = _function_changes(old, _script_classes(experiment))
+    return [*_version_changes(old, version()), *(f"the code of {name}" for name in changed), *functions]
 
 
 def _version_changes(old: Mapping[str, Any], own: str) -> list[str]:
     return [f"pfray {own} instead of {old.get('pfray')}"] if old.get("pfray") != own else []
 
 
-def _known_code(old: Mapping[str, Any]) -> dict[str, Any]:
-    code = old.get("code")
-    return code if isinstance(code, dict) else {}
+def _function_changes(old: Mapping[str, Any], new: Mapping[str, str]) -> list[str]:
+    """Of functions and classes that both know; others go by another name or setting."""
+    known = _known(old, "functions")
+    return [f"the code of {name}" for name, key in new.items() if known.get(name, key) != key]
+
+
+def _known(old: Mapping[str, Any], part: str) -> dict[str, Any]:
+    found = old.get(part)
+    return found if isinstance(found, dict) else {}
 
 
 def _contents(tensor: Tensor) -> str | list[float]:
@@ -139,9 +152,12 @@ def _close(old: Any, new: list[float], tolerance: float) -> bool:
 
 
 def _user_modules(experiment: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
-    """(name, file) of the modules of the experiment's import paths and the task's functions, except pfray's."""
+    """(name, file) of the modules of the experiment's import paths and the task's functions, without pfray's.
+
+    A script counts by its functions alone; see ``pfray.utils.code_key``.
+    """
     names = _named_modules(experiment)
-    for each in (task.loss, task.score, task.soft_loss, task.augment, task.evaluate):
+    for each in (task.loss, task.score, task.soft_loss, task.augment, task.evaluate, task.output):
         while isinstance(each, partial):
             each = each.func
         names.add(str(getattr(each, "__module__", "")))
@@ -150,13 +166,24 @@ def _user_modules(experiment: Mapping[str, Any], task: Task) -> Iterator[tuple[s
 
 def _named_modules(experiment: Mapping[str, Any]) -> set[str]:
     """Modules of the experiment's import paths."""
-    return {text.partition(":")[0] for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)}
+    return {text.partition(":")[0] for text in _import_paths(experiment)}
+
+
+def _script_classes(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """Content keys of the learners and searchers that a script or notebook defines, by name."""
+    paths = [text.partition(":") for text in _import_paths(experiment)]
+    found = {name: getattr(sys.modules.get(SCRIPT), name, None) for module, _, name in paths if module == SCRIPT}
+    return {name: code_key(value, SCRIPT) for name, value in found.items() if value is not None}
+
+
+def _import_paths(experiment: Mapping[str, Any]) -> list[str]:
+    return [text for text in _texts(experiment) if re.fullmatch(r"[\w.]+:\w+", text)]
 
 
 def _files(names: Collection[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(names):
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and name.partition(".")[0] not in (*OWN_PACKAGES, *sys.stdlib_module_names):
+        if file is not None and name.partition(".")[0] not in (SCRIPT, *OWN_PACKAGES, *sys.stdlib_module_names):
             yield name, file
 
 

@@ -41,9 +41,7 @@ def resolve(experiment: Experiment, given: Given | None = None) -> Components:
     """
     own = {"learner": experiment.learner, "search": experiment.search}
     named = {"model": experiment.model, "data": experiment.data} if given is None else {}
-    found, mistakes = _find({**named, **own})
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+    found = _found({**named, **own})
     if given is not None:
         found |= {"model": lambda: given.model, "data": lambda: given.task}
     return Components(**found)
@@ -52,6 +50,14 @@ def resolve(experiment: Experiment, given: Given | None = None) -> Components:
 def component_mistakes(components: Mapping[str, Component]) -> list[str]:
     """One line for every unknown name or wrong setting in the given sections."""
     return _find(components)[1]
+
+
+def _found(components: Mapping[str, Component]) -> dict[str, Any]:
+    """Fields of Components. Raises ConfigError with one line for every mistake."""
+    found, mistakes = _find(components)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return found
 
 
 def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str]]:
@@ -88,15 +94,25 @@ def _find(components: Mapping[str, Component]) -> tuple[dict[str, Any], list[str
 def with_defaults(experiment: Experiment, given: Given | None = None) -> Experiment:
     """The experiment with every setting of its learner and searcher. Raises ConfigError as ``resolve`` does."""
     components = resolve(experiment, given)
+    return _filled(experiment, components.learner_settings, components.search_settings)
+
+
+def with_own_defaults(experiment: Experiment) -> Experiment:
+    """As ``with_defaults``, of an experiment whose model and data are not looked up: they may be from Python."""
+    found = _found({"learner": experiment.learner, "search": experiment.search})
+    return _filled(experiment, found["learner_settings"], found["search_settings"])
+
+
+def _filled(experiment: Experiment, learner_parsed: Any, search_parsed: Any) -> Experiment:
     learner, search = experiment.learner, experiment.search
     if learner.name == PIPELINE:
-        pairs = zip(learner.settings["steps"], components.learner_settings.steps, strict=True)
+        pairs = zip(learner.settings["steps"], learner_parsed.steps, strict=True)
         learner_settings: dict[str, Any] = {"steps": [_whole_step(given, step) for given, step in pairs]}
     else:
-        learner_settings = _whole(learner.settings, components.learner_settings)
+        learner_settings = _whole(learner.settings, learner_parsed)
     return experiment.model_copy(update={
         "learner": learner.model_copy(update={"settings": learner_settings}),
-        "search": search.model_copy(update={"settings": _whole(search.settings, components.search_settings)}),
+        "search": search.model_copy(update={"settings": _whole(search.settings, search_parsed)}),
     })  # fmt: skip
 
 

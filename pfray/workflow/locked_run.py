@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from torch import nn
+
 from pfray.config import schema
 from pfray.errors import nearest
 from pfray.reporting.observers import Observer, Observers
@@ -14,6 +16,8 @@ from pfray.storage.identity import identity
 from pfray.storage.progress import progress
 from pfray.storage.run_folder import RunFolder
 from pfray.storage.sync import synchronized
+from pfray.task import Task
+from pfray.utils.files import read_json
 from pfray.workflow.components import with_defaults
 from pfray.workflow.given import Given
 from pfray.workflow.setup import LoadedRun
@@ -38,7 +42,8 @@ def locked_run(
 class LockedRun:
     """A run folder that no other process can use.
 
-    is_complete: the run is finished and its files are undamaged; ``check`` and ``open`` are then not to be called.
+    is_complete: the run is finished and its files are undamaged; ``check`` and ``open`` are then not to be called, and
+    ``check_same`` only if model and task are at hand.
     synchronize: starts to send the folder's files to its URL, if it has one.
     """
 
@@ -67,10 +72,19 @@ class LockedRun:
 
         trials: the budget of the search. Raises RunExists, StorageError.
         """
-        self.identity = identity(self.experiment, loaded.model, loaded.task, loaded.is_trained)
-        self._call(open_run.check_folder)
+        self.check_same(loaded.model, loaded.task, loaded.is_trained)
         if self.resume:
             open_run.check_trials(self.folder, loaded.space, trials)
+
+    def check_same(self, model: nn.Module, task: Task, is_trained: bool) -> None:
+        """Check that the run began with this model, these data and functions. Raises RunExists.
+
+        is_trained: the weights are the user's.
+        """
+        self.identity = identity(self.experiment, model, task, is_trained)
+        if self.is_complete:  # Another version of pfray does no harm to a run that is finished.
+            self.identity["pfray"] = (read_json(self.folder.identity) or self.identity).get("pfray")
+        self._call(open_run.check_folder)
 
     def open(self) -> None:
         """Prepare the folder for work. The first call that writes."""

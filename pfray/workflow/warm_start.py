@@ -13,7 +13,7 @@ from pfray.search._trial_log import parse
 from pfray.space import CompressionSpace, Limits, Plan
 from pfray.storage.run_folder import RunFolder
 from pfray.utils.settings import as_written
-from pfray.workflow.components import with_defaults
+from pfray.workflow.components import with_own_defaults
 
 # Scores of two runs compare if these sections and settings of the search are equal,
 SECTIONS = ("model", "data", "learner")
@@ -33,12 +33,12 @@ def read_earlier(
     """
     assert experiment.search.warm_start is not None
     run = RunFolder(expand_home(experiment.search.warm_start))
-    experiment = with_defaults(experiment)
+    experiment = with_own_defaults(experiment)
     shown = short(run.title, 200)
     try:
         trials, _ = parse(run.trials.read_bytes())
         raw = strict_yaml.parse(run.experiment.read_text(encoding="utf-8"))
-        other = with_defaults(as_written(Experiment, raw))
+        other = with_own_defaults(as_written(Experiment, raw))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"search.warm_start: {shown} holds no run that can be read ({first_line(error)}). {REMEDY}"

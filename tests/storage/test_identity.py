@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import types
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pfray.storage.identity as module
 from pfray.config.schema import Experiment, plain
+from pfray.measure.metrics import NAMED
 from pfray.nn.fingerprint import model_parts
-from pfray.storage.identity import differences, identity
+from pfray.storage.identity import code_differences, differences, identity
 from pfray.task import Split, Task
 from pfray.utils import cache
 from tests.small import make_task
@@ -184,3 +187,56 @@ def test_the_moments_of_many_values_are_summed_in_parts(monkeypatch):
     for chunk in (module.CHUNK, 1000):  # all at once; eight parts
         monkeypatch.setattr(module, "CHUNK", chunk)
         assert found(task=task)["contents"]["train inputs"] == pytest.approx(expected, rel=1e-6)
+
+
+def script(monkeypatch, text: str) -> types.ModuleType:
+    """The module of a script or notebook with this text and no file."""
+    found = types.ModuleType("__main__")
+    exec(text, vars(found))
+    monkeypatch.setitem(sys.modules, "__main__", found)
+    return found
+
+
+LOSS = """
+import torch
+scale, calls = 2.0, 0
+def part(outputs):
+    return outputs * scale
+def loss(outputs, targets):
+    return part(outputs).sum()
+class Learner:
+    rate = 1
+    def plan(self):
+        return self.rate
+"""
+
+
+def test_a_scripts_functions_and_classes_count_by_their_own_code(monkeypatch):
+    def of(text: str) -> dict:
+        task = replace(make_task(), loss=script(monkeypatch, text).loss)
+        return found(task=task, learner=[{"name": "__main__:Learner"}])
+
+    known = of(LOSS)
+    assert set(known["functions"]) == {"loss", "Learner"}
+    assert known["code"] == {}
+    assert differences(known, of("# once more\n" + LOSS + "compress(resume=True) if calls else None\n")) == []
+    assert differences(known, of(LOSS.replace(".sum()", ".mean()"))) == ["the code of loss"]
+    assert differences(known, of(LOSS.replace("* scale", "+ scale"))) == ["the code of loss"]
+    assert differences(known, of(LOSS.replace("2.0", "3.0"))) == ["the code of loss"]
+    changed = of(LOSS.replace("rate = 1", "rate = 2"))
+    assert differences(known, changed) == ["the code of Learner"]
+    assert code_differences(known, {"learner": "__main__:Learner"}) == ["the code of Learner"]
+    # Kept by an earlier version, as a hash of the whole file.
+    assert differences({**known, "code": {"__main__": "0123"}}, known) == []
+
+
+def test_another_loss_or_metric_is_named_and_an_earlier_versions_run_knows_none():
+    task = make_task()
+    known = found(task=task)
+    assert differences(known, found(task=replace(task, loss=F.l1_loss))) == [
+        "loss torch.nn.functional.l1_loss instead of torch.nn.functional.cross_entropy"
+    ]
+    metric = replace(task, score=NAMED["mae"].score, metric_name="mae", higher_is_better=False)
+    assert differences(known, found(task=metric)) == ["metric mae instead of accuracy"]
+    earlier = {key: value for key, value in known.items() if key not in ("task", "functions")}
+    assert differences(earlier, found(task=metric)) == []

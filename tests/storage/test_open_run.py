@@ -131,6 +131,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path, monkeypatch):
 IDENTITY = {
     "pfray": "1.0", "architecture": "a", "weights": "w", "outputs": [1.0, 2.0], "train data": "t",
     "validation data": "v", "test data": "x", "classes": [10], "contents": {"train inputs": "c"}, "code": {},
+    "task": {}, "functions": {},
 }  # fmt: skip
 
 

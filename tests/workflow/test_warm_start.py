@@ -63,6 +63,20 @@ def test_what_a_score_was_is_seen_from_the_trials_where_the_file_does_not_say(ru
     assert read_earlier(experiment(warm_start=str(run), objective="accuracy"), SPACE, LIMITS, "accuracy")
 
 
+def test_a_run_from_python_whose_model_and_data_have_no_names_learns_from_another(run):
+    def of(kind: str, **search) -> Experiment:
+        found = experiment(**search)
+        names = {"model": kind, "data": "DataLoader"}
+        parts = {key: getattr(found, key).model_copy(update={"name": name}) for key, name in names.items()}
+        return found.model_copy(update=parts)
+
+    (run / "experiment.yaml").write_text(dump(of("Net")))
+    found = read_earlier(of("Net", warm_start=str(run)), SPACE, LIMITS, "accuracy")
+    assert [score for _, score in found] == [0.8, None]
+    with pytest.raises(ConfigError, match=r"these differ: model. Remedy"):
+        read_earlier(of("Other", warm_start=str(run)), SPACE, LIMITS, "accuracy")
+
+
 def test_another_space_another_target_and_no_run_are_refused(run, tmp_path):
     other = CompressionSpace((Knob("a", 0.1, 1.0), Knob("c", 0.1, 1.0)), SPACE.costs_of)
     with pytest.raises(ConfigError, match=r"searched another space .2 knobs differ, such as 'b'"):
