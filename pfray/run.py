@@ -129,6 +129,7 @@ def _check_given(experiment: schema.Experiment, given: Given, locked: LockedRun)
 def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRun, observers: Observers) -> nn.Module:
     """Teacher, search, retraining, export, report. Returns the compressed model."""
     from pfray.cluster import preflight, ray_cluster
+    from pfray.export.tflite.kept import teacher_file
     from pfray.reporting import prometheus, report
     from pfray.reporting.tensorboard import TensorBoard
     from pfray.storage.run_folder import MODEL
@@ -150,6 +151,10 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
         board = TensorBoard(folder.events)
         observers.add(board)
         with observers.joined_by(prometheus.Prometheus(experiment.name)):
+            if experiment.export.tflite and loaded.is_users_own:
+                # Before anything is trained, because LiteRT's converter lacks some operators. The file is kept.
+                with observers.stage("convert"):
+                    teacher_file(loaded.model, task)
             trainer = retrain.Trainer(resources, folder, observers, experiment.distributed)
             teacher = make_teacher(experiment, loaded, trainer)
             save_tensors(folder.teacher, teacher.state_dict())

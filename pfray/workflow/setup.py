@@ -59,14 +59,15 @@ def _ignore(remark: str) -> None:
 class LoadedRun:
     """A checked experiment as objects. model: with the experiment's weights or given from Python, otherwise untrained.
 
-    is_trained: the model needs no training to be the teacher. searched: names of the knobs that are settings.
-    earlier: trials of a warm start.
+    is_trained: the model needs no training to be the teacher. is_users_own: it is none of pfray's. searched: names of
+    the knobs that are settings. earlier: trials of a warm start.
     """
 
     components: Components
     task: Task
     model: nn.Module
     is_trained: bool
+    is_users_own: bool
     space: CompressionSpace
     limits: Limits
     objective: Objective
@@ -111,8 +112,9 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
     is_trained = experiment.model.weights is not None if given is None else given.is_trained
     return LoadedRun(
-        components, task, model, is_trained, space, limits, objective, tuple(knob.name for knob in knobs), earlier
-    )
+        components, task, model, is_trained, given is not None or ":" in experiment.model.name, space, limits,
+        objective, tuple(knob.name for knob in knobs), earlier,
+    )  # fmt: skip
 
 
 def _space_of(algorithm: Algorithm, learner: str) -> CompressionSpace:
