@@ -11,7 +11,7 @@ from pfray.config.component import Component
 from pfray.errors import ConfigError, StorageError
 from pfray.search.given import Given, Settings
 from pfray.space import CompressionSpace, Knob
-from pfray.workflow.setup import component_mistakes
+from pfray.workflow.components import component_mistakes
 from tests.search.toy import GIVEN, LIMITS, SPACE, drive
 
 # Keep ratios of two layers with 100 and 300 weights.

@@ -134,9 +134,9 @@ def test_the_initial_weights_depend_on_the_seed_alone(users):
     ({"model": {"name": "mobilenet_v1", "width": 9}}, ConfigError, "model: width is 9; allowed are numbers above 0"),
     ({"model": "lenet"}, UnsupportedModel, "the model LeNet fails on an input of shape (1, 2, 6, 6)"),
     ({"model": "mine:four_channels"}, UnsupportedModel, "Sequential fails on an input of shape (1, 2, 6, 6)"),
-    ({"model": "mine:too_few"}, UnsupportedModel, "output of shape (2, 3) does not fit the task mine"),
+    ({"model": "mine:too_few"}, UnsupportedModel, "output, a shape of (2, 3), does not fit the task mine"),
     ({"model": "mine:bare"}, UnsupportedModel, "the model is a single Conv2d, which has no name. Remedy: return nn"),
-    ({"model": "mine:feature_map"}, UnsupportedModel, "output of shape (2, 4, 4, 4) does not fit the task mine"),
+    ({"model": "mine:feature_map"}, UnsupportedModel, "output, a shape of (2, 4, 4, 4), does not fit the task mine"),
 ])  # fmt: skip
 def test_what_does_not_fit_together_is_one_line_with_a_remedy(users, changes, error, words):
     with pytest.raises(error) as caught:
