@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from pfray.pruning.channels.attention import with_needed_sizes
 from pfray.pruning.channels.cost import cost_table
 from pfray.pruning.channels.dependency import Candidate
 from pfray.pruning.channels.equal_parts import in_equal_parts
@@ -45,11 +46,12 @@ def admitted(
         if (failure := alone(candidate)) is None:
             likely.append(candidate)
             continue
-        tries = with_numbers(proof.model, candidate) if failure.kind in ("fails", "values") else ()
-        if found := next((variant for variant in tries if alone(variant) is None), None):
-            likely.append(found)
-        else:
+        goes = failure.kind in ("fails", "values")
+        found = with_numbers(proof.model, candidate, lambda each: alone(each) is None) if goes else None
+        if found is None:
             reasons[candidate] = explain(candidate, failure)
+        else:
+            likely.append(found)
     for candidate, parts in in_equal_parts([each for each in possible if each in reasons]):
         if alone(candidate) is None:
             likely.append(candidate)
@@ -103,7 +105,9 @@ def _with_heads(
     if failure:
         reasons[first] = f"no head of {first.name} can go alone: {explain(first, failure)}"
     left = [other for other in possible if not other.sides & first.sides]
-    return [*left, found] if found else left
+    if not found:
+        return left
+    return [*left, with_needed_sizes(found, lambda each: _failure_alone(proof, each) is None)]
 
 
 def _failure_alone(proof: Proof, candidate: Candidate, training: bool = False) -> Failure | None:
