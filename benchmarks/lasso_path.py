@@ -160,7 +160,7 @@ def error(layer: Layer, moments: Moments, kept: np.ndarray) -> float:
 
     kernel = layer.rows.shape[1] // layer.channels
     rows = (kept[:, None] * kernel + np.arange(kernel)).ravel()
-    return least_squares.lost_share(moments, layer.weight, rows, least_squares.reconstruct(moments, layer.weight, rows))
+    return float(least_squares.lost_shares(moments, layer.weight, [rows])[0])
 
 
 def report(results: Sequence[Result]) -> None:

@@ -28,6 +28,7 @@ from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
+from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
@@ -164,8 +165,8 @@ def readers(model: nn.Module, group: ChannelGroup) -> list[Cut]:
 def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Moments]) -> np.ndarray:
     """Gram matrix ``(U, U)`` of the units' contributions to the layers that read them, each layer with the same weight.
 
-    If no reader is a matrix product (grouped and transposed convolutions), a diagonal of the squared magnitudes of the
-    weights that produce each unit.
+    If no reader is a matrix product (grouped and transposed convolutions, recurrent layers), a diagonal of the squared
+    magnitudes of the weights that produce each unit; of the magnitudes, if a recurrent layer produces it.
     """
     total = np.zeros((group.units, group.units))
     for cut in readers(model, group):
@@ -175,13 +176,13 @@ def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Mom
             total += gram / max(gram.sum(), 1e-30)
     if total.any():
         return total
-    maker = next((cut for cut in group.cuts if cut.side == "out" and cut.inside is None), group.cuts[0])
-    if maker.inside is not None:
-        return np.diag(maker.inside.magnitudes(model.get_submodule(maker.layer), maker.size)[maker.index].sum(1))
-    weight = model.get_submodule(maker.layer).get_parameter("weight").detach().cpu().double()
-    axis = 1 if getattr(model.get_submodule(maker.layer), "transposed", False) else 0
-    energy = weight.movedim(axis, 0).flatten(1).square().sum(1).numpy()
-    return np.diag(energy[maker.index % len(energy)].sum(1))
+    made = [cut for cut in group.cuts if cut.side == "out"]
+    # A norm passes the units on, and does not make them.
+    filters = [cut for cut in made if cut.kind in WITH_FILTERS]
+    maker = next(iter(filters or [cut for cut in made if cut.inside and cut.inside.axes]))
+    layer = model.get_submodule(maker.layer)
+    energy = maker.inside.magnitudes(layer, maker.size) if maker.inside else filter_magnitudes(layer, 2)
+    return np.diag(energy[maker.index].sum(1))
 
 
 def group_errors(

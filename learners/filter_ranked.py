@@ -32,7 +32,7 @@ from pfray.nn.inputs import count, floats, map_tensors
 from pfray.nn.modes import forward
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGroup
-from pfray.pruning.channels.importance import Ranking, keep_highest, lost_scores
+from pfray.pruning.channels.importance import WITH_FILTERS, Ranking, filter_magnitudes, keep_highest, lost_scores
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
@@ -40,8 +40,6 @@ from pfray.training.batch_norm import reestimate_batch_norm
 
 # Samples whose feature maps and gradients are in memory at once.
 BATCH = 64
-# Kinds of layers with one filter per channel that they produce or pass on.
-WITH_FILTERS = ("CONV", "DEPTHWISE_CONV", "LINEAR", "EMBED")
 
 
 @dataclass(frozen=True)
@@ -147,17 +145,6 @@ def l1_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
     return total
 
 
-def filter_magnitudes(layer: Any) -> np.ndarray:
-    """Sum of |w| over the weights of each output channel, ``(O,)``."""
-    weight = layer.weight.detach().double().abs()
-    if isinstance(layer, nn.Embedding):
-        return weight.sum(0).cpu().numpy()
-    if getattr(layer, "transposed", False):
-        # (I, O / groups, ...), the inputs sorted by group.
-        return weight.flatten(2).sum(2).unflatten(0, (layer.groups, -1)).sum(1).flatten().cpu().numpy()
-    return weight.flatten(1).sum(1).cpu().numpy()
-
-
 def scale_scores(model: nn.Module, group: ChannelGroup) -> np.ndarray:
     """Sum of |gamma| over all batch norms of a unit, ``(U,)``; see ``check_scaled``."""
     total = np.zeros(group.units)
@@ -216,10 +203,8 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
             if gradient is not None:
                 # The loss is the batch mean, so a sample's gradient is multiplied by the batch size.
                 product = (count(inputs) * gradient * maps).detach()
-                if isinstance(model.get_submodule(layer), nn.Linear | nn.RNNBase | nn.MultiheadAttention):
-                    product = product.movedim(-1, 1)
-                product = product.reshape(*product.shape[:2], -1).mean(2)
-                products.setdefault(layer, []).append(product)
+                product = samples_first(model.get_submodule(layer), product, count(inputs))
+                products.setdefault(layer, []).append(product.reshape(*product.shape[:2], -1).mean(2))
         for name, cut in cuts:
             for product in products.get(cut.layer, ()):
                 # (N, C) to (N, U): the mean over the unit's channels, which after a flatten include positions.
@@ -231,3 +216,14 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
     for (name, _), total in sums.items():
         scores[name] += total / max(np.sqrt(np.square(total).sum()), 1e-30)
     return scores
+
+
+def samples_first(layer: nn.Module, read: Tensor, samples: int) -> Tensor:
+    """What a layer reads, as ``(N, C, ...)``: N ``samples``, which may come behind the steps, and C channels."""
+    if not isinstance(layer, nn.Linear | nn.RNNBase | nn.MultiheadAttention):
+        return read
+    if read.dim() == 3:
+        # Only a linear layer does not know, and with as many steps as samples no one does.
+        steps_first = not getattr(layer, "batch_first", read.shape[0] == samples or read.shape[1] != samples)
+        read = read.transpose(0, 1) if steps_first else read
+    return read.movedim(-1, 1)

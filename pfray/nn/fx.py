@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from pfray.errors import first_line
@@ -34,11 +34,16 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Inputs) -> list[fx.No
     except Exception as error:
         raise Untraceable(first_line(error)) from error
     # Code that asks for the type of a tensor, say, takes another branch under torch.fx.
-    if len(found) != len(wanted) or not all(
-        torch.allclose(own, other, equal_nan=True) for own, other in zip(found, wanted, strict=True)
-    ):
+    if len(found) != len(wanted) or not all(map(_alike, found, wanted)):
         raise Untraceable("its outputs change when it is traced")
     return nodes
+
+
+def _alike(own: Tensor, other: Tensor) -> bool:
+    """True if the tensors have one shape and type, and are equal but for rounding."""
+    if own.shape != other.shape or own.dtype != other.dtype:
+        return False
+    return torch.allclose(own, other, equal_nan=True) if own.is_floating_point() else torch.equal(own, other)
 
 
 def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -54,6 +59,8 @@ def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 def _is_constant(name: str, value: Any) -> bool:
     # torch.fx has no constants for variable arguments.
     return not name.startswith("*") and not tensors(value)
+
+
 def arguments_in(
     model: nn.Module, nodes: Sequence[fx.Node], cut: set[str], example: Any
 ) -> dict[fx.Node, tuple[Any, Any]]:

@@ -15,7 +15,8 @@ from pfray.data import digits
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import answers_of
 from pfray.nn.modes import place
-from pfray.task import Task, example_input
+from pfray.pruning.channels.importance import filter_magnitudes
+from pfray.task import Split, Task, example_input
 
 SETTINGS = Settings(images=500, positions=20, round_to=2)
 
@@ -94,3 +95,42 @@ def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual
         parts.append(group_errors(model, Calibration(calibration.graph, only, calibration.kept, {}), group, [3])[3])
     assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
     assert min(parts) > 0
+
+
+class Words(nn.Module):
+    """Embeddings that only a recurrent layer reads, whose features a norm passes on to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first = nn.Embedding(50, 16), nn.LSTM(16, 6, batch_first=True)
+        self.norm, self.second, self.fc = nn.LayerNorm(6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(self.second(self.norm(self.first(self.embed(ids))[0]))[0].mean(1))
+
+
+def test_what_only_recurrent_layers_read_is_judged_by_the_weights_that_make_it():
+    torch.manual_seed(0)
+    model = Words().eval()
+    with torch.no_grad():
+        model.embed.weight[:, 8:] *= 1e-3
+    ids = torch.randint(50, (30, 7))
+    split = Split(ids, torch.arange(30) % 3)
+    own = ChannelPruned(place(model, "cpu"), Task("words", split, split, split, 3), Settings(images=30, round_to=1))
+    groups = {group.name: group for group in own.calibration.graph.groups}
+    assert {name: group.units for name, group in groups.items()} == {"embed": 16, "first": 6, "second": 5}
+    energy = model.embed.weight.detach().square().sum(0).numpy()
+    np.testing.assert_allclose(np.diag(selection_gram(model, groups["embed"], {})), energy, rtol=1e-5)
+    assert own.calibration.kept["embed"][8].tolist() == list(range(8))
+    assert group_errors(model, own.calibration, groups["embed"], [8])[8] < 1e-5
+    # The LSTM's own rows and not the norm's scales; each feature has the rows of four gates.
+    rows = [model.first.weight_ih_l0, model.first.weight_hh_l0]
+    made = sum(part.detach().abs().sum(1).unflatten(0, (4, 6)).sum(0) for part in rows)
+    np.testing.assert_allclose(np.diag(selection_gram(model, groups["first"], {})), made.numpy(), rtol=1e-5)
+
+
+def test_transposed_convolutions_in_groups_are_judged_by_each_channel_s_own_weights():
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=2)
+    energy = layer.weight.detach().square().sum((2, 3)).unflatten(0, (2, 2)).sum(1).flatten()
+    np.testing.assert_allclose(filter_magnitudes(layer, 2), energy.numpy(), rtol=1e-5)

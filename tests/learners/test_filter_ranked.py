@@ -9,12 +9,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.filter_ranked import FilterRanked, Settings, filter_magnitudes, rank, taylor_scores
+from learners.filter_ranked import FilterRanked, Settings, rank, taylor_scores
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Stage
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.nn.modes import place
+from pfray.pruning.channels.importance import filter_magnitudes
 from pfray.pruning.channels.keep_ratios import graph_of, kept_counts
 from pfray.space import Plan
 from pfray.task import Split, Task, example_input
@@ -201,6 +202,31 @@ def test_taylor_takes_the_tokens_of_a_linear_layer_for_positions():
         (gradient,) = torch.autograd.grad(F.cross_entropy(model.fc2(z).mean(1), y[None]), z)
         total += (z * gradient).mean((0, 1)).abs().detach()
     assert scores(model, task, criterion="taylor")["fc1"] == pytest.approx((total / total.norm()).numpy(), rel=1e-4)
+
+
+class StepsFirst(nn.Module):
+    """``(N, T, 5)`` to ``(N, 3)``, with the steps in front in between."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.before, self.rnn = nn.Linear(5, 4), nn.GRU(4, 6, batch_first=batch_first)
+        self.fc1, self.fc2 = nn.Linear(6, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rnn(self.before(x if self.batch_first else x.transpose(0, 1)))[0]
+        return self.fc2(F.relu(self.fc1(x))).mean(1 if self.batch_first else 0)
+
+
+@pytest.mark.parametrize("steps", [6, 40])
+def test_taylor_takes_no_steps_for_samples(steps):
+    task, found = make_task((steps, 5)), []
+    for batch_first in (True, False):
+        torch.manual_seed(0)
+        found.append(scores(StepsFirst(batch_first).eval(), task, criterion="taylor"))
+    assert found[0].keys() == {"before", "rnn", "fc1"}
+    for name in ("before", "rnn", "fc1") if steps != 40 else ("before",):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4), name
 
 
 def test_taylor_gives_every_layer_that_reads_a_unit_the_same_weight():

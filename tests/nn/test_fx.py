@@ -102,3 +102,20 @@ class Lengths(nn.Module):
 def test_a_model_that_goes_through_its_samples_is_refused_with_a_reason():
     with pytest.raises(Untraceable, match=r"\w"):
         traced_nodes(Lengths(), set(), [torch.rand(3, 4), torch.rand(2, 4)])
+
+
+class Misled(nn.Module):
+    """torch.fx gives it something that is no tensor, for which its outputs have another shape or type."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(4, 3), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if isinstance(x, Tensor) else self.other(self.layer(x))
+
+
+@pytest.mark.parametrize("other", [lambda x: x.flatten(), lambda x: x.double(), lambda x: x > 0, lambda x: x[None]])
+def test_outputs_of_another_shape_or_type_under_the_tracing_are_refused(other):
+    with pytest.raises(Untraceable, match="its outputs change when it is traced"):
+        traced_nodes(Misled(other), set(), torch.rand(2, 4))

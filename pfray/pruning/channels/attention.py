@@ -11,8 +11,8 @@ Notation: U units, each a head or, where several heads share their keys, one of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,25 @@ def find_heads(model: nn.Module, traced: nn.Module, trace: Trace) -> list[list[C
         variants = [_candidate(model, trace.graph, names, rank, attentions, guess) for guess in guesses]
         if variants:
             found.append(variants)
-    return sorted(found, key=lambda variants: rank[variants[0].name])
+    return sorted(found, key=lambda variants: min(rank.get(cut.layer, len(rank)) for cut in variants[0].cuts))
+
+
+def with_needed_sizes(candidate: Candidate, goes: Callable[[Candidate], bool]) -> Candidate:
+    """The heads with the fewest sizes that shrink: others happen to be equal, as the width of the inputs often is.
+
+    goes: tells whether a candidate can be removed.
+    """
+    for place, cut in enumerate(candidate.cuts):
+        for size in cut.inside.numbers if cut.kind == "HEADS" and cut.inside else ():
+            own = candidate.cuts[place].inside
+            if own is None or not _is_size(size[0]):
+                continue
+            inside = replace(own, numbers=tuple(each for each in own.numbers if each != size))
+            cuts = [replace(other, inside=inside) if other is candidate.cuts[place] else other
+                    for other in candidate.cuts]  # fmt: skip
+            if goes(fewer := replace(candidate, cuts=tuple(cuts))):
+                candidate = fewer
+    return candidate
 
 
 def _is_known(module: Any) -> bool:
@@ -170,7 +188,7 @@ def _guesses(model: nn.Module, graph: Any, attentions: Sequence[_Attention]) -> 
     for (units, source), by_kind in itertools.product(dict.fromkeys(ways), (True, False) if packed else (False,)):
         if units < 2 or any(width % units for width in widths):
             continue
-        for totals, tables in itertools.product((True, False), repeat=2):
+        for totals, tables in itertools.product((False, True), repeat=2):
             yield _Guess(units, source, by_kind, totals, tables)
 
 
@@ -194,8 +212,13 @@ def _candidate(
             cuts[names[maker.module], "out"] = Cut(names[maker.module], "out", index, width, maker.type.name)
         width, name = graph.get_in_channels(each.reader), names[each.reader.module]
         cuts[name, "in"] = Cut(name, "in", positions(width, guess.units), width, each.reader.type.name)
-    ordered = sorted(cuts.values(), key=lambda cut: (cut.kind != "HEADS", rank[cut.layer], cut.side == "in"))
-    name = ordered[0].layer or names[attentions[0].reader.module]
+    ordered = sorted(
+        cuts.values(), key=lambda cut: (cut.kind != "HEADS", rank.get(cut.layer, len(rank)), cut.side == "in")
+    )
+    name = ordered[0].layer
+    if not name or any(cut.layer == name and cut.kind != "HEADS" for cut in ordered):
+        # The network itself, or a layer whose channels are a group too.
+        name = f"{names[attentions[0].reader.module]}#heads"
     return Candidate(name, tuple(ordered), None, frozenset(), "heads" if len(sizes) == 1 else "groups of heads")
 
 

@@ -107,9 +107,24 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
 
 
 def _own_macs(proof: Proof, layer: str) -> float:
-    """Multiply-adds of a module that are not those of the modules inside it."""
-    children = [name for name, _ in proof.model.get_submodule(layer).named_children()]
-    return proof.macs_of[layer] - sum(proof.macs_of.get(f"{layer}.{child}".lstrip("."), 0) for child in children)
+    """Multiply-adds of a module that are not those of modules with weights inside it.
+
+    Where its forward pass never runs, because another method is called, those of the module around it that does.
+    """
+    while layer and not proof.macs_of[layer]:
+        layer = layer.rpartition(".")[0]
+    return proof.macs_of[layer] - _macs_with_weights(proof, layer)
+
+
+def _macs_with_weights(proof: Proof, layer: str) -> float:
+    """Multiply-adds of the outermost modules inside ``layer`` that run and have weights of their own."""
+    total = 0.0
+    for name, child in proof.model.get_submodule(layer).named_children():
+        inner = f"{layer}.{name}".lstrip(".")
+        macs = proof.macs_of.get(inner, 0)  # a shared module is known by its first name
+        weights = next(child.parameters(recurse=False), None) is not None
+        total += macs if macs and weights else _macs_with_weights(proof, inner)
+    return total
 
 
 def _products_within(proof: Proof, layer: str) -> dict[str, float]:

@@ -7,14 +7,14 @@ take the same number of entries from the same sides form a *candidate* (Fang et 
 
 torch-pruning gives the order of layers and operations. It guesses sizes where positions move on the way (concatenation,
 padding, split, slice, flatten); here they come from the shapes that autograd has recorded. Remaining mistakes are found
-by pfray.pruning.channels.graph, which tries every candidate on numbers.
+by pfray.pruning.channels.admission, which tries every candidate on numbers.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -24,9 +24,9 @@ from torch.nn.utils import parametrize
 from torch_pruning.ops import OPTYPE
 
 from pfray.pruning.channels.inside import Inside
+from pfray.pruning.channels.moves import Side, move_channels, operation_of, parameter_axis, parts_alike, size_of
 from pfray.pruning.channels.trace import Trace
 
-Side = Literal["out", "in"]
 # A node of torch-pruning's graph and one of its sides; operations and batch norms have "out" only.
 Place = tuple[Any, Side]
 # Channels of one place, and the channels of another place that they become or are coupled with.
@@ -97,13 +97,13 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
     passes: dict[int, set[str]] = defaultdict(set)
     for (node, side), members in labels.items():
         is_layer = node.type == OPTYPE.PARAMETER or node.module in names
-        size = _size(graph, node, side) if is_layer else None
+        size = size_of(graph, node, side) if is_layer else None
         obstacle = OUTPUT if side == "out" and node.grad_fn in trace.ends else _obstacle(graph, node, side, names)
         for position, label in members.items():
             if obstacle is not None:
                 obstacles.setdefault(label, obstacle)
             if not is_layer:
-                passes[label].add(_operation(node))
+                passes[label].add(operation_of(node))
             elif size is not None and position >= size:
                 obstacles.setdefault(label, f"reshaped or mixed before they reach {names[node.module]}")
             elif node.type in CUTTABLE and size is not None:
@@ -123,7 +123,7 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
         own.sort(key=lambda label: min(units[label][root]))
         cuts = tuple(
             Cut(names[node.module], side, np.array([sorted(units[label][node, side]) for label in own]),
-                _size(graph, node, side) or 0, node.type.name, max(0, node.pruning_dim))
+                size_of(graph, node, side) or 0, node.type.name, max(0, node.pruning_dim))
             for node, side in ways
         )  # fmt: skip
         through = frozenset(name for label in own for name in passes[label])
@@ -145,7 +145,7 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
     width: dict[Place, int] = {}
     for node in nodes:
         if node.type == OPTYPE.PARAMETER:
-            node.pruning_dim = _parameter_axis(node)
+            node.pruning_dim = parameter_axis(node)
         if node.type in (*MAKERS, OPTYPE.PARAMETER, OPTYPE.LSTM, OPTYPE.MHA):
             width[node, "out"] = graph.get_out_channels(node)
             known[node, "out"] = np.arange(width[node, "out"])
@@ -168,37 +168,11 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
                     found[number, slot] = (start, before, target, after)
     couplings = list(found.values())
     for (node, side), positions in known.items():
-        parts, share = _equal_parts(graph, node, side, width.get((node, side), 0))
+        parts, share = parts_alike(graph, node, side, width.get((node, side), 0))
         if parts > 1:
             inside = positions[positions < parts * share]
             couplings.append(((node, side), inside, (node, side), inside % share))
     return known, couplings
-
-
-def _equal_parts(graph: Any, node: Any, side: Side, width: int) -> tuple[int, int]:
-    """(number of parts, channels in each) that have to lose the same channels, so that they stay equally large: groups
-    of a convolution or a group norm, and the parts of ``chunk`` and ``split``."""
-    if node.type in (OPTYPE.CONV, OPTYPE.GN):
-        parts = node.module.groups if node.type == OPTYPE.CONV else node.module.num_groups
-        return parts, (_size(graph, node, side) or 0) // parts
-    if node.type == OPTYPE.SPLIT and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
-        shape = node.grad_fn._saved_self_sym_sizes
-        axis = _axis(shape, width)
-        if axis is not None and _is_along(axis, node.grad_fn._saved_dim, shape):
-            sizes = {metadata.shape[axis] for metadata in node.grad_fn._input_metadata}
-            share = min(sizes)
-            return (width // share, share) if len(sizes) == 1 else (1, width)
-    return 1, width
-
-
-def _parameter_axis(node: Any) -> int:
-    """Axis of the channels in a parameter: the second of images, if it varies along it, or else the last that it has.
-    """
-    shape = node.module.shape
-    varying = [axis for axis, size in enumerate(shape) if size > 1]
-    made = node.outputs[0].grad_fn._input_metadata[0].shape if node.outputs and node.outputs[0].grad_fn else ()
-    second = 1 - (len(made) - len(shape))
-    return second if len(made) > 3 and second in varying else varying[-1]
 
 
 def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> dict[Place, dict[int, int]]:
@@ -216,79 +190,6 @@ def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> di
     }
 
 
-def move_channels(
-    graph: Any, source: Any, node: Any, slot: int, positions: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Follow channels from ``source`` into input ``slot`` of ``node``.
-
-    positions: the channels, out of ``width``. Returns (the channels that arrive, their positions there, width there).
-    """
-    inputs = [(f, n) for f, n in node.grad_fn.next_functions if _is_input(graph, f)] if node.grad_fn else []
-    if len(inputs) != len(node.inputs):
-        # Only the last call of a layer with several is known; nothing lies between it and its inputs.
-        return positions, positions, width
-    function, number = inputs[slot]
-    before = after = positions
-    if source.type == OPTYPE.SPLIT and hasattr(function, "_saved_self_sym_sizes"):
-        axis = _axis(function._saved_self_sym_sizes, width)
-        if axis is not None and _is_along(axis, function._saved_dim, function._saved_self_sym_sizes):
-            sizes = [metadata.shape[axis] for metadata in function._input_metadata]
-            before, after = _shift(before, after, -sum(sizes[:number]), sizes[number])
-            width = sizes[number]
-    old, new = function._input_metadata[number].shape, node.grad_fn._input_metadata[0].shape
-    axis = _axis(old, width)
-    if axis is None or node.type <= OPTYPE.DEPTHWISE_CONV:
-        return before, after, width
-    if node.type == OPTYPE.CONCAT and _is_along(axis, node.grad_fn._saved_dim, new):
-        sizes = [f and f._input_metadata[n].shape[axis] for f, n in node.grad_fn.next_functions]
-        part = [i for i, (f, _) in enumerate(node.grad_fn.next_functions) if _is_input(graph, f)][slot]
-        # autograd does not know the size of a part without gradient, such as the model's input.
-        missing = new[axis] - sum(size or 0 for size in sizes)
-        offset = sum(missing if size is None else size for size in sizes[:part])
-        return (*_shift(before, after, offset, new[axis]), new[axis])
-    if node.type == OPTYPE.SLICE and _is_along(axis, node.module.dim, new):
-        start, step = _signed(node.module.start) % max(1, old[axis]), node.module.step
-        inside = (after - start) % step == 0
-        return (*_shift(before[inside], (after[inside] - start) // step, 0, new[axis]), new[axis])
-    if _operation(node) == "ConstantPadNd":
-        front = [*node.grad_fn._saved_pad, *[0] * 2 * len(new)][2 * (len(new) - 1 - axis)]
-        return (*_shift(before, after, _signed(front), new[axis]), new[axis])
-    if node.type == OPTYPE.RESHAPE and old[0] == new[0] and axis == 1:
-        if len(old) > len(new) == 2:  # flatten: all pixels of a channel lie side by side
-            stride = new[1] // old[1]
-            return before.repeat(stride), (after[:, None] * stride + np.arange(stride)).ravel(), new[1]
-        if len(new) > len(old) == 2:
-            return before, after // (old[1] // new[1]), new[1]
-    if len(old) == len(new) and old[axis] == 1 < new[axis]:
-        return before[:0], after[:0], width  # broadcast over the channels, so it is coupled with none
-    return before, after, width
-
-
-def _is_input(graph: Any, function: Any) -> bool:
-    """True if torch-pruning has a node for an operation's input: not for constants and layers' weights."""
-    return function is not None and (not hasattr(function, "variable") or function.variable in graph.module2node)
-
-
-def _shift(before: np.ndarray, after: np.ndarray, offset: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Move by ``offset`` and drop positions outside of ``size``."""
-    inside = (after + offset >= 0) & (after + offset < size)
-    return before[inside], after[inside] + offset
-
-
-def _axis(shape: tuple[int, ...], width: int) -> int | None:
-    """Axis of an activation that holds its ``width`` channels: the second (images), or else the last (tokens)."""
-    return next((axis for axis in (1, len(shape) - 1) if 0 < axis < len(shape) and shape[axis] == width), None)
-
-
-def _is_along(axis: int, dimension: int, shape: tuple[int, ...]) -> bool:
-    return _signed(dimension) % len(shape) == axis
-
-
-def _signed(number: int) -> int:
-    """The signed value of a number that autograd has saved as unsigned."""
-    return number - 2**64 if number >= 2**63 else number
-
-
 def _obstacle(graph: Any, node: Any, side: Side, names: dict[nn.Module, str]) -> str | None:
     """Reason why channels that arrive here cannot be removed; None if there is none."""
     if node.type == OPTYPE.LN and len(node.module.normalized_shape) > 1:
@@ -302,13 +203,3 @@ def _obstacle(graph: Any, node: Any, side: Side, names: dict[nn.Module, str]) ->
     if isinstance(node.module, nn.Module) and parametrize.is_parametrized(node.module):
         return f"the weights of {names[node.module]} are computed by a parametrization"
     return None
-
-
-def _size(graph: Any, node: Any, side: Side) -> int | None:
-    """Entries of a layer's side; None for a layer without any (a PReLU with one parameter)."""
-    return graph.get_out_channels(node) if side == "out" else graph.get_in_channels(node)
-
-
-def _operation(node: Any) -> str:
-    """Name of the operation in autograd, such as ``ConstantPadNd``."""
-    return node.grad_fn.name().rpartition("Backward")[0] if hasattr(node.grad_fn, "name") else str(node.type.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -14,6 +15,9 @@ from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.keep_ratios import ChannelSettings
 from pfray.pruning.channels.prune import prune
+
+# Kinds of layers with one filter per channel that they produce or pass on.
+WITH_FILTERS = ("CONV", "DEPTHWISE_CONV", "LINEAR", "EMBED")
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,14 @@ def keep_highest(model: nn.Module, ranking: Ranking, counts: Mapping[str, int]) 
     kept = {name: np.argsort(-ranking.scores[name], kind="stable")[:count] for name, count in counts.items()}
     prune(pruned, ranking.graph, kept)
     return place(pruned, next(model.parameters()).device)
+
+
+def filter_magnitudes(layer: Any, power: int = 1) -> np.ndarray:
+    """Sum of |w|^power over the weights of each output channel, ``(O,)``."""
+    weight = layer.weight.detach().double().abs() ** power
+    if isinstance(layer, nn.Embedding):
+        return weight.sum(0).cpu().numpy()
+    if getattr(layer, "transposed", False):
+        # (I, O / groups, ...), the inputs sorted by group.
+        return weight.flatten(2).sum(2).unflatten(0, (layer.groups, -1)).sum(1).flatten().cpu().numpy()
+    return weight.flatten(1).sum(1).cpu().numpy()

@@ -18,8 +18,9 @@ from torch_pruning.ops import OPTYPE, module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from pfray.errors import UnsupportedModel
-from pfray.pruning.channels.dependency import Cut, Side
+from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.inside import Inside
+from pfray.pruning.channels.moves import Side
 from pfray.pruning.channels.numbers import holds, with_size
 
 # Kinds of norms whose mean and variance go over several channels.

@@ -8,6 +8,7 @@ is 0) would hide a mistake.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,15 @@ class Proof:
             raise Unprovable("the model's outputs differ from run to run, or are not finite")
         self.params = count_params(self.model)[0]
         self._drawn: nn.Module | None = None
-        self._trains = self._training_failure([]) is None
+        failure = self._training_failure([])
+        self._trains = failure is None
+        if failure:
+            logging.getLogger("pfray").warning(
+                "%s: pruned networks are tried in evaluation mode only, since the model itself does not run in "
+                "training mode (%s)",
+                type(model).__name__,
+                failure.detail,
+            )
 
     def failure(
         self,
@@ -173,9 +182,7 @@ class Proof:
 def _random(inputs: Inputs) -> Inputs:
     """The inputs with normal noise in place of floating-point tensors."""
     generator = torch.Generator().manual_seed(0)
-    return map_tensors(
-        lambda x: torch.randn(x.shape, generator=generator) if x.is_floating_point() else x, inputs
-    )
+    return map_tensors(lambda x: torch.randn(x.shape, generator=generator) if x.is_floating_point() else x, inputs)
 
 
 @torch.no_grad()

@@ -58,23 +58,14 @@ def ridge_solve(matrix: Tensor, right: Tensor, ridge: float = RIDGE) -> Tensor:
     return torch.cholesky_solve(right, ridge_factor(matrix, ridge)[0])
 
 
-def lost_share(moments: Moments, weight: Tensor, kept: np.ndarray, reconstructed: Tensor) -> float:
-    """Error of the ``reconstructed`` weights as a share of the output's variance, 0 to 1."""
-    covariance, rows = moments.covariance.double(), weight.double()
-    difference = rows.clone()
-    difference[torch.from_numpy(kept)] -= reconstructed.double()
-    whole = (rows * (covariance @ rows)).sum().item()
-    lost = (difference * (covariance @ difference)).sum().item()
-    return min(1.0, max(0.0, lost / whole)) if whole > 0 else 0.0
-
-
 @torch.no_grad()
 def lost_shares(moments: Moments, weight: Tensor, selections: Sequence[np.ndarray]) -> np.ndarray:
-    """``lost_share`` after ``reconstruct`` of each selection of kept rows, rising in size; by few factorizations.
+    """Errors ``(S,)`` after ``reconstruct`` of each selection of kept rows, as shares of the output's variance, 0 to 1.
 
-    With T = C W, the minimum over W' of the lost variance + r |W' - W_S|^2 is tr(W' C W) + r |W_S|^2 - |Y|^2, where
-    Y = L^-1 (T_S + r W_S) and L L' = C_SS + r I. The first rows of L and Y belong to the first rows of S, so selections
-    that each contain the one before need one factor. The penalty, a share of about r, counts as lost.
+    The selections rise in size. With T = C W, the minimum over W' of the lost variance + r |W' - W_S|^2 is
+    tr(W' C W) + r |W_S|^2 - |Y|^2, where Y = L^-1 (T_S + r W_S) and L L' = C_SS + r I. The first rows of L and Y belong
+    to the first rows of S, so selections that each contain the one before need one factor. The penalty, a share of
+    about r, counts as lost.
     """
     covariance, rows = moments.covariance.double(), weight.double()
     products = covariance @ rows

@@ -39,13 +39,6 @@ def fit_kept(covariance: Tensor, weight: Tensor, kept: Tensor, steps: int) -> Te
     return found
 
 
-def lost_share(covariance: Tensor, weight: Tensor, fitted: Tensor) -> float:
-    """E(V) / E(0): lost share of the outputs' variance."""
-    difference = fitted - weight
-    whole = (weight * (covariance @ weight)).sum().item()
-    return (difference * (covariance @ difference)).sum().item() / whole if whole > 0 else 0.0
-
-
 def _ratio(one: Tensor, other: Tensor) -> Tensor:
     """one / other; 0 for columns that are solved already."""
     return torch.where(other > 0, one / torch.where(other > 0, other, 1.0), 0.0)

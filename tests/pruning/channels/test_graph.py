@@ -264,3 +264,30 @@ def test_a_deep_network_is_pruned_and_counted_without_running_it(monkeypatch):
         costs = graph.costs([group.units // 2 for group in graph.groups])
     assert costs["params"] == sum(p.numel() for p in pruned.parameters())
     assert pruned(example).shape == (1, 10)
+
+
+class Numbered(nn.Module):
+    """``width`` and ``shape`` are the number of channels, ``limit`` happens to be equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit, self.width, self.shape = 16, 16, (16, 64)
+        self.one, self.two = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x)).view(-1, *self.shape).view(-1, self.width, 8, 8)
+        return self.two(x)[..., : self.limit, :].mean((2, 3))
+
+
+class OneNumber(Numbered):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(F.relu(self.one(x)).view(-1, self.width, 8, 8)).mean((2, 3))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Numbered, (6, 64)), (OneNumber, (16, 64))])
+def test_only_the_numbers_that_the_forward_pass_needs_shrink(make, shape):
+    model, x = make().eval(), torch.randn(1, 3, 8, 8)
+    graph = channel_graph(model, x)
+    assert [(group.name, group.units) for group in graph.groups] == [("one", 16)]
+    pruned = check_plan(model, (x,), graph, {"one": [0, 2, 5, 7, 8, 15]})
+    assert (pruned.width, pruned.shape, pruned.limit) == (6, shape, 16)

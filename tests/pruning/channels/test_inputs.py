@@ -145,3 +145,61 @@ def test_values_of_masks_may_be_read_and_those_that_depend_on_weights_may_not():
     peeking = channel_graph(Peeking().eval(), inputs)
     assert not peeking.groups
     assert "reads the values of tensors" in peeking.skipped["one"]
+
+
+class Routed(nn.Module):
+    """The first token says which layer reads the embeddings, or how often one does."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.embed = way, nn.Embedding(50, 12)
+        self.one, self.two = nn.Linear(12, 3), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids).mean(1)
+        if self.way == "branch":
+            return self.one(x) if int(ids[0, 0]) > 3 else self.two(x)
+        if self.way == "any":
+            return self.one(x) if (ids[:, 0] > 3).any() else self.two(x)
+        return torch.stack([self.one(x) for _ in range(1 + int(ids.max()))]).mean(0)
+
+
+@pytest.mark.parametrize("first", [2, 40])
+@pytest.mark.parametrize("way", ["branch", "any"])
+def test_layers_that_vary_with_the_tokens_have_no_groups(way, first):
+    ids = torch.tensor([[first, 7, 30, 1, 12]])
+    graph = channel_graph(Routed(way).eval(), ids)
+    assert not graph.groups
+    assert set(graph.skipped.values()) == {
+        "the model's forward pass reads the values of tensors, so that its layers may vary"
+    }
+
+
+def test_a_number_of_steps_that_tokens_give_keeps_no_channel_from_going():
+    graph = channel_graph(Routed("steps").eval(), torch.tensor([[4, 0, 3]]))
+    assert [(group.name, group.units) for group in graph.groups] == [("embed", 12)]
+
+
+class NotTrainable(nn.Module):
+    """Its training wants targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(3, 8), head(8)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if self.training and targets is None:
+            raise ValueError("targets are missing")
+        return self.head(self.body(x))
+
+
+def test_a_training_mode_that_cannot_be_tried_is_told_once(caplog):
+    graph = channel_graph(NotTrainable().eval(), torch.randn(1, 3, 8, 8))
+    assert [group.name for group in graph.groups] == ["body.0"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "NotTrainable: pruned networks are tried in evaluation mode only, since the model itself does not run in "
+        "training mode (targets are missing)"
+    ]
+    caplog.clear()
+    channel_graph(Siamese().eval(), (torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)))
+    assert not caplog.records

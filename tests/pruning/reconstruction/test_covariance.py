@@ -14,7 +14,7 @@ from pfray.pruning.reconstruction import covariance
 from pfray.pruning.reconstruction.covariance import Moments, RunningCovariance, cached_moments, input_moments
 from pfray.pruning.reconstruction.im2col import weight_rows
 from pfray.pruning.reconstruction.lasso import lasso_selections, unit_gram
-from pfray.pruning.reconstruction.least_squares import lost_share, reconstruct
+from pfray.pruning.reconstruction.least_squares import lost_shares, reconstruct
 from pfray.task import Split, Task
 
 
@@ -144,7 +144,10 @@ def test_less_calibration_than_the_layer_is_wide_still_gives_a_choice_and_finite
     new = reconstruct(m, weight, rows)
     assert new.isfinite().all()
     # 12 rows can be met by 180 weights, and the weights stay of the size they were.
-    assert lost_share(m, weight, rows, new) < 0.01 < lost_share(m, weight, rows, weight[rows])
+    whole, lost = weight.double(), weight.double().clone()
+    lost[rows] = 0.0
+    cut, everything = (float((w * (m.covariance.double() @ w)).sum()) for w in (lost, whole))
+    assert lost_shares(m, weight, [rows])[0] < 0.01 < cut / everything
     assert new.norm() < 3 * weight.norm()
 
 

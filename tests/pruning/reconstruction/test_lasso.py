@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pfray.pruning.reconstruction.covariance import Moments
 from pfray.pruning.reconstruction.lasso import cached_selections, lasso_selections, unit_gram
-from pfray.pruning.reconstruction.least_squares import lost_share, lost_shares, reconstruct, ridge_factor, ridge_solve
+from pfray.pruning.reconstruction.least_squares import lost_shares, reconstruct, ridge_factor, ridge_solve
 
 ROWS, KERNEL, OUTPUTS = 300, 4, 5
 
@@ -119,10 +119,8 @@ def test_of_channels_that_are_copies_one_stays_longer_than_the_other():
         warnings.simplefilter("error", ConvergenceWarning)
         selections = lasso_selections(singular)
     assert_counts(selections, 6)
-    m, matrix = moments(rows), torch.from_numpy(weight)
-    kept = np.array([0, 1, 2, 3, 5])
-    own = (kept[:, None] * KERNEL + np.arange(KERNEL)).ravel()
-    assert lost_share(m, matrix, own, reconstruct(m, matrix, own)) < 1e-6
+    own = kept_rows(0, 1, 2, 3, 5)
+    assert share(rows, weight, own, reconstruct(moments(rows), torch.from_numpy(weight), own)) < 1e-6
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.ones((4, 4)), np.full((4, 4), 1e-38), -1e-12 * np.eye(4)])
@@ -209,30 +207,6 @@ def test_a_regular_system_is_solved_with_the_ridge_on_its_diagonal():
     assert torch.allclose(ridge_solve(matrix, right, 0.1), expected)
 
 
-def test_the_lost_share_is_that_of_the_explicit_outputs_and_falls_with_what_is_kept():
-    rows, weight = data(6)
-    m, matrix = moments(rows), torch.from_numpy(weight)
-    assert lost_share(m, matrix, np.arange(24), matrix) == 0.0
-    assert lost_share(m, matrix, np.arange(0), matrix[:0]) == 1.0
-    for kept in (kept_rows(0, 3), kept_rows(4)):
-        new = reconstruct(m, matrix, kept)
-        assert lost_share(m, matrix, kept, new) == pytest.approx(share(rows, weight, kept, new), rel=1e-9)
-    # Each adds a channel to the one before.
-    nested = [kept_rows(*range(count)) for count in range(1, 7)]
-    losses = [lost_share(m, matrix, kept, reconstruct(m, matrix, kept)) for kept in nested]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[0] < 1
-    assert losses[-1] == 0.0
-
-
-def test_the_lost_share_stays_between_0_and_1():
-    rows, weight = data(2)
-    m, matrix = moments(rows), torch.from_numpy(weight)
-    assert lost_share(m, matrix, np.arange(8), -5 * matrix) == 1.0
-    nothing = Moments(torch.zeros(8, 8), torch.zeros(8))
-    assert lost_share(nothing, matrix, np.arange(4), matrix[:4]) == 0.0
-
-
 def test_a_matrix_that_rounding_made_indefinite_is_solved_with_a_larger_ridge():
     # The mean diagonal is 0.4995, of which the share 1e-4, and ten times as much, leave -1e-3 negative.
     matrix, right = torch.diag(torch.tensor([1.0, -1e-3]).double()), torch.ones(2, 1).double()
@@ -257,15 +231,25 @@ def test_a_system_of_more_inputs_than_samples_is_solved_as_in_the_space_of_the_s
 
 
 @pytest.mark.parametrize("order", [[0, 3, 1, 4, 5, 2], [5, 4, 3, 2, 1, 0]])
-def test_lost_shares_of_nested_selections_are_those_of_each(order):
+def test_lost_shares_of_nested_selections_are_those_of_the_explicit_outputs(order):
     rows, weight = data(6)
     m, matrix = moments(rows), torch.from_numpy(weight)
     selections = [kept_rows(*sorted(order[:count])) for count in range(1, 7)]
     # The third is no part of the fourth.
     selections[3] = kept_rows(*sorted(set(range(6)) - {order[0], order[1]}))
-    each = [lost_share(m, matrix, kept, reconstruct(m, matrix, kept)) for kept in selections]
+    each = [share(rows, weight, kept, reconstruct(m, matrix, kept)) for kept in selections]
     np.testing.assert_allclose(lost_shares(m, matrix, selections), each, rtol=2e-3, atol=2e-4)
     assert lost_shares(m, matrix, [np.arange(0), selections[0]]).tolist() == [1.0, pytest.approx(each[0], rel=2e-3)]
+
+
+def test_lost_shares_fall_with_what_is_kept():
+    rows, weight = data(6)
+    # Each adds a channel to the one before.
+    nested = [kept_rows(*range(count)) for count in range(1, 7)]
+    losses = lost_shares(moments(rows), torch.from_numpy(weight), nested).tolist()
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] < 1
+    assert losses[-1] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_lost_shares_of_an_output_that_does_not_vary_are_0():

@@ -306,6 +306,20 @@ class Untraced(nn.Module):
         return x.mean((2, 3)) if x.shape[-1] > 1 else x.flatten(1)
 
 
+class Misled(Untraced):
+    """torch.fx gives it something that is no tensor, and sees the other way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if isinstance(x, Tensor) else 2 * self.conv2(self.conv1(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("make", [Untraced, Misled])
+def test_a_model_that_torch_fx_cannot_trace_is_refused(task, make):
+    model, graph = graph_of(make)
+    with pytest.raises(Untraceable, match=r"\w"):
+        refitted(model, graph, {"conv1": [0, 1, 2]}, task)
+
+
 class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -316,18 +330,13 @@ class Encoder(nn.Module):
         return self.fc(self.layer(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
 
 
-class Misled(Untraced):
-    """torch.fx gives it something that is no tensor, and sees the other way."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if isinstance(x, Tensor) else 2 * self.conv2(self.conv1(x)).mean((2, 3))
-
-
-@pytest.mark.parametrize(("make", "group"), [(Untraced, "conv1"), (Misled, "conv1"), (Encoder, "layer.linear1")])
-def test_a_model_that_torch_fx_cannot_trace_down_to_the_cut_layers_is_refused(task, make, group):
-    model, graph = graph_of(make)
-    with pytest.raises(Untraceable, match=r"\w"):
-        refitted(model, graph, {group: [0, 1, 2]}, task)
+def test_layers_inside_an_encoder_of_torch_are_fitted_too(task):
+    model, graph = graph_of(Encoder)
+    kept = {"layer.linear1": range(6)}
+    student = refitted(model, graph, kept, task)
+    assert (student.layer.linear1.out_features, student.layer.linear2.in_features) == (6, 6)
+    assert type(student.layer.self_attn) is nn.MultiheadAttention
+    assert error(model, student, task) < 0.5 * error(model, pruned(model, graph, kept), task)
 
 
 class Reshaped(nn.Module):
