@@ -116,7 +116,7 @@ class LitertQuant(Algorithm):
         for name, width in plan.items():
             if width == BITS and name in self.levels:  # not where an earlier learner has taken the layer out
                 qparams.attach(model.get_submodule(name), self.levels[name])
-                activations.attach(model.get_submodule(name), *self.inputs[name], BITS)
+                activations.attach(model, name, *self.inputs[name], BITS)
         return Compressed(model, with_delays(model, None, self.settings.delay) if steps else None)
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:

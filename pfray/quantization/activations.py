@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.attention import module_by_module
 from pfray.nn.modes import evaluating, forward
 from pfray.quantization import affine
 from pfray.task import Task
@@ -57,10 +58,15 @@ def quantize_input(
     return inputs, {**named, "input": quantizer(named["input"])}
 
 
-def attach(layer: nn.Module, low: Tensor, step: Tensor, bits: int) -> None:
-    """Quantize the first input of a layer from now on."""
+def attach(model: nn.Module, name: str, low: Tensor, step: Tensor, bits: int) -> None:
+    """Quantize the first input of the layer ``name`` from now on."""
+    layer = model.get_submodule(name)
     layer.add_module(NAME, InputQuantizer(low, step, bits))
     layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
+    # An encoder around it would make nested tensors, which only the fused kernels take, and they know no hooks.
+    for outer, encoder in model.named_modules():
+        if isinstance(encoder, nn.TransformerEncoder) and name.startswith(f"{outer}.".lstrip(".")):
+            encoder.use_nested_tensor = False
 
 
 def input_ranges(
@@ -92,7 +98,7 @@ def input_ranges(
     ]
     device = next(model.parameters()).device
     try:
-        with evaluating(model):
+        with module_by_module(), evaluating(model):
             for inputs, _ in task.batches(task.train.head(images), 250, device):
                 forward(model, inputs)
     finally:

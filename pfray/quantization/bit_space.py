@@ -237,7 +237,7 @@ def quantize(model: nn.Module, plan: Plan, settings: BitSettings, prepared: Prep
         qparams.attach(layer, prepared.levels[name][int(bits)])
         if settings.activation_bits is not None:
             for each in prepared.inputs.keys() & sharing(model, name):
-                activations.attach(model.get_submodule(each), *prepared.inputs[each], settings.activation_bits)
+                activations.attach(model, each, *prepared.inputs[each], settings.activation_bits)
     return floats
 
 

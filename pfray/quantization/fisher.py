@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfray.nn.inputs import count, map_tensors
+from pfray.nn.inputs import count, floats
 from pfray.nn.modes import forward
 from pfray.task import Task
 
@@ -39,7 +39,7 @@ def fisher(model: nn.Module, names: Sequence[str], task: Task, images: int = IMA
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     draws, batches = torch.Generator().manual_seed(0), 0
     for inputs, targets in task.batches(task.train.head(images), BATCH, device):
-        outputs = map_tensors(_in_float32, forward(model, inputs))
+        outputs = floats(task.select(forward(model, inputs)))
         if task.loss is F.cross_entropy:
             targets = _drawn(outputs.detach(), draws).to(device)
         labels = targets.numel() if task.loss is F.cross_entropy else count(inputs)
@@ -49,10 +49,6 @@ def fisher(model: nn.Module, names: Sequence[str], task: Task, images: int = IMA
                 total[name] += labels * gradient.square()
         batches += 1
     return {name: each / batches for name, each in total.items()}
-
-
-def _in_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _drawn(outputs: Tensor, draws: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pfray.export import pt2
 from pfray.export.packed import file
 from pfray.export.shipped import shipped
 from pfray.export.tflite import convert, flatbuffer, float_islands, profile, quantized, short_names, sparse
+from pfray.export.tflite.float_islands import InFloat
 from pfray.export.tflite.kept import teacher_file
 from pfray.export.tflite.quantized import Stored
 from pfray.export.tflite.recurrent import MANY_STEPS, STEP_SECONDS, unrolled_steps
@@ -101,12 +102,12 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
     """
     content = convert.convert(model, example_input(task))
     large = len(content) >= convert.LARGEST  # as it is, where nothing in it has to change
-    floats: dict[str, int] = {}
+    floats: list[InFloat] = []
     for allowed in quantized.CHOICES:
         parsed = flatbuffer.parse(content)
         if not large:
-            short_names.shorten(parsed)
             floats = float_islands.compute_in_float(parsed)
+            short_names.shorten(parsed)
         stored = quantized.quantize(parsed, model, allowed)
         changed = sparse.sparsify(parsed) or stored or not large
         write_atomically(path, flatbuffer.pack(parsed) if changed else content)
@@ -120,19 +121,34 @@ def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) 
     raise AssertionError("the last choice rounds nothing")
 
 
-def _records(model: nn.Module, stored: dict[str, Stored], floats: Mapping[str, int]) -> dict[str, Any]:
+def _records(model: nn.Module, stored: dict[str, Stored], floats: Sequence[InFloat]) -> dict[str, Any]:
     """Type of each layer in the file, as JSON values; empty for a model in float.
 
-    floats: operators that the file computes in float although the model rounds them, by name in the file.
+    floats: operators that the file computes in float although the model rounds them.
     """
-    operators = {
+    records = {
         name: {"bits": 8 if kind == "int8" else None, "type": kind, "reason": why}
         for name, (kind, why) in shipped(model).operators().items()
     }
-    for record in operators.values():
-        if "BATCH_MATMUL" in floats and str(record["reason"]).startswith(("matmul in", "bmm in")):
-            record |= {"bits": None, "type": "float", "reason": "faster so: its int8 kernel is slow"}
-    return operators or {name: asdict(each) for name, each in stored.items()}
+    if not records:
+        return {name: asdict(each) for name, each in stored.items()}
+    # A record is named after its module, or after the operator in it, and stands for all such products of the module.
+    products = [name for name, each in records.items() if str(each["reason"]).startswith(("matmul in", "bmm in"))]
+    for each in floats:
+        kind = each.name.lower()
+        own = [name for name in products if each.module in (name, name.rpartition(".")[0])]
+        if each.name != "BATCH_MATMUL" or not (own or products):
+            own = [_unused(each.module or kind, kind, records)]
+        left = [name for name in own or products if records.get(name, {}).get("type") != "float"]
+        for name in left[:1]:
+            records[name] = {"bits": None, "type": "float", "reason": f"{kind} is faster so: its int8 kernel is slow"}
+    return records
+
+
+def _unused(name: str, kind: str, records: dict[str, Any]) -> str:
+    """``name``; with the kind of operator, and then a number, if there are records of that name already."""
+    names = [name, f"{name}.{kind}", *(f"{name}.{kind}_{number}" for number in range(1, len(records) + 1))]
+    return next(each for each in names if each not in records)
 
 
 def pack(model: nn.Module, path: Path) -> int:

@@ -94,7 +94,7 @@ def test_the_packed_file_is_the_trained_state_bit_for_bit_and_the_program_does_t
         model = place(lenet(in_channels=1), "cpu").eval()
         for name in SIZES:
             prefix = f"{name}.input_quantizer"
-            activations.attach(model.get_submodule(name), state[f"{prefix}.low"], state[f"{prefix}.step"], 8)
+            activations.attach(model, name, state[f"{prefix}.low"], state[f"{prefix}.step"], 8)
     else:
         model = place(lenet(in_channels=1), "cpu").eval()
     model.load_state_dict(without_qparams(state, model))

@@ -31,7 +31,7 @@ def identity() -> nn.Linear:
 
 def test_two_bits_by_hand_and_the_gradient_is_that_of_the_clipping():
     layer = identity()
-    activations.attach(layer, torch.tensor([-1.0]), torch.tensor([1.0]), 2)
+    activations.attach(layer, "", torch.tensor([-1.0]), torch.tensor([1.0]), 2)
     inputs = torch.tensor([[-3.0, 0.4, 0.6], [1.4, 1.6, 9.0]], requires_grad=True)
     found = layer(inputs)
     assert found.tolist() == [[-1, 0, 1], [1, 2, 2]]
@@ -84,13 +84,13 @@ def test_inputs_that_are_all_alike_are_exact():
     constant = Task("constant", split, split, split, 3)
     model = nn.Sequential(nn.Conv2d(2, 2, 1))
     expected = model(split.inputs[:1])
-    activations.attach(model[0], *ranges(model, ["0"], constant)["0"], 8)
+    activations.attach(model, "0", *ranges(model, ["0"], constant)["0"], 8)
     assert torch.allclose(model(split.inputs[:1]), expected, atol=1e-6)
 
 
 def test_copies_pickles_and_programs_take_it_along_and_the_state_dict_has_it():
     layer = identity()
-    activations.attach(layer, torch.tensor([-1.0]), torch.tensor([0.5]), 3)
+    activations.attach(layer, "", torch.tensor([-1.0]), torch.tensor([0.5]), 3)
     inputs = torch.tensor([[-2.0, 0.3, 9.0]])
     expected = [[-1.0, 0.5, 2.5]]
     assert layer(inputs).tolist() == expected
@@ -99,7 +99,7 @@ def test_copies_pickles_and_programs_take_it_along_and_the_state_dict_has_it():
     assert torch.export.export(layer, (inputs,)).module()(inputs).tolist() == expected
     assert {"input_quantizer.low", "input_quantizer.step"} <= set(layer.state_dict())
     other = identity()
-    activations.attach(other, torch.tensor([0.0]), torch.tensor([9.0]), 3)
+    activations.attach(other, "", torch.tensor([0.0]), torch.tensor([9.0]), 3)
     other.load_state_dict(layer.state_dict())
     assert other(inputs).tolist() == expected
 
@@ -115,7 +115,7 @@ def test_a_layer_that_is_called_by_keyword_reads_few_bits_too():
 
     model = Named()
     low, step = ranges(model, ["layer"], make_task(shape=(3,)), bits=2)["layer"]
-    activations.attach(model.layer, low, step, 2)
+    activations.attach(model, "layer", low, step, 2)
     found = model(torch.tensor([[-9.0, 0.0, 9.0]]))[0]
     assert found[[0, 2]].tolist() == pytest.approx([low.item(), (low + 3 * step).item()])
 
@@ -126,3 +126,36 @@ def test_inputs_that_are_no_numbers_have_no_range(method):
     task.train.inputs[3, 0, 0, 0] = torch.nan
     with pytest.raises(UnsupportedModel, match="0 reads values that are NaN or infinite on the first 60 training"):
         ranges(nn.Sequential(nn.Conv2d(2, 2, 1)), ["0"], task, method=method)
+
+
+class Text(nn.Module):
+    """Two of torch's encoder layers; 0 stands behind the end of a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embedding(tokens), src_key_padding_mask=tokens == 0)[:, 0])
+
+
+def test_an_encoder_with_padded_texts_is_quantized_too():
+    """In evaluation mode torch's encoder packs padded texts, and its layers' hooks would get the packed tensors."""
+    tokens = torch.randint(1, 20, (60, 7), generator=torch.Generator().manual_seed(0))
+    tokens[::2, 5:] = 0
+    split = Split(tokens, torch.zeros(60, dtype=torch.int64))
+    model = Text().eval()
+    names = [f"encoder.layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+    found = ranges(model, names, Task("texts", split, split, split, 3))
+    # The second layer of the feed-forward part reads what ReLU gives.
+    assert [found[name][0].item() for name in names[1::2]] == [0.0, 0.0]
+    assert model.encoder.use_nested_tensor
+    quantized = copy.deepcopy(model)
+    for name in names:
+        activations.attach(quantized, name, *found[name], 8)
+    with torch.inference_mode():
+        one, other = quantized(tokens), model(tokens)
+    assert 1e-5 < (one - other).abs().max() < 0.02 * other.abs().max()

@@ -167,3 +167,13 @@ def test_looking_changes_neither_the_model_nor_its_mode():
     assert len(foldable_norms(model, torch.randn(1, 3, 32, 32))) == 19
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("made", [lambda y: y.argmax(1), lambda y: y[y[:, 0, 0, 0] > 1e9]], ids=["classes", "nothing"])
+def test_without_a_float_in_the_outputs_nothing_is_proven_and_all_norms_stay(made):
+    class Chosen(Watched):
+        def forward(self, x: Tensor) -> Tensor:
+            return made(super().forward(x))
+
+    torch.manual_seed(0)
+    assert foldable_norms(randomize(Chosen()).eval(), torch.randn(4, 2, 8, 8)) == {}

@@ -108,3 +108,16 @@ def test_of_dense_outputs_it_is_the_mean_over_all_places():
     expected = by_hand(layer, rows)
     assert torch.allclose(found, expected, rtol=0.3, atol=0)
     assert found.sum().item() == pytest.approx(expected.sum().item(), rel=0.05)
+
+
+def test_of_several_outputs_it_is_that_of_the_one_the_loss_reads(model, task):
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = model[1]
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"features": x, "logits": self.layer(x.flatten(1))}
+
+    found = fisher(Both(), ["layer"], replace(task, output="logits"), images=100)["layer"]
+    assert torch.equal(found, fisher(model, ["1"], task, images=100)["1"])

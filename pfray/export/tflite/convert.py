@@ -36,8 +36,8 @@ def export(model: nn.Module, example: Inputs, path: str | Path) -> int:
     content = convert(model, example)
     if len(content) < LARGEST:
         file = flatbuffer.parse(content)
-        short_names.shorten(file)
         float_islands.compute_in_float(file)
+        short_names.shorten(file)
         content = flatbuffer.pack(file)
     write_atomically(path, content)
     return len(content)

@@ -84,7 +84,7 @@ class Weight:
 
 
 def parse(content: bytes) -> Any:
-    """The file as the schema's mutable objects. Raises ExportError for damaged content and for more than 2 GB."""
+    """The file as the schema's mutable objects, without missing lists of tensors. Raises ExportError for damaged content and for more than 2 GB."""
     try:
         if content[4:8] != IDENTIFIER:
             raise ValueError("no TFL3 mark")
@@ -94,6 +94,7 @@ def parse(content: bytes) -> Any:
     # Files above 2 GB keep their constants behind the flatbuffer, where rewriting it would lose them.
     if any(buffer.offset > 1 for buffer in file.buffers):
         raise ExportError("the .tflite is above 2 GB, which cannot be rewritten. Remedy: export.tflite=false")
+    _fill_missing_vectors(file)
     return file
 
 
@@ -110,11 +111,11 @@ def weights(file: Any, subgraph: Any) -> list[Weight]:
     uses: Counter[int] = Counter()
     readers: dict[int, list[Any]] = {}
     for operator in subgraph.operators:
-        uses.update(int(i) for i in _or_empty(operator.inputs))
+        uses.update(int(i) for i in operator.inputs)
         if file.operatorCodes[operator.opcodeIndex].builtinCode in OPERATORS:
             readers.setdefault(int(operator.inputs[WEIGHT_INPUT]), []).append(operator)
     buffers = Counter(tensor.buffer for graph in file.subgraphs for tensor in graph.tensors)
-    ends = {int(i) for i in (*_or_empty(subgraph.inputs), *_or_empty(subgraph.outputs))}
+    ends = {int(i) for i in (*subgraph.inputs, *subgraph.outputs)}
 
     def qualifies(index: int) -> bool:
         tensor = subgraph.tensors[index]
@@ -136,11 +137,17 @@ def operator_code(file: Any, builtin: int, version: int) -> int:
         if code.builtinCode == builtin and code.version == version:
             return index
     code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.builtinCode, code.deprecatedBuiltinCode = builtin, min(builtin, 127)  # the old field has a byte
     code.version = version
     file.operatorCodes.append(code)
     return len(file.operatorCodes) - 1
 
 
-def _or_empty(vector: Any) -> Any:
-    return () if vector is None else vector
+def _fill_missing_vectors(file: Any) -> None:
+    """Empty vectors where the file leaves them out, as of an operator without inputs."""
+    for subgraph in file.subgraphs:
+        subgraph.operators = subgraph.operators or []
+        for part in (subgraph, *subgraph.operators):
+            for name in ("inputs", "outputs"):
+                if getattr(part, name) is None:
+                    setattr(part, name, np.zeros(0, np.int32))

@@ -8,13 +8,13 @@ nothing is rounded.
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from pfray.export.tflite import flatbuffer
+from pfray.export.tflite import flatbuffer, short_names
 
 CODES = schema.BuiltinOperator
 SLOW = {
@@ -24,15 +24,28 @@ SLOW = {
 DEQUANTIZE_VERSION, QUANTIZE_VERSION = 2, 1  # int8 and float32
 
 
-def compute_in_float(file: Any) -> Counter[str]:
-    """Compute the SLOW operators of a parsed file in float, in place. Returns how many, by name."""
-    done: Counter[str] = Counter()
+@dataclass(frozen=True)
+class InFloat:
+    """An operator that is now in float. name: such as ``HARD_SWISH``. module: whose it is; empty for the network's own.
+    """
+
+    name: str
+    module: str
+
+
+def compute_in_float(file: Any) -> list[InFloat]:
+    """Compute the SLOW operators of a parsed file in float, in place. Returns them in order.
+
+    The file has the converter's names still, which tell the modules.
+    """
+    done: list[InFloat] = []
     for subgraph in file.subgraphs:
         islands = _Islands(file, subgraph)
         for operator in subgraph.operators:
             code = file.operatorCodes[operator.opcodeIndex].builtinCode
+            written = [subgraph.tensors[int(i)].name.decode() for i in operator.outputs]
             if code in SLOW and islands.add(operator):
-                done[flatbuffer.NAMES[code]] += 1
+                done.append(InFloat(flatbuffer.NAMES[code], short_names.module_of(written[0])))
             else:
                 islands.keep(operator)
         subgraph.operators = islands.needed()

@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from typing import Any
 
-# A module's class and its name: ``torch.nn.modules.conv.Conv2d_conv1``.
-MODULE = re.compile(r"^(?:\w+\.)+[A-Za-z0-9]+_(.+)$")
+# A module's class, with a capital unlike its package, and its name: ``torch.nn.modules.conv.Conv2d_conv1``.
+MODULE = re.compile(r"^(?:[^.]+\.)+?_?[A-Z][A-Za-z0-9]*_(.+)$")
 
 
 def shorten(file: Any) -> None:
@@ -29,6 +29,10 @@ def shorten(file: Any) -> None:
 
 def short(name: str) -> str:
     """The module's name, such as ``layer2.0.conv1``; for other names the part up to the first ``;``."""
-    parts = name.partition(";")[0].split("/")
-    called = [found[1] for part in parts if (found := MODULE.match(part))]
-    return ".".join(called) or parts[-1]
+    return module_of(name) or name.partition(";")[0].split("/")[-1]
+
+
+def module_of(name: str) -> str:
+    """The name in the network of the module that a converter's name tells; empty for the network itself."""
+    found = [MODULE.match(part) for part in name.partition(";")[0].split("/")]
+    return ".".join(match[1] for match in found if match)

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from pfray.errors import UnsupportedModel, first_line
 from pfray.nn.flat import Structured
 from pfray.nn.inputs import Inputs, call, take, tensors
-from pfray.nn.modes import CONTIGUOUS, evaluating, forward
+from pfray.nn.modes import evaluating, forward, keep_memory_format
 from pfray.nn.program import export_program
 from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, is_whole, name_of
 from pfray.quantization.pt2e.decompose import forget_unused, rewrite
@@ -175,8 +175,7 @@ def prepare(
         prepared = Int8Model(prepare_qat_pt2e(graph, quantizer), outputs, quantizer, left_out)
     prepared.to(next(model.parameters()).device)
     _tell_bits(prepared.graph)
-    if hasattr(model, CONTIGUOUS):
-        setattr(prepared, CONTIGUOUS, True)
+    keep_memory_format(model, prepared)
     _calibrate(prepared, batches, model)
     return prepared
 

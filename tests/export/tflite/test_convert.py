@@ -55,7 +55,7 @@ def test_a_quantized_layer_is_exported_and_keeps_its_description(tmp_path: Path)
     model = small_net().eval()
     weight = model.get_parameter("0.weight")
     qparams.attach(model[0], qparams.QParams(3, *affine.fit(weight, 3, len(weight))))
-    activations.attach(model[0], torch.tensor([-2.0]), torch.tensor([0.25]), 4)
+    activations.attach(model, "0", torch.tensor([-2.0]), torch.tensor([0.25]), 4)
     convert.export(model, torch.zeros(1, 3, 8, 8), tmp_path / "quantized.tflite")
     # 16 levels from -2 on: rounding changes the outputs, so that they are equal says that the file rounds too.
     assert convert.compare(tmp_path / "quantized.tflite", model, torch.randn(6, 3, 8, 8)).largest_difference < 1e-6

@@ -7,11 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 from torch.nn import functional as F
 
 from pfray import bench
 from pfray.export.tflite import convert, flatbuffer, float_islands
+from pfray.export.tflite.float_islands import InFloat
 from pfray.quantization.pt2e import int8_model
 
 INPUTS = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -48,7 +50,7 @@ def test_an_operator_in_float_gives_what_it_gave_in_integers_or_the_next_step(na
     prepared = int8_model.prepare(network(operation), INPUTS, [INPUTS])
     before = convert.convert(prepared, INPUTS)
     file = flatbuffer.parse(before)
-    assert float_islands.compute_in_float(file) == {name: 1}
+    assert float_islands.compute_in_float(file) == [InFloat(name, "")]
     paths = tmp_path / "before.tflite", tmp_path / "after.tflite"
     for path, content in zip(paths, (before, flatbuffer.pack(file)), strict=True):
         path.write_bytes(content)
@@ -68,4 +70,15 @@ def test_between_two_such_operators_nothing_is_converted(tmp_path):
 
 def test_a_float_file_stays_as_it_is():
     file = flatbuffer.parse(convert.convert(network(F.hardswish), INPUTS))
-    assert float_islands.compute_in_float(file) == {}
+    assert float_islands.compute_in_float(file) == []
+
+
+def test_an_operator_without_inputs_stays_as_it_is():
+    """A generated file may leave out empty lists, as of an operator that makes a constant."""
+    file = flatbuffer.parse(convert.convert(int8_model.prepare(network(F.hardswish), INPUTS, [INPUTS]), INPUTS))
+    added = schema.OperatorT()
+    added.opcodeIndex = flatbuffer.operator_code(file, schema.BuiltinOperator.VAR_HANDLE, 1)
+    file.subgraphs[0].operators.append(added)
+    parsed = flatbuffer.parse(flatbuffer.pack(file))
+    assert float_islands.compute_in_float(parsed) == [InFloat("HARD_SWISH", "")]
+    assert len(parsed.subgraphs[0].operators[-1].inputs) == len(parsed.subgraphs[0].operators[-1].outputs) == 0

@@ -26,6 +26,8 @@ from pfray.export.tflite.short_names import short, shorten
         ("arith.constant3", "arith.constant3"),
         ("StatefulPartitionedCall/mul", "mul"),
         ("a.b.Net/x.Layer_a_b", "a_b"),
+        ("my_own.my_nets.Net/torch.nn.modules.conv.Conv2d_stem.conv_dw;2", "stem.conv_dw"),
+        ("my_own.my_nets.Net;4", "my_own.my_nets.Net"),
         ("", ""),
     ],
 )
