@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,14 +55,14 @@ def examine(piece: list[Any]) -> Record:
     record: Record = {"seconds": {}, "errors": {}}
 
     def step(name: str, action: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             return action()
         except Exception as error:
             record["errors"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return None
         finally:
-            record["seconds"][name] = round(time.perf_counter() - started, 1)
+            record["seconds"][name] = round(time.process_time() - started, 1)
 
     model, task = step("build", lambda: _network(*piece)) or (None, None)
     if model is None:
@@ -70,8 +71,12 @@ def examine(piece: list[Any]) -> Record:
     step("torch-pruning", lambda: _peer(model, task, record))
     pruned = step("prune", lambda: _prune(model, task, record))
     if pruned is not None:
-        step("tflite", lambda: _float_file(pruned, task, record))
-        step("int8", lambda: _int8_file(pruned, task, record))
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / "float.tflite", Path(folder) / "int8.tflite"]
+            step("tflite", lambda: _float_file(pruned, task, record, files[0]))
+            step("int8", lambda: _int8_file(pruned, task, record, files[1]))
+            if not record["errors"]:
+                step("time", lambda: _time(files, task, record))
     return record
 
 
@@ -202,22 +207,33 @@ def _prune(model: Any, task: Any, record: Record) -> Any:
     return pruned.cpu().eval()
 
 
-def _float_file(model: Any, task: Any, record: Record) -> None:
-    record["float distance"] = _distance(model, task, record, "float bytes")
+def _float_file(model: Any, task: Any, record: Record, path: Path) -> None:
+    record["float distance"] = _distance(model, task, path)
 
 
-def _int8_file(model: Any, task: Any, record: Record) -> None:
+def _time(files: Sequence[Path], task: Any, record: Record) -> None:
+    """How many times faster the int8 file is, on one thread."""
+    from pfray import bench
+    from pfray.export.tflite import convert
+    from pfray.task import example_input
+
+    full, int8 = bench.latency_ms(files, rounds=15, example=convert.arrays(example_input(task)))
+    record.update({"float ms": full, "int8 faster": full / int8})
+
+
+def _int8_file(model: Any, task: Any, record: Record, path: Path) -> None:
     from learners.litert_quant import LitertQuant, Settings
 
     algorithm = LitertQuant(model, task, Settings(images=SAMPLES))
     plan = dict.fromkeys(algorithm.space().names, 8.0)
-    record["int8 distance"] = _distance(algorithm.finish(plan).model, task, record, "int8 bytes")
+    record["int8 distance"] = _distance(algorithm.finish(plan).model, task, path)
 
 
-def _distance(model: Any, task: Any, record: Record, size: str) -> float:
-    """Mean difference of the file's outputs from the model's on a few samples, as a share of the model's spread."""
-    import tempfile
+def _distance(model: Any, task: Any, path: Path) -> float:
+    """Mean difference of the file's outputs from the model's on a few samples, as a share of the model's spread.
 
+    The file is left at ``path``.
+    """
     import torch
 
     from pfray.export.tflite import convert
@@ -225,10 +241,8 @@ def _distance(model: Any, task: Any, record: Record, size: str) -> float:
     from pfray.task import example_input
 
     inputs = task.normalize(task.test.head(COMPARED).inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        record[size] = convert.export(model, example_input(task), path)
-        compared = convert.compare(path, model, inputs)
+    convert.export(model, example_input(task), path)
+    compared = convert.compare(path, model, inputs)
     pairs = zip(tensors(compared.file), tensors(compared.model), strict=True)
     shares = [(own - other).abs().mean() / other.std().clamp_min(1e-12) for own, other in pairs]
     return float(torch.stack(shares).max())
@@ -239,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [list(network) for network in NETWORKS if not options.only or network[1] in options.only]
     records = run_all(examine, chosen, options.records, options.processes)
     print(f"{'network':<28} {'MMACs':>7} {'groups':>6} {'can go':>7} {'peer':>6} {'to':>5} {'exact':>5} "
-          f"{'float':>8} {'int8':>7}  seconds: graph, prune, tflite, int8")  # fmt: skip
+          f"{'float':>8} {'int8':>7} {'faster':>6}  seconds: graph, prune, tflite, int8")  # fmt: skip
     for record in records:
         print(_row(record))
     for record in records:
@@ -255,7 +269,7 @@ def judged(records: Sequence[Record]) -> list[tuple[float, str, str]]:
     return [
         (sum(record.get("float distance", 1.0) <= FLOAT_DISTANCE for record in records), "networks as .tflite", SHIPPED),
         (sum(record.get("int8 distance", 1.0) <= INT8_DISTANCE for record in records), "networks as int8", SHIPPED_INT8),
-        (max((s for record in records for s in record["seconds"].values()), default=0.0), "s, slowest step", SLOWEST),
+        (max((s for record in records for s in record["seconds"].values()), default=0.0), "processor seconds, slowest step", SLOWEST),
         (sum(record.get("exact") is False for record in records), "networks of other MACs than predicted", INEXACT),
         (sum(record.get("share", 0.0) < record.get("peer share", 0.0) for record in records),
          "networks of which Torch-Pruning takes out more", BEHIND),
@@ -274,7 +288,8 @@ def _row(record: Record) -> str:
     return (
         f"{name + (f' {pixels}' if pixels else ''):<28} {number('macs', '7.1f', 1e-6)} {number('groups', '6.0f')} "
         f"{number('share', '7.1%')} {number('peer share', '6.1%')} {number('pruned', '5.2f')} {exact:>5} "
-        f"{number('float distance', '8.1e')} {number('int8 distance', '7.3f')}  {times}"
+        f"{number('float distance', '8.1e')} {number('int8 distance', '7.3f')} "
+        f"{number('int8 faster', '6.2f')}  {times}"
     )
 
 
