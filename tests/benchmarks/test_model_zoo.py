@@ -29,6 +29,7 @@ def test_the_files_are_those_of_the_pruned_network(monkeypatch: pytest.MonkeyPat
     shipped = []
     monkeypatch.setattr(model_zoo, "_network", lambda *_: (chain(), make_task()))
     monkeypatch.setattr(model_zoo, "_peer", lambda *_: None)
+    monkeypatch.setattr(model_zoo, "_time", lambda *_: None)
     for name in ("_float_file", "_int8_file"):
         monkeypatch.setattr(model_zoo, name, lambda model, *_: shipped.append(model))
     record = model_zoo.examine(["own", "chain", 8])
