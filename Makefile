@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVICE := .venv-device
 DEVICE_READY := $(DEVICE)/.ready
+# Other people's networks, for tests alone, beside the environment: torchvision's wheels from PyPI cannot be imported
+# beside a CPU-only torch, and transformers would try.
+MODELS := .models
+MODEL_TESTS := tests/models/test_hub.py tests/nn/test_build.py tests/measure tests/pruning/channels/test_attention.py \
+	tests/pruning/channels/test_timm.py
 DEMO := runs/mobilenet_sparse
 DEMO_FILES := $(DEMO)/teacher.tflite $(DEMO)/model.tflite
 KINDS := runs/device_files
@@ -12,12 +17,13 @@ KIND_FILES := $(foreach kind,float sparse int8 weights8 weights4,$(KINDS)/$(kind
 # tflite-runtime's last release is older than the int4 kernels.
 NEWER := $(KINDS)/weights4.tflite
 
-.PHONY: help demo test test-fast lint bench device-check clean
+.PHONY: help demo test test-fast test-models lint bench device-check clean
 
 help:
 	@echo "make demo          compress a MobileNet on the embedded data, from nothing to a checked .tflite"
 	@echo "make test          run all tests"
 	@echo "make test-fast     run those that take no Ray, no whole run and no .tflite file: under a minute"
+	@echo "make test-models   run those that take networks of timm and torchvision, which it installs in $(MODELS)"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         run the benchmarks but the finished studies, and print what they measure against their goals"
 	@echo "make device-check  run .tflite files of every kind on tflite-runtime, in an environment of its own"
@@ -33,6 +39,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+test-models: $(READY) $(MODELS)/.ready
+	PYTHONPATH=$(MODELS) $(BIN)/python -m pytest $(MODEL_TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -51,7 +60,7 @@ device-check: $(READY) $(DEVICE_READY) $(DEMO)/summary.json
 		--may-refuse $(NEWER)
 
 clean:
-	rm -rf $(VENV) $(DEVICE) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(DEVICE) $(MODELS) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The file that finishes a run. Resumed and not forced: a run that is unfinished, or still going on, is never deleted.
@@ -64,6 +73,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(MODELS)/.ready: constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --constraint constraints.txt --target $(MODELS) \
+		timm torchvision torchmetrics lightning-utilities
 	touch $@
 
 # tflite-runtime's last release has no wheels for a newer Python.
