@@ -1,8 +1,8 @@
 """Networks of timm, torchvision and transformers, as nobody here wrote them: what can be pruned, and does it ship?
 
 Each network has random weights and inputs. It is pruned to half of its MACs by ``channel_pruned``, both its float and
-its 8-bit form become .tflite files, and the files are run and compared. A network that cannot be pruned is not exported. The share of the MACs that can go is that of
-keeping 5 % of every group, beside Torch-Pruning's own pruner at the same ratio.
+its 8-bit form become .tflite files, and the files are run and compared. One that cannot be pruned is not exported. The
+share of the MACs that can go is that of keeping 5 % of every group, beside Torch-Pruning's own pruner at the same ratio.
 """
 
 from __future__ import annotations
@@ -252,9 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def judged(records: Sequence[Record]) -> list[tuple[float, str, str]]:
     """(value, unit, goal) of every goal. A network without a share, such as one without a group, is behind its peer."""
+    ships = sum(record.get("float distance", 1.0) <= FLOAT_DISTANCE for record in records)
+    whole = sum(record.get("int8 distance", 1.0) <= INT8_DISTANCE for record in records)
     return [
-        (sum(record.get("float distance", 1.0) <= FLOAT_DISTANCE for record in records), "networks as .tflite", SHIPPED),
-        (sum(record.get("int8 distance", 1.0) <= INT8_DISTANCE for record in records), "networks as int8", SHIPPED_INT8),
+        (ships, "networks as .tflite", SHIPPED),
+        (whole, "networks as int8", SHIPPED_INT8),
         (max((s for record in records for s in record["seconds"].values()), default=0.0), "s, slowest step", SLOWEST),
         (sum(record.get("exact") is False for record in records), "networks of other MACs than predicted", INEXACT),
         (sum(record.get("share", 0.0) < record.get("peer share", 0.0) for record in records),
