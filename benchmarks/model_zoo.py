@@ -2,7 +2,7 @@
 
 Each network has random weights and inputs. It is pruned to half of its MACs by ``channel_pruned``, both its float and
 its 8-bit form become .tflite files, and the files are run and compared. One that cannot be pruned is not exported. The
-share of the MACs that can go is that of keeping 5 % of every group, beside Torch-Pruning's own pruner at the same ratio.
+share of the MACs that can go is that of keeping 5 % of every group, beside Torch-Pruning's own pruner at that ratio.
 """
 
 from __future__ import annotations
