@@ -17,7 +17,7 @@ import platform
 import struct
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -92,16 +92,25 @@ def predict(
     converted by their own scale and zero point; outputs then are float32.
     Raises BenchError if the file has other inputs, or inputs of another shape.
     """
-    interpreter = open_interpreter(path, threads)
     arrays = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
-    samples = len(arrays[0]) if count is None else count
-    found: list[list[np.ndarray]] = [[] for _ in interpreter.get_output_details()]
-    for index in range(samples):
-        _set_inputs(interpreter, path, [array[index : index + 1] if array.ndim else array for array in arrays])
-        interpreter.invoke()
-        for outputs, detail in zip(found, interpreter.get_output_details(), strict=True):
-            outputs.append(dequantize(interpreter.get_tensor(detail["index"]), detail))
+    numbers = range(len(arrays[0]) if count is None else count)
+    samples = ([array[i : i + 1] if array.ndim else array for array in arrays] for i in numbers)
+    found = zip(*predict_each(path, samples, threads), strict=True)
     return [np.concatenate(outputs) if outputs[0].ndim else outputs[0] for outputs in found]
+
+
+def predict_each(path: str | Path, samples: Iterable[Sequence[np.ndarray]], threads: int = 1) -> list[list[np.ndarray]]:
+    """The file's outputs for each sample. samples: an array for each of the file's inputs, in the input's own shape.
+
+    Otherwise as ``predict``.
+    """
+    interpreter, found = open_interpreter(path, threads), []
+    for arrays in samples:
+        _set_inputs(interpreter, path, arrays)
+        interpreter.invoke()
+        details = interpreter.get_output_details()
+        found.append([dequantize(interpreter.get_tensor(detail["index"]), detail) for detail in details])
+    return found
 
 
 def _set_inputs(interpreter: Any, path: str | Path, arrays: Sequence[np.ndarray]) -> None:

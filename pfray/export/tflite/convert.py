@@ -14,7 +14,7 @@ from pfray import bench
 from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
 from pfray.export.tflite import flatbuffer, float_islands, short_names
-from pfray.nn.flat import Structured, with_named_tensors
+from pfray.nn.flat import Structured, has_list, with_named_tensors
 from pfray.nn.inputs import Inputs, call, count, join, map_tensors, take, tensors
 from pfray.nn.modes import evaluating, forward
 from pfray.utils.files import write_atomically
@@ -98,13 +98,37 @@ def compare(path: str | Path, model: nn.Module, inputs: Inputs, batch_size: int 
     of another shape.
     """
     expected = outputs_of(model, inputs, batch_size)
-    found = bench.predict(path, arrays(inputs), count(inputs))
+    if not has_list(inputs):
+        found = bench.predict(path, arrays(inputs), count(inputs))
+        return Compared(_structured(path, found, expected), expected)
+    # One by one, because a list's tensors have no axis of samples.
+    samples = [slice(index, index + 1) for index in range(count(inputs))]
+    outputs = bench.predict_each(path, (arrays(take(inputs, sample)) for sample in samples))
+    made = [_structured(path, own, take(expected, which)) for which, own in zip(samples, outputs, strict=True)]
+    return Compared(join(made), expected)
+
+
+def refuse_mixed_shapes(inputs: Inputs) -> None:
+    """Raise ExportError for a list whose samples differ in shape, of which a file takes one only."""
+    if not has_list(inputs):
+        return
+    samples = (take(inputs, slice(index, index + 1)) for index in range(count(inputs)))
+    found = sorted({str([tuple(tensor.shape) for tensor in tensors(sample)]).strip("[]") for sample in samples})
+    if len(found) > 1:
+        raise ExportError(
+            f"the inputs are a list of samples of the shapes {found[0]} and {found[1]}, and a .tflite takes one shape. "
+            "Remedy: samples of one shape, or export.tflite=false"
+        )
+
+
+def _structured(path: str | Path, found: list[np.ndarray], expected: Any) -> Any:
+    """A file's outputs in the structure of the model's. Raises ExportError if they have other shapes."""
     wanted, shapes = [tuple(tensor.shape) for tensor in tensors(expected)], [output.shape for output in found]
     if wanted != shapes:
         raise ExportError(
             f"{path} gives outputs of shape {_shapes(shapes)}, the model {_shapes(wanted)}. Remedy: repeat the export"
         )
-    return Compared(Structured(expected)([torch.from_numpy(output) for output in found]), expected)
+    return Structured(expected)([torch.from_numpy(output) for output in found])
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, batch_size: int = 250) -> Any:

@@ -84,7 +84,10 @@ class Weight:
 
 
 def parse(content: bytes) -> Any:
-    """The file as the schema's mutable objects, without missing lists of tensors. Raises ExportError for damaged content and for more than 2 GB."""
+    """The file as the schema's mutable objects; lists of tensors that it leaves out are empty.
+
+    Raises ExportError for damaged content and for more than 2 GB.
+    """
     try:
         if content[4:8] != IDENTIFIER:
             raise ValueError("no TFL3 mark")

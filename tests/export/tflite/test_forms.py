@@ -8,6 +8,7 @@ from torch import nn
 
 from pfray import bench, load
 from pfray.bench import BenchError
+from pfray.errors import ExportError
 from pfray.export import pt2
 from pfray.export.tflite import convert
 from pfray.nn.flat import plain
@@ -65,3 +66,32 @@ def test_wrong_inputs_are_one_line(tmp_path):
         bench.predict(tmp_path / "model.tflite", images().numpy())
     with pytest.raises(BenchError, match=r"takes inputs of shape \(1, 3, 8, 8\), not \(1, 3, 4, 4\)"):
         bench.latency_ms([tmp_path / "model.tflite"], example=[images()[:1, :, :4, :4].numpy()] * 2)
+
+
+class OfList(nn.Module):
+    def __init__(self, stacked: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stacked, self.layer = stacked, nn.Conv2d(3, 2, 3)
+
+    def forward(self, samples: list[torch.Tensor]) -> torch.Tensor | list[dict[str, torch.Tensor]]:
+        if self.stacked:
+            return self.layer(torch.stack(samples)).mean((2, 3))
+        return [{"mean": self.layer(sample[None]).mean((0, 2, 3))} for sample in samples]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_list_of_samples_is_compared_sample_by_sample(stacked, tmp_path):
+    model, samples, path = OfList(stacked).eval(), list(images()), tmp_path / "model.tflite"
+    convert.export(model, samples[:1], path)
+    compared = convert.compare(path, model, samples)
+    assert [tuple(each.shape) for each in tensors(compared.file)] == ([(6, 2)] if stacked else [(2,)] * 6)
+    assert type(compared.file) is type(model(samples))
+    assert compared.largest_difference < 1e-5
+
+
+def test_samples_of_two_shapes_in_a_list_are_one_line():
+    convert.refuse_mixed_shapes([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)])
+    convert.refuse_mixed_shapes((torch.zeros(2, 3), torch.zeros(2, 4)))
+    with pytest.raises(ExportError, match=r"of the shapes \(3, 8, 8\) and \(3, 8, 9\), and a \.tflite takes one"):
+        convert.refuse_mixed_shapes([torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)])
