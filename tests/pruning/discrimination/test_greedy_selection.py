@@ -244,7 +244,7 @@ def test_without_the_task_s_loss_what_recurrent_layers_and_attentions_give_is_th
         model.rnn.weight_ih_l0[:, [1, 4]] = 0.0
         model.rnn.weight_ih_l0_reverse[:, [1, 4]] = 0.0
         model.embed.weight[:, [1, 4]] = 0.0
-    scores = empty_scores(model, groups.values(), task, settings)
+    scores = empty_scores(model, list(groups.values()), task, settings)
     assert np.flatnonzero(scores["embed"] == 0).tolist() == [1, 4]
     assert (scores["rnn"] > 0).all()
     assert (scores["attention"] > 0).all()
