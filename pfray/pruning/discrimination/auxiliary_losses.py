@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pfray.errors import UnsupportedModel
 from pfray.nn.attention import calling_projections
-from pfray.nn.inputs import Inputs, join
+from pfray.nn.inputs import Inputs, join, map_tensors, tensors
 from pfray.nn.modes import forward, keep_memory_format
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.task import Task, example_input
@@ -236,15 +236,16 @@ def observe(
     """(outputs by layer, in execution order; the model's outputs).
 
     Without ``to_the_end`` the forward pass may stop after the last layer, and the model's outputs are None. Layers that
-    do not run are left out; a layer that runs several times has its last output.
+    do not run are left out; a layer that runs several times has its last output, and of several outputs, as those of a
+    recurrent layer, the first.
     """
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> Tensor:
-        seen[name] = output
+    def keep(name: str, output: Any) -> Any:
+        seen[name] = tensors(output)[0]
         if not to_the_end and len(seen) == len(set(layers)):
             raise _Enough
-        return output.clone()  # because an activation behind the layer may work in place
+        return map_tensors(torch.clone, output)  # because an activation behind the layer may work in place
 
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
@@ -261,6 +262,8 @@ def observe(
 
 
 def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
-    """Maps ``(N, C, L)`` of a layer's output: ``(N, C, ...)``, or ``(N, ..., C)`` for a linear layer."""
-    output = output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output
+    """Maps ``(N, C, L)`` of a layer's output: ``(N, C, ...)``, or ``(N, ..., C)`` for linear layers and those for
+    sequences."""
+    features_last = isinstance(layer, nn.Linear | nn.RNNBase | nn.MultiheadAttention)
+    output = output.movedim(-1, 1) if features_last else output
     return output.reshape(*output.shape[:2], -1)

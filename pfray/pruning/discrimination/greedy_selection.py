@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfray.errors import TrainingFailed
+from pfray.errors import TrainingFailed, UnsupportedModel
 from pfray.nn.inputs import Inputs, count, floats
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.graph import ChannelGroup
@@ -100,11 +100,16 @@ class Criterion:
     weight: float
 
     def __call__(self, inputs: Inputs, targets: Any) -> Tensor:
-        readers = [cut.layer for cut in self.group.cuts if cut.side == "in" and not cut.inside]
+        readers = list(dict.fromkeys(cut.layer for cut in self.group.cuts if cut.side == "in"))
         with torch.no_grad():
             wanted, _ = observe(self.reference, readers, inputs)
         watched = [*readers, self.layer] if self.layer else readers
         seen, outputs = observe(self.student, watched, inputs, to_the_end=self.layer is None)
+        if not wanted and not self.weight:
+            raise UnsupportedModel(
+                f"channel group {self.group.name}: no layer that reads it is run as a module, so that learner.weight 0 "
+                "leaves no loss. Remedy: learner.weight above 0; or the group in learner.skip"
+            )
         loss = torch.zeros((), device=next(self.student.parameters()).device)
         for name, output in wanted.items():  # readers that run in evaluation
             loss = loss + 0.5 * F.mse_loss(self._left(name, seen[name]), self._left(name, output))
@@ -117,9 +122,15 @@ class Criterion:
         return loss
 
     def _left(self, name: str, output: Tensor) -> Tensor:
-        maps = as_maps(self.student.get_submodule(name), output)
-        stays = self.alive.get((name, "out"))
-        return maps if stays is None else maps[:, torch.from_numpy(stays).to(maps.device)]
+        layer = self.student.get_submodule(name)
+        maps = as_maps(layer, output)
+        # An attention gives what its projection gives; the heads are inside.
+        stays = self.alive.get((f"{name}.out_proj" if isinstance(layer, nn.MultiheadAttention) else name, "out"))
+        if stays is None:
+            return maps
+        if isinstance(layer, nn.RNNBase):  # the features of one direction, then those of the other
+            stays = np.concatenate([stays + start for start in range(0, maps.shape[1], layer.hidden_size)])
+        return maps[:, torch.from_numpy(stays).to(maps.device)]
 
 
 def calibration(task: Task, images: int, device: torch.device) -> list[Batch]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learners.dis_chn_pruned import DisChnPruned, Settings, empty_scores
+from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.keep_ratios import graph_of
 from pfray.pruning.discrimination import greedy_selection
@@ -211,3 +212,70 @@ def test_tokens_and_outputs_of_any_form_are_pruned_by_their_discrimination():
     pruned = algorithm.finish({"embed": 0.5, "one": 0.5, "two": 0.6}).model
     assert (pruned.embed.embedding_dim, pruned.one.out_features, pruned.two.out_features) == (3, 4, 3)
     assert pruned(**inputs)["logits"].isfinite().all()
+
+
+class Sequences(nn.Module):
+    """Tokens whose embeddings only a recurrent layer reads, and its features only an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(9, 6), nn.GRU(6, 4, bidirectional=True, batch_first=True)
+        self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.rnn(self.embed(ids))[0]
+        return self.last(self.attention(x, x, x)[0].mean(1))
+
+
+def sequences() -> tuple[Task, nn.Module]:
+    torch.manual_seed(0)
+    ids = torch.randint(9, (40, 7))
+    split = Split(ids, torch.arange(40) % 3)
+    return Task("sequences", split, split, split, 3), Sequences().eval()
+
+
+def test_without_the_task_s_loss_what_recurrent_layers_and_attentions_give_is_the_criterion():
+    task, model = sequences()
+    groups = {group.name: group for group in graph_of(model, task).groups}
+    units = {"embed": 6, "rnn": 4, "attention": 2, "attention.out_proj": 8}
+    assert {name: group.units for name, group in groups.items()} == units
+    settings = Settings(losses=0, weight=0.0, images=40)
+    with torch.no_grad():
+        model.rnn.weight_ih_l0[:, [1, 4]] = 0.0
+        model.rnn.weight_ih_l0_reverse[:, [1, 4]] = 0.0
+        model.embed.weight[:, [1, 4]] = 0.0
+    scores = empty_scores(model, list(groups.values()), task, settings)
+    assert np.flatnonzero(scores["embed"] == 0).tolist() == [1, 4]
+    assert (scores["rnn"] > 0).all()
+    assert (scores["attention"] > 0).all()
+    # L_M by hand: half the mean squared difference of the layer's outputs.
+    found = criterion_of(model, task, "embed", None, weight=0.0)
+    columns_of(found.student, found.group)[0].clear(np.arange(6))
+    (batch,) = calibration(task, 40, CPU)
+    with torch.no_grad():
+        wanted, own = (net.rnn(net.embed(batch[0]))[0] for net in (model, found.student))
+        assert found(*batch).item() == pytest.approx(0.5 * F.mse_loss(own, wanted).item())
+        # Features that are removed already do not count, in both directions.
+        stays = [0, 1, 3]
+        left = F.mse_loss(own[..., [0, 1, 3, 4, 5, 7]], wanted[..., [0, 1, 3, 4, 5, 7]])
+        alive = {("rnn", "out"): np.array(stays)}
+        assert replace(found, alive=alive)(*batch).item() == pytest.approx(0.5 * left.item())
+
+
+def test_an_attention_whose_heads_are_pruned_already_still_counts_with_all_its_outputs():
+    task, model = sequences()
+    found = criterion_of(model, task, "rnn", None, weight=0.0)
+    (batch,) = calibration(task, 40, CPU)
+    for own in columns_of(found.student, found.group):
+        own.clear(np.arange(4))
+    alive = {("attention", "out"): np.array([1])}
+    with torch.no_grad():
+        assert replace(found, alive=alive)(*batch).item() == found(*batch).item() > 0
+
+
+def test_a_group_that_no_layer_that_runs_reads_needs_the_task_s_loss():
+    task, model = informative(), passing_on()
+    found = criterion_of(model, task, "0", None, weight=0.0)
+    cuts = tuple(cut for cut in found.group.cuts if cut.side == "out")
+    with pytest.raises(UnsupportedModel, match=r"channel group 0: .* Remedy: learner.weight above 0"):
+        replace(found, group=replace(found.group, cuts=cuts))(*calibration(task, 40, CPU)[0])
