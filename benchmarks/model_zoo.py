@@ -101,7 +101,23 @@ def _network(library: str, name: str, pixels: int) -> tuple[Any, Any]:
         output = "out" if name.startswith("lraspp") else None
     targets = torch.randint(10, (SAMPLES, pixels, pixels) if output == "out" else (SAMPLES,))
     split = Split(inputs, targets)
-    return model.eval(), Task(name, split, split, split, 10, output=output)
+    task = Task(name, split, split, split, 10, output=output)
+    _as_if_trained(model, task)
+    return model.eval(), task
+
+
+def _as_if_trained(model: Any, task: Any) -> None:
+    """Batch norms with random scales and with statistics of the data. timm begins blocks with a scale of 0, which a
+    converter leaves out, and without statistics the activations of deep networks vanish."""
+    import torch
+
+    from pfray.training.batch_norm import batch_norms, reestimate_batch_norm
+
+    for norm in batch_norms(model):
+        if norm.weight is not None:
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.normal_(norm.bias, 0.0, 0.2)
+    reestimate_batch_norm(model, task, SAMPLES, "float32")
 
 
 def _vision_network(library: str, name: str, pixels: int) -> Any:
