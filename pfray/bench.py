@@ -34,6 +34,8 @@ except ImportError:
     print("error: numpy is not installed. Remedy: pip install ai-edge-litert, which brings it", file=sys.stderr)
     sys.exit(2)
 
+from pfray.utils.file_values import dequantize, drawn, quantize
+
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 # Shortest round of one file: long enough to hide the clock's resolution and the cost of a call.
 ROUND_SECONDS = 0.02
@@ -241,36 +243,6 @@ def _check_whole(content: bytes) -> None:
                 raise ValueError("it ends too early")
     except struct.error:
         raise ValueError("it ends too early") from None
-
-
-def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """``values`` in the dtype of a tensor, rounded by its scale and zero point if it is quantized."""
-    dtype = np.dtype(detail["dtype"])
-    scale, zero_point = detail["quantization"]
-    if not _is_quantized(detail):
-        return values.astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
-
-
-def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """The float32 values that a quantized tensor stands for; other tensors as they are."""
-    scale, zero_point = detail["quantization"]
-    if not _is_quantized(detail):
-        return values
-    return (values.astype(np.float32) - zero_point) * np.float32(scale)
-
-
-def _is_quantized(detail: dict[str, Any]) -> bool:
-    return np.issubdtype(np.dtype(detail["dtype"]), np.integer) and detail["quantization"][0] != 0
-
-
-def drawn(detail: dict[str, Any]) -> np.ndarray:
-    """An input with a fixed seed: 0 or 1 for whole numbers and truth values, otherwise normal numbers, in its dtype."""
-    generator, shape = np.random.default_rng(0), tuple(detail["shape"])
-    if np.issubdtype(np.dtype(detail["dtype"]), np.floating) or _is_quantized(detail):
-        return quantize(generator.standard_normal(shape, np.float32), detail)
-    return generator.integers(0, 2, shape).astype(detail["dtype"])
 
 
 def _repeats(interpreter: Any, path: str | Path, round_seconds: float) -> int:

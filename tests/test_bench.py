@@ -15,6 +15,7 @@ from pfray import bench
 from pfray.errors import PfrayError
 from pfray.export.tflite import convert
 from pfray.models.lenet import lenet
+from pfray.utils.file_values import dequantize, quantize
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,9 @@ def test_predict_names_both_shapes_when_they_differ(file: Path) -> None:
 
 def test_integer_inputs_and_outputs_go_through_scale_and_zero_point() -> None:
     detail = {"dtype": np.int8, "quantization": (0.5, 10)}
-    stored = bench.quantize(np.array([-1.0, 0.0, 0.3, 1000.0], np.float32), detail)
+    stored = quantize(np.array([-1.0, 0.0, 0.3, 1000.0], np.float32), detail)
     assert stored.tolist() == [8, 10, 11, 127]
-    assert bench.dequantize(stored, detail).tolist() == [-1.0, 0.0, 0.5, 58.5]
+    assert dequantize(stored, detail).tolist() == [-1.0, 0.0, 0.5, 58.5]
 
 
 def test_latency_gives_one_positive_median_a_file(file: Path) -> None:

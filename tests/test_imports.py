@@ -63,7 +63,7 @@ def test_environments_know_the_space_and_its_units_only(path):
 
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():
-    names = ("bench.py", "utils/__init__.py", "utils/command.py", "errors.py", "__init__.py", "__main__.py")
+    names = ("bench.py", "utils/command.py", "utils/file_values.py", "utils/quiet.py", "errors.py", "__main__.py")
     paths = [ROOT / "pfray" / name for name in names]
     found = {name.split(".")[0] for path in paths for name in imports(path)}
     assert not found & {"torch", "ray", "pydantic", "yaml", "rich", "safetensors"}

@@ -14,8 +14,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from pfray import bench
 from pfray.export.tflite import flatbuffer
+from pfray.utils.file_values import drawn
 from pfray.utils.quiet import mute_stderr
 
 # An operator runs for so many seconds, and so many times at least.
@@ -97,7 +97,7 @@ def _time(content: bytes) -> float | None:
             interpreter = Interpreter(model_content=content, num_threads=1)
             interpreter.allocate_tensors()
         for detail in interpreter.get_input_details():
-            interpreter.set_tensor(detail["index"], bench.drawn(detail))
+            interpreter.set_tensor(detail["index"], drawn(detail))
         interpreter.invoke()
     except (ValueError, RuntimeError):
         return None
