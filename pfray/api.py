@@ -10,8 +10,9 @@ from __future__ import annotations
 import html
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from pfray.reporting.observers import Observer
     from pfray.run import Finished
+
+# Seconds for Ray to end after an interruption.
+STOP_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ def compress(
         given = given_run(
             model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=teacher is None
         )
-        return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))
+        with _interruptible():
+            return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))
 
 
 def _result(finished: Finished) -> Result:
@@ -151,6 +156,24 @@ def _result(finished: Finished) -> Result:
         model, folder.path, finished.summary.to_dict(), folder.report, tflite, folder.program,
         headline(finished.summary), missed,
     )  # fmt: skip
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """After Ctrl-C no training goes on, and the interpreter can end: Ray, if it is the run's own, is stopped."""
+    import ray
+
+    from pfray.utils.timeout import with_timeout
+
+    own = not ray.is_initialized()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if own and ray.is_initialized():
+            with suppress(TimeoutError):
+                with_timeout(STOP_SECONDS, ray.shutdown)
+        print("interrupted. The same call with resume=True continues the run", file=sys.stderr, flush=True)
+        raise
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Unit:
     noun: the limited quantity in words. text(value): a number of the unit in words.
     at_least: a plan needs at least the limit; otherwise at most the limit.
     suffixes: allowed last characters of an amount; ``x`` allows relative amounts.
-    allowed: range of values in words. allows(value): True inside it.
+    allowed: range of values in words. allows(value): True inside it. counted: a number of the unit is 1 or more.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Unit:
     suffixes: str = "kMGx"
     allowed: str = "an amount is above 0, and finite"
     allows: Callable[[float], bool] = lambda value: 0 < value < math.inf
+    counted: bool = False
 
     @property
     def relative(self) -> bool:
@@ -98,6 +99,10 @@ class Unit:
             raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
         if amount is None or not self.allows(amount.value) or (amount.relative and not self.relative):
             raise ValueError(f"{shown(value)} is not allowed: {self.allowed}")
+        if self.counted and not amount.relative and amount.value < 1:
+            raise ValueError(
+                f"{shown(value)} is not allowed: a count is 1 or more. Did you mean '{amount.value:g}x', a share?"
+            )
         return amount
 
     def _read(self, value: Any) -> Amount | None:
@@ -126,14 +131,14 @@ UNITS = {
             lambda share: f"{100 * share:.4g} %", at_least=True, suffixes="%",
             allowed="a share is above 0 and below 1, such as 0.75 or 75%", allows=lambda share: 0 < share < 1,
         ),
-        Unit("params", "nonzero_params", "parameters that are not zero", "params"),
-        Unit("macs", "macs", "MACs (multiply-adds of one input)", "MACs"),
+        Unit("params", "nonzero_params", "parameters that are not zero", "params", counted=True),
+        Unit("macs", "macs", "MACs (multiply-adds of one input)", "MACs", counted=True),
         Unit(
             "bits", "stored_bits", "bits a weight (mean over the quantized layers)", "bits a weight",
             "{:.4g}".format, suffixes="",
             allowed="bits are a number from 1 to 32", allows=lambda bits: 1 <= bits <= 32,
         ),
-        Unit("size_bytes", "stored_bits", "size (bytes of all parameters)", "size", size_text),
+        Unit("size_bytes", "stored_bits", "size (bytes of all parameters)", "size", size_text, counted=True),
         Unit("latency_ms", "macs", "latency (ms of the .tflite on one thread)", "latency", latency_text),
     )
 }  # fmt: skip

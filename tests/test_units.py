@@ -35,7 +35,7 @@ def test_a_relative_amount_is_a_share_of_the_teachers():
 def test_a_relative_amount_is_written_as_it_is_read(value):
     amount = Amount(value, relative=True)
     assert UNITS["macs"].amount(amount.plain()) == amount
-    assert UNITS["macs"].amount(Amount(value).plain()) == Amount(value)
+    assert UNITS["latency_ms"].amount(Amount(value).plain()) == Amount(value)
 
 
 def test_every_unit_is_a_key_of_the_target_and_stands_for_a_field_of_a_measurement():
@@ -77,3 +77,11 @@ def test_limits_are_put_in_words():
         "92.5 % sparsity", "at most 800,000 params", "at most 0.4x params", "at most 3.5 bits a weight",
         "at most 1.2 MB size", "at most 0.250 ms latency", "at most 12.0 ms latency",
     ]  # fmt: skip
+
+
+def test_half_a_count_is_meant_as_a_share():
+    for name in ("macs", "params", "size_bytes"):
+        with pytest.raises(ValueError, match=r"0.5 is not allowed: a count is 1 or more. Did you mean '0.5x'"):
+            UNITS[name].amount(0.5)
+        assert UNITS[name].amount("0.5x").relative
+    assert UNITS["latency_ms"].amount(0.5).value == 0.5

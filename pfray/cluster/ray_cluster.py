@@ -36,6 +36,8 @@ def ray_session(observers: Observers, *, address: str | None = None, dashboard: 
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; unset, it warns
+    # A user's data set may read files by a relative path, in trials too.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # A raylet gives up if its agents start too slowly, by default after 30 s, which a busy machine may need.
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     with contextlib.ExitStack() as closing:

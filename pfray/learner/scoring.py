@@ -6,6 +6,7 @@ import gc
 import math
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from pfray.measure.timing import latencies_ms
 from pfray.nn.modes import place
 from pfray.objective import Objective
 from pfray.space import Plan
-from pfray.task import example_input
+from pfray.task import Samples, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import choose_precision, fit
 from pfray.training.settings import Training
@@ -69,7 +70,6 @@ class Scorer:
         self.context, self.recipe, self.scoring, self.device = context, recipe, scoring, device
         self.teacher = place(self.context.teacher, device)
         self.precision = choose_precision(self.teacher, device, context.precision)
-        self.validation = context.task.validation.head(scoring.validation_images)
         self.reference: Measurement | None = None
         self.soft_labels: list[Answers] | None = None
         self.algorithm: Algorithm | None = None
@@ -77,6 +77,11 @@ class Scorer:
         self.candidate: Candidate | None = None
         self.compressed: Compressed | None = None
         self.latencies: dict[str, tuple[float, float]] = {}
+
+    @cached_property
+    def validation(self) -> Samples:
+        """The samples of a measurement. Read in the first round, so that a failure becomes a result with its reason."""
+        return self.context.task.validation.head(self.scoring.validation_images)
 
     def begin(self, plan: Plan) -> None:
         """Start on a plan, whose rounds ``step`` does."""
