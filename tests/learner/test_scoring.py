@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, default_collate
 
 from learners.distilled import Distilled
 from learners.distilled import Settings as Small
 from learners.weight_sparse import WeightSparse
 from pfray import bench
+from pfray.data._stream import streamed
 from pfray.export.tflite import convert
 from pfray.learner import scoring
 from pfray.learner.base import Compressed
@@ -225,3 +228,17 @@ def test_a_plan_that_runs_out_of_memory_in_a_later_round_begins_anew(context, re
 def test_other_failures_are_not_taken_for_a_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+class Unreadable(list):
+    def __getitem__(self, index):
+        raise FileNotFoundError("no such image")
+
+
+def test_data_that_a_worker_cannot_read_are_a_result_with_the_reason(context, recipe):
+    unreadable = streamed("validation", DataLoader(Unreadable([0] * 9)), tuple, 0, default_collate)
+    task = copy.copy(context.task)
+    object.__setattr__(task, "validation", unreadable)
+    result = Scorer(replace(context, task=task), recipe, AGREEMENT, CPU).score(uniform(context, 0.8))
+    assert result["error"].startswith("DataError: the validation data cannot be read: FileNotFoundError: no such image")
+    assert math.isnan(result["score"])
