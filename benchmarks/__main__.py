@@ -29,6 +29,7 @@ RUNS = (
     ("suggestions",),
     ("weak_scaling",),
     ("kills",),
+    ("model_zoo",),
     ("train_throughput",),
     ("train_throughput", "--model", "mobilenet_v1"),
 )

@@ -9,6 +9,7 @@ the same ratio.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.result import ROOT, close
+from benchmarks.result import ROOT, SKIPPED, close
 from benchmarks.studies.workers import Record, run_all
 
 NAME = "model_zoo"
@@ -267,6 +268,9 @@ def _distance(model: Any, task: Any, path: Path) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if missing := [name for name in ("timm", "torchvision", "transformers") if importlib.util.find_spec(name) is None]:
+        print(f"{NAME}: skipped, {missing[0]} is missing. Remedy: make test-models, and PYTHONPATH=.models")
+        return SKIPPED
     chosen = [list(network) for network in NETWORKS if not options.only or network[1] in options.only]
     records = run_all(examine, chosen, options.records, options.processes)
     print(f"{'network':<28} {'MMACs':>7} {'groups':>6} {'can go':>7} {'peer':>6} {'to':>5} {'exact':>5} "

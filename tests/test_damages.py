@@ -112,7 +112,7 @@ def files(folder: Path) -> list[str]:
 
 def result(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
-    return {key: value for key, value in summary.items() if key != "seconds"}
+    return {key: value for key, value in summary.items() if key not in ("seconds", "own_seconds")}
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from pfray.workflow import finalize
 KEYS = {
     "experiment", "learner", "searcher", "seed", "target", "limits", "teacher", "uniform", "allocate", "compressed",
     "exported", "metric", "costs", "shared", "plan", "uniform_plan", "objective", "choice", "trials", "seconds",
-    "own_seconds",
+    "own_seconds", "measured_on",
 }  # fmt: skip
 MEASURED = {"accuracy", "loss", "params", "nonzero_params", "macs", "size_bytes"}
 
