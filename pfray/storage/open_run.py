@@ -176,8 +176,10 @@ def _changes(path: str, old: Any, new: Any) -> list[str]:
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return [] if old == new else [f"{path} ({shown(new)} instead of {shown(old)})"]
     # The settings of another component are others anyway.
-    keys = ["name"] if old.get("name") != new.get("name") else [*new, *(key for key in old if key not in new)]
-    return [change for key in keys for change in _changes(f"{path}.{key}", old.get(key), new.get(key))]
+    if old.get("name") != new.get("name"):
+        return _changes(f"{path}.name", old.get("name"), new.get("name"))
+    unknown = [f"{path}.{key} (no setting)" for key in old if key not in new]
+    return unknown + [change for key in new for change in _changes(f"{path}.{key}", old.get(key), new[key])]
 
 
 def _compared(experiment: Mapping[str, Any]) -> dict[str, Any]:
