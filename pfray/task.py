@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pfray.data._split import Split, in_memory
 from pfray.data._split_checks import check_labels, check_splits, ignored_label
 from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
-from pfray.nn.inputs import Inputs, map_tensors, named_tensors, tensors
+from pfray.nn.inputs import Inputs, map_tensors, moved, named_tensors, tensors
 
 __all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1"]
 
@@ -206,7 +206,7 @@ class Task:
     def batches(self, split: Samples, size: int, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
         """Batches of the split in order, normalized, without augmentation, for evaluation."""
         for inputs, targets in split.batches(size):
-            yield self.normalize(_on(device, inputs)), self._checked(_on(device, targets))
+            yield self.normalize(moved(inputs, device)), self._checked(moved(targets, device))
 
     def training_batches(
         self, size: int, seed: int, noise: torch.Generator, device: torch.device, rank: int = 0, world: int = 1
@@ -215,7 +215,7 @@ class Task:
         augmentation."""
         for inputs, targets in self.train.epoch(size, seed, rank, world):
             changed = inputs if self.augment is None else self.augment(inputs, noise)
-            yield self.normalize(_on(device, changed)), self._checked(_on(device, targets))
+            yield self.normalize(moved(changed, device)), self._checked(moved(targets, device))
 
     def _checked(self, targets: Any) -> Any:
         """``targets``, if they are class numbers in range where the data were not read before."""
@@ -257,7 +257,7 @@ def as_split(name: str, data: Any, adapt: Callable[[Any], Any] | None = None, se
 
 def example_input(task: Task, device: torch.device | str = "cpu") -> Inputs:
     """The first training input as a batch of one, normalized: for images ``(1, C, H, W)``."""
-    return task.normalize(_on(device, task.train.head(1).inputs))
+    return task.normalize(moved(task.train.head(1).inputs, device))
 
 
 def _in_float(tensor: Tensor) -> Tensor:
@@ -265,7 +265,3 @@ def _in_float(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
     return tensor if tensor.dtype in WHOLE else tensor.float()
-
-
-def _on(device: torch.device | str, tree: Any) -> Any:
-    return map_tensors(lambda tensor: tensor.to(device), tree)

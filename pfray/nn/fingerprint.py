@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pfray.nn.inputs import call, join, map_tensors, tensors
+from pfray.nn.inputs import call, join, map_tensors, moved, tensors
 from pfray.nn.modes import evaluating
 from pfray.task import Task
 from pfray.utils.cache import state_bytes
@@ -17,7 +17,7 @@ def fixed_batch_outputs(model: nn.Module, task: Task) -> Tensor:
     thread, so that one machine always gives the same.
     """
     device = next(model.parameters()).device
-    inputs = task.normalize(map_tensors(lambda tensor: tensor.to(device), task.train.head(2).inputs))
+    inputs = task.normalize(moved(task.train.head(2).inputs, device))
     larger = map_tensors(lambda tensor: 3 * tensor if tensor.is_floating_point() else tensor, inputs)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -51,6 +51,11 @@ def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type = Tensor) 
     return _rebuilt(tree, [map_tensors(function, value, kind) for _, value in _parts(tree)])
 
 
+def moved(tree: Any, device: torch.device | str) -> Any:
+    """The same structure with every tensor on ``device``."""
+    return map_tensors(lambda tensor: tensor.to(device), tree)
+
+
 def floats(outputs: Any) -> Any:
     """The outputs with floating-point tensors in float32."""
     return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, outputs)

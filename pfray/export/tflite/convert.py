@@ -15,7 +15,7 @@ from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
 from pfray.export.tflite import flatbuffer, float_islands, short_names
 from pfray.nn.flat import Structured, has_list, with_named_tensors
-from pfray.nn.inputs import Inputs, call, count, join, map_tensors, take, tensors
+from pfray.nn.inputs import Inputs, call, count, join, map_tensors, moved, take, tensors
 from pfray.nn.modes import evaluating, forward
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
@@ -137,7 +137,7 @@ def outputs_of(model: nn.Module, inputs: Inputs, batch_size: int = 250) -> Any:
     parts = []
     with evaluating(model):
         for start in range(0, count(inputs), batch_size):
-            part = map_tensors(lambda tensor: tensor.to(device), take(inputs, slice(start, start + batch_size)))
+            part = moved(take(inputs, slice(start, start + batch_size)), device)
             parts.append(map_tensors(_on_cpu, forward(model, part)))
     return join(parts)
 

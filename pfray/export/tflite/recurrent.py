@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pfray.nn.inputs import Inputs, call, map_tensors, take
+from pfray.nn.inputs import Inputs, call, moved, take
 from pfray.nn.modes import evaluating
 
 # From so many steps on, users are told. Seconds of a step in two files, on one core.
@@ -36,5 +36,5 @@ def unrolled_steps(model: nn.Module, example: Inputs) -> int:
         if isinstance(module, nn.RNNBase):
             module.register_forward_pre_hook(count, with_kwargs=True)
     with evaluating(clone):
-        call(clone, map_tensors(lambda tensor: tensor.cpu(), take(example, slice(0, 1))))
+        call(clone, moved(take(example, slice(0, 1)), "cpu"))
     return steps
