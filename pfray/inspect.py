@@ -56,9 +56,11 @@ def inspect(experiment: schema.Experiment, note: Callable[[str], None]) -> tuple
 
 def show(model: nn.Module, example: Inputs, graph: ChannelGraph, console: Console) -> None:
     """Print the totals, a table of the groups, and the layers that cannot be pruned, with the reasons."""
+    from pfray.nn.inputs import shapes
+
     total = graph.costs(graph.units)
     console.print(
-        f"{type(model).__name__}: {total['macs']:,.0f} MACs for {_shapes(example)}, {total['params']:,.0f} parameters"
+        f"{type(model).__name__}: {total['macs']:,.0f} MACs for {shapes(example)}, {total['params']:,.0f} parameters"
     )
     if graph.groups:
         groups = Table(title="channel groups", title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
@@ -82,16 +84,6 @@ def show(model: nn.Module, example: Inputs, graph: ChannelGraph, console: Consol
         for name, reason in graph.skipped.items():
             whole.add_row(name or "(the model itself)", reason)
         console.print(whole)
-
-
-def _shapes(example: Inputs) -> str:
-    """``an input of 3x32x32``, or ``inputs of tokens 16, mask 16``: shapes of one sample."""
-    from pfray.nn.inputs import named_tensors
-
-    shapes = [(name.lstrip("."), "x".join(map(str, tensor.shape[1:]))) for name, tensor in named_tensors(example)]
-    if len(shapes) == 1:
-        return f"an input of {shapes[0][1]}"
-    return f"inputs of {', '.join(f'{name} {shape}' for name, shape in shapes)}"
 
 
 def _channels(group: ChannelGroup) -> str:

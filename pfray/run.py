@@ -88,7 +88,6 @@ def execute(
     from pfray.reporting import report
     from pfray.reporting.summary import Summary
     from pfray.workflow import setup
-    from pfray.workflow.finalize import refuse_mixed_shapes
     from pfray.workflow.locked_run import locked_run
 
     model = None
@@ -107,8 +106,6 @@ def execute(
             locked.synchronize()
         else:
             loaded = setup.load(experiment, watching, given)
-            if experiment.export.tflite:
-                refuse_mixed_shapes(loaded.task, experiment.export.images)
             locked.check(loaded, experiment.search.trials)
             model = _compress(experiment, loaded, locked, watching)
     return Finished(folder, Summary.read(folder.summary), model)
@@ -176,13 +173,10 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
 def check(experiment: schema.Experiment, console: Console | None = None) -> None:
     """Look for mistakes without training, and note that the experiment is valid. Raises PfrayError."""
     from pfray.workflow import setup
-    from pfray.workflow.finalize import refuse_mixed_shapes
     from pfray.workflow.learner_check import try_plan
 
     observers = Observers([Progress(console)])
     loaded = setup.load(experiment, observers)
-    if experiment.export.tflite:
-        refuse_mixed_shapes(loaded.task, experiment.export.images)
     with observers.stage("try a plan"):
         try_plan(experiment, loaded)
     observers.note(f"{experiment.name} is valid: {len(loaded.space)} knobs, and the target can be reached")

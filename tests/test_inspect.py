@@ -26,7 +26,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_the_groups_of_a_mobilenet_are_shown_with_their_shares_and_what_stays_whole(capsys):
     assert main([DEMO]) == 0
     text = capsys.readouterr().out
-    assert "MobileNetV1: 11,448,832 MACs for an input of 1x32x32, 3,216,650 parameters" in text
+    assert "MobileNetV1: 11,448,832 MACs for an input of shape (1, 1, 32, 32), 3,216,650 parameters" in text
     table = rows(text)
     assert [name for name in table if name.startswith("features.")][:14] == [f"features.{i}.0" for i in range(0, 27, 2)]
     # 32 channels at 16 x 16: 9 x 32 weights, 9 x 32 depthwise, 32 x 64 to the next layer: 671,744 MACs of 11,448,832.
@@ -89,5 +89,8 @@ def test_inputs_of_several_tensors_are_shown_by_name():
     lines = [line for line in console.export_text().splitlines() if "MACs for" in line]
     assert lines == [
         f"Linear: 12 MACs for {shapes}, 15 parameters"
-        for shapes in ("an input of 4", "inputs of ids 16, mask 16", "inputs of [0] 3x8x8, [1] 5")
+        for shapes in (
+            "an input of shape (1, 4)", "inputs of shapes ids int64 (1, 16), mask (1, 16)",
+            "inputs of shapes [0] (1, 3, 8, 8), [1] (1, 5)",
+        )
     ]

@@ -72,13 +72,18 @@ def count(inputs: Inputs) -> int:
     raise ValueError("the batch holds no tensor")
 
 
-def shapes(inputs: Inputs) -> str:
-    """The shapes of a batch's tensors in words, for messages: ``an input of shape (1, 3, 8, 8)``, or
-    ``inputs of shapes ids (1, 5), mask (1, 5)``."""
-    found = [(name.lstrip("."), tuple(tensor.shape)) for name, tensor in named_tensors(inputs)]
+def shapes(batch: Any, noun: str = "input") -> str:
+    """The shapes of a batch's tensors in words, with types other than float32: ``an input of shape (1, 3, 8, 8)``, or
+    ``inputs of shapes ids int64 (1, 5), mask (1, 5)``. noun: input or output."""
+    found = [(name.lstrip("."), _shape(tensor)) for name, tensor in named_tensors(batch)]
     if len(found) == 1:
-        return f"an input of shape {found[0][1]}"
-    return f"inputs of shapes {', '.join(f'{name} {shape}' for name, shape in found)}"
+        return f"an {noun} of shape {found[0][1]}"
+    return f"{noun}s of shapes {', '.join(f'{name} {shape}' for name, shape in found)}"
+
+
+def _shape(tensor: Tensor) -> str:
+    kind = "" if tensor.dtype == torch.float32 else f"{str(tensor.dtype).removeprefix('torch.')} "
+    return f"{kind}{tuple(tensor.shape)}"
 
 
 def take(tree: Any, which: slice | Tensor | Sequence[int]) -> Any:

@@ -23,8 +23,6 @@ from pfray.export.tflite.kept import teacher_file
 from pfray.export.tflite.quantized import Stored
 from pfray.export.tflite.recurrent import MANY_STEPS, STEP_SECONDS, unrolled_steps
 from pfray.measure.evaluation import Measurement, measure
-from pfray.nn.flat import has_list
-from pfray.nn.inputs import join
 from pfray.nn.modes import place
 from pfray.reporting.observers import Observers
 from pfray.storage.run_folder import RunFolder
@@ -94,14 +92,6 @@ def export_model(
         "teacher_latency_ms": teacher_latency,
         "slow_operators": slow,
     }
-
-
-def refuse_mixed_shapes(task: Task, images: int | None) -> None:
-    """Raise ExportError, before any training, where the ``.tflite`` could not be run on the test images to check it on.
-    """
-    if has_list(task.test.head(1).inputs):
-        test = task.test.head(len(task.test) if images is None else images)
-        convert.refuse_mixed_shapes(join([task.train.head(1).inputs, test.inputs]))
 
 
 def write_checked(model: nn.Module, task: Task, path: Path, images: int | None) -> dict[str, Any]:

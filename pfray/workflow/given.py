@@ -15,7 +15,7 @@ from pfray.data._given import held_out, split_of
 from pfray.data._split import in_memory
 from pfray.errors import ConfigError, DataError, UnsupportedModel, first_line, shown
 from pfray.measure.metrics import NAMED, MeanLoss, Metric, resolve_metric
-from pfray.nn.inputs import call, map_tensors
+from pfray.nn.inputs import call, shapes
 from pfray.nn.modes import evaluating
 from pfray.task import Samples, Task, soft_cross_entropy, top1
 from pfray.utils.user_code import place_of
@@ -158,9 +158,8 @@ def _outputs(model: nn.Module, task: Task) -> Any:
     except UnsupportedModel:
         raise
     except Exception as error:
-        shapes = map_tensors(lambda tensor: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}", inputs)
         raise UnsupportedModel(
-            f"the model {type(model).__name__} fails on a batch of the training data, {shown(shapes)}: "
+            f"the model {type(model).__name__} fails on a batch of the training data, {shapes(inputs)}: "
             f"{type(error).__name__}: {first_line(error)}{place_of(error)}. Remedy: adapt=fn(batch) -> (inputs, "
             "targets), with inputs as the model takes them: a tensor, a tuple or a mapping"
         ) from error

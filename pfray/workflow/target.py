@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -17,17 +17,18 @@ from pfray.bench import BenchError
 from pfray.config.schema import Experiment
 from pfray.config.search_space import as_knob
 from pfray.config.sections import Target
-from pfray.data._split import in_memory
+from pfray.data._split import SAMPLED, in_memory
 from pfray.errors import ConfigError, nearest
 from pfray.learner.base import Algorithm
 from pfray.learner.context import with_values
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
-from pfray.nn.inputs import tensors
+from pfray.nn.flat import has_list
+from pfray.nn.inputs import count, shapes, take, tensors
 from pfray.objective import NEEDS_LATENCY, WEIGH_COST, Objective
 from pfray.search.allocate import Allocate
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Knob, keeps_limits
-from pfray.task import Split, Task
+from pfray.task import Task
 from pfray.units import UNITS
 from pfray.workflow.latency_model import PredictedCosts
 
@@ -91,22 +92,29 @@ def check_fits_task(experiment: Experiment, task: Task) -> None:
             f"target.max_drop: {drop:g} is not allowed, since {task.metric_name} is a share: 0 to below 1, such as 1%"
         )
     if experiment.export.tflite:
-        _check_one_shape(task)
+        _check_one_shape(task, experiment.export.images)
 
 
-def _check_one_shape(task: Task) -> None:
-    """Raise ConfigError if batches of the test data are padded to lengths that a file's one length does not take."""
-    wanted = [tensor.shape[1:] for tensor in tensors(task.train.head(1).inputs)]
-    found = [tensor.shape[1:] for tensor in tensors(in_memory(task.test).inputs)]
-    if not isinstance(task.test, Split) and wanted != found:
-        raise ConfigError(
-            f"export.tflite: a file has inputs of one shape, {_listed(wanted)} as the first training samples, and a "
-            f"batch of the test data has {_listed(found)}. Remedy: pad all batches alike, or export.tflite=false"
-        )
+def _check_one_shape(task: Task, images: int | None) -> None:
+    """Raise ConfigError if the ``.tflite`` could not run the test samples that it is checked on.
 
-
-def _listed(shapes: list[torch.Size]) -> str:
-    return ", ".join(str(tuple(shape)) for shape in shapes)
+    A ``.tflite`` has fixed shapes: those of the first training sample, which it is converted for. Inputs in tensors
+    differ from it only where the batches of a stream are padded, so one batch is looked at; the samples of a list have
+    a shape each, so all are. images: test samples that the file is checked on (None: all).
+    """
+    example = task.train.head(1).inputs
+    wanted = [tensor.shape for tensor in tensors(example)]
+    test = task.test if has_list(example) else in_memory(task.test)
+    samples = (
+        take(inputs, slice(index, index + 1)) for inputs, _ in test.batches(SAMPLED) for index in range(count(inputs))
+    )
+    for sample in islice(samples, images):
+        if [tensor.shape for tensor in tensors(sample)] != wanted:
+            raise ConfigError(
+                f"export.tflite: a .tflite takes inputs of one shape. The first training sample is {shapes(example)}, "
+                f"and among the test data is {shapes(sample)}. Remedy: samples of one shape, batches padded to one "
+                "length, or export.tflite=false"
+            )
 
 
 def resolve_objective(experiment: Experiment, task: Task) -> Objective:

@@ -97,3 +97,10 @@ def test_shapes_are_named_as_the_model_takes_them():
     assert shapes({"ids": one, "flag": None, "pair": [two, one]}) == (
         "inputs of shapes ids (1, 5), pair[0] (1, 3, 4, 4), pair[1] (1, 5)"
     )
+
+
+def test_types_other_than_float32_are_named_beside_their_shapes():
+    tokens, mask = torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5)
+    assert shapes({"ids": tokens, "mask": mask}) == "inputs of shapes ids int64 (1, 5), mask (1, 5)"
+    assert shapes((mask.half(), tokens), "output") == "outputs of shapes [0] float16 (1, 5), [1] int64 (1, 5)"
+    assert shapes([mask.bool()], "output") == "an output of shape bool (1, 5)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from pfray.errors import ExportError, TrainingFailed
 from pfray.export.tflite import convert, float_islands
 from pfray.export.tflite.float_islands import InFloat
 from pfray.quantization.pt2e import int8_model
-from pfray.task import Split, Task, example_input
+from pfray.task import example_input
 from pfray.workflow import finalize
 from tests.small import make_task
 from tests.userland import Regressor, brightness
@@ -89,16 +88,3 @@ def test_products_of_one_module_share_a_record_and_those_of_another_keep_theirs(
     assert {name: each["type"] for name, each in records.items()} == {
         "first": "int8", "one": "int8", "steps.1": "int8", "two": "float", "last": "int8", "two.softmax": "float",
     }  # fmt: skip
-
-
-def test_test_images_of_other_shapes_than_the_files_are_refused_where_it_is_checked_on_them():
-    def split(*sizes: int) -> Split:
-        return Split([torch.zeros(3, 8, size) for size in sizes], torch.zeros(len(sizes), dtype=torch.int64))
-
-    task = Task("list", split(8, 8), split(8, 8), split(8, 8, 9), 2)
-    finalize.refuse_mixed_shapes(task, 2)
-    finalize.refuse_mixed_shapes(make_task(), None)
-    with pytest.raises(ExportError, match=r"\(3, 8, 8\) and \(3, 8, 9\)"):
-        finalize.refuse_mixed_shapes(task, None)
-    with pytest.raises(ExportError, match=r"\(3, 8, 7\) and \(3, 8, 8\)"):
-        finalize.refuse_mixed_shapes(replace(task, train=split(7, 8)), 2)

@@ -179,7 +179,7 @@ FAULTS = {
         lambda: given(data=[(x, int(y) + 1) for x, y in zip(X, Y, strict=True)]), DataError, "hold the label 4",
     ),
     "inputs that the model does not take": (
-        lambda: given(data=(X[:, :1], Y)), UnsupportedModel, "fails on a batch of the training data, 'float32 (2, 1",
+        lambda: given(data=(X[:, :1], Y)), UnsupportedModel, "of the training data, an input of shape (2, 1",
     ),
     "a batch of arguments that the model does not take": (
         lambda: given(data=((X, X), Y)), UnsupportedModel, "Remedy: adapt=fn(batch)",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
@@ -20,7 +20,7 @@ from pfray.errors import ConfigError
 from pfray.search.allocate import Allocate
 from pfray.search.random import Random
 from pfray.space import CompressionSpace
-from pfray.task import Task
+from pfray.task import Samples, Split, Task
 from pfray.training.settings import Distill
 from pfray.workflow.target import (
     check_fits_task,
@@ -136,14 +136,45 @@ def test_settings_that_the_task_gives_no_sense_are_refused(task):
         check_fits_task(dropping, task)
 
 
+def exporting(**settings: Any) -> Experiment:
+    return experiment().model_copy(update={"export": Export(**settings)})
+
+
 def test_a_file_of_one_shape_needs_batches_of_one_shape():
-    lengths = {"train": 4, "validation": 4, "test": 6}
-    splits = {name: streamed(name, [(torch.ones(2, length), 0)] * 4, tuple, 0, default_collate)
-              for name, length in lengths.items()}  # fmt: skip
-    text = Task("text", **splits, num_outputs=2)
-    with pytest.raises(ConfigError, match=r"\(2, 4\) as the first training samples, and a batch of the test data has"):
-        check_fits_task(experiment(), text)
-    check_fits_task(experiment().model_copy(update={"export": Export(tflite=False)}), text)
+    def text(test_length: int) -> Task:
+        lengths = {"train": 4, "validation": 4, "test": test_length}
+        splits = {name: streamed(name, [(torch.ones(2, length), 0)] * 4, tuple, 0, default_collate)
+                  for name, length in lengths.items()}  # fmt: skip
+        return Task("text", **splits, num_outputs=2)
+
+    check_fits_task(exporting(), text(4))
+    with pytest.raises(ConfigError, match=r"sample is an input of shape \(1, 2, 4\), .* of shape \(1, 2, 6\)\. Remedy"):
+        check_fits_task(exporting(), text(6))
+    check_fits_task(exporting(tflite=False), text(6))
+
+
+def in_lists(samples: list[tuple[Tensor, int]]) -> tuple[list[Tensor], Tensor]:
+    return [image for image, _ in samples], torch.tensor([label for _, label in samples])
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_file_of_one_shape_needs_samples_of_one_shape_in_a_list(is_streamed):
+    """Those of the test data that the file is checked on, and the training sample that it is converted for."""
+
+    def split(*sizes: int) -> Samples:
+        samples = [(torch.zeros(3, 8, size), 0) for size in sizes]
+        return streamed("any", samples, tuple, 0, in_lists) if is_streamed else Split(*in_lists(samples))
+
+    def task(first: int, test: list[int]) -> Task:
+        return Task("list", split(first), split(8), split(*test), 2)
+
+    check_fits_task(exporting(images=None), task(8, [8] * 70))
+    check_fits_task(exporting(images=1), task(8, [8] if is_streamed else [8, 9]))
+    with pytest.raises(ConfigError, match=r"sample is an input of shape \(3, 8, 8\), .* of shape \(3, 8, 9\)\. Remedy"):
+        check_fits_task(exporting(), task(8, [8] * 70 + [9]))
+    with pytest.raises(ConfigError, match=r"sample is an input of shape \(3, 8, 7\), .* of shape \(3, 8, 8\)\. Remedy"):
+        check_fits_task(exporting(images=1), task(7, [8]))
+    check_fits_task(exporting(tflite=False), task(7, [8, 9]))
 
 
 def test_searched_settings_become_free_knobs_around_their_own_values(space):

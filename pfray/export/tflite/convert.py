@@ -15,7 +15,7 @@ from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
 from pfray.export.tflite import flatbuffer, float_islands, short_names
 from pfray.nn.flat import Structured, has_list, with_named_tensors
-from pfray.nn.inputs import Inputs, call, count, join, map_tensors, moved, take, tensors
+from pfray.nn.inputs import Inputs, call, count, join, map_tensors, moved, shapes, take, tensors
 from pfray.nn.modes import evaluating, forward
 from pfray.utils.files import write_atomically
 from pfray.utils.quiet import quiet
@@ -108,27 +108,15 @@ def compare(path: str | Path, model: nn.Module, inputs: Inputs, batch_size: int 
     return Compared(join(made), expected)
 
 
-def refuse_mixed_shapes(inputs: Inputs) -> None:
-    """Raise ExportError for a list whose samples differ in shape, of which a file takes one only."""
-    if not has_list(inputs):
-        return
-    samples = (take(inputs, slice(index, index + 1)) for index in range(count(inputs)))
-    found = sorted({str([tuple(tensor.shape) for tensor in tensors(sample)]).strip("[]") for sample in samples})
-    if len(found) > 1:
-        raise ExportError(
-            f"the inputs are a list of samples of the shapes {found[0]} and {found[1]}, and a .tflite takes one shape. "
-            "Remedy: samples of one shape, or export.tflite=false"
-        )
-
-
 def _structured(path: str | Path, found: list[np.ndarray], expected: Any) -> Any:
     """A file's outputs in the structure of the model's. Raises ExportError if they have other shapes."""
-    wanted, shapes = [tuple(tensor.shape) for tensor in tensors(expected)], [output.shape for output in found]
-    if wanted != shapes:
+    outputs = [torch.from_numpy(output) for output in found]
+    if [output.shape for output in outputs] != [tensor.shape for tensor in tensors(expected)]:
         raise ExportError(
-            f"{path} gives outputs of shape {_shapes(shapes)}, the model {_shapes(wanted)}. Remedy: repeat the export"
+            f"{path} gives {shapes(tuple(outputs), 'output')}, the model {shapes(expected, 'output')}. "
+            "Remedy: repeat the export"
         )
-    return Structured(expected)([torch.from_numpy(output) for output in found])
+    return Structured(expected)(outputs)
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, batch_size: int = 250) -> Any:
@@ -144,7 +132,3 @@ def outputs_of(model: nn.Module, inputs: Inputs, batch_size: int = 250) -> Any:
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu()
-
-
-def _shapes(shapes: list[tuple[int, ...]]) -> str:
-    return str(shapes[0] if len(shapes) == 1 else shapes)

@@ -8,7 +8,6 @@ from torch import nn
 
 from pfray import bench, load
 from pfray.bench import BenchError
-from pfray.errors import ExportError
 from pfray.export import pt2
 from pfray.export.tflite import convert
 from pfray.nn.flat import plain
@@ -88,10 +87,3 @@ def test_a_list_of_samples_is_compared_sample_by_sample(stacked, tmp_path):
     assert [tuple(each.shape) for each in tensors(compared.file)] == ([(6, 2)] if stacked else [(2,)] * 6)
     assert type(compared.file) is type(model(samples))
     assert compared.largest_difference < 1e-5
-
-
-def test_samples_of_two_shapes_in_a_list_are_one_line():
-    convert.refuse_mixed_shapes([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)])
-    convert.refuse_mixed_shapes((torch.zeros(2, 3), torch.zeros(2, 4)))
-    with pytest.raises(ExportError, match=r"of the shapes \(3, 8, 8\) and \(3, 8, 9\), and a \.tflite takes one"):
-        convert.refuse_mixed_shapes([torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)])
