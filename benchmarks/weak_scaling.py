@@ -36,7 +36,7 @@ KNOBS = 30
 
 
 def window(trials: Sequence[Mapping[str, Any]], parallel: int) -> tuple[float, float]:
-    """When all slots were first taken, and when the last trial started; seconds since the epoch."""
+    """(time at which all slots were first taken, start of the last trial), seconds since the epoch."""
     starts = sorted(trial["finished_at"] - trial["seconds"] for trial in trials)
     return starts[parallel - 1], starts[-1]
 

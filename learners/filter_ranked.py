@@ -219,7 +219,7 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
 
 
 def samples_first(layer: nn.Module, read: Tensor, samples: int) -> Tensor:
-    """What a layer reads, as ``(N, C, ...)``: N ``samples``, which may come behind the steps, and C channels."""
+    """A layer's input as ``(N, C, ...)``: N ``samples``, which may come behind the steps, and C channels."""
     if not isinstance(layer, nn.Linear | nn.RNNBase | nn.MultiheadAttention):
         return read
     if read.dim() == 3:

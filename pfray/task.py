@@ -175,7 +175,7 @@ class Task:
         return all(callable(getattr(self.score, name, None)) for name in ("update", "compute", "reset"))
 
     def select(self, outputs: Any) -> Any:
-        """What loss, score and soft labels read of a model's outputs. Raises UnsupportedModel where it is missing."""
+        """The outputs that loss, score and soft labels read. Raises UnsupportedModel if the model's have none such."""
         wanted = self.output
         if wanted is None or (isinstance(outputs, Tensor) and not callable(wanted)):
             return outputs

@@ -1,4 +1,4 @@
-"""What users have - tensors, data sets, loaders, samples in a list - as the splits of a task."""
+"""Splits of a task from users' tensors, data sets, loaders and lists of samples."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def find(kind: str, name: str) -> Callable[..., nn.Module] | None:
 
 
 def remarks_on(model: nn.Module) -> Sequence[str]:
-    """Where the weights of a model from here come from, a line each."""
+    """Sources of the weights of a model that this module built, a line each."""
     return _REMARKS.get(model, ())
 
 

@@ -72,7 +72,7 @@ class HeadAttention(nn.MultiheadAttention):
         return [q, k, v]
 
     def _mask(self, padding: Tensor | None, mask: Tensor | None, q: Tensor) -> Tensor | None:
-        """What is added to the scores ``(..., H, T, S)``: both masks, 0 for keys that the module adds itself."""
+        """Sum of both masks, to be added to the scores ``(..., H, T, S)``: 0 for keys that the module adds itself."""
         if padding is not None:  # (B, S), or (S,)
             padding = _additive(padding, q)[..., None, None, :]
         if mask is not None:  # (T, S), or (B H, T, S), or (H, T, S) for an input without a batch

@@ -76,7 +76,7 @@ def time_text(summary: Summary) -> str:
 
 
 def _outcome(summary: Summary, unit: str) -> str:
-    """What came out in a unit, from teacher to result; empty if unknown, or if the goal says it all."""
+    """Change of a unit from teacher to result; empty if unknown, or if the goal says it all."""
     if unit == "latency_ms":
         after, before = summary.latencies()
     else:
@@ -109,7 +109,7 @@ def _slow_remedy(summary: Summary, now: float, before: float) -> str:
 
 
 def _further(summary: Summary) -> str:
-    """What was done to the plan after the search to use up a latency limit; empty if nothing."""
+    """Change of the plan after the search, for a latency limit; empty if there is none."""
     limit, moved = number(summary.limits, "latency_ms"), summary.choice.get("moved")
     if moved not in ("further", "less") or limit is None:
         return ""

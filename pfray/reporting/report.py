@@ -118,7 +118,7 @@ def _score_text(summary: Summary) -> str | None:
 
 
 def _score_note(summary: Summary) -> str:
-    """What the score is; empty if it is not known."""
+    """Explanation of the score; empty for an unknown one."""
     what = SCORES.get(summary.objective or "")
     if what is None:
         return ""
@@ -128,7 +128,7 @@ def _score_note(summary: Summary) -> str:
 
 
 def _cost_note(unit: str) -> str:
-    """What the points of the trials are."""
+    """Explanation of the trials' points."""
     predicted = "; their latency is predicted from their MACs" if unit == "latency_ms" else ""
     return f"Trials are measured before the final retraining, and on the validation split{predicted}."
 

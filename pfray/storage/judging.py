@@ -1,4 +1,4 @@
-"""How a task judges models, as plain values: its functions by name, with their settings, and their own code.
+"""A task's way to judge models, as plain values: its functions by name, with their settings, and their own code.
 
 A run goes on only with the same ones; see ``pfray.storage.identity``.
 """

@@ -1,4 +1,4 @@
-"""What an unfinished run has done so far, for a user who continues it."""
+"""Progress of an unfinished run, for a user who continues it."""
 
 from __future__ import annotations
 

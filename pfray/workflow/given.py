@@ -39,7 +39,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Judging:
-    """How models are judged, each as of ``Task`` or ``pfray.compress``; None for what data and outputs suggest."""
+    """Loss and metric, each as of ``Task`` or ``pfray.compress``; None for what data and outputs suggest."""
 
     loss: Callable[[Any, Any], Tensor] | None = None
     metric: Any = None
@@ -150,7 +150,7 @@ def _metric(judged: Judging, loss: Any, labelled: bool, notes: list[str]) -> Met
 
 
 def _outputs(model: nn.Module, task: Task) -> Any:
-    """What the task reads of the outputs for two training samples. Raises UnsupportedModel if the model fails."""
+    """The outputs for two training samples, as the task reads them. Raises UnsupportedModel if the model fails."""
     inputs = task.normalize(task.train.head(2).inputs)
     try:
         with evaluating(model):

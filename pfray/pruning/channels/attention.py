@@ -173,7 +173,7 @@ def _is_size(name: str) -> bool:
 
 
 def _guesses(model: nn.Module, graph: Any, attentions: Sequence[_Attention]) -> Iterator[_Guess]:
-    """What the numbers and rows may mean, the likeliest first."""
+    """Possible meanings of the numbers and rows, the likeliest first."""
     first = model.get_submodule(attentions[0].owner)
     widths = _widths(graph, attentions)
     read = graph.get_in_channels(attentions[0].reader)

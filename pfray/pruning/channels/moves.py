@@ -1,4 +1,4 @@
-"""How channels move through single operations: which positions they arrive at, and which of them have to be equal.
+"""Moves of channels through single operations: the positions they arrive at, and those that have to be equal.
 
 Notation as in ``dependency.py``. Sizes come from the shapes that autograd has recorded.
 """
