@@ -15,22 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from pfray.errors import UnsupportedModel, first_line
 from pfray.nn.flat import Structured
 from pfray.nn.inputs import Inputs, call, take, tensors
 from pfray.nn.modes import evaluating, forward, keep_memory_format
 from pfray.nn.program import export_program
-from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSING, annotate, is_whole, name_of
+from pfray.quantization.pt2e import operators
+from pfray.quantization.pt2e.annotate import LAYERS, annotate, name_of
 from pfray.quantization.pt2e.decompose import forget_unused, rewrite
 from pfray.quantization.pt2e.shared_observer import shared_ranges
 from pfray.utils.quiet import quiet
 
-# Operators that compute, and are reported if they stay float.
-COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
-# Operators that move, select or clip values, and are not reported.
-SMALL = {*MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select"}
 # Largest difference between a model and its graph before rounding, as a share of the largest output.
 MAX_DIFFERENCE = 1e-3
 
@@ -120,30 +117,11 @@ class Int8Model(nn.Module):
 
     def float_layers(self) -> list[str]:
         """Layers of the operators that compute in float, because they have no int8 kernel or were left out."""
-        return [_layer(node) for node in self.graph.graph.nodes if _computes(node) and not _is_quantized(node)]
+        return operators.float_layers(self.graph)
 
     def operators(self) -> dict[str, tuple[str, str]]:
-        """(``int8`` or ``float``, reason) of operators that compute and of others in float, by layer and in order.
-
-        Operators outside of a layer have the graph's names.
-        """
-        found: dict[str, tuple[str, str]] = {}
-        depending = _depending(self.graph)
-        for node in self.graph.graph.nodes:
-            layer, operator = _layer(node), name_of(node)
-            if _computes(node) and layer in self.left_out:
-                kind = "float", "left out by the plan or by learner.skip"
-            elif _computes(node) and _is_quantized(node):
-                kind = "int8", f"{operator} in integers"
-            elif node in depending and (_computes(node) or _stays_float(node)):
-                among = f"{operator} among operators in float"
-                kind = "float", among if operator in KNOWN else f"no int8 kernel for {operator}"
-            else:
-                continue
-            # Several operators or calls of one layer must not hide each other.
-            name = layer if layer and found.get(layer, kind) == kind else f"{layer}.{node.name}".lstrip(".")
-            found[name] = kind
-        return found
+        """(``int8`` or ``float``, reason) by layer and in order, see ``operators.by_layer``."""
+        return operators.by_layer(self.graph, self.left_out)
 
 
 def prepare(
@@ -183,7 +161,7 @@ def prepare(
 def _tell_bits(graph: GraphModule) -> None:
     """Set ``weight_bits``, which counts of stored bits read, beside each weight that the files hold in 8 bits."""
     for node in graph.graph.nodes:
-        if name_of(node) in LAYERS and _is_quantized(node):
+        if name_of(node) in LAYERS and operators.is_quantized(node):
             source: Any = node.args[1]
             source = source.args[0] if source.op == "call_module" else source
             owner, _, name = str(source.target).rpartition(".")
@@ -236,17 +214,12 @@ def _quantizer(float_layers: frozenset[str]) -> Any:
             return graph
 
         def annotate(self, graph: GraphModule) -> GraphModule:
-            left_out = {node for node in graph.graph.nodes if _computes(node) and _layer(node) in float_layers}
+            computing = (node for node in graph.graph.nodes if operators.computes(node))
+            left_out = {node for node in computing if operators.layer_of(node) in float_layers}
             annotate(graph, self.global_config, left_out)
             return graph
 
     return Quantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
-
-
-def _layer(node: Node) -> str:
-    """Name of the innermost module whose forward made the node."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return stack[-1][0].removeprefix("L['self'].") if stack else ""
 
 
 def _name_constants(graph: GraphModule) -> None:
@@ -256,8 +229,8 @@ def _name_constants(graph: GraphModule) -> None:
         part = next((part for start, part in parts.items() if str(node.target).startswith(start)), None)
         if node.op != "get_attr" or part is None:
             continue
-        readers = [reader for user in node.users for reader in user.users if _computes(reader)]
-        layer = _layer(readers[0]) if readers else ""
+        readers = [reader for user in node.users for reader in user.users if operators.computes(reader)]
+        layer = operators.layer_of(readers[0]) if readers else ""
         owner = graph.get_submodule(layer) if layer and _has_module(graph, layer) else None
         if owner is not None and not hasattr(owner, part):
             value = getattr(graph, node.target)
@@ -271,35 +244,9 @@ def _has_module(graph: GraphModule, name: str) -> bool:
     return any(name == each for each, _ in graph.named_modules())
 
 
-def _stays_float(node: Node) -> bool:
-    """True for an operator that changes values and has no annotation."""
-    if not str(node.target).startswith("aten.") or name_of(node) in SMALL or is_whole(node):
-        return False
-    return "quantization_annotation" not in node.meta
-
-
-def _depending(graph: GraphModule) -> set[Node]:
-    """Nodes whose values depend on the inputs."""
-    found: set[Node] = set()
-    for node in graph.graph.nodes:
-        if node.op == "placeholder" or found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found
-
-
 def _of_activations(graph: GraphModule) -> list[Any]:
     """Fake quantizations of values that depend on the inputs, and so are no weights."""
-    depending = _depending(graph)
+    with_inputs = operators.depending(graph)
     called = [graph.get_submodule(str(node.target)) for node in graph.graph.nodes
-              if node in depending and node.op == "call_module"]  # fmt: skip
+              if node in with_inputs and node.op == "call_module"]  # fmt: skip
     return [module for module in called if hasattr(module, "fake_quant_enabled")]
-
-
-def _computes(node: Node) -> bool:
-    return name_of(node) in COMPUTING
-
-
-def _is_quantized(node: Node) -> bool:
-    """True if both operands are quantized; one of them may be so for another operator's sake."""
-    operands = node.args[: 1 if LAYERS.get(name_of(node), 0) is None else 2]
-    return all(isinstance(each, Node) and each.op == "call_module" for each in operands)
