@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.result import close
-from pfray import bench
 from pfray.errors import PfrayError
+from pfray.interpreter import BenchError, open_interpreter, predict, runtime
 
 NAME = "device_check"
 TOLERANCE = 1e-4
@@ -37,12 +37,12 @@ def make(files: Sequence[Path], expected: Path) -> None:
     """
     arrays: dict[str, np.ndarray] = {}
     for file in files:
-        interpreter = bench.open_interpreter(file)
+        interpreter = open_interpreter(file)
         shape = interpreter.get_input_details()[0]["shape"]
         inputs = np.random.default_rng(0).standard_normal((SAMPLES, *shape[1:]), np.float32)
-        (outputs,) = bench.predict(file, inputs)
+        (outputs,) = predict(file, inputs)
         if not np.ptp(outputs, axis=0).max() > 100 * TOLERANCE:
-            raise bench.BenchError(
+            raise BenchError(
                 f"{file} gives nearly the same outputs for all inputs, so there is nothing to compare. "
                 "Remedy: check a trained model"
             )
@@ -61,8 +61,8 @@ def compare(files: Sequence[Path], expected: Path, may_refuse: Sequence[Path] = 
         for file in files:
             wanted = arrays[f"{file.name}:outputs"]
             try:
-                (outputs,) = bench.predict(file, arrays[f"{file.name}:inputs"])
-            except bench.BenchError as error:
+                (outputs,) = predict(file, arrays[f"{file.name}:inputs"])
+            except BenchError as error:
                 if file not in may_refuse or NO_KERNEL not in str(error):
                     raise
                 found[str(file)] = None
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 where the outputs differ, 2 where a file is missing or damaged."""
     options = _parser().parse_args(arguments)
     try:
-        package = bench.runtime()
+        package = runtime()
         if options.mode == "make":
             make(options.files, options.expected)
             print(f"{options.expected}: {SAMPLES} outputs of {len(options.files)} files on {package.__name__}")

@@ -68,9 +68,9 @@ def accuracy(path: Path, task: Any) -> float:
     """On the whole test split, by the interpreter."""
     import torch
 
-    from pfray import bench
+    from pfray import interpreter
 
-    outputs = torch.from_numpy(bench.predict(path, task.normalize(task.test.inputs).numpy())[0])
+    outputs = torch.from_numpy(interpreter.predict(path, task.normalize(task.test.inputs).numpy())[0])
     return task.score(outputs, task.test.targets).mean().item()
 
 

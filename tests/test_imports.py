@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Folders and files of pfray/. Each may import from itself, from its own row and from those above it.
 LAYERS = [
     {"errors"},
-    {"utils", "bench"},
+    {"utils"},
+    {"interpreter", "bench"},
     {"space", "task", "units", "data", "models", "nn"},
     {"measure"},
     {"objective"},
@@ -63,7 +64,10 @@ def test_environments_know_the_space_and_its_units_only(path):
 
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():
-    names = ("bench.py", "utils/command.py", "utils/file_values.py", "utils/quiet.py", "errors.py", "__main__.py")
+    names = (
+        "bench.py", "interpreter.py", "utils/command.py", "utils/file_values.py", "utils/quiet.py", "errors.py",
+        "__main__.py",
+    )  # fmt: skip
     paths = [ROOT / "pfray" / name for name in names]
     found = {name.split(".")[0] for path in paths for name in imports(path)}
     assert not found & {"torch", "ray", "pydantic", "yaml", "rich", "safetensors"}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import pfray
 from learners.weight_sparse import zero_count
-from pfray import bench
+from pfray import interpreter
 from pfray.config.schema import load
 from pfray.data import digits
 from pfray.models.lenet import lenet
@@ -93,7 +93,7 @@ def test_the_program_the_packed_weights_and_the_tflite_agree(finished):
     model.load_state_dict(pfray.load(finished / "model.packed"))
     expected = model.eval()(inputs).detach()
     assert torch.allclose(pfray.load(finished / "model.pt2")(inputs), expected, atol=1e-4)
-    (outputs,) = bench.predict(summary["exported"]["path"], inputs.numpy())
+    (outputs,) = interpreter.predict(summary["exported"]["path"], inputs.numpy())
     assert np.abs(outputs - expected.numpy()).max() == pytest.approx(summary["exported"]["max_abs_diff"], abs=1e-4)
     accuracy = (outputs.argmax(1) == task.test.targets[:100].numpy()).mean()
     assert summary["exported"]["accuracy"] == pytest.approx(accuracy)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from pfray import bench
-from pfray.bench import BenchError
 from pfray.errors import ExportError, TrainingFailed
 from pfray.export import pt2
 from pfray.export.packed import file
@@ -22,6 +21,7 @@ from pfray.export.tflite.float_islands import InFloat
 from pfray.export.tflite.kept import teacher_file
 from pfray.export.tflite.quantized import Stored
 from pfray.export.tflite.recurrent import MANY_STEPS, STEP_SECONDS, unrolled_steps
+from pfray.interpreter import BenchError
 from pfray.measure.evaluation import Measurement, measure
 from pfray.nn.modes import place
 from pfray.reporting.observers import Observers

@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
-from pfray import bench
-from pfray.bench import BenchError
+from pfray import interpreter
 from pfray.config.schema import Experiment
 from pfray.config.search_space import as_knob
 from pfray.config.sections import Target
 from pfray.data._split import SAMPLED, in_memory
 from pfray.errors import ConfigError, nearest
+from pfray.interpreter import BenchError
 from pfray.learner.base import Algorithm
 from pfray.learner.context import with_values
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
@@ -145,7 +145,7 @@ def resolve_objective(experiment: Experiment, task: Task) -> Objective:
 def _check_litert() -> None:
     reason = "" if importlib.util.find_spec("litert_torch") else "there is no package litert_torch"
     try:
-        bench.runtime()
+        interpreter.runtime()
     except BenchError as error:
         reason = str(error).partition(". Remedy")[0]
     if reason:

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from learners.full_precision import FullPrecision
 from learners.weight_sparse import WeightSparse
-from pfray import bench
+from pfray import interpreter
 from pfray.config.schema import Experiment
 from pfray.config.sections import Export
 from pfray.data import digits
@@ -92,7 +92,7 @@ def test_the_score_is_agreement_where_there_are_soft_labels_and_accuracy_where_t
 def test_times_of_litert_are_refused_where_it_is_not_there(task, monkeypatch):
     timed = experiment(objective="ddc", latency="litert")
     assert resolve_objective(timed, task).name == "ddc"
-    monkeypatch.setattr(bench, "RUNTIMES", ("no_such_runtime",))
+    monkeypatch.setattr(interpreter, "RUNTIMES", ("no_such_runtime",))
     with pytest.raises(ConfigError, match=r"search.latency: litert cannot be timed here: .*Remedy: search.lat"):
         resolve_objective(timed, task)
     assert resolve_objective(experiment(objective="ddc"), task).name == "ddc"

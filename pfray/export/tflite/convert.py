@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfray import bench
+from pfray import interpreter
 from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
 from pfray.export.tflite import flatbuffer, float_islands, short_names
@@ -73,7 +73,7 @@ def convert(model: nn.Module, example: Inputs) -> bytes:
 
 
 def arrays(inputs: Inputs) -> list[np.ndarray]:
-    """The tensors of inputs as ``pfray.bench`` takes them, in the order of the file's inputs."""
+    """The tensors of inputs as ``pfray.interpreter`` takes them, in the order of the file's inputs."""
     return [tensor.detach().cpu().numpy() for tensor in tensors(inputs)]
 
 
@@ -99,11 +99,11 @@ def compare(path: str | Path, model: nn.Module, inputs: Inputs, batch_size: int 
     """
     expected = outputs_of(model, inputs, batch_size)
     if not has_list(inputs):
-        found = bench.predict(path, arrays(inputs), count(inputs))
+        found = interpreter.predict(path, arrays(inputs), count(inputs))
         return Compared(_structured(path, found, expected), expected)
     # One by one, because a list's tensors have no axis of samples.
     samples = [slice(index, index + 1) for index in range(count(inputs))]
-    outputs = bench.predict_each(path, (arrays(take(inputs, sample)) for sample in samples))
+    outputs = interpreter.predict_each(path, (arrays(take(inputs, sample)) for sample in samples))
     made = [_structured(path, own, take(expected, which)) for which, own in zip(samples, outputs, strict=True)]
     return Compared(join(made), expected)
 

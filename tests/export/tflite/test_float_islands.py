@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 from torch.nn import functional as F
 
-from pfray import bench
+from pfray import interpreter
 from pfray.export.tflite import convert, flatbuffer, float_islands
 from pfray.export.tflite.float_islands import InFloat
 from pfray.quantization.pt2e import int8_model
@@ -56,7 +56,7 @@ def test_an_operator_in_float_gives_what_it_gave_in_integers_or_the_next_step(na
         path.write_bytes(content)
     added = operators(paths[1].read_bytes()) - operators(before)
     assert set(added) == {"QUANTIZE", "DEQUANTIZE"}
-    (one,), (other,) = (bench.predict(path, INPUTS.numpy()) for path in paths)
+    (one,), (other,) = (interpreter.predict(path, INPUTS.numpy()) for path in paths)
     assert np.abs(one - other).max() < 0.02 * np.abs(one).max()
 
 

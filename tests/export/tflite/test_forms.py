@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pfray import bench, load
-from pfray.bench import BenchError
+from pfray import bench, interpreter, load
 from pfray.export import pt2
 from pfray.export.tflite import convert
+from pfray.interpreter import BenchError
 from pfray.nn.flat import plain
 from pfray.nn.inputs import call, take, tensors
 from pfray.quantization.pt2e import int8_model
@@ -28,7 +28,7 @@ def test_files_take_and_give_what_the_model_does(name, tmp_path):
     compared = convert.compare(path, model, inputs)
     assert type(compared.file) is type(expected)
     assert compared.largest_difference < 1e-5
-    signature = bench.open_interpreter(path).get_signature_list()["serving_default"]
+    signature = interpreter.open_interpreter(path).get_signature_list()["serving_default"]
     # The interpreter sorts the names.
     assert [signature["inputs"], signature["outputs"]] == [sorted(given), sorted(made)]
     example = convert.arrays(take(inputs, slice(0, 1)))
@@ -62,7 +62,7 @@ def test_wrong_inputs_are_one_line(tmp_path):
     model, inputs, *_ = form("two inputs")
     convert.export(model, inputs, tmp_path / "model.tflite")
     with pytest.raises(BenchError, match=r"takes 2 inputs, not 1\. Remedy: one array for each"):
-        bench.predict(tmp_path / "model.tflite", images().numpy())
+        interpreter.predict(tmp_path / "model.tflite", images().numpy())
     with pytest.raises(BenchError, match=r"takes inputs of shape \(1, 3, 8, 8\), not \(1, 3, 4, 4\)"):
         bench.latency_ms([tmp_path / "model.tflite"], example=[images()[:1, :, :4, :4].numpy()] * 2)
 

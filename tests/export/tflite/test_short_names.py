@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pfray import bench
+from pfray import interpreter
 from pfray.export.tflite import convert, flatbuffer
 from pfray.export.tflite.short_names import short, shorten
 
@@ -41,11 +41,11 @@ def test_only_the_names_change(tmp_path: Path):
     inputs, path = torch.randn(5, 2, 8, 8), tmp_path / "model.tflite"
     long = flatbuffer.parse(convert.convert(model, inputs[:1]))
     path.write_bytes(flatbuffer.pack(long))
-    (before,), size = bench.predict(path, inputs.numpy()), path.stat().st_size
+    (before,), size = interpreter.predict(path, inputs.numpy()), path.stat().st_size
     file = flatbuffer.parse(path.read_bytes())
     shorten(file)
     path.write_bytes(flatbuffer.pack(file))
-    assert np.array_equal(bench.predict(path, inputs.numpy())[0], before)
+    assert np.array_equal(interpreter.predict(path, inputs.numpy())[0], before)
     assert path.stat().st_size < size
     model = flatbuffer.parse(path.read_bytes())
     names = [tensor.name.decode() for tensor in model.subgraphs[0].tensors]

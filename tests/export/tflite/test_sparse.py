@@ -8,7 +8,7 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
-from pfray import bench
+from pfray import interpreter
 from pfray.export.tflite import convert, flatbuffer
 from pfray.export.tflite.sparse import sparsify
 
@@ -66,7 +66,7 @@ def read(path: Path) -> schema.ModelT:
 
 
 def assert_same_outputs(first: Path, second: Path) -> None:
-    (a,), (b,) = bench.predict(first, INPUTS), bench.predict(second, INPUTS)
+    (a,), (b,) = interpreter.predict(first, INPUTS), interpreter.predict(second, INPUTS)
     assert a.std(0).min() > 1e-4, "outputs that ignore the inputs would compare equal for nothing"
     assert np.array_equal(a.view(np.int32), b.view(np.int32))
 
@@ -119,7 +119,7 @@ def test_a_layer_of_nothing_but_zeros_survives(tmp_path: Path) -> None:
     nn.init.normal_(model.get_parameter("8.bias"))
     convert.export(model, torch.zeros(1, 3, 8, 8), tmp_path / "dense.tflite")
     rewritten(tmp_path / "dense.tflite", tmp_path / "sparse.tflite")
-    (a,), (b,) = (bench.predict(tmp_path / name, INPUTS) for name in ("dense.tflite", "sparse.tflite"))
+    (a,), (b,) = (interpreter.predict(tmp_path / name, INPUTS) for name in ("dense.tflite", "sparse.tflite"))
     assert np.abs(a).max() > 0.01
     assert np.array_equal(a, b)
 
