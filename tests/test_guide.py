@@ -1,9 +1,8 @@
-"""The guide's pages: their files run as they stand, and what their tables list is all that there is."""
+"""The guide's pages: their files run as they stand."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,9 @@ from torch import nn
 
 import pfray
 import pfray.run
-from pfray.api import Result, compress
-from pfray.config.sections import Search
-from pfray.learner.base import Algorithm, Compressed
 from pfray.learner.scoring import Scorer
 from pfray.measure.evaluation import evaluate
 from pfray.reporting.observers import Observers
-from pfray.space import CompressionSpace, Knob
-from pfray.task import Task
 from pfray.training.loop import fit
 from pfray.training.settings import Training
 from pfray.workflow import setup
@@ -267,52 +261,3 @@ def test_the_regression_of_two_inputs(folder):
     with torch.no_grad():
         model.layer.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     assert evaluate(model, task, task.test).accuracy == pytest.approx(0.0, abs=1e-6)
-
-
-def listed(page: str, name: str) -> dict[str, str]:
-    """Default of ``name`` by field, from the table whose heading begins with ``name``."""
-    heading = next(line for line in PAGES[page].splitlines() if line.startswith(f"| {name}"))
-    column = [cell.strip() for cell in heading.split("|")].index("default")
-    rows = PAGES[page].split(heading)[1].split("\n\n")[0].splitlines()[2:]
-    cells = [re.split(r"(?<!\\)\|", row) for row in rows]
-    return {key: row[column].strip() for row in cells for key in re.findall(r"`(\w+)`", row[1])}
-
-
-@pytest.mark.parametrize(("page", "heading", "kind"), [
-    ("your_data", "field |", Task), ("your_learner", "field of `Compressed`", Compressed),
-    ("your_learner", "field of `CompressionSpace`", CompressionSpace), ("your_learner", "field of `Knob`", Knob),
-])  # fmt: skip
-def test_every_field_is_listed_with_its_default(page, heading, kind):
-    found = listed(page, heading)
-    assert set(found) == {field.name for field in fields(kind)}
-    for field in fields(kind):
-        required = field.default is MISSING and field.default_factory is MISSING
-        assert (found[field.name] == "required") == required, field.name
-
-
-def test_every_keyword_of_compress_is_listed():
-    groups = [listed("from_python", name) for name in ("data", "how models are judged", "the run")]
-    assert {"model"}.union(*groups) == set(inspect.signature(compress).parameters)
-    assert all(f"| `{field.name}`" in PAGES["from_python"] for field in fields(Result))
-
-
-def test_every_method_and_attribute_of_a_learner_is_listed():
-    page = PAGES["your_learner"]
-    own = [name for name in vars(Algorithm) if not name.startswith("_") and name != "device"]
-    assert [name for name in own if f"| `{name}" not in page] == []
-
-
-def test_every_key_of_the_search_that_is_taken_is_named():
-    taken = PAGES["your_searcher"].partition("several together.")[2].partition("are taken")[0]
-    assert set(re.findall(r"`(\w+)`", taken)) == set(Search.model_fields) - {"name", "settings"}
-
-
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
-def test_every_link_leads_somewhere(path):
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text()):
-        name, _, anchor = target.partition("#")
-        page = path.parent / name if name else path
-        assert page.exists(), target
-        if anchor:
-            titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target

@@ -19,14 +19,17 @@ def listing() -> str:
     """Names of all components with one line each, by kind."""
     parts = []
     for kind, title in TITLES.items():
-        lines = [_lines(names, about) for names, about in _entries(kind)]
+        lines = [_lines(names, about) for names, about in entries(kind)]
         parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(parts)
 
 
-def _entries(kind: str) -> list[tuple[list[str], str]]:
-    """(names, docstring) of each module of a kind. A module of models has several names: its public functions."""
-    entries = []
+def entries(kind: str) -> list[tuple[list[str], str]]:
+    """(names, docstring) of each module of a kind: model, data, learner or search.
+
+    A module of models has several names: its public functions.
+    """
+    found = []
     for name, path in component_modules(kind).items():
         module = _parse(path)
         functions = [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
@@ -35,8 +38,8 @@ def _entries(kind: str) -> list[tuple[list[str], str]]:
         else:
             names = [name] if kind != "data" or "build" in functions else []
         if names:
-            entries.append((names, ast.get_docstring(module) or ""))
-    return entries
+            found.append((names, ast.get_docstring(module) or ""))
+    return found
 
 
 def _parse(path: str) -> ast.Module:
