@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.search_overhead import run_command
 from benchmarks.sparse_resnet import SPARSITY, needed
@@ -65,11 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Time a whole search of critic through the command line.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Time a whole search of critic through the command line.")
     parser.add_argument("--model", default="resnet56", choices=("resnet20", "resnet56"), help="the network")
     parser.add_argument("--trials", type=int, default=200, help="trials of the search")
     return parser

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import close
 
 if TYPE_CHECKING:
@@ -88,11 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description=f"Train the DDPG agent on {TASK} and evaluate it without noise.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, f"Train the DDPG agent on {TASK} and evaluate it without noise.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one agent each")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the environment for each agent")
     return parser

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import close
 
 if TYPE_CHECKING:
@@ -108,11 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure what a suggestion of the Gaussian-process searcher costs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Measure what a suggestion of the Gaussian-process searcher costs.")
     parser.add_argument("--knobs", type=int, default=30, help="knobs of the space")
     parser.add_argument("--observations", type=int, default=100, help="trials told before")
     parser.add_argument("--repeats", type=int, default=10, help="suggestions measured")

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import job, needed
 
@@ -102,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure the int8 .tflite against the float one.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Measure the int8 .tflite against the float one.")
     models = ("resnet20", "resnet56", "mobilenet_v1")
     parser.add_argument("--models", nargs="+", default=list(models), choices=models)
     parser.add_argument("--epochs", type=int, default=0, help="of quantization-aware training (about 5 minutes each "

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.raylets import add, cluster
 from benchmarks.result import close
 
@@ -192,11 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Kill workers, raylets and the driver of a search, and count what is lost.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Kill workers, raylets and the driver of a search, and count what is lost.")
     parser.add_argument("--kills", type=int, default=20, help="how many SIGKILLs")
     parser.add_argument("--trials", type=int, default=80, help="plans tried")
     parser.add_argument("--seconds", type=float, default=1.0, help="that a trial sleeps beside its measurement")

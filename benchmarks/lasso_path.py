@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 
@@ -199,11 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure LASSO channel selection against a search on alpha, on ResNet-56 and CIFAR-10.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Measure LASSO channel selection against a search on alpha, on ResNet-56 and CIFAR-10.")
     parser.add_argument("--layers", type=int, default=27, help="how many blocks of the network")
     parser.add_argument("--images", type=int, default=50, help="images, with ten positions of each")
     return parser

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import job, needed
 
@@ -75,11 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure the .tflite of a model with quantized weights.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Measure the .tflite of a model with quantized weights.")
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 3, 2])
     parser.add_argument("--images", type=int, help="test images (default: all)")
     parser.add_argument("--bn-images", type=int, default=2000, help="that batch norm is put right on; 0: it is not")

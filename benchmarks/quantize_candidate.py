@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.studies.searching import job_with
@@ -58,11 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Seconds to quantize a candidate of the bits search.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Seconds to quantize a candidate of the bits search.")
     parser.add_argument("--candidates", type=int, default=30, help="random plans")
     parser.add_argument("--seed", type=int, default=0)
     return parser

@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import DATA, ROOT, SKIPPED, close, is_missing
 
 NAME = "search_overhead"
@@ -160,10 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure what a search costs beside its trials, and how long it takes until the first one.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        NAME,
+        "Measure what a search costs beside its trials, and how long it takes until the first one.",
     )
     parser.add_argument("--data", type=Path, default=DATA / "cifar10-jpeg", help="folder of CIFAR-10")
     parser.add_argument("--weights", type=Path, default=DATA / "weights" / "resnet20.pt", help="ResNet-20's state dict")

@@ -26,6 +26,7 @@ from unittest import mock
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import close
 
 if TYPE_CHECKING:
@@ -125,11 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure what a suggestion costs each searcher when many trials are known.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Measure what a suggestion costs each searcher when many trials are known.")
     parser.add_argument("--searchers", nargs="+", choices=SEARCHERS, default=SEARCHERS, help="which")
     parser.add_argument("--knobs", type=int, default=30, help="knobs of the space")
     parser.add_argument("--observations", type=int, default=10_000, help="trials told before")

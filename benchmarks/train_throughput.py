@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import DATA, SKIPPED, close, is_missing
 
 if TYPE_CHECKING:
@@ -125,11 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Compare the speed of pfray's training loop with that of a bare PyTorch loop.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Compare the speed of pfray's training loop with that of a bare PyTorch loop.")
     parser.add_argument(
         "--model",
         choices=("resnet20", "mobilenet_v1"),

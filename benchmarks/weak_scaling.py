@@ -26,6 +26,7 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parser import make_parser
 from benchmarks.raylets import cluster
 from benchmarks.result import close
 
@@ -108,11 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Measure trials a minute with more and more raylets, with trials that sleep.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(NAME, "Measure trials a minute with more and more raylets, with trials that sleep.")
     parser.add_argument("--raylets", type=int, nargs="+", default=[1, 2, 4, 8], help="of each search")
     parser.add_argument("--slots", type=int, default=8, help="trials at once on a raylet")
     parser.add_argument("--seconds", type=float, default=10.0, help="mean length of a trial")

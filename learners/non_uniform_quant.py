@@ -15,14 +15,13 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray.learner.base import Algorithm, Compressed
+from learners._bits import BitAlgorithm
 from pfray.quantization import bit_space, codebook
 from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.quantization.codebook import Codebook
 from pfray.quantization.granularity import Buckets
 from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
-from pfray.space import CompressionSpace, Plan
 
 
 @dataclass(frozen=True)
@@ -39,34 +38,6 @@ class Settings(BitSettings):
     codebook: Literal["weighted"] | Codebook = "weighted"
     tune: Literal["weights", "clusters", "both"] = "both"
     cluster_rate: Annotated[float, Field(gt=0)] = 0.01
-
-
-def floats_per_bucket(bits: np.ndarray) -> np.ndarray:
-    """Floats stored per bucket: its codewords."""
-    return 2.0**bits
-
-
-class NonUniformQuant(Algorithm):
-    settings: Settings
-    settings_type = Settings
-    has_error_curves = True
-
-    def space(self) -> CompressionSpace:
-        """One knob, the bits, per convolution and linear layer except the first and the last; cost ``bits``."""
-        return bit_space.bit_space(self.model, self.task, self.settings, floats_per_bucket)
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        codebooks, weighed = partial(fit_codebooks, settings=self.settings), self.settings.codebook == "weighted"
-        return bit_space.prepare(self.model, self.task, self.settings, codebooks, weighed=weighed)
-
-    def error_curves(self) -> dict[str, np.ndarray]:
-        return self.prepared.error_curves(self.model, self.task)
-
-    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """Quantizes the weights immediately; in training the hook keeps them quantized."""
-        hook = partial(MovingCodewords, settings=self.settings)
-        return Compressed(*bit_space.compress(self.model, plan, self.settings, self.prepared, steps, hook))
 
 
 class MovingCodewords(StraightThrough):
@@ -87,6 +58,22 @@ class MovingCodewords(StraightThrough):
         if self.settings.tune == "clusters":
             return codebook.decode(codes, moved)
         return super().moved(name, change, step)
+
+
+class NonUniformQuant(BitAlgorithm):
+    settings: Settings
+    settings_type = Settings
+    hook_type = MovingCodewords
+
+    @staticmethod
+    def floats_per_bucket(bits: np.ndarray) -> np.ndarray:
+        """Floats stored per bucket: its codewords."""
+        return 2.0**bits
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        codebooks, weighed = partial(fit_codebooks, settings=self.settings), self.settings.codebook == "weighted"
+        return bit_space.prepare(self.model, self.task, self.settings, codebooks, weighed=weighed)
 
 
 def fit_codebooks(

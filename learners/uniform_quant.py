@@ -21,12 +21,11 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from pfray.learner.base import Algorithm, Compressed
+from learners._bits import BitAlgorithm
 from pfray.quantization import affine, bit_space
 from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.quantization.qparams import QParams
 from pfray.quantization.straight_through import StraightThrough
-from pfray.space import CompressionSpace, Plan
 
 
 @dataclass(frozen=True)
@@ -36,33 +35,6 @@ class Settings(BitSettings):
 
     symmetric: bool = False
     interval: Annotated[int, Field(ge=0)] = 0
-
-
-def floats_per_bucket(bits: np.ndarray) -> float:
-    """Floats stored per bucket: its lowest level and the step."""
-    return 2.0
-
-
-class UniformQuant(Algorithm):
-    settings: Settings
-    settings_type = Settings
-    has_error_curves = True
-
-    def space(self) -> CompressionSpace:
-        """One knob, the bits, per convolution and linear layer except the first and the last; cost ``bits``."""
-        return bit_space.bit_space(self.model, self.task, self.settings, floats_per_bucket)
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        return bit_space.prepare(self.model, self.task, self.settings, partial(fit_ranges, settings=self.settings))
-
-    def error_curves(self) -> dict[str, np.ndarray]:
-        return self.prepared.error_curves(self.model, self.task)
-
-    def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """Quantizes the weights immediately; in training the hook keeps them quantized."""
-        hook = partial(MovingRanges, settings=self.settings)
-        return Compressed(*bit_space.compress(self.model, plan, self.settings, self.prepared, steps, hook))
 
 
 class MovingRanges(StraightThrough):
@@ -82,6 +54,21 @@ class MovingRanges(StraightThrough):
             low.copy_(found.low)
             layer.get_buffer("weight_step").copy_(found.step)
         return super().moved(name, change, step)
+
+
+class UniformQuant(BitAlgorithm):
+    settings: Settings
+    settings_type = Settings
+    hook_type = MovingRanges
+
+    @staticmethod
+    def floats_per_bucket(bits: np.ndarray) -> float:
+        """Floats stored per bucket: its lowest level and the step."""
+        return 2.0
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return bit_space.prepare(self.model, self.task, self.settings, partial(fit_ranges, settings=self.settings))
 
 
 def fit_ranges(weight: Tensor, bits: int, count: int, *, settings: Settings) -> QParams:

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.studies import searching
@@ -139,11 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Accuracy after channel pruning and retraining.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Accuracy after channel pruning and retraining.")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--trials", type=int, default=100, help="trials of each search")
     parser.add_argument("--seed", type=int, default=0)

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.studies import searching
@@ -80,11 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Accuracy right after discrimination-aware channel pruning by its steps.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Accuracy right after discrimination-aware channel pruning by its steps.")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10], help="multiples of the learner's own steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="pieces at once, of one thread each")

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.studies.workers import Record, run_all
@@ -119,10 +120,9 @@ def _close(by_way: Mapping[str, Sequence[Record]]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="What a training by two workers loses with gradients of few bits, and what it saves.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        f"studies.{NAME}",
+        "What a training by two workers loses with gradients of few bits, and what it saves.",
     )
     parser.add_argument("--ways", nargs="+", default=list(WAYS)[:3], choices=WAYS, help="how gradients are exchanged")
     parser.add_argument("--epochs", type=int, default=5)

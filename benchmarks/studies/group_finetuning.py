@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.studies import searching
@@ -85,10 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Accuracy after channel pruning with and without group fine-tuning, by the same training in all.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        f"studies.{NAME}",
+        "Accuracy after channel pruning with and without group fine-tuning, by the same training in all.",
     )
     parser.add_argument("--group-size", type=int, default=3, help="groups of channels that are pruned at a time")
     parser.add_argument("--epochs", type=int, default=6, help="in all, the stages' own among them")

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import Job
 from benchmarks.studies.removal_search import FOLDER, Kind, Rewards, build, coin_flips, job_of, searched
@@ -265,11 +266,7 @@ def _policy_and_chance(chosen: Sequence[Record], rewards: Mapping[str, Sequence[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Layer removal beside other ways to the same size.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Layer removal beside other ways to the same size.")
     parser.add_argument("--data", choices=("cifar10", "digits"), default="cifar10")
     parser.add_argument("--model", default="vgg11", help="or resnet18")
     parser.add_argument("--width", type=float, default=0.25)

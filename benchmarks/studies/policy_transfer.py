@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import DATA, SKIPPED, close, is_missing
 from benchmarks.studies.removal_search import FOLDER, Rewards, job_of, searched
 from benchmarks.studies.workers import Record, run_all
@@ -102,11 +103,7 @@ def _compare(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Iterations that a policy of all classes saves on some of them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Iterations that a policy of all classes saves on some of them.")
     parser.add_argument("--data", choices=SUBSETS, default="cifar10")
     parser.add_argument("--model", default="resnet18", help="or vgg11")
     parser.add_argument("--width", type=float, default=0.25)

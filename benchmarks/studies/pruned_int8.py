@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import int8_speed
+from benchmarks.parser import make_parser
 from benchmarks.result import SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import job, needed
 from benchmarks.studies import channel_retraining
@@ -53,10 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Measure the pruned and quantized .tflite against the uncompressed network's.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        f"studies.{NAME}",
+        "Measure the pruned and quantized .tflite against the uncompressed network's.",
     )
     parser.add_argument("--factor", type=float, default=2.5, choices=sorted(channel_retraining.TABLE))
     parser.add_argument("--method", default="searched LASSO, distilled")

@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import needed
 from benchmarks.studies import searching
@@ -149,11 +150,7 @@ def _close(plans: Mapping[tuple[Any, ...], Record], teachers: Mapping[str, float
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Accuracy with few bits a weight, by how the bits are chosen.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Accuracy with few bits a weight, by how the bits are chosen.")
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"], choices=("resnet20", "resnet56"))
     parser.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS)
     parser.add_argument("--bits", nargs="+", type=int, default=list(BITS), help="on average")

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import LIMITS, job, needed, plans_without_search, space
 from benchmarks.studies.workers import Record, run_all
@@ -113,10 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Rank correlation between the scores of trials and the accuracy after retraining.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        f"studies.{NAME}",
+        "Rank correlation between the scores of trials and the accuracy after retraining.",
     )
     parser.add_argument("--plans", type=int, default=30, help="plans of one cost")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each retraining")

@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import LIMITS, first_plans, job, needed, space
 from benchmarks.studies import searching, synthetic
@@ -159,11 +160,7 @@ def _names(runs: Sequence[Record]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Compare the searchers at equal numbers of trials.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Compare the searchers at equal numbers of trials.")
     parser.add_argument("--model", default="resnet20", choices=("resnet20", "resnet56", SYNTHETIC),
                         help="the network, or the made-up landscape")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each searcher")

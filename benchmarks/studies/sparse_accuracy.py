@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 
 NAME = "sparse_accuracy"
@@ -94,11 +95,7 @@ def _number(value: float, column: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Compare searched and uniform plans over seeds, from finished run folders.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Compare searched and uniform plans over seeds, from finished run folders.")
     parser.add_argument("folders", nargs="*", type=Path, help="finished run folders; without them those of --seeds")
     parser.add_argument("--run", action="store_true", help="first make the runs of --seeds that are not finished")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.parser import make_parser
 from benchmarks.result import ROOT, SKIPPED, close, is_missing
 from benchmarks.sparse_resnet import job, needed
 from benchmarks.studies.reward_fidelity import CENTERS, plans
@@ -65,11 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.studies.{NAME}",
-        description="Scores of sparse candidates with and without layer-wise regression.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(f"studies.{NAME}", "Scores of sparse candidates with and without layer-wise regression.")
     parser.add_argument("--plans", type=int, default=6)
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 20], help="regression steps")
     parser.add_argument("--processes", type=int, default=2, help="plans at once, of one thread each")
