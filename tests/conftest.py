@@ -40,7 +40,7 @@ LONG = (
     "search/test_policy_gradient.py::test_a_policy_that_was_learned", "search/test_policy_gradient.py::test_it_beats",
     "search/test_resume.py", "search/test_searcher_contract.py", "search/test_unusual_spaces.py",
     "storage/test_remote.py", "test_continued.py", "test_damages.py", "test_guide.py",
-    "test_inspect.py",
+    "test_inspect.py", "learners/test_channel_calibration.py", "data/test_damaged_cifar10.py",
     "test_main.py::test_a_folder", "test_main.py::test_all_mistakes", "test_main.py::test_check",
     "test_main.py::test_report", "test_main.py::test_the_installed_script",
     "test_mutated_experiments.py", "test_space.py::test_no_common_step_further", "training/test_comm_hooks.py",

@@ -24,7 +24,8 @@ from pfray.utils.random_state import generators
 from pfray.workflow.components import resolve
 from pfray.workflow.setup import build_model, build_task
 from tests import bad_forms
-from tests.bad_forms import DATA, MODELS, WEIGHTS
+from tests.bad_forms import DATA, MODELS
+from tests.bad_weights import WEIGHTS
 
 
 def experiment(**changes: Any) -> Experiment:

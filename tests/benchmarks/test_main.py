@@ -15,8 +15,8 @@ from tests.benchmarks.runs import closing, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = (
-    "__init__", "raylets", "removal_search", "result", "searching", "sleeping", "sleeping_trial", "sparse_resnet",
-    "synthetic", "variants", "workers",
+    "__init__", "parser", "raylets", "removal_search", "result", "searching", "sleeping", "sleeping_trial",
+    "sparse_resnet", "synthetic", "variants", "workers",
 )  # fmt: skip
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if path.stem not in SHARED)
 

@@ -14,21 +14,19 @@ from pfray.data import digits
 from pfray.errors import InfeasibleTarget, UnsupportedModel
 from pfray.learner.context import Context
 from pfray.measure.cost import total_macs
-from pfray.measure.evaluation import answers_of, evaluate
+from pfray.measure.evaluation import evaluate
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.nn.modes import place
-from pfray.pruning.channels.keep_ratios import allowed_counts, graph_of, kept_counts
-from pfray.pruning.channels.prune import prune
-from pfray.pruning.reconstruction import covariance, lasso
+from pfray.pruning.channels.keep_ratios import allowed_counts, graph_of
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.search.allocate import allocate_plan
 from pfray.space import Plan
 from pfray.task import Split, Task, example_input
 from pfray.training.loop import fit
 from pfray.training.settings import Training
+from tests.learners.removed import SETTINGS, distance, plainly_removed
 from tests.small import channel_costs
 
-SETTINGS = Settings(images=500, positions=20, round_to=2)
 CURVES: dict[int, dict[str, np.ndarray]] = {}
 
 
@@ -71,21 +69,6 @@ def plan_at(model: nn.Module, task: Task, share: float) -> Plan:
 
 def compressed(model: nn.Module, plan: Plan, task: Task, settings: Settings = SETTINGS) -> nn.Module:
     return ChannelPruned(model, task, settings).compress(plan).model
-
-
-def plainly_removed(model: nn.Module, plan: Plan, task: Task) -> nn.Module:
-    """The channels of ``compress``, nothing else."""
-    calibration, pruned = ChannelPruned(model, task, SETTINGS).calibration, copy.deepcopy(model)
-    counts = kept_counts(calibration.graph, plan)
-    prune(pruned, calibration.graph, {group: calibration.kept[group][count] for group, count in counts.items()})
-    return pruned
-
-
-def distance(model: nn.Module, teacher: nn.Module, task: Task) -> float:
-    """The squared error of the outputs on images that did not calibrate, as a share of their variance."""
-    answers = [answers_of(net, task, task.validation) for net in (model, teacher)]
-    own, other = (torch.cat([batch.outputs for batch in batches]) for batches in answers)
-    return ((own - other).square().sum() / (other - other.mean(0)).square().sum()).item()
 
 
 def outputs_at(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
@@ -285,63 +268,3 @@ def test_a_model_without_channels_to_remove_is_refused():
     task = Task("noise", split, split, split, num_outputs=2)
     with pytest.raises(UnsupportedModel, match=r"no channels that can be removed \(: its channels are an output"):
         ChannelPruned(nn.Linear(6, 2), task, Settings()).space()
-
-
-def test_less_calibration_than_the_layers_are_wide_still_gives_a_working_model(trained, task):
-    algorithm = ChannelPruned(trained, task, Settings(images=3, positions=2, round_to=1))
-    space = algorithm.space()
-    plan = space.decode(np.full(len(space), 0.5))
-    for model in (algorithm.compress(plan).model, algorithm.finish(plan).model):
-        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
-        # Weights of which three images say nothing stay as they were.
-        assert distance(model, trained, task) < 1.5
-
-
-def noise_task(inputs: Tensor, num_outputs: int) -> Task:
-    split = Split(inputs, torch.arange(len(inputs)) % num_outputs)
-    return Task("noise", split, split, split, num_outputs)
-
-
-@pytest.mark.parametrize("images", [40, 1000])
-def test_a_layer_that_reads_more_features_than_there_are_images_is_solved_for(images):
-    """A linear layer that reads 32 flattened channels of 8 x 8."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 20), nn.ReLU(), nn.Linear(20, 5)
-    ).eval()
-    task = noise_task(torch.randint(256, (images, 3, 8, 8), dtype=torch.uint8), 5)
-    algorithm = ChannelPruned(model, task, Settings(images=images, round_to=4))
-    for curve in algorithm.error_curves().values():
-        assert curve[-1] == 0.0
-        assert np.all((curve >= 0) & (curve <= 1))
-    for keep in (0.75, 0.25):
-        plan = dict.fromkeys(algorithm.space().names, keep)
-        plain = distance(plainly_removed(model, plan, task), model, task)
-        for found in (algorithm.compress(plan).model, algorithm.finish(plan).model):
-            assert distance(found, model, task) < min(0.9 * plain, 1.0)
-
-
-def test_inputs_that_hardly_vary_around_large_means_are_pruned_and_reconstructed():
-    """Temperatures in kelvin, 293 +- 1, without batch norms: hidden values are large and hardly vary."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv1d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 16, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2),
-    ).eval()  # fmt: skip
-    slope = (torch.arange(240) % 2 * 2 - 1)[:, None, None] * torch.linspace(-1, 1, 24)
-    task = noise_task(293 + slope + 0.3 * torch.randn(240, 1, 24), 2)
-    algorithm = ChannelPruned(model, task, Settings(round_to=4))
-    assert all(np.all(np.diff(curve) <= 1e-3) for curve in algorithm.error_curves().values())
-    plan = dict.fromkeys(algorithm.space().names, 0.5)
-    for found in (algorithm.compress(plan).model, algorithm.finish(plan).model):
-        assert distance(found, model, task) < 0.2
-
-
-def test_a_calibration_is_computed_once_for_all_workers(trained, task, monkeypatch, tmp_path):
-    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path))
-    plan = {"conv1": 0.5, "conv2": 0.5}
-    first = ChannelPruned(copy.deepcopy(trained), task, SETTINGS).compress(plan).model
-    monkeypatch.setattr(lasso, "lasso_selections", lambda gram: pytest.fail("computed again"))
-    monkeypatch.setattr(covariance, "input_moments", lambda *args: pytest.fail("measured again"))
-    again = ChannelPruned(copy.deepcopy(trained), task, SETTINGS).compress(plan).model
-    assert all(torch.equal(first.state_dict()[name], tensor) for name, tensor in again.state_dict().items())

@@ -1,4 +1,4 @@
-"""A state-dict file is loaded whole or refused; files of bad form are in bad_forms.py."""
+"""A state-dict file is loaded whole or refused; files of bad form are in bad_weights.py."""
 
 from __future__ import annotations
 

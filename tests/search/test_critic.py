@@ -6,23 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from envs.layerwise import toy
 from pfray.search.base import PlanSearcher
 from pfray.search.critic import Critic, Settings, normalized
 from pfray.search.random import Random
 from pfray.search.random import Settings as RandomSettings
 from pfray.space import CompressionSpace, Knob
+from tests.search.toy import LIMITS, SPACE, drive
 
-SPACE, LIMITS, EVALUATE, _ = toy()
 FIRST = (("uniform", SPACE.uniform(LIMITS)),)
-
-
-def drive(searcher: PlanSearcher, count: int, score=EVALUATE) -> list[dict]:
-    entries = []
-    for number in range(count):
-        entries.append(searcher.suggest(str(number)))
-        searcher.on_trial_complete(str(number), {"score": score(entries[-1]["plan"])})
-    return entries
 
 
 def search(**settings) -> Critic:
@@ -84,7 +75,7 @@ def test_noise_decays_after_the_warm_up_down_to_its_floor():
 def test_equal_scores_and_failures_only_do_no_harm():
     for outcome in (0.5, None):
         searcher = search(warmup=3)
-        entries = drive(searcher, 10, lambda plan, outcome=outcome: outcome)
+        entries = drive(searcher, 10, lambda entry, outcome=outcome: {"score": outcome})
         assert all(SPACE.meets(entry["plan"], LIMITS) for entry in entries)
         assert all(torch.isfinite(p).all() for p in searcher.agent.critic.parameters())
 
@@ -145,7 +136,7 @@ def test_the_last_of_many_knobs_does_not_pay_for_what_all_others_took():
     limits = {"sparsity": 0.9}
     first = space.uniform(limits)
     search = Critic(space, limits, Settings(warmup=5), seed=0, trials=20, first_plans=(("uniform", first),))
-    asked = drive(search, 20, lambda plan: 0.0)[1:]
+    asked = drive(search, 20, lambda entry: {"score": 0.0})[1:]
     away = np.array([space.encode(entry["plan"]) - space.encode(first) for entry in asked])
     assert all(space.meets(entry["plan"], limits) for entry in asked)
     # 0.2 is the spread, the rest the common step onto the target. Walked without that step, half of the plans left the

@@ -10,25 +10,15 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from envs.layerwise import toy
-from pfray.search.base import PlanSearcher
 from pfray.search.critic import Critic
 from pfray.search.critic import Settings as CriticSettings
 from pfray.search.ddpg import DDPG, Settings
+from tests.search.toy import LIMITS, SPACE, drive
 
-SPACE, LIMITS, EVALUATE, _ = toy()
 FIRST = (("uniform", SPACE.uniform(LIMITS)),)
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "search"
 # Networks and steps for a landscape of six knobs.
 QUICK = {"warmup": 20, "hidden": 64, "actor_rate": 1e-3, "gamma": 1.0, "updates": 4}
-
-
-def drive(searcher: PlanSearcher, count: int, score=EVALUATE) -> list[dict]:
-    entries = []
-    for number in range(count):
-        entries.append(searcher.suggest(str(number)))
-        searcher.on_trial_complete(str(number), {"score": score(entries[-1]["plan"])})
-    return entries
 
 
 def search(**settings) -> DDPG:
@@ -135,7 +125,7 @@ def test_its_last_plans_are_nearer_to_the_best_one_than_the_uniform_plan_and_tho
     shares = []
     for seed in range(2):
         searcher = DDPG(SPACE, LIMITS, Settings(**settings), seed=seed, trials=60, first_plans=FIRST)
-        drive(searcher, 60, lambda plan: -float(((SPACE.encode(plan) - best) ** 2).sum()))
+        drive(searcher, 60, lambda entry: {"score": -float(((SPACE.encode(entry["plan"]) - best) ** 2).sum())})
         losses = np.array([-record["score"] for record in searcher.records])
         assert losses[-15:].mean() < 0.5 * losses[1:20].mean()
         shares.append(losses[-15:].mean() / losses[0])
