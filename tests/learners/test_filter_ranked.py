@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from learners.filter_ranked import FilterRanked, Settings
 from pfray.errors import UnsupportedModel
@@ -18,17 +18,13 @@ from pfray.pruning.channels.keep_ratios import graph_of, kept_counts
 from pfray.space import Plan
 from pfray.task import example_input
 from tests.learners.ranked import EVERY, compress, make_task, plain
-from tests.small import channel_costs
+from tests.small import channel_costs, equal
 from tests.zoo import head, randomize
 
 
 def mobilenet() -> nn.Module:
     torch.manual_seed(0)
     return place(randomize(mobilenet_v1(num_outputs=3, in_channels=1, width=0.25)).eval(), "cpu")
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_of_equal_scores_the_first_units_stay():
