@@ -22,8 +22,9 @@ from pfray.config.registry import find_function
 from pfray.errors import ConfigError
 from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, layer_macs, stored_bytes, total_macs
-from pfray.nn.build import build, check_output, task_arguments
+from pfray.nn.build import build, task_arguments
 from pfray.nn.modes import place, settle_memory_format
+from pfray.nn.output_checks import check_output
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import example_input
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -178,14 +177,14 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _in_python_words() -> Iterator[None]:
-    """Errors whose remedy is an option of the command name the argument instead."""
+    """Errors name arguments where the command has options and an experiment file keys."""
     from pfray.errors import PfrayError
+    from pfray.utils.python_words import in_python_words
 
     try:
         yield
     except PfrayError as error:
-        text = str(error).replace("--resume", "resume=True").replace("--force", "force=True")
-        text = re.sub(r"--warm-start (.+?)(?= to learn|$)", r'search={"warm_start": "\1"}', text)
+        text = in_python_words(str(error))
         if text == str(error):
             raise
         raise type(error)(text) from error.__cause__

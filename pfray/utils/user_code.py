@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pfray.errors import ConfigError, PfrayError, UserCodeFailed, first_line, short
@@ -18,6 +19,8 @@ _OWN = tuple(f"{_ROOT / package}{os.sep}" for package in ("pfray", "learners", "
 _STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 _TYPED_IN = ("<ipython", "<stdin>")
+# What a loss or metric that is an object is called by.
+_METHODS = ("forward", "update", "__call__")
 
 
 @contextmanager
@@ -73,6 +76,20 @@ def place_of(error: BaseException) -> str:
         if not _is_installed(file):
             place = f" ({short(file)}, line {line})"
     return place
+
+
+def called(function: object) -> str:
+    """``my_loss (mine.py, line 3)``: name and place of a user's function, or of an object whose class is theirs; the
+    name alone for those of libraries.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    name = short(str(getattr(function, "__name__", type(function).__name__)).strip("<>"))
+    for each in (function, *(getattr(type(function), method, None) for method in _METHODS)):
+        code = getattr(each, "__code__", None)
+        if code is not None and not _is_installed(code.co_filename):
+            return f"{name} ({short(code.co_filename)}, line {code.co_firstlineno})"
+    return name
 
 
 def _is_installed(file: str) -> bool:
