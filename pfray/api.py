@@ -177,9 +177,12 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _in_python_words() -> Iterator[None]:
-    """Errors name arguments where the command has options and an experiment file keys."""
+    """Errors name arguments where the command has options and an experiment file keys. Raises UserCodeFailed for those
+    that came through the user's own functions.
+    """
     from pfray.errors import PfrayError
     from pfray.utils.python_words import in_python_words
+    from pfray.utils.user_code import as_user_code_failed
 
     try:
         yield
@@ -188,6 +191,10 @@ def _in_python_words() -> Iterator[None]:
         if text == str(error):
             raise
         raise type(error)(text) from error.__cause__
+    except Exception as error:
+        if (failed := as_user_code_failed(error)) is None:
+            raise
+        raise type(failed)(in_python_words(str(failed))) from error
 
 
 def _named(component: type) -> str:

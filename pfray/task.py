@@ -227,12 +227,13 @@ class Task:
     def _checked(self, split: Samples, targets: Any) -> Any:
         """``targets``, if they are class numbers in range where the data were not read before."""
         in_memory = all(isinstance(getattr(self, name), Split) for name in SPLITS)
-        if in_memory or self.score is not top1 or self.num_outputs is None:
+        if in_memory or self.num_outputs is None or not isinstance(targets, Tensor):
             return targets
-        name = next((f" of the {name} split" for name in SPLITS if getattr(self, name) is split), "")
-        check_labels(
-            f"task {short(str(self.name))}: the targets of a batch{name}", targets, self.num_outputs, True, -100
-        )
+        ignored, is_top1 = ignored_label(self.loss), self.score is top1
+        if is_top1 or (ignored is not None and not targets.is_floating_point()):
+            name = next((f" of the {name} split" for name in SPLITS if getattr(self, name) is split), "")
+            where = f"task {short(str(self.name))}: the targets of a batch{name}"
+            check_labels(where, targets, self.num_outputs, is_top1, -100 if ignored is None else ignored)
         return targets
 
     def fingerprint(self) -> str:

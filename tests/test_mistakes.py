@@ -3,6 +3,7 @@ anything is written."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pfray
 from pfray.errors import PfrayError
+from pfray.measure.evaluation import measure
+from pfray.measure.metrics import MeanIoU
 from pfray.nn.output_checks import check_output
 from pfray.workflow.given import Judging, given_run
 
@@ -93,6 +96,10 @@ def squared(outputs, targets):
 
 def cut_off(outputs, targets):
     return F.cross_entropy(outputs.detach(), targets)
+
+
+def distances(outputs, teacher_outputs, temperature):
+    return (outputs - teacher_outputs).square().mean(1)
 
 
 def several(model):
@@ -183,6 +190,17 @@ def mistakes() -> Iterator[tuple[str, dict[str, Any], str]]:
     yield "column of targets", regression(Flat(1), NUMBERS[:, None]), (
         "loss=mse_loss broadcasts outputs float32 (2,) against targets float32 (2, 1), each sample against every "
         "other. Remedy: targets.squeeze(1) in the data, or outputs.unsqueeze(1) in the model or loss"
+    )
+    soft = (
+        "Remedy: a function of (outputs, teacher_outputs, temperature) that gives a batch's mean, a tensor of one "
+        "number"
+    )
+    yield "soft loss without a temperature", {"soft_loss": squared}, (
+        f"soft_loss={at(squared)} fails on outputs float32 (2, 4) twice and a temperature of 1.0: TypeError: squared() "
+        f"takes 2 positional arguments but 3 were given. {soft}"
+    )
+    yield "soft loss of each sample", {"soft_loss": distances}, (
+        f"soft_loss={at(distances)} gives float32 (2,), not one number for the batch. {soft}"
     )
     yield "float labels of a cross entropy", labels(Y.float(), loss=F.cross_entropy), (
         "loss=cross_entropy fails on outputs float32 (2, 4) and targets float32 (2,): RuntimeError: expected target "
@@ -314,6 +332,24 @@ def test_a_mistake_is_one_line_with_its_remedy(mistake, tmp_path, monkeypatch):
         pfray.compress(**given, target={"macs": "0.5x"}, storage=tmp_path / "runs")
     assert str(caught.value) == line
     assert not (tmp_path / "runs").exists()
+
+
+class Undefined(MeanIoU):
+    """Undefined for fewer than ten samples, as a correlation may be."""
+
+    def compute(self) -> float:
+        assert self.counts is not None
+        if self.counts.sum() < 10:
+            warnings.warn("too few", UserWarning, stacklevel=2)
+            return float("nan")
+        return super().compute()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_metric_that_two_samples_are_too_few_for_is_taken():
+    found = given_run(Net(), (X, Y), (X, Y), (X, Y), Judging(metric=Undefined()))
+    check_output(found.model, found.task)
+    assert 0 < measure(found.model, found.task, found.task.test).accuracy < 1
 
 
 def test_losses_that_make_one_shape_of_outputs_and_targets_are_taken():

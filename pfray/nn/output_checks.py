@@ -19,9 +19,9 @@ from pfray.data._split import in_memory
 from pfray.errors import PfrayError, UnsupportedModel, first_line, short
 from pfray.nn.inputs import Inputs, call, count, floats, form, map_tensors, tensors
 from pfray.nn.modes import evaluating
-from pfray.task import SPLITS, Task
+from pfray.task import SPLITS, Task, soft_cross_entropy
 from pfray.utils.random_state import kept_generators
-from pfray.utils.user_code import called, place_of
+from pfray.utils.user_code import called, failed_call, place_of
 
 SCORE = "a function of (outputs, targets) that gives a number for each sample, a tensor of the shape (N,)"
 ONE_NUMBER = (
@@ -46,6 +46,7 @@ def check_output(model: nn.Module, task: Task) -> None:
                 f"{outputs.shape[1]} outputs are too few. Remedy: a model with {task.num_outputs} outputs"
             )
         _check_loss(task, outputs, targets, name)
+        _check_soft_loss(task, outputs)
         if task.evaluate is None:
             _check_score(task, map_tensors(Tensor.detach, outputs), targets, count(inputs))
     inputs, targets = _extremes(task.train)
@@ -55,7 +56,7 @@ def check_output(model: nn.Module, task: Task) -> None:
     if task.evaluate is not None:
         with _tried("evaluate", task.evaluate, "", EVALUATE), evaluating(model):
             value = task.evaluate(model)
-        _check_number(f"evaluate={called(task.evaluate)} gives", value, EVALUATE)
+        _check_finite(f"evaluate={called(task.evaluate)} gives", value, EVALUATE)
 
 
 def _outputs(model: nn.Module, task: Task, inputs: Inputs, name: str) -> Any:
@@ -122,6 +123,19 @@ def _check_loss(task: Task, outputs: Any, targets: Any, name: str) -> None:
     shape = alike(outputs, targets)
     if shape is not None and _broadcasts(task, outputs, targets, loss):
         raise _broadcast(task, outputs, targets, shape)
+
+
+def _check_soft_loss(task: Task, outputs: Any) -> None:
+    """A soft loss of the user's own is one number for a batch."""
+    if task.soft_loss is soft_cross_entropy:
+        return
+    remedy = "a function of (outputs, teacher_outputs, temperature) that gives a batch's mean, a tensor of one number"
+    with _tried("soft_loss", task.soft_loss, f" on outputs {form(outputs)} twice and a temperature of 1.0", remedy):
+        value: Any = task.soft_loss(outputs, map_tensors(Tensor.detach, outputs), 1.0)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UnsupportedModel(
+            f"soft_loss={called(task.soft_loss)} gives {form(value)}, not one number for the batch. Remedy: {remedy}"
+        )
 
 
 def _loss(task: Task, outputs: Any, targets: Any, mode: str = "") -> Any:
@@ -194,12 +208,14 @@ def _check_score(task: Task, outputs: Any, targets: Any, samples: int) -> None:
     about = f" on outputs {form(outputs)} and targets {form(targets)}"
     remedy = alike(outputs, targets) or ("a metric for these" if task.accumulates else SCORE)
     if task.accumulates:
-        with _tried("score", task.score, about, remedy):
+        # Of two samples a metric may be undefined, and warn of it.
+        with warnings.catch_warnings(), _tried("score", task.score, about, remedy):
+            warnings.simplefilter("ignore", UserWarning)
             metric = copy.deepcopy(task.score)
             metric.reset()
             metric.update(outputs, targets)
             value = metric.compute()
-        _check_number(f"{title}: its compute() gives", value, ONE_NUMBER)
+        _number(f"{title}: its compute() gives", value, ONE_NUMBER)
         return
     with _tried("score", task.score, about, remedy):
         scores: Any = task.score(outputs, targets)
@@ -208,7 +224,7 @@ def _check_score(task: Task, outputs: Any, targets: Any, samples: int) -> None:
             f"{title} gives {form(scores)}, not a tensor of one number a sample, {(samples,)}. Remedy: "
             f"{_score_remedy(scores, outputs, targets)}"
         )
-    _check_number(f"{title} has a mean of", scores.float().mean(), "a finite number for every sample")
+    _check_finite(f"{title} has a mean of", scores.float().mean(), "a finite number for every sample")
 
 
 def _score_remedy(scores: Any, outputs: Any, targets: Any) -> str:
@@ -223,24 +239,25 @@ def _score_remedy(scores: Any, outputs: Any, targets: Any) -> str:
 
 @contextmanager
 def _tried(kind: str, function: object, about: str, remedy: str) -> Iterator[None]:
-    """Turn exceptions in the block into UnsupportedModel. kind: ``loss``, ``score`` or ``evaluate``."""
+    """Turn exceptions in the block into UnsupportedModel. kind: the task's field, such as ``loss``."""
     try:
         yield
     except (PfrayError, KeyboardInterrupt):
         raise
     except (Exception, SystemExit) as error:
-        place = place_of(error)
-        name = called(function).partition(" (")[0] if place else called(function)
-        reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}{place}"
-        raise UnsupportedModel(f"{kind}={name} fails{about}: {reason}. Remedy: {remedy}") from error
+        raise UnsupportedModel(f"{failed_call(kind, function, about, error)}. Remedy: {remedy}") from error
 
 
-def _check_number(what: str, value: Any, remedy: str) -> None:
+def _number(what: str, value: Any, remedy: str) -> float:
     try:
         if isinstance(value, str | bytes | bool):
             raise TypeError
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnsupportedModel(f"{what} {form(value)}, not one number. Remedy: {remedy}") from error
+
+
+def _check_finite(what: str, value: Any, remedy: str) -> None:
+    number = _number(what, value, remedy)
     if not math.isfinite(number):
         raise UnsupportedModel(f"{what} {number:g}, not a finite number. Remedy: {remedy}")

@@ -56,14 +56,44 @@ def failing_user_code() -> Iterator[None]:
 def as_user_code_failed(error: BaseException) -> UserCodeFailed | None:
     """The error for an exception that came through a user's own code; None if it did not, or is not that code's fault.
     """
-    place, text = place_of(error), first_line(error).lower()
-    full = isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
-    if not place or full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if not place_of(error) or _ran_out(error):
         return None
-    return UserCodeFailed(
-        f"{type(error).__name__}: {first_line(error).rstrip('.')}{place}. Remedy: mend the code there, then begin anew "
-        "with --force"
-    )
+    return UserCodeFailed(f"{_reason(error)}. Remedy: mend the code there, then begin anew with --force")
+
+
+@contextmanager
+def failing_function(kind: str, function: object, about: str = "") -> Iterator[None]:
+    """Turn exceptions of a task's function, whoever's code raises them, into UserCodeFailed.
+
+    kind: the task's field, such as ``loss``. about: what the function is called with, for the message.
+    """
+    try:
+        yield
+    except (PfrayError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if _ran_out(error):
+            raise
+        what = failed_call(kind, function, about, error)
+        raise UserCodeFailed(f"{what}. Remedy: mend it, then begin anew with --force") from error
+
+
+def failed_call(kind: str, function: object, about: str, error: BaseException) -> str:
+    """``loss=mine fails on ...: ValueError: ... (mine.py, line 3)``."""
+    # One place is enough: where the error was raised, if that is the user's own code.
+    name = called(function).partition(" (")[0] if place_of(error) else called(function)
+    return f"{kind}={name} fails{about}: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error).rstrip('.')}{place_of(error)}"
+
+
+def _ran_out(error: BaseException) -> bool:
+    """True where memory or space on a disk ran out, which is no code's fault."""
+    text = first_line(error).lower()
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def place_of(error: BaseException) -> str:

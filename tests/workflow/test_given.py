@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pfray.data._task_checks import check_task
-from pfray.errors import DataError, PfrayError, TrainingFailed, UnsupportedModel
+from pfray.errors import DataError, PfrayError, TrainingFailed, UnsupportedModel, UserCodeFailed
 from pfray.measure.evaluation import measure
 from pfray.measure.metrics import MeanIoU
 from pfray.nn.checks import check_evaluation
@@ -146,6 +146,16 @@ class OfTheBatch(nn.Module):
         return self.net(x - x.mean(0))
 
 
+class Late(list):
+    """A label out of range that is not among the first samples that are read."""
+
+    def __init__(self) -> None:
+        super().__init__((X[index % 40], int(Y[index % 40])) for index in range(400))
+        head = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:64].tolist()
+        last = next(index for index in range(400) if index not in head)
+        self[last] = (X[0], 4)
+
+
 class Locked(list):
     """Samples beside an open lock, which cannot be pickled."""
 
@@ -206,6 +216,44 @@ def test_faults_are_one_line_with_a_remedy(fault):
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Remedy: " in str(caught.value)
+
+
+def odd(outputs, targets):
+    if len(targets) > 2:
+        raise RuntimeError("an odd batch")
+    return top1(outputs, targets)
+
+
+class Odd(MeanIoU):
+    def update(self, outputs, targets):
+        odd(outputs, targets)
+        super().update(outputs, targets)
+
+
+def odd_loss(outputs, targets):
+    return odd(outputs, targets).mean() + F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize(("judged", "begin"), [
+    ({"metric": odd}, "score=odd fails on"), ({"metric": Odd()}, "score=Odd fails on"),
+    ({"loss": odd_loss, "metric": top1}, "loss=odd_loss fails on"),
+])  # fmt: skip
+def test_what_fails_on_whole_batches_alone_is_named_when_it_does(judged, begin):
+    found = loaded(given(**judged))
+    line = odd.__code__.co_firstlineno + 2
+    with pytest.raises(UserCodeFailed) as caught:
+        measure(found.model, found.task, found.task.test)
+    assert str(caught.value) == (
+        f"{begin} outputs float32 (40, 4) and targets int64 (40,): RuntimeError: an odd batch ({__file__}, line "
+        f"{line}). Remedy: mend it, then begin anew with --force"
+    )
+
+
+def test_a_label_that_is_found_late_is_named_for_a_metric_of_the_users_too():
+    found = loaded(given(data=Late(), metric=odd))
+    with pytest.raises(DataError) as caught:
+        list(found.task.batches(found.task.validation, 100, torch.device("cpu")))
+    assert str(caught.value).startswith("task Sequential: the targets of a batch of the validation split hold the label 4 (")
 
 
 def test_a_metric_that_is_not_a_number_is_named():
