@@ -197,6 +197,19 @@ def mistakes() -> Iterator[tuple[str, dict[str, Any], str]]:
         "dtype to be Long or Byte, but got Float. Remedy: targets.long() and a cross entropy for class numbers; "
         "otherwise a model with one output"
     )
+    one = (
+        "torch.nn.functional.mse_loss for numbers, binary_cross_entropy_with_logits for two classes by one logit, or a "
+        "model with an output for each class"
+    )
+    for model, values, shape in ((Flat(1), NUMBERS, "(2,)"), (Net(1), NUMBERS[:, None], "(2, 1)")):
+        yield f"cross entropy of numbers {shape}", regression(model, values, loss=F.cross_entropy), (
+            f"loss=cross_entropy needs logits (N, K) of 2 or more classes, and the outputs are float32 {shape}. "
+            f"Remedy: {one}"
+        )
+    yield "whole numbers for one logit", labels(Y % 2, model=Flat(1), loss=F.binary_cross_entropy_with_logits), (
+        "loss=binary_cross_entropy_with_logits fails on outputs float32 (2,) and targets int64 (2,): RuntimeError: "
+        f"result type Float can't be cast to the desired output type Long. Remedy: targets.float(), and {one}"
+    )
     yield "one-hot labels without a loss", labels(F.one_hot(Y, 4).float()), (
         "loss: none is given, and the targets are float32 (40, 4), not class numbers (int64). Remedy: "
         "targets.argmax(1) where they are one-hot; loss=torch.nn.functional.cross_entropy for probabilities"

@@ -26,6 +26,8 @@ TYPES = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
     torch.float16, torch.float32, torch.float64,
 )  # fmt: skip
+# What data sets of segmentation have where there is no class.
+VOID = 255
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -121,7 +123,7 @@ def _label_remedy(targets: Tensor, num_outputs: int, ignored: int | None) -> str
         )
     if low > 0 and high - low < num_outputs:
         return f"labels start at 0: targets - {low}"
-    if len(wrong) == 1 and ignored is not None and not 0 <= int(wrong) <= num_outputs:
+    if len(wrong) == 1 and ignored is not None and (int(wrong) < 0 or int(wrong) == VOID):
         return (
             f"loss=torch.nn.CrossEntropyLoss(ignore_index={int(wrong)}) where it means no class; otherwise correct the "
             "labels or leave these samples out"

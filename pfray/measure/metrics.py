@@ -117,6 +117,8 @@ class MeanIoU:
     Of logits ``(N, K, ...)`` and class numbers ``(N, ...)``; targets outside 0 to K - 1, such as 255, are left out.
     """
 
+    higher_is_better = True
+
     def __init__(self) -> None:
         self.reset()
 

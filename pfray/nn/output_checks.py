@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.data._split import in_memory
+from pfray.data._split_checks import ignored_label
 from pfray.errors import PfrayError, UnsupportedModel, first_line, short
 from pfray.nn.inputs import Inputs, call, count, floats, form, map_tensors, tensors
 from pfray.nn.modes import evaluating
@@ -27,6 +28,11 @@ SCORE = "a function of (outputs, targets) that gives a number for each sample, a
 ONE_NUMBER = (
     "a metric of one number: the mean of several (average='macro' in torchmetrics), or one metric of a collection"
 )
+ONE_LOGIT = (
+    "torch.nn.functional.mse_loss for numbers, binary_cross_entropy_with_logits for two classes by one logit, or a "
+    "model with an output for each class"
+)
+ANY_LOSS = "a loss(outputs, targets) for these, as the cross entropy is for (N, K) and class numbers (N,)"
 EVALUATE = "a function of the model that returns one finite number"
 
 
@@ -100,6 +106,12 @@ def _check_loss(task: Task, outputs: Any, targets: Any, name: str) -> None:
     given = [output.requires_grad_() for output in tensors(outputs) if output.is_floating_point()]
     loss = _loss(task, outputs, targets)
     title = f"loss={called(task.loss)}"
+    logits = isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[1] > 1
+    if ignored_label(task.loss) is not None and not logits:  # torch takes (N,) for one sample's
+        raise UnsupportedModel(
+            f"{title} needs logits (N, K) of 2 or more classes, and the outputs are {form(outputs)}. Remedy: "
+            f"{ONE_LOGIT}"
+        )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         remedy = "reduction='mean', or .mean() of what it gives"
         if not isinstance(loss, Tensor):
@@ -192,14 +204,19 @@ def _loss_remedy(outputs: Any, targets: Any) -> str:
         return "output=, the key or position of what loss and metric read, or a loss for all of them"
     if (remedy := alike(outputs, targets)) is not None:
         return remedy
-    if isinstance(targets, Tensor) and outputs.dim() > 1:
+    if not isinstance(targets, Tensor):
+        return ANY_LOSS
+    single = outputs.dim() == 1 or outputs.shape[1:2] == (1,)
+    if single and not targets.is_floating_point() and targets.shape == outputs.shape:
+        return f"targets.float(), and {ONE_LOGIT}"
+    if outputs.dim() > 1:
         if not targets.is_floating_point() and targets.shape == (len(outputs), 1):
             return "targets.squeeze(1)"
         if not targets.is_floating_point() and targets.shape == outputs.shape:
             return "targets.argmax(1) for class numbers where they are one-hot, or targets.float()"
         if targets.is_floating_point() and targets.shape == (len(outputs), *outputs.shape[2:]):
             return "targets.long() and a cross entropy for class numbers; otherwise a model with one output"
-    return "a loss(outputs, targets) for these, as the cross entropy is for (N, K) and class numbers (N,)"
+    return ANY_LOSS
 
 
 def _check_score(task: Task, outputs: Any, targets: Any, samples: int) -> None:

@@ -177,14 +177,23 @@ def _metric(judged: Judging, loss: Any, labelled: bool, notes: list[str]) -> Met
     if judged.metric is not None:
         if judged.evaluate is not None:
             raise ConfigError("metric and evaluate are both given, and evaluate replaces a metric. Remedy: one of them")
-        return resolve_metric(judged.metric, direction)
+        metric = resolve_metric(judged.metric, direction)
+        if not isinstance(judged.metric, str) and getattr(judged.metric, "higher_is_better", None) is None:
+            notes += _presumed(metric.metric_name, direction)
+        return metric
     if judged.evaluate is not None:
         name = getattr(judged.evaluate, "__name__", "evaluate").strip("<>")
+        notes += _presumed(name, direction)
         return directed(Metric(MeanLoss(loss), name), direction, known=False)
     if labelled and (loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)):
         return directed(NAMED["accuracy"], direction, known=True)
     notes.append("no metric is given: models are compared by the loss")
     return directed(Metric(MeanLoss(loss), "loss", higher_is_better=False), direction, known=True)
+
+
+def _presumed(name: str, direction: bool | None) -> list[str]:
+    """A remark on a metric whose direction nobody has said."""
+    return [] if direction is not None else [f"more is taken to be better for {name}; higher_is_better=False if not"]
 
 
 def _outputs(model: nn.Module, task: Task) -> Any:

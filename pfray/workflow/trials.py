@@ -148,7 +148,7 @@ def choose(
     if not again.finished():
         run_trials(whole, again, resources, run.tune(run.rescore.name), observers)
     if again.records and not again.ranking():
-        errors = [record["error"] for record in again.records if record["error"]]
+        errors = [record["error"].partition(". Remedy: ")[0] for record in again.records if record["error"]]
         observers.note(
             f"note: no plan could be measured again; the first error: {errors[0] if errors else 'none'}. The choice is "
             "the search's own"

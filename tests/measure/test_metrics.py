@@ -111,6 +111,8 @@ def test_torchmetrics_say_their_direction():
     torchmetrics = pytest.importorskip("torchmetrics")
     found = resolve_metric(torchmetrics.MeanSquaredError())
     assert (found.metric_name, found.higher_is_better) == ("MeanSquaredError", False)
+    with pytest.raises(ConfigError, match="True, and lower is better for the metric MeanSquaredError"):
+        resolve_metric(torchmetrics.MeanSquaredError(), higher_is_better=True)
 
 
 @pytest.mark.parametrize(("metric", "words"), [

@@ -81,6 +81,17 @@ def test_a_users_own_evaluation_is_the_metric():
     assert measured.accuracy_error is None
 
 
+def test_a_direction_that_nobody_said_is_remarked_on():
+    def error(outputs, targets):
+        return (outputs.argmax(1) != targets).float()
+
+    words = "more is taken to be better for error; higher_is_better=False if not"
+    assert given(metric=error).notes == (words,)
+    assert given(metric=error, higher_is_better=False).notes == ()
+    assert given(metric="accuracy").notes == given(metric=MeanIoU()).notes == ()
+    assert given(evaluate=len).notes == (words.replace("error", "len"),)
+
+
 def test_a_metric_may_see_all_batches_before_it_has_a_value():
     maps = nn.Conv2d(3, 4, 1)
     labels = torch.randint(4, (40, 8, 8), generator=GENERATOR)
