@@ -24,8 +24,9 @@ from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import stored_bytes
 from pfray.models.vgg import VGG
-from pfray.nn.build import check_output, required_outputs, task_arguments
+from pfray.nn.build import required_outputs, task_arguments
 from pfray.nn.modes import place
+from pfray.nn.output_checks import check_output
 from pfray.nn.width_multiplier import scaled
 from pfray.space import CompressionSpace, Knob, Plan
 

@@ -22,8 +22,10 @@ from pfray.config.registry import find_function
 from pfray.errors import ConfigError
 from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, layer_macs, stored_bytes, total_macs
-from pfray.nn.build import build, check_output, task_arguments
+from pfray.nn.build import build, task_arguments
 from pfray.nn.modes import place, settle_memory_format
+from pfray.nn.no_module import no_module
+from pfray.nn.output_checks import check_output
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import example_input
 
@@ -90,10 +92,7 @@ def build_student(settings: Settings, plan: Plan, task_args: Mapping[str, int]) 
     own = {WIDTH: plan[WIDTH]} if settings.has_width else {}
     made: Any = build("learner.student", find_function("model", settings.student), task_args, own)
     if not isinstance(made, nn.Module):
-        raise ConfigError(
-            f"learner.student: '{settings.student}' returned a {type(made).__name__}, not a torch.nn.Module. "
-            "Remedy: name a function that builds a model"
-        )
+        raise ConfigError(f"learner.student: '{settings.student}' returned {no_module(made)}")
     return made
 
 

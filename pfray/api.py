@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -178,17 +177,24 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _in_python_words() -> Iterator[None]:
-    """Errors whose remedy is an option of the command name the argument instead."""
+    """Errors name arguments where the command has options and an experiment file keys. Raises UserCodeFailed for those
+    that came through the user's own functions.
+    """
     from pfray.errors import PfrayError
+    from pfray.utils.python_words import in_python_words
+    from pfray.utils.user_code import as_user_code_failed
 
     try:
         yield
     except PfrayError as error:
-        text = str(error).replace("--resume", "resume=True").replace("--force", "force=True")
-        text = re.sub(r"--warm-start (.+?)(?= to learn|$)", r'search={"warm_start": "\1"}', text)
+        text = in_python_words(str(error))
         if text == str(error):
             raise
         raise type(error)(text) from error.__cause__
+    except Exception as error:
+        if (failed := as_user_code_failed(error)) is None:
+            raise
+        raise type(failed)(in_python_words(str(failed))) from error
 
 
 def _named(component: type) -> str:

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfray.data._function_checks import check_functions, check_output_choice
 from pfray.data._split import Split, in_memory
 from pfray.data._split_checks import check_labels, check_splits, ignored_label
 from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
 from pfray.nn.inputs import Inputs, map_tensors, moved, named_tensors, tensors
+from pfray.utils.user_code import called
 
 __all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1"]
 
@@ -122,12 +124,10 @@ class Task:
             raise DataError(
                 f"{title}: num_outputs is {shown(outputs)}. Remedy: how many outputs the model has, 1 or more"
             )
-        for name in ("loss", "score", "soft_loss", "augment", "evaluate"):
-            function = getattr(self, name)
-            if name == "score" and self.accumulates:
-                continue
-            if not callable(function) and (function is not None or name not in ("augment", "evaluate")):
-                raise DataError(f"{title}: {name} is {shown(function)}, which cannot be called. Remedy: a function")
+        plain = self.accumulates and not isinstance(self.score, type)
+        names = ("loss", *(() if plain else ("score",)), "soft_loss", "augment", "evaluate")
+        check_functions(title, {name: getattr(self, name) for name in names}, optional=("augment", "evaluate"))
+        check_output_choice(title, self.output)
         check_splits(title, splits, self.num_outputs, self.loss, self.score is top1)
         for name in ("mean", "std"):
             self._check_numbers(title, name, getattr(self, name))
@@ -180,7 +180,14 @@ class Task:
         if wanted is None or (isinstance(outputs, Tensor) and not callable(wanted)):
             return outputs
         if callable(wanted):
-            return wanted(outputs)
+            try:
+                return wanted(outputs)
+            except Exception as error:
+                raise UnsupportedModel(
+                    f"output={called(wanted)} fails on the model's outputs, a {type(outputs).__name__}: "
+                    f"{type(error).__name__}: {first_line(error)}. Remedy: a function of the outputs that gives what "
+                    "loss and metric read"
+                ) from error
         try:
             by_name = isinstance(wanted, str) and hasattr(outputs, wanted) and not isinstance(outputs, dict)
             return getattr(outputs, str(wanted)) if by_name else outputs[wanted]
@@ -206,7 +213,7 @@ class Task:
     def batches(self, split: Samples, size: int, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
         """Batches of the split in order, normalized, without augmentation, for evaluation."""
         for inputs, targets in split.batches(size):
-            yield self.normalize(moved(inputs, device)), self._checked(moved(targets, device))
+            yield self.normalize(moved(inputs, device)), self._checked(split, moved(targets, device))
 
     def training_batches(
         self, size: int, seed: int, noise: torch.Generator, device: torch.device, rank: int = 0, world: int = 1
@@ -215,14 +222,18 @@ class Task:
         augmentation."""
         for inputs, targets in self.train.epoch(size, seed, rank, world):
             changed = inputs if self.augment is None else self.augment(inputs, noise)
-            yield self.normalize(moved(changed, device)), self._checked(moved(targets, device))
+            yield self.normalize(moved(changed, device)), self._checked(self.train, moved(targets, device))
 
-    def _checked(self, targets: Any) -> Any:
+    def _checked(self, split: Samples, targets: Any) -> Any:
         """``targets``, if they are class numbers in range where the data were not read before."""
         in_memory = all(isinstance(getattr(self, name), Split) for name in SPLITS)
-        if in_memory or self.score is not top1 or self.num_outputs is None:
+        if in_memory or self.num_outputs is None or not isinstance(targets, Tensor):
             return targets
-        check_labels(f"task {short(str(self.name))}: a batch's targets", targets, self.num_outputs, True, -100)
+        ignored, is_top1 = ignored_label(self.loss), self.score is top1
+        if is_top1 or (ignored is not None and not targets.is_floating_point()):
+            name = next((f" of the {name} split" for name in SPLITS if getattr(self, name) is split), "")
+            where = f"task {short(str(self.name))}: the targets of a batch{name}"
+            check_labels(where, targets, self.num_outputs, is_top1, -100 if ignored is None else ignored)
         return targets
 
     def fingerprint(self) -> str:

@@ -7,7 +7,7 @@ import torch
 
 import pfray
 from pfray import api
-from pfray.errors import ConfigError, DataError, RunExists
+from pfray.errors import ConfigError, DataError, RunExists, UserCodeFailed
 
 
 def test_every_mistake_of_the_request_is_reported_at_once():
@@ -37,6 +37,19 @@ def test_the_remedies_are_arguments():
         api._in_python_words(),
     ):
         raise RunExists("Remedy: --force, or name=... with --warm-start my runs/x to learn from its trials")
+
+
+def fails():
+    raise KeyError("label")
+
+
+def test_what_fails_in_the_users_own_code_in_the_middle_of_a_run_is_one_line():
+    with pytest.raises(UserCodeFailed) as caught, api._in_python_words():
+        fails()
+    assert str(caught.value) == (
+        f"KeyError: 'label' ({__file__}, line {fails.__code__.co_firstlineno + 1}). Remedy: mend the code there, then "
+        "begin anew with force=True"
+    )
 
 
 def test_to_continue_and_to_replace_exclude_each_other(tmp_path):

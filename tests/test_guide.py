@@ -84,8 +84,9 @@ def forget_modules() -> None:
         sys.modules.pop(name.partition(".")[0], None)
 
 
-class Checked(Exception):
-    """Ends a script where its run would begin. result: of one trial."""
+class Checked(BaseException):
+    """Ends a script where its run would begin; no Exception, which would be one of the user's code. result: of a trial.
+    """
 
     def __init__(self, loaded: setup.LoadedRun, result: dict[str, Any]) -> None:
         super().__init__("checked")

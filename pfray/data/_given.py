@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from pfray.data._split import Split
 from pfray.data._stream import Stream, streamed
 from pfray.errors import DataError, first_line, short, shown
-from pfray.nn.inputs import Inputs, map_tensors, tensors
+from pfray.nn.inputs import Inputs, form, map_tensors, tensors
 from pfray.task import Samples
 
 # Names under which batches that are mappings keep their targets.
@@ -39,13 +39,23 @@ def split_of(
         raise DataError(f"{name}: a {type(data).__name__} of {', '.join(map(str, data))}. Remedy: {name}=data['train']")
     if adapt is None and (pair := _as_tensors(data)) is not None:
         return _shuffled(name, *pair, seed)
+    if isinstance(data, Tensor | np.ndarray):
+        kind = f"{str(data.dtype).removeprefix('torch.')} {tuple(data.shape)}"
+        raise DataError(
+            f"{name}: a {type(data).__name__} of {kind} alone, without targets. Remedy: {name}=(inputs, targets)"
+        )
+    if adapt is not None and _as_tensors(data) is not None and isinstance(data, tuple):
+        raise DataError(
+            f"{name}: a pair of tensors, (inputs, targets), needs no adapt. Remedy: leave adapt out, or "
+            "torch.utils.data.TensorDataset(inputs, targets), whose batches it gets"
+        )
     several = isinstance(data, tuple | list) and data and all(isinstance(part, Tensor | np.ndarray) for part in data)
     if several or (isinstance(data, Mapping) and _are_arrays(data)):
         raise DataError(
             f"{name}: a {type(data).__name__} of {len(data)} tensors. Remedy: a pair (inputs, targets), whose inputs "
             "may be a tuple or a mapping"
         )
-    if isinstance(data, str | bytes | Tensor | np.ndarray) or (not hasattr(data, "__iter__") and not _is_map(data)):
+    if isinstance(data, str | bytes) or (not hasattr(data, "__iter__") and not _is_map(data)):
         raise DataError(
             f"{name}: a {type(data).__name__} ({shown(data)}) is no data. Allowed: a pair of tensors (inputs, "
             "targets), a torch DataLoader or Dataset, a Hugging Face dataset, or a list of samples"
@@ -54,7 +64,7 @@ def split_of(
         data = data.with_format("torch")
     collated = getattr(data, "collate_fn", default_collate) is default_collate
     arguments, others = ((), True) if model is None else _arguments(model)
-    plain = PlainBatch(arguments, others, collated)
+    plain = PlainBatch(arguments, others, collated, name)
     return streamed(name, data, adapt or plain, seed, default_collate)
 
 
@@ -96,12 +106,13 @@ class PlainBatch:
 
     arguments: names of the model's arguments; the other entries of a mapping are left out, unless it has none of these
     and the model takes ``others``. collated: by torch's own function, which makes a list of the parts of a sample;
-    another function's list has a value for each sample.
+    another function's list has a value for each sample. name: of the split, for messages.
     """
 
     arguments: tuple[str, ...] = ()
     others: bool = True
     collated: bool = False
+    name: str = "data"
 
     def __call__(self, batch: Any) -> tuple[Inputs, Any]:
         if isinstance(batch, Mapping):
@@ -111,9 +122,10 @@ class PlainBatch:
             if self.collated:
                 inputs = [tuple(part) if isinstance(part, list) else part for part in inputs]
             return (inputs[0] if len(inputs) == 1 else tuple(inputs)), _single_precision(targets)
-        found = f"{len(batch)} value" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        found = "inputs alone" if len(tensors(batch)) == 1 else "no pair"
         raise DataError(
-            f"a batch is {found}, of which no part is the targets. Remedy: adapt=fn(batch) -> (inputs, targets)"
+            f"{self.name}: a batch is {form(batch)}, {found}, without targets. Remedy: samples (input, target), or "
+            "adapt=fn(batch) -> (inputs, targets)"
         )
 
     def _of_mapping(self, batch: Mapping[str, Any]) -> tuple[Inputs, Any]:
@@ -124,13 +136,13 @@ class PlainBatch:
             taken = values
         if label is None or not values:
             raise DataError(
-                f"a batch has {', '.join(map(shown, batch))}, of which "
+                f"{self.name}: a batch has {', '.join(map(shown, batch))}, of which "
                 + (f"none is named {', '.join(LABELS)}" if label is None else "no input is a tensor")
                 + ". Remedy: adapt=fn(batch) -> (inputs, targets)"
             )
         if not taken and len(values) > 1:
             raise DataError(
-                f"a batch has {', '.join(map(shown, values))}, and the model takes "
+                f"{self.name}: a batch has {', '.join(map(shown, values))}, and the model takes "
                 f"{', '.join(self.arguments)}. Remedy: adapt=fn(batch) -> (inputs, targets)"
             )
         # One input of a name that the model does not know is its only one.

@@ -26,6 +26,8 @@ TYPES = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
     torch.float16, torch.float32, torch.float64,
 )  # fmt: skip
+# What data sets of segmentation have where there is no class.
+VOID = 255
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -59,8 +61,8 @@ def check_splits(
         return
     if top1 or (kept_out is not None and not targets.is_floating_point()):
         for name, split in samples.items():
-            # An ignored label makes sense in training; a measurement would count it as a mistake.
-            ignored = kept_out if name == first else None
+            # An ignored label makes sense in training; the accuracy would count it as a mistake.
+            ignored = None if top1 and name != first else kept_out
             if name != first or kept_out is not None:
                 check_labels(f"{title}: the {name} split's targets", split.targets, num_outputs, top1, ignored)
     elif kept_out is not None:
@@ -102,10 +104,33 @@ def check_labels(where: str, targets: Tensor, num_outputs: int, top1: bool, igno
     count = int(wrong.sum())
     # The loss ignores the label in training; a mean over an evaluation split would count it.
     also = " (ignored labels are for training alone)" if label == -100 and ignored is None else ""
+    known = targets if ignored is None else targets[targets != ignored]
     raise DataError(
-        f"{where} hold the label {label} (sample {sample}, {count} in all); allowed are 0 to {num_outputs - 1}{also}. "
-        "Remedy: correct the labels or leave these samples out, or num_outputs for all classes"
+        f"{where} hold the label {label} (sample {sample}, {count} in all) and run from {int(known.min())} to "
+        f"{int(known.max())}; allowed are 0 to {num_outputs - 1}{also}. Remedy: "
+        f"{_label_remedy(known, num_outputs, ignored)}"
     )
+
+
+def _label_remedy(targets: Tensor, num_outputs: int, ignored: int | None) -> str:
+    """targets: without the ignored label."""
+    low, high = int(targets.min()), int(targets.max())
+    wrong = targets[(targets < 0) | (targets >= num_outputs)].unique()
+    if num_outputs == 1:
+        return (
+            "a model with an output for each class; or targets.float()[:, None] and a loss for one logit, "
+            "torch.nn.functional.binary_cross_entropy_with_logits"
+        )
+    if low > 0 and high - low < num_outputs:
+        return f"labels start at 0: targets - {low}"
+    if len(wrong) == 1 and ignored is not None and (int(wrong) < 0 or int(wrong) == VOID):
+        return (
+            f"loss=torch.nn.CrossEntropyLoss(ignore_index={int(wrong)}) where it means no class; otherwise correct the "
+            "labels or leave these samples out"
+        )
+    if low >= 0 and len(targets.unique()) <= num_outputs:
+        return "number the classes from 0, as torch.unique(targets, return_inverse=True)[1] does"
+    return "correct the labels or leave these samples out" + (f", or num_outputs={high + 1}" if low >= 0 else "")
 
 
 def _check_form(where: str, inputs: Any, targets: Any) -> None:

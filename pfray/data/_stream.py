@@ -73,7 +73,7 @@ class Stream:
         # As one batch, because padding makes the samples of different batches unequal.
         with _seeded(0):
             batch = next(self._read_in_order(count, count), None)
-        if batch is None or not _size(batch[0]):
+        if batch is None or not self._size(batch[0]):
             raise self._nothing()
         return Split(*batch)
 
@@ -82,6 +82,15 @@ class Stream:
             f"the {self.name} data gives no whole batch, though its length is {len(self)}. Remedy: a data set that can "
             "be read from the beginning again, whose length is the number of its samples"
         )
+
+    def _size(self, inputs: Inputs) -> int:
+        try:
+            return count(inputs)
+        except ValueError as error:
+            raise DataError(
+                f"{self.name}: a batch's inputs are a {short(type(inputs).__name__)} that holds no tensor. Remedy: "
+                "adapt=fn(batch) -> (inputs, targets), with tensors"
+            ) from error
 
     def take(self, which: slice | Tensor) -> Stream:
         """The samples at the positions ``which`` of a map-style data set, to be read later in pfray's own order."""
@@ -124,7 +133,7 @@ class Stream:
         with _seeded(seed):
             if self.indices is None:
                 for inputs, targets in self._batches_of(DataLoader(self.dataset, size, collate_fn=self.collate)):
-                    if _size(inputs) == size or len(self) < size:
+                    if self._size(inputs) == size or len(self) < size:
                         yield take(inputs, slice(rank, None, world)), take(targets, slice(rank, None, world))
                 return
             # A batch that has nothing for some worker is left out by all of them.
@@ -272,16 +281,6 @@ class _Iterated(IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)
-
-
-def _size(inputs: Inputs) -> int:
-    try:
-        return count(inputs)
-    except ValueError as error:
-        raise DataError(
-            f"a batch's inputs are a {short(type(inputs).__name__)} that holds no tensor. Remedy: "
-            "adapt=fn(batch) -> (inputs, targets), with tensors"
-        ) from error
 
 
 @contextmanager

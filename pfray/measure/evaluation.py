@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pfray.errors import TrainingFailed
 from pfray.measure.cost import count_params, stored_bits, total_macs
-from pfray.nn.inputs import count, floats, take
+from pfray.nn.inputs import count, floats, form, take
 from pfray.nn.modes import autocast, evaluating, evaluation_mode, forward
 from pfray.task import Samples, Task, example_input
+from pfray.utils.user_code import failing_function
 
 # Samples of one pass.
 BATCH = 250
@@ -88,7 +89,7 @@ def judge(
     """Metric, loss and agreement of the ``answers_of`` a model to a split. soft_labels: the teacher's to the same one.
 
     The soft loss is a batch mean, so its standard error comes from the means of groups of ``GROUP`` samples.
-    Raises TrainingFailed if the task's metric is not a finite number.
+    Raises TrainingFailed if the task's metric is not a finite number, UserCodeFailed if metric or loss fails.
     """
     scores, losses, groups, samples = [], [], [], 0
     task = task.on(next(model.parameters()).device)
@@ -96,11 +97,14 @@ def judge(
     with torch.inference_mode():
         for index, (batch, targets, size) in enumerate(answers):
             samples += size
-            if metric is not None:
-                metric.update(batch, targets)
-            elif task.evaluate is None:
-                scores.append(task.score(batch, targets).float())
-            losses.append(task.loss(batch, targets).float() * size)
+            about = f" on outputs {form(batch)} and targets {form(targets)}"
+            with failing_function("score", task.score, about):
+                if metric is not None:
+                    metric.update(batch, targets)
+                elif task.evaluate is None:
+                    scores.append(task.score(batch, targets).float())
+            with failing_function("loss", task.loss, about):
+                losses.append(task.loss(batch, targets).float() * size)
             if soft_labels is not None:
                 parts = [slice(start, start + GROUP) for start in range(0, size, GROUP)]
                 pairs = [(take(batch, part), take(soft_labels[index].outputs, part)) for part in parts]
@@ -136,10 +140,11 @@ def _metric(model: nn.Module, task: Task, metric: Any, scores: list[Tensor]) -> 
     """(value of the task's metric, its standard error)."""
     if task.evaluate is not None:
         # Trials are measured between steps of their training.
-        with evaluation_mode(model):
+        with evaluation_mode(model), failing_function("evaluate", task.evaluate):
             return float(task.evaluate(model)), None
     if metric is not None:
-        return float(metric.compute()), None
+        with failing_function("score", task.score):
+            return float(metric.compute()), None
     each = torch.cat(scores).double().cpu()
     return each.mean().item(), _standard_error(each)
 

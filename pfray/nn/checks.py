@@ -35,21 +35,30 @@ def check_parameters(model: nn.Module) -> None:
                 f"the model {kind}{where} is TorchScript, which cannot be taken apart or sent to workers. "
                 "Remedy: the torch.nn.Module that it was made from"
             )
+    check_not_meta(model)
     for name, parameter in model.named_parameters():
         known = True
         if is_lazy(parameter):
             continue
         where = f"the model {kind}: parameter {short(name)}"
-        if parameter.is_meta:
-            raise UnsupportedModel(f"{where} is on the device meta and has no values. Remedy: build it on the CPU")
         if parameter.device.type != "cpu":
-            raise UnsupportedModel(f"{where} is on the device {parameter.device}. Remedy: return model.cpu()")
+            raise UnsupportedModel(f"{where} is on the device {parameter.device}. Remedy: model.cpu()")
         if parameter.layout != torch.strided:
             raise UnsupportedModel(f"{where} is of the layout {_plain(parameter.layout)}. Remedy: dense parameters")
         if (parameter.is_floating_point() or parameter.is_complex()) and parameter.dtype != torch.float32:
-            raise UnsupportedModel(f"{where} is {_plain(parameter.dtype)}, not float32. Remedy: return model.float()")
+            raise UnsupportedModel(f"{where} is {_plain(parameter.dtype)}, not float32. Remedy: model.float()")
     if not known:
         raise UnsupportedModel(f"the model {kind} has no parameters, so nothing to compress. Remedy: another model")
+
+
+def check_not_meta(model: nn.Module) -> None:
+    """Raise UnsupportedModel for parameters and buffers on the meta device, which have no values."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModel(
+                f"the model {type(model).__name__}: {short(name)} is on the device meta and has no values. Remedy: "
+                "build the model on the CPU, or model.to_empty(device='cpu') and then model.load_state_dict(...)"
+            )
 
 
 def check_values(model: nn.Module) -> None:
@@ -58,7 +67,7 @@ def check_values(model: nn.Module) -> None:
         if (count := unfit_values(tensor, isinstance(tensor, nn.Parameter))) and not is_lazy(tensor):
             raise UnsupportedModel(
                 f"the model {type(model).__name__}: {count} of {tensor.numel()} numbers of {short(name)} are NaN or "
-                "infinite. Remedy: initialize it, or give model.weights of a training that did not diverge"
+                "infinite. Remedy: initialize it, or give weights of a training that did not diverge"
             )
 
 
@@ -83,7 +92,7 @@ def check_evaluation(model: nn.Module, task: Task) -> None:
         if not all(bool(torch.isfinite(output).all()) for output in first):
             raise UnsupportedModel(
                 f"the model {kind} gives NaN or infinite outputs for the first training inputs. Remedy: look at its "
-                "forward pass, its weights and the task's mean and std"
+                "forward pass, its weights and the range of its inputs"
             )
         # Two passes miss a random branch half of the time; a model that draws no random numbers needs no more.
         passes = PASSES if generators() != before else 2

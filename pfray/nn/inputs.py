@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pfray.errors import short
+
 # A tensor, or a tuple, list or mapping of values; outputs may also be dataclasses.
 Inputs = Any
 
@@ -84,6 +86,15 @@ def shapes(batch: Any, noun: str = "input") -> str:
 def _shape(tensor: Tensor) -> str:
     kind = "" if tensor.dtype == torch.float32 else f"{str(tensor.dtype).removeprefix('torch.')} "
     return f"{kind}{tuple(tensor.shape)}"
+
+
+def form(tree: Any) -> str:
+    """Type and shape of a tensor, ``float32 (2, 4)``; of other values their type, and the tensors in them."""
+    if isinstance(tree, Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
+    found = ", ".join(f"{name.lstrip('.')} {form(tensor)}" for name, tensor in named_tensors(tree))
+    kind = "None" if tree is None else f"a {type(tree).__name__}"
+    return f"{kind} of {short(found)}" if found else kind
 
 
 def take(tree: Any, which: slice | Tensor | Sequence[int]) -> Any:

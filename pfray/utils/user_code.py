@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pfray.errors import ConfigError, PfrayError, UserCodeFailed, first_line, short
@@ -18,6 +19,8 @@ _OWN = tuple(f"{_ROOT / package}{os.sep}" for package in ("pfray", "learners", "
 _STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 _TYPED_IN = ("<ipython", "<stdin>")
+# What a loss or metric that is an object is called by.
+_METHODS = ("forward", "update", "__call__")
 
 
 @contextmanager
@@ -53,14 +56,44 @@ def failing_user_code() -> Iterator[None]:
 def as_user_code_failed(error: BaseException) -> UserCodeFailed | None:
     """The error for an exception that came through a user's own code; None if it did not, or is not that code's fault.
     """
-    place, text = place_of(error), first_line(error).lower()
-    full = isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
-    if not place or full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if not place_of(error) or _ran_out(error):
         return None
-    return UserCodeFailed(
-        f"{type(error).__name__}: {first_line(error).rstrip('.')}{place}. Remedy: mend the code there, then begin anew "
-        "with --force"
-    )
+    return UserCodeFailed(f"{_reason(error)}. Remedy: mend the code there, then begin anew with --force")
+
+
+@contextmanager
+def failing_function(kind: str, function: object, about: str = "") -> Iterator[None]:
+    """Turn exceptions of a task's function, whoever's code raises them, into UserCodeFailed.
+
+    kind: the task's field, such as ``loss``. about: what the function is called with, for the message.
+    """
+    try:
+        yield
+    except (PfrayError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if _ran_out(error):
+            raise
+        what = failed_call(kind, function, about, error)
+        raise UserCodeFailed(f"{what}. Remedy: mend it, then begin anew with --force") from error
+
+
+def failed_call(kind: str, function: object, about: str, error: BaseException) -> str:
+    """``loss=mine fails on ...: ValueError: ... (mine.py, line 3)``."""
+    # One place is enough: where the error was raised, if that is the user's own code.
+    name = called(function).partition(" (")[0] if place_of(error) else called(function)
+    return f"{kind}={name} fails{about}: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error).rstrip('.')}{place_of(error)}"
+
+
+def _ran_out(error: BaseException) -> bool:
+    """True where memory or space on a disk ran out, which is no code's fault."""
+    text = first_line(error).lower()
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def place_of(error: BaseException) -> str:
@@ -73,6 +106,20 @@ def place_of(error: BaseException) -> str:
         if not _is_installed(file):
             place = f" ({short(file)}, line {line})"
     return place
+
+
+def called(function: object) -> str:
+    """``my_loss (mine.py, line 3)``: name and place of a user's function, or of an object whose class is theirs; the
+    name alone for those of libraries.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    name = short(str(getattr(function, "__name__", type(function).__name__)).strip("<>"))
+    for each in (function, *(getattr(type(function), method, None) for method in _METHODS)):
+        code = getattr(each, "__code__", None)
+        if code is not None and not _is_installed(code.co_filename):
+            return f"{name} ({short(code.co_filename)}, line {code.co_firstlineno})"
+    return name
 
 
 def _is_installed(file: str) -> bool:

@@ -20,11 +20,13 @@ from pfray.learner.context import Context, Recipe
 from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.measure.cost import layer_macs, total_macs
 from pfray.models import _hub
-from pfray.nn.build import build, check_output, task_arguments
+from pfray.nn.build import build, task_arguments
 from pfray.nn.checks import check_evaluation, check_parameters, check_values
 from pfray.nn.layer_shapes import with_layer_shapes
 from pfray.nn.layers import WeightLayer
 from pfray.nn.modes import settle_memory_format
+from pfray.nn.no_module import no_module
+from pfray.nn.output_checks import check_output
 from pfray.nn.weights import load_weights
 from pfray.objective import Objective
 from pfray.reporting.observers import Observers
@@ -171,10 +173,10 @@ def build_model(experiment: Experiment, components: Components, task: Task, note
     torch.manual_seed(experiment.seed)
     model = build("model", components.model, task_arguments(task), experiment.model.settings, note)
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: '{experiment.model.name}' returned a {type(model).__name__}, not a torch.nn.Module")
+        raise ConfigError(f"model: '{experiment.model.name}' returned {no_module(model)}")
     if isinstance(model, WeightLayer):
         raise UnsupportedModel(
-            f"the model is a single {type(model).__name__}, which has no name. Remedy: return nn.Sequential(layer)"
+            f"the model is a single {type(model).__name__}, which has no name. Remedy: nn.Sequential(layer)"
         )
     check_parameters(model)
     layer_macs(model, example_input(task))

@@ -147,6 +147,12 @@ def choose(
         observers.note(f"note: {note}")
     if not again.finished():
         run_trials(whole, again, resources, run.tune(run.rescore.name), observers)
+    if again.records and not again.ranking():
+        errors = [record["error"].partition(". Remedy: ")[0] for record in again.records if record["error"]]
+        observers.note(
+            f"note: no plan could be measured again; the first error: {errors[0] if errors else 'none'}. The choice is "
+            "the search's own"
+        )
     # Trials keep their numbers from the search.
     rescored = [{**record, "trial": rivals[record["trial"]]["trial"]} for record in again.ranking()]
     return _choice(rescored, True, rescored) if rescored else _choice(ranking, False, [])

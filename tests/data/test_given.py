@@ -114,8 +114,8 @@ def test_what_is_no_data_is_one_line(data, words):
 
 
 @pytest.mark.parametrize(("batch", "words"), [
-    (X, "a batch is a Tensor, of which no part is the targets"),
-    ((X,), "a batch is 1 value"),
+    (X, "data: a batch is float32 .12, 2., inputs alone, without targets"),
+    ((X,), "a batch is a tuple of .0. float32 .12, 2., inputs alone"),
     ({"a": X, "b": X}, "none is named labels, label"),
     ({"a": X, "b": X, "label": Y}, "the model takes input_ids, attention_mask"),
 ])  # fmt: skip

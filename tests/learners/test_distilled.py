@@ -105,7 +105,7 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_a_student_that_does_not_fit_the_data_is_refused(context):
-    with pytest.raises(ConfigError, match=r"learner.student: '.*:text' returned a str, not a torch.nn.Module"):
+    with pytest.raises(ConfigError, match=r"learner.student: '.*:text' returned 'no model', not a torch.nn.Module"):
         Distilled(context.teacher, context.task, Settings(student="tests.learners.test_distilled:text")).space()
     small = make_task((3, 8, 8))
     with pytest.raises(UnsupportedModel, match=r"VGG fails on an input of shape \(1, 3, 8, 8\)"):

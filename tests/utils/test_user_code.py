@@ -107,8 +107,8 @@ def failing(loss: Any) -> tuple[Context, Recipe]:
 def test_a_trial_says_where_it_failed(mine, tmp_path):
     context, recipe = failing(mine.loss)
     result = Scorer(context, recipe, Scoring(bn_images=0), torch.device("cpu")).score({"conv": 0.5, "head": 0.5})
-    assert result["error"].startswith("RuntimeError: ")
-    assert result["error"].endswith(f"({tmp_path}/mine.py, line 5)")
+    assert result["error"].startswith("UserCodeFailed: loss=loss fails on outputs float32 (")
+    assert f"({tmp_path}/mine.py, line 5). Remedy: mend it" in result["error"]
 
 
 def test_a_training_says_where_it_failed_and_the_error_reaches_the_driver(mine, tmp_path, monkeypatch):

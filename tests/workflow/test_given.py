@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pfray.data._task_checks import check_task
-from pfray.errors import DataError, PfrayError, TrainingFailed, UnsupportedModel
+from pfray.errors import DataError, PfrayError, TrainingFailed, UnsupportedModel, UserCodeFailed
 from pfray.measure.evaluation import measure
 from pfray.measure.metrics import MeanIoU
-from pfray.nn.build import check_output
 from pfray.nn.checks import check_evaluation
+from pfray.nn.output_checks import check_output
 from pfray.task import top1
 from pfray.workflow.given import Given, Judging, given_run
 
@@ -81,6 +81,17 @@ def test_a_users_own_evaluation_is_the_metric():
     assert measured.accuracy_error is None
 
 
+def test_a_direction_that_nobody_said_is_remarked_on():
+    def error(outputs, targets):
+        return (outputs.argmax(1) != targets).float()
+
+    words = "more is taken to be better for error; higher_is_better=False if not"
+    assert given(metric=error).notes == (words,)
+    assert given(metric=error, higher_is_better=False).notes == ()
+    assert given(metric="accuracy").notes == given(metric=MeanIoU()).notes == ()
+    assert given(evaluate=len).notes == (words.replace("error", "len"),)
+
+
 def test_a_metric_may_see_all_batches_before_it_has_a_value():
     maps = nn.Conv2d(3, 4, 1)
     labels = torch.randint(4, (40, 8, 8), generator=GENERATOR)
@@ -122,7 +133,8 @@ class OnlyInTraining(nn.Module):
 
 
 def test_outputs_of_the_training_mode_are_tried_before_a_run():
-    with pytest.raises(UnsupportedModel, match="output in training mode, a tuple, does not fit") as caught:
+    words = r"^loss=cross_entropy fails on outputs in training mode, a tuple of \[0\] float32 \(2, 4\)"
+    with pytest.raises(UnsupportedModel, match=words) as caught:
         loaded(given(OnlyInTraining()))
     assert "output=" in str(caught.value)
     loaded(given(OnlyInTraining(), output=0))
@@ -145,6 +157,16 @@ class OfTheBatch(nn.Module):
         return self.net(x - x.mean(0))
 
 
+class Late(list):
+    """A label out of range that is not among the first samples that are read."""
+
+    def __init__(self) -> None:
+        super().__init__((X[index % 40], int(Y[index % 40])) for index in range(400))
+        head = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:64].tolist()
+        last = next(index for index in range(400) if index not in head)
+        self[last] = (X[0], 4)
+
+
 class Locked(list):
     """Samples beside an open lock, which cannot be pickled."""
 
@@ -165,11 +187,11 @@ class Vector(MeanIoU):
 FAULTS = {
     "an evaluation that fails": (lambda: loaded(given(evaluate=untyped)), UnsupportedModel, "no such file"),
     "a metric of several numbers": (
-        lambda: loaded(given(metric=Vector())), UnsupportedModel, "compute() gives a Tensor, not one number",
+        lambda: loaded(given(metric=Vector())), UnsupportedModel, "its compute() gives float32 (3,), not one number",
     ),
     "a score that is no number": (
         lambda: loaded(given(metric=lambda outputs, targets: outputs[:, 0] * float("nan"))), UnsupportedModel,
-        "score gives nan",
+        ") has a mean of nan, not a finite number",
     ),
     "a data set that workers cannot get": (
         lambda: check_task(given(data=Locked()).task), DataError, "the train data cannot be sent to workers",
@@ -179,7 +201,7 @@ FAULTS = {
         lambda: given(data=[(x, int(y) + 1) for x, y in zip(X, Y, strict=True)]), DataError, "hold the label 4",
     ),
     "inputs that the model does not take": (
-        lambda: given(data=(X[:, :1], Y)), UnsupportedModel, "of the training data, an input of shape (2, 1",
+        lambda: given(data=(X[:, :1], Y)), UnsupportedModel, "fails on a batch of the training data, float32 (2, 1",
     ),
     "a batch of arguments that the model does not take": (
         lambda: given(data=((X, X), Y)), UnsupportedModel, "Remedy: adapt=fn(batch)",
@@ -191,7 +213,7 @@ FAULTS = {
     "a missing output": (lambda: given(Labelled("mapping"), output="scores"), UnsupportedModel, "have no 'scores'"),
     "a metric of one number": (
         lambda: loaded(given(metric=lambda o, t: (o.argmax(1) == t).float().mean())), UnsupportedModel,
-        "score gives a shape of (), not one number a sample",
+        ") gives float32 (), not a tensor of one number a sample, (2,). Remedy: no mean over the samples",
     ),
     "a model that is none": (lambda: given(SimpleNamespace()), PfrayError, "not a torch.nn.Module"),
 }  # fmt: skip
@@ -204,7 +226,46 @@ def test_faults_are_one_line_with_a_remedy(fault):
         make()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "Remedy: " in str(caught.value) or "not a torch.nn.Module" in str(caught.value)
+    assert "Remedy: " in str(caught.value)
+
+
+def odd(outputs, targets):
+    if len(targets) > 2:
+        raise RuntimeError("an odd batch")
+    return top1(outputs, targets)
+
+
+class Odd(MeanIoU):
+    def update(self, outputs, targets):
+        odd(outputs, targets)
+        super().update(outputs, targets)
+
+
+def odd_loss(outputs, targets):
+    return odd(outputs, targets).mean() + F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize(("judged", "begin"), [
+    ({"metric": odd}, "score=odd fails on"), ({"metric": Odd()}, "score=Odd fails on"),
+    ({"loss": odd_loss, "metric": top1}, "loss=odd_loss fails on"),
+])  # fmt: skip
+def test_what_fails_on_whole_batches_alone_is_named_when_it_does(judged, begin):
+    found = loaded(given(**judged))
+    line = odd.__code__.co_firstlineno + 2
+    with pytest.raises(UserCodeFailed) as caught:
+        measure(found.model, found.task, found.task.test)
+    assert str(caught.value) == (
+        f"{begin} outputs float32 (40, 4) and targets int64 (40,): RuntimeError: an odd batch ({__file__}, line "
+        f"{line}). Remedy: mend it, then begin anew with --force"
+    )
+
+
+def test_a_label_that_is_found_late_is_named_for_a_metric_of_the_users_too():
+    found = loaded(given(data=Late(), metric=odd))
+    with pytest.raises(DataError) as caught:
+        list(found.task.batches(found.task.validation, 100, torch.device("cpu")))
+    words = "task Sequential: the targets of a batch of the validation split hold the label 4 ("
+    assert str(caught.value).startswith(words)
 
 
 def test_a_metric_that_is_not_a_number_is_named():
