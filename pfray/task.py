@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -38,14 +38,17 @@ class Samples(Protocol):
     def head(self, count: int | None) -> Any:
         """The first ``count`` samples, in memory; all of them for None."""
 
-    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
-        """(inputs, targets) of batches in order."""
+    def batches(self, size: int, pinned: bool = False) -> Iterator[tuple[Inputs, Any]]:
+        """(inputs, targets) of batches in order. pinned: what is read is put where a GPU copies from while it computes.
+        """
 
     def steps(self, size: int) -> int:
         """Whole batches in an epoch, at least one."""
 
-    def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each whole batch of an epoch, in an order that depends on ``seed``."""
+    def epochs(
+        self, size: int, seeds: Sequence[int], rank: int = 0, world: int = 1, pinned: bool = False
+    ) -> Generator[Iterator[tuple[Inputs, Any]], None, None]:
+        """One process's part of each whole batch, epoch by epoch, in an order that depends on the epoch's seed."""
 
 
 def _is_number(value: object) -> bool:
@@ -205,15 +208,14 @@ class Task:
 
     def batches(self, split: Samples, size: int, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
         """Batches of the split in order, normalized, without augmentation, for evaluation."""
-        for inputs, targets in split.batches(size):
+        for inputs, targets in split.batches(size, device.type == "cuda"):
             yield self.normalize(moved(inputs, device)), self._checked(moved(targets, device))
 
     def training_batches(
-        self, size: int, seed: int, noise: torch.Generator, device: torch.device, rank: int = 0, world: int = 1
+        self, read: Iterable[tuple[Inputs, Any]], noise: torch.Generator, device: torch.device
     ) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each batch of an epoch, augmented and normalized. seed: of the order. noise: of the
-        augmentation."""
-        for inputs, targets in self.train.epoch(size, seed, rank, world):
+        """The batches ``read`` of the training split, augmented and normalized. noise: of the augmentation."""
+        for inputs, targets in read:
             changed = inputs if self.augment is None else self.augment(inputs, noise)
             yield self.normalize(moved(changed, device)), self._checked(moved(targets, device))
 
@@ -244,15 +246,18 @@ class Task:
         return digest.hexdigest()[:16]
 
 
-def as_split(name: str, data: Any, adapt: Callable[[Any], Any] | None = None, seed: int = 0) -> Samples:
+def as_split(
+    name: str, data: Any, adapt: Callable[[Any], Any] | None = None, seed: int = 0, length: int | None = None
+) -> Samples:
     """The split ``name`` of a DataLoader, a data set, a list of samples or a pair of tensors, for a ``Task``.
 
     adapt(batch): (inputs, targets), for batches that are neither (inputs ..., targets) nor mappings with a label, of
-    which the model gets all other tensors. seed: of the order. Raises DataError.
+    which the model gets all other tensors. seed: of the order. length: samples of an iterable data set that does not
+    know it. Raises DataError.
     """
     from pfray.data._given import split_of  # it imports this module
 
-    return split_of(name, data, adapt, None, seed)
+    return split_of(name, data, adapt, None, seed, length)
 
 
 def example_input(task: Task, device: torch.device | str = "cpu") -> Inputs:

@@ -123,9 +123,10 @@ class Trainer:
                 reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
-                    def show(label: str, epoch: int, loss: float, earlier: int) -> None:
+                    def show(label: str, epoch: int, loss: float, pace: str, earlier: int) -> None:
                         epochs_done[name] = earlier + epoch
-                        stage.update(sum(epochs_done.values()), f"{label}: loss {loss:.4f}")
+                        words = f"{label}: loss {loss:.4f}" + (f", {pace}" if pace else "")
+                        stage.update(sum(epochs_done.values()), words)
                         self.observers.epoch_done(label, epoch, loss)
 
                     earlier, own, shared = 0, context, reference
@@ -148,7 +149,7 @@ class Trainer:
         context: ray.ObjectRef,
         at_once: int,
         earlier: int,
-        show: Callable[[str, int, float, int], None],
+        show: Callable[[str, int, float, str, int], None],
     ) -> int:
         """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
 
@@ -174,7 +175,7 @@ class Trainer:
         context: ray.ObjectRef,
         before: ray.ObjectRef | None,
         at_once: int,
-        on_epoch: Callable[[int, float], None],
+        on_epoch: Callable[[int, float, str], None],
     ) -> Weights:
         """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
@@ -244,6 +245,6 @@ def _save(path: Path, weights: Weights, made_from: str) -> None:
 
 
 def _show_epoch(
-    show: Callable[[str, int, float, int], None], label: str, earlier: int, epoch: int, loss: float
+    show: Callable[[str, int, float, str, int], None], label: str, earlier: int, epoch: int, loss: float, pace: str
 ) -> None:
-    show(label, epoch, loss, earlier)
+    show(label, epoch, loss, pace, earlier)
