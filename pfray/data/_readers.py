@@ -7,6 +7,7 @@ next epoch's batches while the last one's checkpoint is written.
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +44,9 @@ class Failure:
 
     kind: type[PfrayError]
     text: str
+
+    def raised(self) -> PfrayError:
+        return self.kind(self.text)
 
 
 @dataclass
@@ -159,29 +163,29 @@ def read(
     """
     if loaders:
         options = {**options, "worker_init_fn": _Begin(options.get("worker_init_fn"))}
-    loader = DataLoader(
-        reader, batch_size=None, sampler=orders, collate_fn=_unchanged, num_workers=loaders, pin_memory=pinned,
-        generator=torch.Generator().manual_seed(0), **(options if loaders else {}),
-    )  # fmt: skip
-    batches = iter(loader)
-    while True:
-        try:
-            epoch, batch = next(batches)
-        except StopIteration:
-            return
-        except PfrayError:
-            raise
-        except Exception as error:
-            if not str(error).startswith("DataLoader"):
-                raise _raised(failure(reader.name, error)) from error
-            raise DataError(
-                f"the {reader.name} data cannot be read: {first_line(error).rstrip('.')}. Remedy: where memory is "
-                "short, in /dev/shm too, fewer resources.loaders; with resources.loaders=0 the data set's own error "
-                "shows"
-            ) from error
-        if isinstance(batch, Failure):
-            raise _raised(batch)
-        yield epoch, batch
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than processors
+        loader = DataLoader(
+            reader, batch_size=None, sampler=orders, collate_fn=_unchanged, num_workers=loaders, pin_memory=pinned,
+            generator=torch.Generator().manual_seed(0), **(options if loaders else {}),
+        )  # fmt: skip
+        batches = iter(loader)
+    try:
+        while (found := next(batches, None)) is not None:
+            if isinstance(found[1], Failure):
+                raise found[1].raised()
+            yield found
+    except PfrayError:
+        raise
+    except Exception as error:
+        if not str(error).startswith("DataLoader"):
+            raise failure(reader.name, error).raised() from error
+        raise DataError(
+            f"the {reader.name} data cannot be read: {first_line(error).rstrip('.')}. Remedy: where memory is short, "
+            "in /dev/shm too, fewer resources.loaders; with resources.loaders=0 the data set's own error shows"
+        ) from error
+    finally:
+        del batches  # ends the processes, though a traceback may keep this frame
 
 
 def default_loaders(gpu: bool) -> int:
@@ -235,10 +239,6 @@ def failure(name: str, error: Exception) -> Failure:
         f"the {name} data cannot be read: {type(error).__name__}: {first_line(error)}{place_of(error)}. "
         "Remedy: mend the data set or its collate function",
     )
-
-
-def _raised(found: Failure) -> PfrayError:
-    return found.kind(found.text)
 
 
 def _chunks(data: Iterable[Any], size: int) -> Iterator[list[Any]]:

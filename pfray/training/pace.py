@@ -55,7 +55,8 @@ def in_words(entry: Mapping[str, Any]) -> str:
     """
     if "loaders" not in entry or "images_per_second" not in entry:
         return ""
-    pace, waiting = f"{entry['images_per_second']:.0f} images/s", entry.get("waiting", 0.0)
+    images, waiting = entry["images_per_second"], entry.get("waiting", 0.0)
+    pace = f"{images:.0f} images/s" if images >= 10 else f"{images:.1f} images/s"
     if waiting <= MUCH:
         return pace
     return f"{pace}, {waiting:.0%} of it waiting for data (resources.loaders: {entry['loaders']})".replace("%", " %")
