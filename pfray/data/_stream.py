@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from pfray.data._split import Split
+from pfray.data._split import Split, tensor_of
 from pfray.errors import DataError, PfrayError, first_line, short
 from pfray.nn.inputs import Inputs, count, take
 from pfray.utils.random_state import kept_generators
@@ -39,7 +39,8 @@ class Stream:
     whose head is a fair sample; None for an iterable one.
     sampler: draws the indices of an epoch in place of pfray's own order. batch_sampler: draws whole batches, of sizes
     of its own. most: the largest batch of an evaluation. loaders: processes that read ahead in a training of a
-    map-style data set, with ``options`` of DataLoader; 0 reads in the training's own process.
+    map-style data set, with ``options`` of DataLoader; 0 reads in the training's own process. plain: the same data set
+    without random changes, for heads and evaluations; None where there are none, or none can be left out.
     """
 
     name: str
@@ -53,9 +54,19 @@ class Stream:
     loaders: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Split] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    plain: Any = None
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As a numpy array, which Ray's object store maps into every worker without a copy.
+        return {**vars(self), "indices": None if self.indices is None else self.indices.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        indices = state["indices"]
+        vars(self).update(state, indices=None if indices is None else tensor_of(indices))
 
     def head(self, count: int | None) -> Split | Stream:
         """The first ``count`` samples in memory, read once; the stream itself for None."""
@@ -65,8 +76,10 @@ class Stream:
         # an example is.
         which = "example" if count <= EXAMPLE else "head"
         known = self.kept.get(which)
-        if known is None or len(known) < min(count, len(self)):
+        # Fewer than asked for are read where a data set leaves some out.
+        if known is None or self.asked[which] < min(count, len(self)):
             known = self.kept[which] = self._read_head(max(count, EXAMPLE))
+            self.asked[which] = max(count, EXAMPLE)
         return known.head(count)
 
     def _read_head(self, count: int) -> Split:
@@ -86,7 +99,7 @@ class Stream:
     def take(self, which: slice | Tensor) -> Stream:
         """The samples at the positions ``which`` of a map-style data set, to be read later in pfray's own order."""
         assert self.indices is not None
-        return replace(self, indices=self.indices[which], sampler=None, batch_sampler=None, kept={})
+        return replace(self, indices=self.indices[which], sampler=None, batch_sampler=None, kept={}, asked={})
 
     def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
         """(inputs, targets) of batches in order, the same at every reading. Raises DataError if there is none."""
@@ -130,7 +143,7 @@ class Stream:
             # A batch that has nothing for some worker is left out by all of them.
             batches = [batch[rank::world] for batch in self._order(size, seed) if len(batch) >= world]
         with _seeded(seed + rank + 1):
-            yield from self._read(batches, self.loaders)
+            yield from self._read(self.dataset, batches, self.loaders)
 
     def _order(self, size: int, seed: int) -> list[list[int]]:
         """Indices of each whole batch of an epoch."""
@@ -145,16 +158,17 @@ class Stream:
         return [order[index * size : (index + 1) * size] for index in range(self.steps(size))]
 
     def _read_in_order(self, size: int, most: int | None) -> Iterator[tuple[Inputs, Any]]:
+        dataset = self.dataset if self.plain is None else self.plain
         if self.indices is None:
-            yield from self._batches_of(DataLoader(self.dataset, size, collate_fn=self.collate))
+            yield from self._batches_of(DataLoader(dataset, size, collate_fn=self.collate))
             return
         order = self.indices[:most].tolist()
-        yield from self._read([order[start : start + size] for start in range(0, len(order), size)], 0)
+        yield from self._read(dataset, [order[start : start + size] for start in range(0, len(order), size)], 0)
 
-    def _read(self, batches: list[list[int]], loaders: int) -> Iterator[tuple[Inputs, Any]]:
+    def _read(self, dataset: Any, batches: list[list[int]], loaders: int) -> Iterator[tuple[Inputs, Any]]:
         options = self.options if loaders else {}
         yield from self._batches_of(
-            DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=loaders, **options)
+            DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=loaders, **options)
         )
 
     def _batches_of(self, loader: DataLoader[Any]) -> Iterator[tuple[Inputs, Any]]:
@@ -172,7 +186,9 @@ class Stream:
                     f"the {self.name} data cannot be read: {type(error).__name__}: {first_line(error)}"
                     f"{place_of(error)}. Remedy: mend the data set or its collate function"
                 ) from error
-            yield self._adapted(batch)
+            inputs, targets = self._adapted(batch)
+            if _size(inputs):  # nothing may be left of a small batch
+                yield inputs, targets
 
     def _adapted(self, batch: Any) -> tuple[Inputs, Any]:
         try:
