@@ -231,6 +231,10 @@ class Task:
         check_labels(f"task {short(str(self.name))}: a batch's targets", targets, self.num_outputs, True, -100)
         return targets
 
+    def remarks(self) -> list[str]:
+        """What was found out while this process read the splits, such as a count of damaged images, a line each."""
+        return [remark for name in SPLITS for remark in getattr(getattr(self, name), "remarks", list)()]
+
     def fingerprint(self) -> str:
         """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys.
 

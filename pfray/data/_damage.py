@@ -6,7 +6,6 @@ all workers need batches of the same size.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,19 +75,23 @@ class Counted:
     damaged: int = 0
     first: str = ""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Each process counts for itself.
+        return type(self), (self.name, self.length)
+
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.read += batch.read
-        if batch.damaged:
-            self._count(batch.damaged)
-        return batch.images, batch.labels
-
-    def _count(self, damaged: Sequence[str]) -> None:
-        if not self.damaged:
-            self.first = damaged[0]
-            logging.getLogger("pfray").warning("%s and is left out", self.first)
-        self.damaged += len(damaged)
+        self.damaged += len(batch.damaged)
+        self.first = self.first or next(iter(batch.damaged), "")
         if self.damaged > ALLOWED * max(self.read, self.length):
             raise DataError(
                 f"{self.first}, one of {self.damaged} among {self.read} images read of the {self.name} data; 1 in "
                 f"{1 / ALLOWED:.0f} may be. Remedy: copy the data again, or take the damaged images out"
             )
+        return batch.images, batch.labels
+
+    def remarks(self) -> list[str]:
+        """A line with the count, if there is one."""
+        if not self.damaged:
+            return []
+        return [f"{self.damaged} of {self.read} images read of the {self.name} data are left out; {self.first}"]

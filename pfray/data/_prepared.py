@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pfray.data._parquet import quiet
 from pfray.data._shards import Shards
@@ -33,9 +34,12 @@ class Prepared:
     def labels(self) -> np.ndarray:
         """Class numbers ``(M,)``, int64. Raises DataError where one is missing."""
         column = self._table.data.column(self.shards.label)
+        where = f"{self.shards.files[0]}: column {self.shards.label} of these shards"
+        if not pa.types.is_integer(column.type):
+            raise DataError(f"{where} holds {column.type}, no class numbers. Remedy: whole numbers from 0 on")
         if column.null_count:
-            raise DataError(f"{self.shards.files[0]}: {column.null_count} of {len(column)} images of these shards have "
-                            f"no {self.shards.label}. Remedy: a class number for each")
+            raise DataError(f"{where} holds none for {column.null_count} of {len(column)} images. Remedy: a class "
+                            "number for each")
         return column.to_numpy().astype(np.int64)
 
     def read(self, index: int) -> tuple[bytes, int, str]:
@@ -68,8 +72,7 @@ class Prepared:
                         shards.form, data_files=[file], split="train", cache_dir=str(folder), **columns
                     )
                     part = part.select_columns([shards.image, shards.label])
-                    part = part.cast_column(shards.image, datasets.Image(decode=False))
-                    parts.append(part.cast_column(shards.label, datasets.Value("int64")))
+                    parts.append(part.cast_column(shards.image, datasets.Image(decode=False)))
                 except Exception as error:  # pyarrow, tarfile and the library raise many types
                     # The library's own says no more than that its preparation failed.
                     cause = error.__cause__ or error
