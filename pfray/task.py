@@ -23,7 +23,7 @@ from pfray.data._split_checks import check_labels, check_splits, ignored_label
 from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
 from pfray.nn.inputs import Inputs, map_tensors, moved, named_tensors, tensors
 
-__all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1"]
+__all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1", "top5"]
 
 SPLITS = ("train", "validation", "test")
 # Integers that are tokens, numbers of classes or masks, and go to the model as they are.
@@ -58,6 +58,12 @@ def _is_number(value: object) -> bool:
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     """Scores ``(N,)`` of logits ``(N, K)`` and class numbers ``(N,)``: 1.0 if the largest logit is the right class."""
     return (outputs.argmax(1) == targets).float()
+
+
+def top5(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1.0 where the right class ``(N,)`` is among the five largest of the logits ``(N, K)``."""
+    best = outputs.topk(min(5, outputs.shape[1]), 1).indices
+    return (best == targets[:, None]).any(1).float()
 
 
 def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
@@ -226,6 +232,10 @@ class Task:
             return targets
         check_labels(f"task {short(str(self.name))}: a batch's targets", targets, self.num_outputs, True, -100)
         return targets
+
+    def remarks(self) -> list[str]:
+        """What was found out while this process read the splits, such as a count of damaged images, a line each."""
+        return [remark for name in SPLITS for remark in getattr(getattr(self, name), "remarks", list)()]
 
     def fingerprint(self) -> str:
         """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys.

@@ -102,8 +102,13 @@ def in_memory(split: Any) -> Split:
     return split if isinstance(split, Split) else split.head(SAMPLED)
 
 
-def _split_from_arrays(inputs: Any, targets: Any) -> Split:
+def tensor_of(array: np.ndarray) -> Tensor:
+    """The array as a tensor that shares its memory, read-only memory too."""
     with warnings.catch_warnings():
         # torch warns that the store's arrays are read-only, but nothing writes into a split.
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return Split(*(map_tensors(torch.from_numpy, value, np.ndarray) for value in (inputs, targets)))
+        return torch.from_numpy(array)
+
+
+def _split_from_arrays(inputs: Any, targets: Any) -> Split:
+    return Split(*(map_tensors(tensor_of, value, np.ndarray) for value in (inputs, targets)))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pfray.data import _readers
 from pfray.data._readers import IterableReader, Order, Reader
-from pfray.data._split import Split
+from pfray.data._split import Split, tensor_of
 from pfray.errors import DataError, PfrayError, first_line, short
 from pfray.nn.inputs import Inputs, count
 from pfray.utils.random_state import kept_generators, seed_generators
@@ -60,6 +60,14 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As a numpy array, which Ray's object store maps into every worker without a copy.
+        return {**vars(self), "indices": None if self.indices is None else self.indices.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        indices = state["indices"]
+        vars(self).update(state, indices=None if indices is None else tensor_of(indices))
 
     def head(self, count: int | None) -> Any:
         """The first ``count`` samples in memory, a ``Split``, read once; the stream itself for None."""

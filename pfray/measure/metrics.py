@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pfray.errors import ConfigError, nearest, shown
 from pfray.nn.inputs import count
+from pfray.task import top5
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,6 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"logits of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}")
     right = (best == targets).float()
     return right.flatten(1).mean(1) if right.dim() > 1 else right
-
-
-def top5(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1.0 where the right class ``(N,)`` is among the five largest of the logits ``(N, K)``."""
-    best = outputs.topk(min(5, outputs.shape[1]), 1).indices
-    return (best == targets[:, None]).any(1).float()
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:

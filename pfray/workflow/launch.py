@@ -237,8 +237,9 @@ def _clean_curve(folder: Path, done: int) -> None:
     path = curve_of(folder)
     records, unreadable = read_records(path) if path.exists() else ([], 0)
     epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
+    others = len(read_lines(folder, "error")) + len(read_lines(folder, "note"))
     write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))
-    left_out = len(records) + unreadable - len(epochs) - len(read_lines(folder, "error"))
+    left_out = len(records) + unreadable - len(epochs) - others
     if left_out and done:
         logging.getLogger("pfray").warning("%s: %d lines cannot be used and are left out", path, left_out)
 

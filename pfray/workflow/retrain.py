@@ -30,6 +30,7 @@ from pfray.storage.run_folder import RunFolder
 from pfray.training.settings import Distributed
 from pfray.utils.cache import content_key, load_noted, save_tensors
 from pfray.workflow.launch import finish, retrain, run_together
+from pfray.workflow.worker import read_lines
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,8 @@ class Trainer:
             distributed=self.distributed,
             on_epoch=on_epoch,
         )
+        for entry in read_lines(self.run.training(stage.name), "note"):
+            self.observers.note(f"note: {stage.name}: {entry['note']}")
         return Weights(structure, state)
 
     def _build(self, row: list[StagedTraining], context: Context) -> nn.Module:

@@ -112,6 +112,8 @@ def train_candidate(
         shard=shard,
         pace=pace,
     )
+    for remark in context.task.remarks():
+        add_line(spec.folder, note=remark)
     return model
 
 
@@ -127,11 +129,11 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 
 
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """Lines of the curve's file that have ``key`` (``epoch`` or ``error``) and values of the right types.
+    """Lines of the curve's file that have ``key`` (``epoch``, ``error`` or ``note``) and values of the right types.
 
     A last line that is still being written is left out.
     """
     path = curve_of(folder)
     lines = read_records(path)[0] if path.exists() else []
-    types: dict[str, type] = {"error": str} if key == "error" else {"epoch": int, "loss": float}
+    types: dict[str, type] = {"epoch": int, "loss": float} if key == "epoch" else {key: str}
     return [entry for entry in lines if all(type(entry.get(name)) is kind for name, kind in types.items())]
