@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -127,9 +127,9 @@ def measure_speed(options: argparse.Namespace, folder: Path) -> None:
     ours, bare = small_net(), small_net()
 
     def read_ours() -> None:
-        (epoch,) = task.train.epochs(batch, [0])
-        for _ in zip(range(steps), epoch, strict=False):
-            pass
+        with closing(task.train.epochs(batch, [0])) as epochs:
+            for _ in zip(range(steps), next(epochs), strict=False):
+                pass
 
     def read_plain() -> None:
         for _ in zip(range(steps), plain_loader(task, batch, loaders), strict=False):
