@@ -14,7 +14,7 @@ import torch
 from pfray.data import imagenet
 from pfray.errors import ConfigError, DataError
 from pfray.task import Task
-from tests.pictures import encoded, make_folder, picture, write_parquet
+from tests.pictures import encoded, epoch, make_folder, picture, write_parquet
 
 NAMES = [f"n{number:08d}" for number in range(1000)]
 DATA = [encoded(picture(label, 0)) for label in range(3)]
@@ -105,7 +105,7 @@ def test_the_hubs_shards_are_streamed(tmp_path, hub):
     task = imagenet.build(hub="ILSVRC/imagenet-1k", size=8, validation_size=500)
     assert [len(split) for split in (task.train, task.validation, task.test)] == [2000, 1000, 1000]
     assert task.num_outputs == 1000
-    (first, _), *_ = ((labels.tolist(), images) for images, labels in task.train.epoch(50, 0))
+    (first, _), *_ = ((labels.tolist(), images) for images, labels in epoch(task.train, 50, 0))
     assert len(set(first)) > 25
     memory.rm("/imagenet", recursive=True)
 
