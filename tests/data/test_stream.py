@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,6 +206,37 @@ def test_a_small_batch_of_the_users_own_is_left_out_by_all_workers():
     whole = stream(DataLoader(Numbers(6), batch_sampler=[[0, 1, 2], [3], [4, 5]]))
     parts = [[batch[0].tolist() for batch in epoch(whole, 64, 0, rank, 2)] for rank in (0, 1)]
     assert parts == [[[0, 2], [4]], [[1], [5]]]
+
+
+def test_heads_and_evaluations_read_what_has_no_random_changes():
+    whole = replace(stream(Numbers(20, noise=0.5)), plain=Numbers(20))
+    assert sorted(values(whole.batches(6))) == list(range(20))
+    assert all(value == int(value) for value in whole.head(8).inputs.tolist())
+    assert not any(value == int(value) for value in values(whole.epoch(4, 0)))
+    iterable = replace(stream(InOrder()), plain=Numbers(4))
+    assert values(iterable.batches(3)) == [0, 1, 2, 3]
+
+
+def odd(batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = batch
+    return inputs[inputs % 2 == 1], targets[inputs % 2 == 1]
+
+
+def test_samples_may_be_left_out_and_a_batch_without_any_is_none():
+    whole = streamed("test", Numbers(20), odd, 0, default_collate)
+    sizes = [len(inputs) for inputs, _ in whole.batches(1)]
+    assert sizes == [1] * 10
+    head = whole.head(20)
+    assert len(head) == 10
+    assert whole.head(20).inputs.data_ptr() == head.inputs.data_ptr()  # not read again
+
+
+def test_its_order_is_an_array_that_workers_of_a_machine_share():
+    buffers: list[pickle.PickleBuffer] = []
+    pickle.dumps(stream(Numbers(1000)), 5, buffer_callback=buffers.append)
+    assert [buffer.raw().nbytes for buffer in buffers] == [8000]
+    whole = stream(Numbers(50))
+    assert values(pickle.loads(pickle.dumps(whole)).batches(9)) == values(whole.batches(9))
 
 
 class Once(IterableDataset):
