@@ -30,6 +30,7 @@ RUNS = (
     ("weak_scaling",),
     ("kills",),
     ("model_zoo",),
+    ("input_pipeline",),
     ("train_throughput",),
     ("train_throughput", "--model", "mobilenet_v1"),
 )

@@ -163,6 +163,8 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
             found = search(experiment, loaded, spec, folder, observers)
             models = trainer.train(spec.recipe, spec.context, found.plans)
     results = measure_and_export(teacher, models, task, experiment.export, folder, observers)
+    for remark in task.remarks():
+        observers.note(f"note: {remark}")
     board.close()  # before the last upload to a storage elsewhere
     summary = make_summary(experiment, loaded, found, results, folder.read_seconds(), observers.seconds)
     folder.write_summary(summary.to_dict())

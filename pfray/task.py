@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from pfray.errors import DataError, UnsupportedModel, first_line, short, shown
 from pfray.nn.inputs import Inputs, map_tensors, moved, named_tensors, tensors
 from pfray.utils.user_code import called
 
-__all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1"]
+__all__ = ["SPLITS", "Samples", "Split", "Task", "as_split", "example_input", "soft_cross_entropy", "top1", "top5"]
 
 SPLITS = ("train", "validation", "test")
 # Integers that are tokens, numbers of classes or masks, and go to the model as they are.
@@ -40,14 +40,17 @@ class Samples(Protocol):
     def head(self, count: int | None) -> Any:
         """The first ``count`` samples, in memory; all of them for None."""
 
-    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
-        """(inputs, targets) of batches in order."""
+    def batches(self, size: int, pinned: bool = False) -> Iterator[tuple[Inputs, Any]]:
+        """(inputs, targets) of batches in order. pinned: what is read is put where a GPU copies from while it computes.
+        """
 
     def steps(self, size: int) -> int:
         """Whole batches in an epoch, at least one."""
 
-    def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each whole batch of an epoch, in an order that depends on ``seed``."""
+    def epochs(
+        self, size: int, seeds: Sequence[int], rank: int = 0, world: int = 1, pinned: bool = False
+    ) -> Generator[Iterator[tuple[Inputs, Any]], None, None]:
+        """One process's part of each whole batch, epoch by epoch, in an order that depends on the epoch's seed."""
 
 
 def _is_number(value: object) -> bool:
@@ -57,6 +60,13 @@ def _is_number(value: object) -> bool:
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     """Scores ``(N,)`` of logits ``(N, K)`` and class numbers ``(N,)``: 1.0 if the largest logit is the right class."""
     return (outputs.argmax(1) == targets).float()
+
+
+def top5(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Scores ``(N,)`` of logits ``(N, K, ...)`` and class numbers: the share that are among the five largest logits."""
+    best = outputs.topk(min(5, outputs.shape[1]), 1).indices
+    right = (best == targets[:, None]).any(1).float()
+    return right.flatten(1).mean(1) if right.dim() > 1 else right
 
 
 def soft_cross_entropy(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
@@ -208,19 +218,20 @@ class Task:
             return inputs
         x = _in_float(inputs).float()  # a mask alone is an image of two colours
         shape = (1, -1, *(1,) * (x.dim() - 2))
-        return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
+        mean, std = x.new_tensor(self.mean).view(shape), x.new_tensor(self.std).view(shape)
+        # In place where the numbers are new, because new memory for a large batch takes longer than the arithmetic.
+        return (x - mean).div_(std) if x is inputs else x.sub_(mean).div_(std)
 
     def batches(self, split: Samples, size: int, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
         """Batches of the split in order, normalized, without augmentation, for evaluation."""
-        for inputs, targets in split.batches(size):
+        for inputs, targets in split.batches(size, device.type == "cuda"):
             yield self.normalize(moved(inputs, device)), self._checked(split, moved(targets, device))
 
     def training_batches(
-        self, size: int, seed: int, noise: torch.Generator, device: torch.device, rank: int = 0, world: int = 1
+        self, read: Iterable[tuple[Inputs, Any]], noise: torch.Generator, device: torch.device
     ) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each batch of an epoch, augmented and normalized. seed: of the order. noise: of the
-        augmentation."""
-        for inputs, targets in self.train.epoch(size, seed, rank, world):
+        """The batches ``read`` of the training split, augmented and normalized. noise: of the augmentation."""
+        for inputs, targets in read:
             changed = inputs if self.augment is None else self.augment(inputs, noise)
             yield self.normalize(moved(changed, device)), self._checked(self.train, moved(targets, device))
 
@@ -235,6 +246,10 @@ class Task:
             where = f"task {short(str(self.name))}: the targets of a batch{name}"
             check_labels(where, targets, self.num_outputs, is_top1, -100 if ignored is None else ignored)
         return targets
+
+    def remarks(self) -> list[str]:
+        """What was found out while this process read the splits, such as a count of damaged images, a line each."""
+        return [remark for name in SPLITS for remark in getattr(getattr(self, name), "remarks", list)()]
 
     def fingerprint(self) -> str:
         """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys.
@@ -255,15 +270,18 @@ class Task:
         return digest.hexdigest()[:16]
 
 
-def as_split(name: str, data: Any, adapt: Callable[[Any], Any] | None = None, seed: int = 0) -> Samples:
+def as_split(
+    name: str, data: Any, adapt: Callable[[Any], Any] | None = None, seed: int = 0, length: int | None = None
+) -> Samples:
     """The split ``name`` of a DataLoader, a data set, a list of samples or a pair of tensors, for a ``Task``.
 
     adapt(batch): (inputs, targets), for batches that are neither (inputs ..., targets) nor mappings with a label, of
-    which the model gets all other tensors. seed: of the order. Raises DataError.
+    which the model gets all other tensors. seed: of the order. length: samples of an iterable data set that does not
+    know it. Raises DataError.
     """
     from pfray.data._given import split_of  # it imports this module
 
-    return split_of(name, data, adapt, None, seed)
+    return split_of(name, data, adapt, None, seed, length)
 
 
 def example_input(task: Task, device: torch.device | str = "cpu") -> Inputs:
@@ -274,5 +292,5 @@ def example_input(task: Task, device: torch.device | str = "cpu") -> Inputs:
 def _in_float(tensor: Tensor) -> Tensor:
     """Bytes scaled to 0..1, other numbers in float32, tokens and masks unchanged."""
     if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
+        return tensor.float().div_(255)
     return tensor if tensor.dtype in WHOLE else tensor.float()

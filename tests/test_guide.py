@@ -241,7 +241,8 @@ def test_a_folder_of_images_is_read_batch_by_batch(folder, tmp_path):
     task = importlib.import_module("mine_loader").build(str(tmp_path), size=16, loaders=0)
 
     assert task.num_outputs == 2
-    inputs, targets = next(task.training_batches(6, 0, torch.Generator(), torch.device("cpu")))
+    epochs = task.train.epochs(6, [0])
+    inputs, targets = next(task.training_batches(next(epochs), torch.Generator(), torch.device("cpu")))
     assert inputs.shape == (6, 3, 16, 16)
     shade = (inputs.mean((1, 2, 3)) * 0.25 + 0.5) * 255
     assert torch.allclose(shade, 100.0 * targets + 1, atol=1.01)

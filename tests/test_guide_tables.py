@@ -14,6 +14,7 @@ from pfray.api import Result, compress
 from pfray.config.catalog import entries
 from pfray.config.schema import Experiment
 from pfray.config.sections import Search
+from pfray.data import imagefolder
 from pfray.learner.base import Algorithm, Compressed
 from pfray.space import CompressionSpace, Knob
 from pfray.task import Task
@@ -89,6 +90,10 @@ def test_every_keyword_of_compress_is_listed():
     groups = [listed("from_python", name) for name in ("data", "how models are judged", "the run")]
     assert {"model"}.union(*groups) == set(inspect.signature(compress).parameters)
     assert all(f"| `{field.name}`" in PAGES["from_python"] for field in fields(Result))
+
+
+def test_every_setting_of_image_folders_is_listed():
+    assert set(listed("your_data", "setting |")) == set(inspect.signature(imagefolder.build).parameters)
 
 
 def test_every_method_and_attribute_of_a_learner_is_listed():

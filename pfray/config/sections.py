@@ -138,6 +138,8 @@ class Share(Section):
 
 class Resources(Section):
     """trial: the share of each trial. parallel: trials at once (null: as many as fit). workers: of a retraining.
+    loaders: processes of each worker that read ahead data which do not fit in memory; 0 reads in the worker itself,
+        null takes as many as a DataLoader given says, or else as the worker's processors suggest.
     shrink_on_oom: a trial that runs out of memory is tried once more with half the batch.
     dashboard: if the run starts its own Ray, start Ray's dashboard on 127.0.0.1 and print the address.
     """
@@ -145,6 +147,7 @@ class Resources(Section):
     trial: Share = Share()
     parallel: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)
+    loaders: int | None = Field(None, ge=0)
     precision: Literal["auto", "bf16", "float32"] = "auto"
     shrink_on_oom: bool = False
     address: Annotated[str, AfterValidator(check_address)] | None = None

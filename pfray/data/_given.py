@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
+from pfray.data._loaders import streamed
 from pfray.data._split import Split
-from pfray.data._stream import Stream, streamed
+from pfray.data._stream import Stream
 from pfray.errors import DataError, first_line, short, shown
 from pfray.nn.inputs import Inputs, form, map_tensors, tensors
 from pfray.task import Samples
@@ -25,13 +26,15 @@ HELD_OUT = 0.1
 
 
 def split_of(
-    name: str, data: Any, adapt: Callable[[Any], Any] | None, model: nn.Module | None, seed: int
+    name: str, data: Any, adapt: Callable[[Any], Any] | None, model: nn.Module | None, seed: int,
+    length: int | None = None,
 ) -> Samples:
     """The split ``name`` of what a user has: a split, a pair of tensors, a DataLoader, a data set (map-style, iterable,
     Hugging Face's), or a list of samples.
 
     adapt(batch): (inputs, targets), for batches that are neither (inputs ..., targets) nor mappings with a label.
-    model: whose arguments choose the entries of a mapping; None for all. seed: of the order. Raises DataError.
+    model: whose arguments choose the entries of a mapping; None for all. seed: of the order. length: of an iterable
+    data set that does not know it. Raises DataError.
     """
     if isinstance(data, Split | Stream):
         return data
@@ -65,7 +68,7 @@ def split_of(
     collated = getattr(data, "collate_fn", default_collate) is default_collate
     arguments, others = ((), True) if model is None else _arguments(model)
     plain = PlainBatch(arguments, others, collated, name)
-    return streamed(name, data, adapt or plain, seed, default_collate)
+    return streamed(name, data, adapt or plain, seed, default_collate, length)
 
 
 def held_out(train: Samples, seed: int) -> tuple[Samples, Samples]:

@@ -27,7 +27,7 @@ def read_file(path: Path, size: tuple[int, int], label: str = "label") -> tuple[
     # Imported here because finding a data set by name imports every module of this folder.
     import datasets
 
-    with _quiet():
+    with quiet():
         try:
             # Streamed, because otherwise the library copies the file into its own cache first.
             rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
@@ -43,7 +43,7 @@ def read_hub(name: str, split: str, size: tuple[int, int], label: str = "label")
     """As ``read_file``, for one split of a data set on the hub. Raises DataError if the download fails."""
     import datasets
 
-    with _quiet():
+    with quiet():
         try:
             rows = datasets.load_dataset(name, split=split)
         except Exception as error:  # the hub's client raises many types, by cause
@@ -97,7 +97,7 @@ def _decode(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the libraries' progress bars and log lines; the error alone reports a failure."""
     import datasets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class Split:
         """The samples ``which``, in that order."""
         return Split(take(self.inputs, which), take(self.targets, which))
 
-    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
+    def batches(self, size: int, pinned: bool = False) -> Iterator[tuple[Inputs, Any]]:
         """(inputs, targets) of batches in order."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
@@ -77,11 +77,16 @@ class Split:
         """Whole batches in an epoch, at least one."""
         return max(1, len(self) // size)
 
-    def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each batch of an epoch, in an order that depends on ``seed`` alone.
+    def epochs(
+        self, size: int, seeds: Sequence[int], rank: int = 0, world: int = 1, pinned: bool = False
+    ) -> Generator[Iterator[tuple[Inputs, Any]], None, None]:
+        """One process's part of each batch of each epoch, in an order that depends on the epoch's seed alone.
 
         rank, world: of the process, among all that train. The last batch is left out if it is not whole.
         """
+        return (self._epoch(size, seed, rank, world) for seed in seeds)
+
+    def _epoch(self, size: int, seed: int, rank: int, world: int) -> Iterator[tuple[Inputs, Any]]:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for index in range(self.steps(size)):
             batch = order[index * size : (index + 1) * size][rank::world]
@@ -97,8 +102,13 @@ def in_memory(split: Any) -> Split:
     return split if isinstance(split, Split) else split.head(SAMPLED)
 
 
-def _split_from_arrays(inputs: Any, targets: Any) -> Split:
+def tensor_of(array: np.ndarray) -> Tensor:
+    """The array as a tensor that shares its memory, read-only memory too."""
     with warnings.catch_warnings():
         # torch warns that the store's arrays are read-only, but nothing writes into a split.
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return Split(*(map_tensors(torch.from_numpy, value, np.ndarray) for value in (inputs, targets)))
+        return torch.from_numpy(array)
+
+
+def _split_from_arrays(inputs: Any, targets: Any) -> Split:
+    return Split(*(map_tensors(tensor_of, value, np.ndarray) for value in (inputs, targets)))

@@ -1,33 +1,34 @@
 """A split read from a data set batch by batch: data that do not fit in memory, or change at every reading.
 
 A map-style data set is read in an order of pfray's own, drawn anew for each epoch and the same for any number of
-workers. An iterable one is read in its own order, and each worker keeps its part of every batch.
+workers, each of which reads its own samples. An iterable one is read in its own order. ``_readers.py`` reads.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import pickle
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
-from torch.utils.data.distributed import DistributedSampler
 
-from pfray.data._split import Split
+from pfray.data import _readers
+from pfray.data._readers import IterableReader, Order, Reader
+from pfray.data._split import Split, tensor_of
 from pfray.errors import DataError, PfrayError, first_line, short
-from pfray.nn.inputs import Inputs, count, take
-from pfray.utils.random_state import kept_generators
+from pfray.nn.inputs import Inputs, count
+from pfray.utils.random_state import kept_generators, seed_generators
 from pfray.utils.user_code import place_of
 
 # Samples that an example is taken from.
 EXAMPLE = 2
-# Settings of a DataLoader with processes of its own.
-OPTIONS = ("worker_init_fn", "multiprocessing_context", "timeout", "prefetch_factor")
+# Samples of a head that a process reads at a time.
+PART = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,9 @@ class Stream:
     adapt(batch): (inputs, targets). indices: the samples of a map-style data set that belong to the split, in an order
     whose head is a fair sample; None for an iterable one.
     sampler: draws the indices of an epoch in place of pfray's own order. batch_sampler: draws whole batches, of sizes
-    of its own. most: the largest batch of an evaluation. loaders: processes that read ahead in a training of a
-    map-style data set, with ``options`` of DataLoader; 0 reads in the training's own process.
+    of its own. most: the largest batch of an evaluation. loaders: processes that read ahead, with ``options`` of
+    DataLoader; 0 reads in the training's own process, None leaves the number to the worker's processors. plain: the
+    same data set without random changes, for heads and evaluations; None where there are none, or none can be left out.
     """
 
     name: str
@@ -50,30 +52,53 @@ class Stream:
     sampler: Any = None
     batch_sampler: Any = None
     most: int | None = None
-    loaders: int = 0
+    loaders: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Split] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    plain: Any = None
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
 
-    def head(self, count: int | None) -> Split | Stream:
-        """The first ``count`` samples in memory, read once; the stream itself for None."""
+    def __getstate__(self) -> dict[str, Any]:
+        # As a numpy array, which Ray's object store maps into every worker without a copy.
+        return {**vars(self), "indices": None if self.indices is None else self.indices.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        indices = state["indices"]
+        vars(self).update(state, indices=None if indices is None else tensor_of(indices))
+
+    def head(self, count: int | None) -> Any:
+        """The first ``count`` samples in memory, a ``Split``, read once; the stream itself for None."""
         if count is None:
             return self
         # The first samples are read by themselves, and stay as they are: where batches are padded, they say how long
         # an example is.
         which = "example" if count <= EXAMPLE else "head"
         known = self.kept.get(which)
-        if known is None or len(known) < min(count, len(self)):
+        # Fewer than asked for are read where a data set leaves some out.
+        if known is None or self.asked[which] < min(count, len(self)):
             known = self.kept[which] = self._read_head(max(count, EXAMPLE))
+            self.asked[which] = max(count, EXAMPLE)
         return known.head(count)
 
     def _read_head(self, count: int) -> Split:
         # As one batch, because padding makes the samples of different batches unequal.
-        with _seeded(0):
-            batch = next(self._read_in_order(count, count), None)
-        if batch is None or not self._size(batch[0]):
+        dataset = self.dataset if self.plain is None else self.plain
+        if self.indices is None:
+            reader: Any = IterableReader(self.name, dataset, len(self), self.collate, count, [0])
+            read = _readers.read(reader, None, 0, {}, False)
+        else:
+            # Pickled, because each tensor of a list would come with an open file of its own.
+            parts = Reader(self.name, dataset, pickle.dumps)
+            loaders = min(self.used_loaders(), min(count, len(self)) // PART)
+            read = _readers.read(parts, self._in_order(PART, count), loaders, self.options, False)
+            samples = [sample for _, part in read for sample in pickle.loads(part)]
+            whole = Order(0, None, range(len(samples)), range(len(samples)))
+            read = _readers.read(Reader(self.name, samples, self.collate), [whole] if samples else [], 0, {}, False)
+        batch = next(self._adapted(read), None)
+        if batch is None:
             raise self._nothing()
         return Split(*batch)
 
@@ -95,16 +120,31 @@ class Stream:
     def take(self, which: slice | Tensor) -> Stream:
         """The samples at the positions ``which`` of a map-style data set, to be read later in pfray's own order."""
         assert self.indices is not None
-        return replace(self, indices=self.indices[which], sampler=None, batch_sampler=None, kept={})
+        return replace(self, indices=self.indices[which], sampler=None, batch_sampler=None, kept={}, asked={})
 
-    def batches(self, size: int) -> Iterator[tuple[Inputs, Any]]:
+    def used_loaders(self, gpu: bool = False, world: int = 1) -> int:
+        """Processes that read ahead for this one, beside a GPU or not, which is one of ``world`` workers."""
+        loaders = _readers.default_loaders(gpu) if self.loaders is None else self.loaders
+        if self.indices is not None:
+            return loaders
+        return _readers.loaders_of_shards(self.dataset, world, loaders)
+
+    def batches(self, size: int, pinned: bool = False) -> Iterator[tuple[Inputs, Any]]:
         """(inputs, targets) of batches in order, the same at every reading. Raises DataError if there is none."""
-        read = 0
-        with _seeded(0):
-            for batch in self._read_in_order(min(size, self.most or size), None):
-                read += 1
+        dataset = self.dataset if self.plain is None else self.plain
+        size, loaders, orders = min(size, self.most or size), self.used_loaders(pinned), None
+        if self.indices is None:
+            reader: Any = IterableReader(self.name, dataset, len(self), self.collate, size, [0])
+        else:
+            reader = Reader(self.name, dataset, self.collate)
+            orders = self._in_order(size, None)
+            loaders = min(loaders, -(-len(self) // size))
+        done = 0
+        with closing(_readers.read(reader, orders, loaders, self.options, pinned)) as read:
+            for batch in self._adapted(read):
+                done += 1
                 yield batch
-        if not read:
+        if not done:
             raise self._nothing()
 
     def steps(self, size: int) -> int:
@@ -113,77 +153,74 @@ class Stream:
             return len(self.batch_sampler)
         return max(1, (len(self) if self.sampler is None else len(self.sampler)) // size)
 
-    def epoch(self, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Inputs, Any]]:
-        """One process's part of each batch of an epoch. Random changes of the samples depend on ``seed`` and rank.
+    def epochs(
+        self, size: int, seeds: Sequence[int], rank: int = 0, world: int = 1, pinned: bool = False
+    ) -> Generator[Iterator[tuple[Inputs, Any]], None, None]:
+        """One process's part of each batch of each epoch. An epoch, with its samples' random changes, depends on its
+        seed alone; the processes that read ahead go on from one epoch to the next, and end with the iteration.
 
-        Raises DataError if there is no batch.
+        Raises DataError if an epoch has no batch.
         """
-        read = 0
-        for batch in self._epoch(size, seed, rank, world):
-            read += 1
-            yield batch
-        if not read:
+        if self.indices is None:
+            steps, orders = self.steps(size), None
+            reader: Any = IterableReader(
+                self.name, self.dataset, len(self), self.collate, size, seeds, steps, rank, world
+            )
+        else:
+            reader = Reader(self.name, self.dataset, self.collate)
+            orders = self._orders(size, seeds, rank, world)
+        done, loaders = 0, self.used_loaders(pinned, world)
+        with closing(_readers.read(reader, orders, loaders, self.options, pinned)) as read:
+            for epoch, batches in groupby(read, itemgetter(0)):
+                if epoch != done:
+                    raise self._nothing()
+                yield self._adapted(batches)
+                done += 1
+        if done < len(seeds):
             raise self._nothing()
 
-    def _epoch(self, size: int, seed: int, rank: int, world: int) -> Iterator[tuple[Inputs, Any]]:
-        for drawn in (self.sampler, self.batch_sampler, self.dataset):
-            set_epoch: Any = getattr(drawn, "set_epoch", None)
-            if set_epoch is not None:
-                set_epoch(seed % 2**31)
-        with _seeded(seed):
-            if self.indices is None:
-                for inputs, targets in self._batches_of(DataLoader(self.dataset, size, collate_fn=self.collate)):
-                    if self._size(inputs) == size or len(self) < size:
-                        yield take(inputs, slice(rank, None, world)), take(targets, slice(rank, None, world))
-                return
-            # A batch that has nothing for some worker is left out by all of them.
-            batches = [batch[rank::world] for batch in self._order(size, seed) if len(batch) >= world]
-        with _seeded(seed + rank + 1):
-            yield from self._read(batches, self.loaders)
+    def _orders(self, size: int, seeds: Sequence[int], rank: int, world: int) -> Iterator[Order]:
+        """One process's part of each batch. A batch that has nothing for some worker is left out by all of them."""
+        for epoch, seed in enumerate(seeds):
+            first = 0
+            for batch in self._drawn(size, seed):
+                places = range(first, first + len(batch))
+                first += len(batch)
+                if len(batch) >= world:
+                    yield Order(epoch, seed, batch[rank::world], places[rank::world])
 
-    def _order(self, size: int, seed: int) -> list[list[int]]:
+    def _drawn(self, size: int, seed: int) -> Iterator[list[int]]:
         """Indices of each whole batch of an epoch."""
         assert self.indices is not None
-        if self.batch_sampler is not None:
-            return [list(batch) for batch in self.batch_sampler]
-        if self.sampler is not None:
-            order = list(self.sampler)
-        else:
-            drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-            order = self.indices[drawn].tolist()
-        return [order[index * size : (index + 1) * size] for index in range(self.steps(size))]
-
-    def _read_in_order(self, size: int, most: int | None) -> Iterator[tuple[Inputs, Any]]:
-        if self.indices is None:
-            yield from self._batches_of(DataLoader(self.dataset, size, collate_fn=self.collate))
+        for drawn in (self.sampler, self.batch_sampler):
+            _readers.set_epoch(drawn, seed)
+        if self.sampler is None and self.batch_sampler is None:
+            order = self.indices[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
+            yield from (order[index * size : (index + 1) * size].tolist() for index in range(self.steps(size)))
             return
-        order = self.indices[:most].tolist()
-        yield from self._read([order[start : start + size] for start in range(0, len(order), size)], 0)
+        with kept_generators():
+            seed_generators(seed)
+            if self.batch_sampler is not None:
+                batches = [list(batch) for batch in self.batch_sampler]
+            else:
+                own = list(self.sampler)
+                batches = [own[index * size : (index + 1) * size] for index in range(self.steps(size))]
+        yield from batches
 
-    def _read(self, batches: list[list[int]], loaders: int) -> Iterator[tuple[Inputs, Any]]:
-        options = self.options if loaders else {}
-        yield from self._batches_of(
-            DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=loaders, **options)
-        )
+    def _in_order(self, size: int, most: int | None) -> Iterator[Order]:
+        assert self.indices is not None
+        order = self.indices[:most]
+        for start in range(0, len(order), size):
+            part = order[start : start + size].tolist()
+            yield Order(0, None, part, range(start, start + len(part)))
 
-    def _batches_of(self, loader: DataLoader[Any]) -> Iterator[tuple[Inputs, Any]]:
-        """Raises DataError, with file and line, for what goes wrong in the user's data set."""
-        batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except PfrayError:
-                raise
-            except Exception as error:
-                raise DataError(
-                    f"the {self.name} data cannot be read: {type(error).__name__}: {first_line(error)}"
-                    f"{place_of(error)}. Remedy: mend the data set or its collate function"
-                ) from error
-            yield self._adapted(batch)
+    def _adapted(self, read: Iterable[tuple[int, Any]]) -> Iterator[tuple[Inputs, Any]]:
+        for _, batch in read:
+            inputs, targets = self._pair(batch)
+            if self._size(inputs):  # a data set may leave samples out, and all of a small batch
+                yield inputs, targets
 
-    def _adapted(self, batch: Any) -> tuple[Inputs, Any]:
+    def _pair(self, batch: Any) -> tuple[Inputs, Any]:
         try:
             found = self.adapt(batch)
         except PfrayError:
@@ -201,93 +238,3 @@ class Stream:
         return found
 
 
-def streamed(
-    name: str, data: Any, adapt: Callable[[Any], tuple[Inputs, Any]], seed: int, collate: Callable[..., Any]
-) -> Stream:
-    """The stream of a ``DataLoader`` or a data set, map-style or iterable.
-
-    A loader's data set, ``collate_fn``, processes and samplers are used; its batch size only where an evaluation's
-    would be larger. collate: for a data set alone. seed: of the order whose head is a sample. Raises DataError for data
-    without a length, without samples, or in batches of its own.
-    """
-    loader = data if isinstance(data, DataLoader) else None
-    dataset: Any = data if loader is None else loader.dataset
-    if loader is not None and loader.batch_sampler is None:
-        raise DataError(
-            f"{name} is a DataLoader with batch_size=None, whose data set makes the batches. Remedy: a batch_size, and "
-            "a data set of single samples"
-        )
-    try:
-        length = len(dataset)
-    except (TypeError, NotImplementedError) as error:
-        raise DataError(
-            f"{name} is a {type(dataset).__name__} without a length, so no epoch of it has an end. Remedy: give the "
-            "data set a __len__ with its number of samples, or list(data) where it fits in memory"
-        ) from error
-    if not length:
-        raise DataError(f"{name} is an empty {type(dataset).__name__}. Remedy: a data set with samples")
-    iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
-    most = None if loader is None else loader.batch_size
-    if iterable:
-        own = collate if loader is None else loader.collate_fn
-        return Stream(name, _Iterated(dataset), own, adapt, most=most)
-    if loader is None:
-        return Stream(name, dataset, collate, adapt, _shuffled(range(length), seed))
-    sampler, batch_sampler = _own_samplers(loader)
-    with _seeded(seed):
-        drawn = [index for batch in batch_sampler for index in batch] if batch_sampler is not None else sampler
-        chosen = range(length) if drawn is None else sorted({int(index) for index in drawn})
-    if not chosen:
-        raise DataError(f"{name}: the sampler of the DataLoader draws no sample. Remedy: one that draws some")
-    return Stream(
-        name, dataset, loader.collate_fn, adapt, _shuffled(chosen, seed),
-        # A sampler of a fixed selection has no more to say than which samples these are.
-        sampler=None if hasattr(sampler, "indices") else sampler,
-        batch_sampler=batch_sampler,
-        most=most,
-        loaders=loader.num_workers,
-        options={key: value for key in OPTIONS if (value := getattr(loader, key, None))},
-    )  # fmt: skip
-
-
-def _own_samplers(loader: DataLoader[Any]) -> tuple[Any, Any]:
-    """(sampler, batch sampler) of the user's own; None for those that a DataLoader makes by itself."""
-    if type(loader.batch_sampler) is not BatchSampler:
-        return None, loader.batch_sampler
-    return (None if isinstance(loader.sampler, _PLAIN) else loader.sampler), None
-
-
-def _shuffled(indices: Sequence[int], seed: int) -> Tensor:
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-    return torch.tensor(indices)[order]
-
-
-# Samplers without a choice of their own: pfray's order takes their place.
-_PLAIN = (RandomSampler, SequentialSampler, DistributedSampler)
-
-
-class _Iterated(IterableDataset):
-    """An iterable data set, or any other iterable with a length, for a DataLoader."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.data)
-
-    def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(epoch)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Global random generators seeded for the data set's own random changes, and restored afterwards."""
-    with kept_generators():
-        torch.manual_seed(seed % 2**63)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        yield

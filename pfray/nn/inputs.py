@@ -54,8 +54,10 @@ def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type = Tensor) 
 
 
 def moved(tree: Any, device: torch.device | str) -> Any:
-    """The same structure with every tensor on ``device``."""
-    return map_tensors(lambda tensor: tensor.to(device), tree)
+    """The same structure with every tensor on ``device``. What is copied to a GPU may still be on its way there, and
+    what is done with it waits for it."""
+    to_gpu = torch.device(device).type == "cuda"
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=to_gpu), tree)
 
 
 def floats(outputs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, runtime_checkable
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import TrainingFailed
-from pfray.nn.inputs import floats, map_tensors
+from pfray.nn.inputs import count, floats, map_tensors
 from pfray.nn.modes import autocast, evaluating, forward
 from pfray.task import Task
 from pfray.training.batch_norm import batch_norms
+from pfray.training.pace import Pace
 from pfray.training.settings import Distill, Training
 
 # Called with the number of optimizer steps done, before the first and after each; keeps a learner's constraint.
@@ -76,11 +78,13 @@ def fit(
     optimizer_state: dict | None = None,
     on_epoch: EpochReport | None = None,
     shard: Shard | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Train ``model`` in place, on the device that holds it.
 
     The batches depend on ``seed`` and the epoch alone, so a training resumed from ``start_epoch`` and
     ``optimizer_state`` sees the same ones. steps: total optimizer steps, also of the schedule, in place of all epochs.
+    pace: watches the training, for who wants to know.
     Raises TrainingFailed if the loss is not finite.
     """
     shard = shard or Shard()
@@ -103,47 +107,52 @@ def fit(
     step = start_epoch * per_epoch
     if hook is not None:
         hook(step)
-    for epoch in range(start_epoch, math.ceil(total / per_epoch)):
-        noise = torch.Generator().manual_seed(mixed_seed(seed, epoch, shard.rank + 1))
-        loss_sum, batches = torch.zeros((), device=device), 0
-        read = task.training_batches(
-            training.batch_size, mixed_seed(seed, epoch), noise, device, shard.rank, shard.world
-        )
-        for inputs, targets in islice(read, min(per_epoch, total - step)):
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr * schedule(step, total, warmup)
-            with autocast(device, precision):
-                outputs = floats(task.select(forward(model, inputs)))
-            loss = task.loss(outputs, targets)
-            if soften:
-                assert distill is not None
-                assert teacher is not None
-                with evaluating(teacher), autocast(device, precision):
-                    soft_labels = floats(task.select(forward(teacher, inputs)))
-                soft = task.soft_loss(outputs, map_tensors(torch.clone, soft_labels), distill.temperature)
-                loss = (1 - distill.weight) * loss + distill.weight * soft
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            batches += 1
-            if hook is not None:
-                hook(step)
-            loss_sum += loss.detach()
-        if shard.world > 1:
-            torch.distributed.all_reduce(loss_sum)
-        mean = loss_sum.item() / batches / shard.world
-        if not math.isfinite(mean):
-            raise TrainingFailed(
-                f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, "
-                "or a longer warmup_epochs"
-            )
-        if on_epoch is not None:
-            frozen = [norm for norm in batch_norms(model) if not norm.training]  # by the hook
-            on_epoch(epoch + 1, mean, optimizer)
-            model.train()
-            for norm in frozen:
-                norm.eval()
+    seeds = [mixed_seed(seed, epoch) for epoch in range(start_epoch, math.ceil(total / per_epoch))]
+    pace = pace or Pace()
+    whole = task.train.epochs(training.batch_size, seeds, shard.rank, shard.world, device.type == "cuda")
+    # The processes that read ahead end here, too if the training fails.
+    with closing(whole) as read:
+        for epoch, batches in enumerate(pace.watched(read), start_epoch):
+            noise = torch.Generator().manual_seed(mixed_seed(seed, epoch, shard.rank + 1))
+            loss_sum, done = torch.zeros((), device=device), 0
+            taken = islice(pace.watched(batches), min(per_epoch, total - step))
+            for inputs, targets in task.training_batches(taken, noise, device):
+                for group in optimizer.param_groups:
+                    group["lr"] = training.lr * schedule(step, total, warmup)
+                with autocast(device, precision):
+                    outputs = floats(task.select(forward(model, inputs)))
+                loss = task.loss(outputs, targets)
+                if soften:
+                    assert distill is not None
+                    assert teacher is not None
+                    with evaluating(teacher), autocast(device, precision):
+                        soft_labels = floats(task.select(forward(teacher, inputs)))
+                    soft = task.soft_loss(outputs, map_tensors(torch.clone, soft_labels), distill.temperature)
+                    loss = (1 - distill.weight) * loss + distill.weight * soft
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                step += 1
+                done += 1
+                pace.images += count(inputs)
+                if hook is not None:
+                    hook(step)
+                loss_sum += loss.detach()
+            if shard.world > 1:
+                torch.distributed.all_reduce(loss_sum)
+            mean = loss_sum.item() / done / shard.world
+            if not math.isfinite(mean):
+                raise TrainingFailed(
+                    f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, "
+                    "or a longer warmup_epochs"
+                )
+            if on_epoch is not None:
+                frozen = [norm for norm in batch_norms(model) if not norm.training]  # by the hook
+                on_epoch(epoch + 1, mean, optimizer)
+                model.train()
+                for norm in frozen:
+                    norm.eval()
+            pace.begin()
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

@@ -27,3 +27,32 @@ def kept_generators() -> Iterator[None]:
         finally:
             random.setstate(pythons)
             np.random.set_state(numpys)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed all three, of torch the one of the CPU alone: ``torch.manual_seed`` would seed a training's GPU too."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed % 2**63)
+
+
+class OwnGenerators:
+    """Generators that a reader has for itself: in its blocks the global ones go on from where its last block ended."""
+
+    def __init__(self, seed: int) -> None:
+        with kept_generators():
+            seed_generators(seed)
+            self.states = self._read()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        with kept_generators():
+            pythons, numpys, torchs = self.states
+            random.setstate(pythons)
+            np.random.set_state(numpys)
+            torch.set_rng_state(torchs)
+            yield
+            self.states = self._read()
+
+    def _read(self) -> tuple[Any, Any, torch.Tensor]:
+        return random.getstate(), np.random.get_state(), torch.get_rng_state()

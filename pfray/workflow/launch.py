@@ -33,6 +33,7 @@ from pfray.storage.run_folder import curve_of, traceback_of
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
+from pfray.training.pace import in_words
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
 from pfray.utils.user_code import failing_user_code
@@ -53,14 +54,14 @@ def retrain(
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
     distributed: Distributed | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, float, str], None] | None = None,
 ) -> dict[str, Tensor]:
     """State dict after the last epoch of training the candidate's model on all training data.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
     folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
-    ``made_from``. With several workers the curve also has the bytes of gradients that each sent in an epoch.
-    on_epoch(epochs done, loss) is called from the calling thread.
+    ``made_from``. The curve also has the pace of each epoch and, with several workers, the bytes of gradients that each
+    sent. on_epoch(epochs done, loss, the pace in words) is called from the calling thread.
     Raises TrainingFailed.
     """
     traceback_of(folder).unlink(missing_ok=True)
@@ -236,8 +237,9 @@ def _clean_curve(folder: Path, done: int) -> None:
     path = curve_of(folder)
     records, unreadable = read_records(path) if path.exists() else ([], 0)
     epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
+    others = len(read_lines(folder, "error")) + len(read_lines(folder, "note"))
     write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))
-    left_out = len(records) + unreadable - len(epochs) - len(read_lines(folder, "error"))
+    left_out = len(records) + unreadable - len(epochs) - others
     if left_out and done:
         logging.getLogger("pfray").warning("%s: %d lines cannot be used and are left out", path, left_out)
 
@@ -251,12 +253,12 @@ def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in model.state_dict().items()}
 
 
-def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float], None] | None) -> int:
+def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float, str], None] | None) -> int:
     """Call ``on_epoch`` for every epoch after ``seen``. Returns the last one."""
     curve = read_curve(folder)
     for entry in curve:
         if on_epoch is not None and entry["epoch"] > seen:
-            on_epoch(int(entry["epoch"]), entry["loss"])
+            on_epoch(int(entry["epoch"]), entry["loss"], in_words(entry))
     return int(curve[-1]["epoch"]) if curve else seen
 
 

@@ -30,6 +30,7 @@ from pfray.storage.run_folder import RunFolder
 from pfray.training.settings import Distributed
 from pfray.utils.cache import content_key, load_noted, save_tensors
 from pfray.workflow.launch import finish, retrain, run_together
+from pfray.workflow.worker import read_lines
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,10 @@ class Trainer:
                 reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
-                    def show(label: str, epoch: int, loss: float, earlier: int) -> None:
+                    def show(label: str, epoch: int, loss: float, pace: str, earlier: int) -> None:
                         epochs_done[name] = earlier + epoch
-                        stage.update(sum(epochs_done.values()), f"{label}: loss {loss:.4f}")
+                        words = f"{label}: loss {loss:.4f}" + (f", {pace}" if pace else "")
+                        stage.update(sum(epochs_done.values()), words)
                         self.observers.epoch_done(label, epoch, loss)
 
                     earlier, own, shared = 0, context, reference
@@ -148,7 +150,7 @@ class Trainer:
         context: ray.ObjectRef,
         at_once: int,
         earlier: int,
-        show: Callable[[str, int, float, int], None],
+        show: Callable[[str, int, float, str, int], None],
     ) -> int:
         """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
 
@@ -174,7 +176,7 @@ class Trainer:
         context: ray.ObjectRef,
         before: ray.ObjectRef | None,
         at_once: int,
-        on_epoch: Callable[[int, float], None],
+        on_epoch: Callable[[int, float, str], None],
     ) -> Weights:
         """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
@@ -201,6 +203,8 @@ class Trainer:
             distributed=self.distributed,
             on_epoch=on_epoch,
         )
+        for entry in read_lines(self.run.training(stage.name), "note"):
+            self.observers.note(f"note: {stage.name}: {entry['note']}")
         return Weights(structure, state)
 
     def _build(self, row: list[StagedTraining], context: Context) -> nn.Module:
@@ -244,6 +248,6 @@ def _save(path: Path, weights: Weights, made_from: str) -> None:
 
 
 def _show_epoch(
-    show: Callable[[str, int, float, int], None], label: str, earlier: int, epoch: int, loss: float
+    show: Callable[[str, int, float, str, int], None], label: str, earlier: int, epoch: int, loss: float, pace: str
 ) -> None:
-    show(label, epoch, loss, earlier)
+    show(label, epoch, loss, pace, earlier)

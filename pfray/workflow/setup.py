@@ -14,6 +14,7 @@ from torch import nn
 
 from pfray.config.schema import Experiment
 from pfray.data._task_checks import check_task, without_class_order
+from pfray.data._workers import read_by
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
@@ -158,7 +159,8 @@ def build_task(experiment: Experiment, components: Components, note: Note = _ign
             f"data: '{experiment.data.name}' returned a {type(task).__name__}. Remedy: return a pfray.task.Task"
         )
     task, shuffled = without_class_order(task)
-    for remark in (*shuffled, *check_task(task)):
+    task, dealt = read_by(task, experiment.resources.loaders, experiment.resources.workers)
+    for remark in (*shuffled, *dealt, *check_task(task)):
         note(remark)
     return task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from pfray.cluster.ray_cluster import parallel_trials
 from pfray.config.sections import Resources
+from pfray.data._workers import for_trials
 from pfray.errors import SearchFailed
 from pfray.learner.scoring import TrialSpec
 from pfray.learner.trainable import Learner
@@ -25,10 +26,13 @@ from pfray.reporting.observers import Observers, SearchState
 from pfray.search.base import PlanSearcher
 from pfray.space import Plan
 from pfray.storage.run_folder import RunFolder
+from pfray.task import SPLITS, Split
 
 # Times that Tune repeats a trial whose worker died; the searcher may suggest it again afterwards. A trial that raises
 # an error is a result, and is not repeated.
 WORKER_RETRIES = 2
+# Training samples that a trial has at least: learners of pfray read as many without a setting.
+CALIBRATION = 1000
 
 
 def run_trials(
@@ -53,6 +57,7 @@ def run_trials(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
+    spec = in_memory(spec, observers)
     bound = tune.with_parameters(Learner, spec=spec)
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
     # The actors' name on Ray's dashboard.
@@ -91,6 +96,30 @@ def run_trials(
     if searcher.no_plans_left:
         observers.note(f"note: {stage} ended after {len(searcher.records)} of {searcher.trials} trials, because no "
                        "other plan was found that meets the target")  # fmt: skip
+
+
+def in_memory(spec: TrialSpec, observers: Observers) -> TrialSpec:
+    """What trials are sent: of data that are read batch by batch the samples that they use, so that neither the other
+    samples nor their names travel."""
+    task, scoring, training = spec.context.task, spec.scoring, spec.recipe.training
+    if all(isinstance(getattr(task, name), Split) for name in SPLITS):
+        return spec
+    asked = max(CALIBRATION, scoring.bn_images, *images_read(spec.recipe.settings))
+    finetuned = scoring.rounds * scoring.finetune_steps * training.batch_size
+    with observers.stage("read samples for trials"):
+        sent = for_trials(task, asked, finetuned, scoring.validation_images)
+    return replace(spec, context=replace(spec.context, task=sent))
+
+
+def images_read(settings: Any) -> list[int]:
+    """Values of all settings whose names end in ``images``, also of a pipeline's learners."""
+    if isinstance(settings, tuple | list):
+        return [count for each in settings for count in images_read(each)]
+    if not is_dataclass(settings):
+        return []
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    own = [value for name, value in values.items() if name.endswith("images") and isinstance(value, int)]
+    return [*own, *(count for value in values.values() for count in images_read(value))]
 
 
 @dataclass(frozen=True)

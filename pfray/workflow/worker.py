@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pfray.data._stream import Stream
 from pfray.learner.base import Compressed
 from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
 from pfray.learner.context import Candidate, Context, with_values
@@ -19,6 +20,7 @@ from pfray.nn.modes import place
 from pfray.storage.run_folder import curve_of
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, StatefulHook, choose_precision, fit
+from pfray.training.pace import Pace
 from pfray.training.settings import Distributed
 from pfray.utils.files import append_line, read_records
 
@@ -74,10 +76,12 @@ def train_candidate(
             exchange.load_state_dict(checkpoint["exchange"])
         if spec.distributed.scale_lr:
             training = with_values(training, {"lr": training.lr * shard.world})
-    sent_bytes = 0
+    sent_bytes, pace, read = 0, Pace(), context.task.train
+    loaders = {"loaders": read.used_loaders(device.type == "cuda", shard.world)} if isinstance(read, Stream) else {}
 
     def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
         nonlocal sent_bytes
+        seen = pace.epoch(shard.world)
         state = {
             "model": model.state_dict(),
             "epoch": epoch,
@@ -90,7 +94,7 @@ def train_candidate(
         save(state)
         if shard.rank == 0:
             sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
-            add_line(spec.folder, epoch=epoch, loss=loss, **sent)
+            add_line(spec.folder, epoch=epoch, loss=loss, **sent, **seen, **loaders)
         sent_bytes = 0 if exchange is None else exchange.sent_bytes
 
     fit(
@@ -106,7 +110,10 @@ def train_candidate(
         optimizer_state=None if checkpoint is None else checkpoint["optimizer"],
         on_epoch=keep,
         shard=shard,
+        pace=pace,
     )
+    for remark in context.task.remarks():
+        add_line(spec.folder, note=remark)
     return model
 
 
@@ -122,11 +129,11 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 
 
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """Lines of the curve's file that have ``key`` (``epoch`` or ``error``) and values of the right types.
+    """Lines of the curve's file that have ``key`` (``epoch``, ``error`` or ``note``) and values of the right types.
 
     A last line that is still being written is left out.
     """
     path = curve_of(folder)
     lines = read_records(path)[0] if path.exists() else []
-    types: dict[str, type] = {"error": str} if key == "error" else {"epoch": int, "loss": float}
+    types: dict[str, type] = {"epoch": int, "loss": float} if key == "epoch" else {key: str}
     return [entry for entry in lines if all(type(entry.get(name)) is kind for name, kind in types.items())]

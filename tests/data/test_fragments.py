@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from pfray.config.merge import read_with_includes
-from pfray.data import cifar10, cifar100
+from pfray.data import cifar10, cifar100, imagenet
 from pfray.data._subset import check_classes
 from pfray.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "data"
 DATA = {path.stem: read_with_includes(path)["data"] for path in sorted(FOLDER.glob("*.yaml"))}
-BUILD = {"cifar10": cifar10.build, "cifar100": cifar100.build}
+BUILD = {"cifar10": cifar10.build, "cifar100": cifar100.build, "imagenet": imagenet.build}
 
 
 @pytest.mark.parametrize("name", DATA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from pfray.data._stream import Stream, streamed
+from pfray.data._loaders import streamed
+from pfray.data._stream import Stream
 from pfray.errors import DataError
 from pfray.nn.inputs import tensors
 
@@ -52,6 +54,10 @@ class Endless(IterableDataset):
 
 def stream(data: object, seed: int = 0) -> Stream:
     return streamed("train", data, tuple, seed, default_collate)
+
+
+def epoch(whole: Stream, size: int, seed: int, rank: int = 0, world: int = 1):
+    return (batch for batches in whole.epochs(size, [seed], rank, world) for batch in batches)
 
 
 def values(batches: object) -> list[float]:
@@ -95,20 +101,20 @@ def test_global_generators_are_left_alone():
 
 def test_an_epoch_depends_on_its_seed_alone_and_changes_the_samples_anew():
     whole = stream(Numbers(20, noise=0.5))
-    one, again, other = (values(whole.epoch(8, seed)) for seed in (1, 1, 2))
+    one, again, other = (values(epoch(whole, 8, seed)) for seed in (1, 1, 2))
 
     assert one == again
     assert one != other
     assert len(one) == 16  # the last batch is not whole
     plain = stream(Numbers(20))
-    assert sorted(values(plain.epoch(20, 3))) == list(range(20))
+    assert sorted(values(epoch(plain, 20, 3))) == list(range(20))
 
 
 @pytest.mark.parametrize("data", [Numbers(20), InOrder()], ids=["map-style", "iterable"])
 def test_workers_share_every_batch(data):
     whole = stream(data)
-    together = [batch[0].tolist() for batch in whole.epoch(4, 7)]
-    parts = [[batch[0].tolist() for batch in whole.epoch(4, 7, rank, 2)] for rank in (0, 1)]
+    together = [batch[0].tolist() for batch in epoch(whole, 4, 7)]
+    parts = [[batch[0].tolist() for batch in epoch(whole, 4, 7, rank, 2)] for rank in (0, 1)]
 
     assert len(together) == len(whole) // 4
     for index, batch in enumerate(together):
@@ -119,7 +125,7 @@ def test_workers_share_every_batch(data):
 def test_processes_that_read_ahead_give_the_same_order():
     loader = DataLoader(Numbers(12), batch_size=5, num_workers=2)
     assert stream(loader).loaders == 2
-    assert values(stream(loader).epoch(4, 3)) == values(stream(Numbers(12)).epoch(4, 3))
+    assert values(epoch(stream(loader), 4, 3)) == values(epoch(stream(Numbers(12)), 4, 3))
 
 
 def test_a_loaders_collate_function_and_sampler_are_used():
@@ -130,7 +136,7 @@ def test_a_loaders_collate_function_and_sampler_are_used():
     weights = torch.zeros(20)
     weights[7] = 1
     loader = DataLoader(Numbers(20), 5, sampler=WeightedRandomSampler(weights, 20), collate_fn=doubled)
-    batches = list(stream(loader).epoch(5, 0))
+    batches = list(epoch(stream(loader), 5, 0))
 
     assert len(batches) == 4
     assert {value for inputs, _ in batches for value in inputs["x"].tolist()} == {14.0}
@@ -141,7 +147,7 @@ def test_a_batch_sampler_makes_the_batches():
     whole = stream(loader)
 
     assert whole.steps(64) == 3
-    assert [batch[0].tolist() for batch in whole.epoch(64, 0)] == [[0, 1, 2], [3], [4, 5]]
+    assert [batch[0].tolist() for batch in epoch(whole, 64, 0)] == [[0, 1, 2], [3], [4, 5]]
 
 
 def test_padded_samples_have_a_head_of_one_length():
@@ -169,14 +175,14 @@ def test_a_fixed_selection_is_the_split():
 
     assert len(whole) == 4
     assert sorted(values(whole.batches(3))) == chosen
-    assert sorted(values(whole.epoch(2, 1))) == chosen
+    assert sorted(values(epoch(whole, 2, 1))) == chosen
 
 
 def test_a_sampler_may_draw_more_than_the_data_set_has():
     loader = DataLoader(Numbers(10), 5, sampler=WeightedRandomSampler(torch.ones(10), 30))
     whole = stream(loader)
     assert whole.steps(5) == 6
-    assert len(values(whole.epoch(5, 0))) == 30
+    assert len(values(epoch(whole, 5, 0))) == 30
 
 
 def test_the_example_stays_when_a_longer_head_is_read():
@@ -198,8 +204,39 @@ def test_an_evaluation_takes_no_larger_batches_than_the_loader():
 
 def test_a_small_batch_of_the_users_own_is_left_out_by_all_workers():
     whole = stream(DataLoader(Numbers(6), batch_sampler=[[0, 1, 2], [3], [4, 5]]))
-    parts = [[batch[0].tolist() for batch in whole.epoch(64, 0, rank, 2)] for rank in (0, 1)]
+    parts = [[batch[0].tolist() for batch in epoch(whole, 64, 0, rank, 2)] for rank in (0, 1)]
     assert parts == [[[0, 2], [4]], [[1], [5]]]
+
+
+def test_heads_and_evaluations_read_what_has_no_random_changes():
+    whole = replace(stream(Numbers(20, noise=0.5)), plain=Numbers(20))
+    assert sorted(values(whole.batches(6))) == list(range(20))
+    assert all(value == int(value) for value in whole.head(8).inputs.tolist())
+    assert not any(value == int(value) for value in values(whole.epoch(4, 0)))
+    iterable = replace(stream(InOrder()), plain=Numbers(4))
+    assert values(iterable.batches(3)) == [0, 1, 2, 3]
+
+
+def odd(batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = batch
+    return inputs[inputs % 2 == 1], targets[inputs % 2 == 1]
+
+
+def test_samples_may_be_left_out_and_a_batch_without_any_is_none():
+    whole = streamed("test", Numbers(20), odd, 0, default_collate)
+    sizes = [len(inputs) for inputs, _ in whole.batches(1)]
+    assert sizes == [1] * 10
+    head = whole.head(20)
+    assert len(head) == 10
+    assert whole.head(20).inputs.data_ptr() == head.inputs.data_ptr()  # not read again
+
+
+def test_its_order_is_an_array_that_workers_of_a_machine_share():
+    buffers: list[pickle.PickleBuffer] = []
+    pickle.dumps(stream(Numbers(1000)), 5, buffer_callback=buffers.append)
+    assert [buffer.raw().nbytes for buffer in buffers] == [8000]
+    whole = stream(Numbers(50))
+    assert values(pickle.loads(pickle.dumps(whole)).batches(9)) == values(whole.batches(9))
 
 
 class Once(IterableDataset):
@@ -217,8 +254,8 @@ class Once(IterableDataset):
 
 def test_data_that_can_be_read_once_are_named():
     whole = stream(Once())
-    assert len(values(whole.epoch(4, 0))) == 8
-    for read in (whole.epoch(4, 1), whole.batches(4)):
+    assert len(values(epoch(whole, 4, 0))) == 8
+    for read in (epoch(whole, 4, 1), whole.batches(4)):
         with pytest.raises(DataError, match="the train data gives no whole batch, though its length is 8"):
             list(read)
 

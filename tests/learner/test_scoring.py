@@ -16,7 +16,7 @@ from learners.distilled import Distilled
 from learners.distilled import Settings as Small
 from learners.weight_sparse import WeightSparse
 from pfray import bench
-from pfray.data._stream import streamed
+from pfray.data._loaders import streamed
 from pfray.export.tflite import convert
 from pfray.learner import scoring
 from pfray.learner.base import Compressed

@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset, default_collate
 
+from pfray.data._loaders import streamed
 from pfray.errors import TrainingFailed
 from pfray.models.lenet import lenet
 from pfray.models.mobilenet import mobilenet_v1
 from pfray.task import Task, soft_cross_entropy
 from pfray.training import loop
 from pfray.training.loop import Shard, choose_precision, fit, schedule
+from pfray.training.pace import Pace
 from pfray.training.settings import Distill, Training
 from tests.training.toy import equal, net
 
@@ -94,6 +98,68 @@ def test_a_continued_training_ends_with_the_same_bits_as_one_that_ran_through(ta
     # Without the momentum it ends elsewhere, so the comparison above does say something.
     fit(from_scratch, noisy, QUICK, seed=0, start_epoch=stop)
     assert not equal(whole, from_scratch)
+
+
+class Shifted(Dataset):
+    """The toy task's images, each moved by a random number of pixels when it is read."""
+
+    def __init__(self, task: Task) -> None:
+        self.images, self.targets = task.train.head(None).inputs, task.train.head(None).targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index].roll(int(torch.randint(0, 8, ())), dims=2), self.targets[index]
+
+
+def test_a_training_on_a_stream_is_the_same_with_processes_that_read_ahead_and_when_it_is_continued(task):
+    whole = streamed("train", Shifted(task), tuple, 0, default_collate)
+    models, saved = {}, {}
+    for loaders in (0, 2):
+        seen: list[int] = []
+        read = replace(task, train=replace(whole, loaders=loaders), loss=remembering(seen))
+        models[loaders] = model = net()
+
+        def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer, model=model, seen=seen) -> None:
+            saved[epoch] = copy.deepcopy((model.state_dict(), optimizer.state_dict())), list(seen)
+
+        fit(model, read, QUICK, seed=0, on_epoch=keep)
+        assert len(seen) == 3 * 40
+        assert sorted(seen[:40]) == list(range(40))
+        continued, again = net(1), []
+        (state, optimizer), before = saved[1]
+        continued.load_state_dict(state)
+        fit(continued, replace(read, loss=remembering(again)), QUICK, seed=0, start_epoch=1, optimizer_state=optimizer)
+        assert before + again == seen
+        assert equal(continued, model)
+    assert equal(models[0], models[2])
+    assert not multiprocessing.active_children()
+
+
+def remembering(seen: list[int]):
+    """The cross entropy, which keeps the targets: the numbers of their samples."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.extend(targets.tolist())
+        return F.cross_entropy(outputs, targets)
+
+    return loss
+
+
+def test_the_processes_that_read_ahead_end_with_a_training_that_fails(task):
+    read = replace(task, train=replace(streamed("train", Shifted(task), tuple, 0, default_collate), loaders=2))
+    with pytest.raises(TrainingFailed):
+        fit(net(), replace(read, loss=lambda outputs, targets: outputs.sum() * math.nan), QUICK, seed=0)
+    assert not multiprocessing.active_children()
+
+
+def test_the_pace_counts_the_images_of_an_epoch(task):
+    seen = []
+    pace = Pace()
+    fit(net(), task, QUICK, seed=0, pace=pace, on_epoch=lambda *_: seen.append((pace.images, pace.epoch())))
+    assert [images for images, _ in seen] == [40, 40, 40]
+    assert all(found["images_per_second"] > 0 for _, found in seen)
 
 
 def test_steps_end_a_training_early_and_are_the_length_of_its_schedule(task):

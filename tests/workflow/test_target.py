@@ -15,7 +15,7 @@ from pfray import interpreter
 from pfray.config.schema import Experiment
 from pfray.config.sections import Export
 from pfray.data import digits
-from pfray.data._stream import streamed
+from pfray.data._loaders import streamed
 from pfray.errors import ConfigError
 from pfray.search.allocate import Allocate
 from pfray.search.random import Random

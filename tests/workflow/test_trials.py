@@ -1,17 +1,23 @@
-"""What is told of a search. The trials themselves are in whole runs, which need Ray."""
+"""What is told of a search, and what its trials are sent. They themselves are in whole runs, which need Ray."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
+import torch
 
+from learners.channel_pruned import ChannelPruned
+from learners.litert_quant import LitertQuant
 from learners.weight_sparse import WeightSparse
 from pfray.data import digits
 from pfray.learner.context import Context, Recipe
+from pfray.learner.pipeline import Pipeline, Settings, Step
 from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.models.lenet import lenet
 from pfray.objective import Objective
+from pfray.reporting.observers import Observers
+from pfray.task import Task, as_split
 from pfray.training.settings import Training
 from pfray.workflow import trials
 
@@ -26,3 +32,24 @@ def test_the_best_score_has_a_name_and_the_metric_its_own_sign(objective, metric
     recipe = Recipe(WeightSparse, WeightSparse.settings_type(), Training())
     spec = TrialSpec(context, recipe, Scoring(Objective(objective)))
     assert trials._score_text(spec, score) == text
+
+
+def test_a_trial_has_the_samples_that_its_settings_ask_for() -> None:
+    images = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    files = as_split("train", [(images, index % 4) for index in range(3000)])
+    task = Task("files", files, files, files, 4)
+    steps = (Step("channel_pruned", ChannelPruned, ChannelPruned.settings_type(images=1300), {}),
+             Step("litert_quant", LitertQuant, LitertQuant.settings_type(images=1200), {}))  # fmt: skip
+    recipe = Recipe(Pipeline, Settings(steps), Training(batch_size=100))
+    found = {}
+    for key, scoring in {"plain": Scoring(), "norms": Scoring(bn_images=2000),
+                         "tuned": Scoring(rounds=2, finetune_steps=9)}.items():  # fmt: skip
+        spec = TrialSpec(Context(task, lenet(in_channels=1)), recipe, scoring)
+        found[key] = len(trials.in_memory(spec, Observers()).context.task.train)
+    assert found == {"plain": 1300, "norms": 2000, "tuned": 1800}
+    assert len(spec.context.task.train) == 3000
+
+
+def test_settings_of_images_are_found_in_pipelines() -> None:
+    assert trials.images_read(WeightSparse.settings_type(images=1300)) == [1300]
+    assert trials.images_read(object()) == []

@@ -1,0 +1,92 @@
+"""Images that cannot be decoded: left out and counted, and an error if they are too many.
+
+An evaluation leaves a damaged image out. In a batch of a training another image of the batch takes its place, because
+all workers need batches of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pfray.data._crops import Crop
+from pfray.errors import DataError, first_line
+
+# Largest share of damaged images in a split.
+ALLOWED = 1 / 1000
+
+
+class Sample(NamedTuple):
+    """An image ``(3, S, S)`` with its label; without one, why the image is ``damaged``, in words that name it."""
+
+    image: Tensor | None
+    label: int
+    training: bool
+    damaged: str = ""
+
+
+class Batch(NamedTuple):
+    """Samples together. images: ``(N, 3, S, S)``. labels: ``(N,)``. damaged: of each image that is left out, why."""
+
+    images: Tensor
+    labels: Tensor
+    damaged: list[str]
+
+
+def decoded(crop: Crop, encoded: bytes, label: int, name: str) -> Sample:
+    """The sample of an encoded image. name: of the image, for messages."""
+    try:
+        return Sample(crop(encoded), label, crop.training)
+    except Exception as error:  # Pillow's plugins raise many types
+        return Sample(None, label, crop.training, f"{name}: the image is damaged ({first_line(error)})")
+
+
+def collate(samples: Sequence[Any]) -> Batch:
+    """A batch of ``Sample``s, or of mappings that hold one each; for a training as large as they are many."""
+    read: list[Sample] = [sample["sample"] if isinstance(sample, Mapping) else sample for sample in samples]
+    good = [sample for sample in read if sample.image is not None]
+    if good and good[0].training:
+        good += [good[number % len(good)] for number in range(len(read) - len(good))]
+    images = [sample.image for sample in good if sample.image is not None]
+    return Batch(
+        torch.stack(images) if images else torch.empty((0, 3, 1, 1), dtype=torch.uint8),
+        torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        [sample.damaged for sample in read if sample.image is None],
+    )
+
+
+@dataclass
+class Counted:
+    """Inputs and targets of a ``Batch`` of the split ``name``, with a count of its damaged images.
+
+    length: images of the split. Raises DataError when more than ALLOWED of them are damaged.
+    """
+
+    name: str
+    length: int
+    damaged: dict[str, None] = field(default_factory=dict)  # in the order in which they were met, each once
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Each process counts for itself.
+        return type(self), (self.name, self.length)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.damaged.update(dict.fromkeys(batch.damaged))
+        if len(self.damaged) > ALLOWED * self.length:
+            raise DataError(
+                f"{next(iter(self.damaged))}, and {len(self.damaged)} of the {self.length} images of the {self.name} "
+                f"data are so far; 1 in {1 / ALLOWED:.0f} may be. Remedy: copy the data again, or take the damaged "
+                "images out"
+            )
+        return batch.images, batch.labels
+
+    def remarks(self) -> list[str]:
+        """A line with the count, if there is one."""
+        if not self.damaged:
+            return []
+        first, count = next(iter(self.damaged)), len(self.damaged)
+        return [f"{count} of the {self.length} images of the {self.name} data left out; {first}"]

@@ -1,0 +1,269 @@
+"""Batches read ahead by processes of torch's DataLoader, or in this process: the same batches for any number of them.
+
+The DataLoader is asked for whole batches, of all epochs in one go: its processes start once a training, and read the
+next epoch's batches while the last one's checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+
+from pfray.errors import DataError, PfrayError, first_line
+from pfray.utils.random_state import OwnGenerators, kept_generators, seed_generators
+from pfray.utils.user_code import place_of
+
+# Processes that read ahead by default, at most.
+MOST = 16
+
+
+@dataclass(frozen=True)
+class Order:
+    """A batch of a map-style data set, to be read.
+
+    epoch: its number, from 0, among those that are read in one go. seed: of the epoch; None outside of trainings.
+    indices: of the samples. places: theirs in the whole epoch, on which their random changes depend.
+    """
+
+    epoch: int
+    seed: int | None
+    indices: Sequence[int]
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way from a process: torch would make several lines of it."""
+
+    kind: type[PfrayError]
+    text: str
+
+    def raised(self) -> PfrayError:
+        return self.kind(self.text)
+
+
+@dataclass
+class Reader(Dataset):
+    """Reads the batch of an ``Order`` from a map-style data set. name: of the split, for messages.
+
+    collate(samples): a batch. The global generators are seeded for each sample, so that its random changes are the same
+    whoever reads it; a data set that reads several samples at once has them seeded once a batch.
+    """
+
+    name: str
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    seed: int | None = None
+
+    def __getitem__(self, order: Order) -> tuple[int, Any]:
+        try:
+            with kept_generators():
+                return order.epoch, self._read(order)
+        except Exception as error:
+            return order.epoch, failure(self.name, error)
+
+    def _read(self, order: Order) -> Any:
+        if order.seed is not None and order.seed != self.seed:
+            self.seed = order.seed
+            set_epoch(self.dataset, order.seed)
+        seed = order.seed or 0
+        if reads_many(self.dataset):
+            seed_generators(_mixed(seed, order.places[0]))
+            samples = self.dataset.__getitems__(list(order.indices))
+        else:
+            samples = []
+            for place, index in zip(order.places, order.indices, strict=True):
+                seed_generators(_mixed(seed, place))
+                samples.append(self.dataset[index])
+        # What the collate function draws, such as a mix of two samples.
+        seed_generators(_mixed(seed, order.places[0], 1))
+        return self.collate(samples)
+
+
+@dataclass
+class IterableReader(IterableDataset):
+    """Reads one worker's part of the batches of an iterable data set, in the data set's own order.
+
+    seeds: of the epochs. rank, world: of the worker. steps: batches of an epoch; None for one pass over all samples.
+    Where the data set is in shards of Hugging Face's that can be dealt out evenly, each worker reads its own ones, and
+    so does each of its processes that read ahead; otherwise each worker reads everything, and keeps its part of every
+    batch. A data set that ends before ``steps`` is begun again, so that no worker waits for another in vain.
+    """
+
+    name: str
+    dataset: Any
+    length: int
+    collate: Callable[[list[Any]], Any]
+    size: int
+    seeds: Sequence[int]
+    steps: int | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        process = get_worker_info()
+        number, processes = (0, 1) if process is None else (process.id, process.num_workers)
+        own_shards = has_own_shards(self.dataset, self.world)
+        for epoch, seed in enumerate(self.seeds):
+            if self.steps is None:
+                samples = _chunks(self.dataset, self.size)
+            else:
+                # The DataLoader takes a batch of each process in turn, across the ends of epochs too.
+                first = epoch * self.steps
+                steps = sum(step % processes == number for step in range(first, first + self.steps))
+                samples = self._epoch(seed, steps, own_shards)
+            own = OwnGenerators(_mixed(seed, number, self.rank if own_shards else 0))
+            while True:
+                try:
+                    with own.used():
+                        if (part := next(samples, None)) is None:
+                            break
+                        batch = self.collate(part)
+                except Exception as error:
+                    yield epoch, failure(self.name, error)
+                    return
+                yield epoch, batch
+
+    def _epoch(self, seed: int, steps: int, own_shards: bool) -> Iterator[list[Any]]:
+        """Samples of this worker's part of ``steps`` batches."""
+        dataset, parts, size = self.dataset, slice(self.rank, None, self.world), self.size
+        set_epoch(dataset, seed)
+        if own_shards and self.world > 1:
+            from datasets.distributed import split_dataset_by_node
+
+            dataset = split_dataset_by_node(_sharded(dataset), self.rank, self.world)
+            set_epoch(dataset, seed)
+            parts, size = slice(None), len(range(self.rank, size, self.world))
+        done, before = 0, -1
+        while before < done < steps:  # a pass that gives nothing is the last
+            before = done
+            for samples in _chunks(dataset, size):
+                if len(samples) < size <= self.length:
+                    break
+                yield samples[parts]
+                done += 1
+                if done == steps:
+                    break
+
+
+def read(
+    reader: Reader | IterableReader, orders: Iterable[Order] | None, loaders: int, options: dict[str, Any], pinned: bool
+) -> Generator[tuple[int, Any], None, None]:
+    """(number of the epoch, batch) of each order. loaders: processes that read ahead. options: DataLoader's for them.
+
+    pinned: in page-locked memory, which a GPU copies from while it computes. The processes end with the iteration.
+    Raises DataError, in one line, for what goes wrong in the data set.
+    """
+    if loaders:
+        options = {**options, "worker_init_fn": _Begin(options.get("worker_init_fn"))}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than processors
+        loader = DataLoader(
+            reader, batch_size=None, sampler=orders, collate_fn=_unchanged, num_workers=loaders, pin_memory=pinned,
+            generator=torch.Generator().manual_seed(0), **(options if loaders else {}),
+        )  # fmt: skip
+        batches = iter(loader)
+    try:
+        while (found := next(batches, None)) is not None:
+            if isinstance(found[1], Failure):
+                raise found[1].raised()
+            yield found
+    except PfrayError:
+        raise
+    except Exception as error:
+        if not str(error).startswith("DataLoader"):
+            raise failure(reader.name, error).raised() from error
+        raise DataError(
+            f"the {reader.name} data cannot be read: {first_line(error).rstrip('.')}. Remedy: where memory is short, "
+            "in /dev/shm too, fewer resources.loaders; with resources.loaders=0 the data set's own error shows"
+        ) from error
+    finally:
+        del batches  # ends the processes, though a traceback may keep this frame
+
+
+def default_loaders(gpu: bool) -> int:
+    """One for each processor of this worker beside a GPU; else for half of them, because the training needs them too.
+
+    The worker's processors are torch's threads, at most ``MOST``.
+    """
+    processors = torch.get_num_threads()
+    return min(MOST, processors if gpu else processors // 2)
+
+
+def reads_many(dataset: Any) -> bool:
+    """True if the data set reads several samples by one call; a part of another only if that one does."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def has_own_shards(dataset: Any, world: int) -> bool:
+    """True if the shards of a Hugging Face iterable data set can be dealt out evenly to ``world`` workers."""
+    shards = getattr(_sharded(dataset), "num_shards", 0)
+    return shards > 0 and shards % world == 0
+
+
+def loaders_of_shards(dataset: Any, world: int, loaders: int) -> int:
+    """Processes that read an iterable data set ahead for each of ``world`` workers: at most ``loaders`` to which the
+    worker's own shards can be dealt out evenly, else a single one."""
+    own = _sharded(dataset).num_shards // world if has_own_shards(dataset, world) else 1
+    return max((count for count in range(1, loaders + 1) if own % count == 0), default=0)
+
+
+def _sharded(dataset: Any) -> Any:
+    """The Hugging Face iterable data set that this one is, or keeps as its ``data``; None for any other."""
+    while isinstance(dataset, IterableDataset) and type(dataset).__module__.partition(".")[0] != "datasets":
+        dataset = getattr(dataset, "data", None)
+    return dataset if isinstance(dataset, IterableDataset) else None
+
+
+def set_epoch(drawn: Any, seed: int) -> None:
+    """Tell a data set or a sampler that has epochs of its own."""
+    if callable(own := getattr(drawn, "set_epoch", None)):
+        own(seed % 2**31)
+
+
+def failure(name: str, error: Exception) -> Failure:
+    """The error of a user's data set or collate function, with file and line; a PfrayError is itself."""
+    if isinstance(error, PfrayError):
+        return Failure(type(error), str(error))
+    return Failure(
+        DataError,
+        f"the {name} data cannot be read: {type(error).__name__}: {first_line(error)}{place_of(error)}. "
+        "Remedy: mend the data set or its collate function",
+    )
+
+
+def _chunks(data: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    samples = iter(data)
+    while chunk := list(islice(samples, size)):
+        yield chunk
+
+
+def _mixed(seed: int, place: int, purpose: int = 0) -> int:
+    """A seed for each place of each epoch, whose random streams are unrelated."""
+    return ((seed * 1_000_003 + place) * 1_000_003 + purpose + 0x9E3779B9) % 2**62
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Start of a process that reads ahead. own: the user's function for it."""
+
+    own: Callable[[int], None] | None
+
+    def __call__(self, number: int) -> None:
+        # Ctrl-C reaches all processes of a terminal; the one that reads decides, and the others end with it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.own is not None:
+            self.own(number)

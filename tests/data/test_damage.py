@@ -1,0 +1,59 @@
+"""Damaged images: left out, counted, and an error if they are too many."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from pfray.data._crops import Crop
+from pfray.data._damage import Counted, Sample, collate, decoded
+from pfray.errors import DataError
+from tests.pictures import encoded, picture
+
+WHOLE = encoded(picture(0, 0))
+
+
+def samples(count: int, damaged: int, training: bool = False) -> list[Sample]:
+    """``count`` samples, the first ``damaged`` of which are cut off."""
+    return [
+        decoded(Crop(8, training=training), WHOLE[:200] if number < damaged else WHOLE, number % 3, f"image {number}")
+        for number in range(count)
+    ]
+
+
+def test_a_truncated_image_is_no_sample_and_says_why():
+    sample = decoded(Crop(8), WHOLE[:-40], 2, "cat/1.jpg")
+    assert sample.image is None
+    assert sample.damaged.startswith("cat/1.jpg: the image is damaged (image file is truncated")
+
+
+def test_an_evaluation_leaves_it_out_and_a_batch_of_a_training_keeps_its_size():
+    evaluated, trained = collate(samples(6, 2)), collate(samples(6, 2, training=True))
+    assert evaluated.labels.tolist() == [2, 0, 1, 2]
+    assert trained.labels.tolist() == [2, 0, 1, 2, 2, 0]
+    assert trained.images.shape == (6, 3, 8, 8)
+    assert [name.split(":")[0] for name in trained.damaged] == ["image 0", "image 1"]
+    assert collate(samples(2, 2)).images.shape[0] == 0
+
+
+def test_one_in_a_thousand_is_a_remark_and_more_an_error_that_names_the_first():
+    counted = Counted("train", 2000)
+    assert counted.remarks() == []
+    for _ in range(2):  # what is read again counts once
+        images, labels = counted(collate(samples(10, 2)))
+    assert images.shape == (8, 3, 8, 8)
+    assert labels.dtype == torch.int64
+    (remark,) = counted.remarks()
+    assert remark.startswith("2 of the 2000 images of the train data left out; image 0: the image is damaged (")
+    with pytest.raises(DataError, match=r"^image 0: the image is damaged \(.*\), and 3 of the 2000 images of the train "
+                                        r"data are so far; 1 in 1000 may be\. Remedy: ") as caught:  # fmt: skip
+        counted(collate(samples(10, 3)))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_process_counts_for_itself():
+    counted = Counted("train", 5000)
+    counted(collate(samples(4, 1)))
+    assert pickle.loads(pickle.dumps(counted)) == Counted("train", 5000)
