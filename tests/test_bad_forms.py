@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-import pfray.inspect
+from pfray import inspection
 from pfray.config.schema import Experiment
 from pfray.errors import PfrayError, UnsupportedModel, WeightsError
 from pfray.nn.checks import check_evaluation, check_values
@@ -86,7 +86,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
         refused(WeightsError, words, model={"factory": "tests.bad_forms:model", "weights": str(path)})
 
 
-@pytest.mark.parametrize("command", [main, pfray.inspect.main])
+@pytest.mark.parametrize("command", [main, inspection.main])
 @pytest.mark.parametrize(("changes", "words"), [
     ({"data": {"factory": "tests.bad_forms:data", "form": "label too large, test"}}, "the label 12"),
     ({"data": {"factory": "tests.bad_forms:data", "form": "NaN in inputs, test"}}, "hold nan"),

@@ -24,7 +24,7 @@ LAYERS = [
     {"learner"},
     {"storage", "cluster", "reporting"},
     {"workflow"},
-    {"run", "inspect", "submit", "__main__", "api"},
+    {"run", "inspection", "inspect", "python_words", "submit", "__main__", "api"},
 ]
 # Each may import from itself only, and from higher rows.
 APART = {"pruning", "quantization"}

@@ -9,17 +9,18 @@ from pydantic import ValidationError
 
 from pfray.errors import nearest, short, shown
 
-# Words of the field for a key of another name, in small letters.
+# Words of the field for a key of another name, in small letters, and what else there is to say.
 MEANT = {
-    "flops": "'macs'? 1 MAC is 2 FLOPs: half the number, or a share such as 0.5x, which is the same",
-    "learning_rate": "'lr'?",
-}
+    "flops": ("macs", " 1 MAC is 2 FLOPs: half the number, or a share such as 0.5x, which is the same"),
+    "learning_rate": ("lr", ""), "data": ("train", ""), "dataset": ("train", ""), "val": ("validation", ""),
+}  # fmt: skip
 
 
 def unknown_key(path: str, key: str, names: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
     """The line for an unknown key. names: keys allowed in its place. elsewhere: paths of the same key in other places.
     """
-    hint = f" Did you mean {MEANT[key.lower()]}" if key.lower() in MEANT else nearest(key, names)
+    meant, more = MEANT.get(key.lower(), ("", ""))
+    hint = f" Did you mean '{meant}'?{more}" if meant in names else nearest(key, names)
     if not hint and elsewhere:
         hint = f" Did you mean {' or '.join(map(repr, elsewhere))}?"
     return f"{path}: unknown key. Allowed: {', '.join(names) or 'none'}.{hint}"

@@ -89,8 +89,14 @@ def run_trials(
     if searcher.failure is not None:
         raise searcher.failure
     if searcher.no_plans_left:
-        observers.note(f"note: {stage} ended after {len(searcher.records)} of {searcher.trials} trials, because no "
-                       "other plan was found that meets the target")  # fmt: skip
+        observers.note(f"note: {_why_complete(stage, len(searcher.records), searcher.trials)}")
+
+
+def _why_complete(stage: str, done: int, trials: int) -> str:
+    """Why a search without plans left needs no more trials."""
+    if done == 1:
+        return f"{stage} is complete with 1 of {trials} trials: only one plan meets the target, so it is the best"
+    return f"{stage} is complete with {done} of {trials} trials: no other plan was found that meets the target"
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"finetune": {"learning_rate": 3}}, "Did you mean 'lr'?"),
     ({"macs": "0.5x"}, "Did you mean 'target.macs'?"),
     ({"finetune": 3}, "finetune: 3 is not a mapping. Allowed: a mapping of epochs, lr, batch_size"),
-    ({"target": "0.5x"}, "target: '0.5x' names no unit. Allowed: a mapping of sparsity, params, macs, bits, size_bytes"),
+    ({"target": "0.5x"}, "target: '0.5x' names no unit. Allowed: a mapping of sparsity, params, macs, bits"),
     ({"target": "0.5x"}, """latency_ms and max_drop. Remedy: target: {"macs": "0.5x"}"""),
     ({"target": "75%"}, """Remedy: target: {"sparsity": "75%"}"""),
     ({"target": "8bit"}, """Remedy: target: {"bits": "8bit"}"""),

@@ -26,3 +26,12 @@ def test_the_best_score_has_a_name_and_the_metric_its_own_sign(objective, metric
     recipe = Recipe(WeightSparse, WeightSparse.settings_type(), Training())
     spec = TrialSpec(context, recipe, Scoring(Objective(objective)))
     assert trials._score_text(spec, score) == text
+
+
+def test_a_search_that_runs_out_of_plans_is_complete_and_says_why() -> None:
+    assert trials._why_complete("search", 1, 2) == (
+        "search is complete with 1 of 2 trials: only one plan meets the target, so it is the best"
+    )
+    assert trials._why_complete("search", 9, 60) == (
+        "search is complete with 9 of 60 trials: no other plan was found that meets the target"
+    )
