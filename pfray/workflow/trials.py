@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback as TuneCallback
 from ray.tune.experiment import Trial
@@ -53,7 +54,8 @@ def run_trials(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
-    bound = tune.with_parameters(Learner, spec=spec)
+    # A reference within a list, which Tune hands on as it is: the worker's own code is to fetch it.
+    bound = tune.with_parameters(Learner, spec=[ray.put(spec)])
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
     # The actors' name on Ray's dashboard.
     trainable.__name__ = spec.recipe.algorithm.__name__
