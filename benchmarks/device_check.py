@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.result import close
 from pfray.errors import PfrayError
-from pfray.interpreter import BenchError, open_interpreter, predict, runtime
+from pfray.measure.interpreter import BenchError, open_interpreter, predict, runtime
 
 NAME = "device_check"
 TOLERANCE = 1e-4

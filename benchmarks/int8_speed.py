@@ -69,7 +69,7 @@ def accuracy(path: Path, task: Any) -> float:
     """On the whole test split, by the interpreter."""
     import torch
 
-    from pfray import interpreter
+    from pfray.measure import interpreter
 
     outputs = torch.from_numpy(interpreter.predict(path, task.normalize(task.test.inputs).numpy())[0])
     return task.score(outputs, task.test.targets).mean().item()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 from ray import tune
 
 
@@ -29,11 +31,12 @@ class SleepingSpec:
 class Sleeping(tune.Trainable):
     """The first trial of each worker waits until all have started, however long that takes on a busy machine."""
 
-    def setup(self, config: dict[str, Any], spec: SleepingSpec | None = None) -> None:
-        assert spec is not None
-        self.seconds, self.number = spec.seconds, config["trial"]
-        (Path(spec.folder) / str(self.number)).touch()
-        while len(list(Path(spec.folder).iterdir())) < spec.parallel:
+    def setup(self, config: dict[str, Any], spec: Sequence[ray.ObjectRef] = ()) -> None:
+        """spec: the reference of a SleepingSpec, as ``Learner`` gets one."""
+        loaded: SleepingSpec = ray.get(spec[0])
+        self.seconds, self.number = loaded.seconds, config["trial"]
+        (Path(loaded.folder) / str(self.number)).touch()
+        while len(list(Path(loaded.folder).iterdir())) < loaded.parallel:
             time.sleep(0.5)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

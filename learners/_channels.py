@@ -17,6 +17,7 @@ class ChannelAlgorithm(Algorithm):
     permanent = True
     has_finish = True
     has_error_curves = True
+    rounding_setting = "round_to"
 
     def space(self) -> CompressionSpace:
         """One knob, the keep ratio, per channel group; costs ``macs``, ``params`` and ``size_bytes``."""

@@ -59,6 +59,7 @@ class LayerRemoval(Algorithm):
     settings_type = Settings
     permanent = True
     has_finish = True
+    rounding_setting = "round_to"
     has_error_curves = True
 
     def space(self) -> CompressionSpace:

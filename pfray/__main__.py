@@ -14,7 +14,7 @@ from pfray.utils import command
 
 COMMANDS = {
     "run": ("pfray.run", "compress a model as an experiment file says"),
-    "inspect": ("pfray.inspect", "show what of an experiment's model can be pruned"),
+    "inspect": ("pfray.workflow.inspection", "show what of an experiment's model can be pruned"),
     "submit": ("pfray.submit", "send experiments to a Ray cluster, one job each"),
     "bench": ("pfray.bench", "time .tflite files against each other"),
     "report": ("pfray.reporting.__main__", "make the report of a run folder again"),

@@ -3,25 +3,36 @@
     import pfray
     result = pfray.compress(model, train=train_loader, validation=val_loader, target={"macs": "0.5x"})
     result.model, result.report, result.tflite, result.summary["compressed"]["accuracy"]
+
+``pfray.check`` takes the same arguments and trains nothing. ``pfray.inspect(model, train)`` shows what can be pruned.
 """
 
 from __future__ import annotations
 
 import html
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import isclass, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pfray.utils.python_words import in_python_words
+from pfray.workflow.keywords import bound, named_keywords, python_words
 
 # torch is imported when it is needed: ``import pfray`` also happens on devices that have none.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pfray.config.schema import Experiment
     from pfray.reporting.observers import Observer
-    from pfray.run import Finished
+    from pfray.run import Checked, Finished
+    from pfray.workflow.given import Given
+    from pfray.workflow.inspection import Inspection
+
+# Keywords that are sections of an experiment file, left out if None.
+SECTIONS = ("search", "teacher", "finetune", "distill", "export", "resources", "distributed")
 
 # Seconds for Ray to end after an interruption.
 STOP_SECONDS = 15.0
@@ -33,7 +44,7 @@ class Result:
 
     model: the compressed module, physically smaller, on the CPU. folder: of the run. summary: what ``summary.json``
     holds. report: the HTML report. tflite: the device file; None if none was asked for. program: the .pt2 file.
-    missed: goals of the target that the result misses, a line each.
+    missed: goals of the target that the result misses, a line each. notes: what to know before quoting the headline.
     """
 
     model: nn.Module
@@ -44,18 +55,22 @@ class Result:
     program: Path
     headline: str
     missed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return "\n".join([self.headline, *(f"missed: {line}" for line in self.missed), f"report: {self.report}"])
+        missed, notes = [f"missed: {line}" for line in self.missed], [f"note: {line}" for line in self.notes]
+        return "\n".join([self.headline, *missed, *notes, f"report: {self.report}"])
 
     def _repr_html_(self) -> str:
-        """For notebooks: the headline, the missed goals and the files."""
+        """For notebooks: the headline, the missed goals, the notes and the files."""
         missed = "".join(f"<div><b>missed:</b> {html.escape(line)}</div>" for line in self.missed)
+        missed += "".join(f"<div>note: {html.escape(line)}</div>" for line in self.notes)
         files = [path for path in (self.report, self.tflite, self.program) if path is not None]
         links = " &middot; ".join(f"<a href='file://{html.escape(str(f))}'>{html.escape(f.name)}</a>" for f in files)
         return f"<div><b>{html.escape(self.headline)}</b></div>{missed}<div>{links}</div>"
 
 
+@named_keywords
 def compress(
     model: nn.Module,
     train: Any,
@@ -84,6 +99,7 @@ def compress(
     name: str | None = None,
     resume: bool = False,
     force: bool = False,
+    quiet: bool = False,
     observers: Iterable[Observer] = (),
 ) -> Result:
     """Compress a trained ``model`` to ``target``: search a plan, retrain it, export and check the result.
@@ -107,44 +123,97 @@ def compress(
     teacher: settings of a training of ``model`` before the search; without them it is taken as trained.
     storage, name: the run folder is ``storage/name``; ``storage`` may be a URL such as ``s3://bucket/runs``.
     resume: continue an interrupted run. force: replace an earlier one.
+    quiet: no progress on stderr. The result is printed by nobody but the caller.
 
     Raises PfrayError, in one line, for every mistake that a user can correct. A goal that the result misses is no
     error here; ``Result.missed`` names it.
     """
-    from pfray.config import schema
+    asked = dict(locals())
     from pfray.run import execute
+
+    with python_words():
+        experiment, given = _request(asked)
+        with _interruptible():
+            watching = [*_progress(quiet), *observers]
+            return _result(execute(experiment, given, resume=resume, force=force, observers=watching))
+
+
+def check(*arguments: Any, **keywords: Any) -> Checked:
+    """Find the mistakes of ``compress`` with the same arguments, in seconds: nothing is trained or written.
+
+    Raises PfrayError as ``compress`` does. What is returned prints itself.
+    """
+    from pfray import run
+
+    asked = bound(compress, arguments, keywords)
+    with python_words():
+        experiment, given = _request(asked)
+        watching = [*_progress(asked["quiet"]), *asked["observers"]]
+        checked = run.check(experiment, given, resume=asked["resume"], force=asked["force"], observers=watching)
+        return checked if checked.refusal is None else replace(checked, refusal=in_python_words(checked.refusal))
+
+
+check.__signature__ = signature(compress).replace(return_annotation="Checked")  # type: ignore[attr-defined]
+
+
+@named_keywords
+def inspect(model: nn.Module, train: Any, *, adapt: Callable[[Any], tuple[Any, Any]] | None = None) -> Inspection:
+    """What of a model can be pruned: its channel groups, and the layers that stay whole with the reason.
+
+    train, adapt: as of ``compress``; only the first samples are looked at. What is returned prints itself. Raises
+    PfrayError.
+    """
+    from pfray.workflow.inspection import inspect_given
+
+    with python_words():
+        return inspect_given(model, train, adapt)
+
+
+def _request(asked: Mapping[str, Any]) -> tuple[Experiment, Given]:
+    """Experiment, model and task of the arguments of ``compress``, by name. Raises PfrayError."""
+    from pfray.config import schema
     from pfray.workflow.components import component_mistakes
     from pfray.workflow.given import Judging, given_run
 
-    sections = {
-        "search": search, "teacher": teacher, "finetune": finetune, "distill": distill, "export": export,
-        "resources": resources, "distributed": distributed,
-    }  # fmt: skip
-    raw = {key: _plain(value) for key, value in sections.items() if value is not None}
-    raw |= {"learner": _plain(learner), "target": _plain(target), "seed": seed, "storage": str(storage)}
-    chosen = name or _run_name(model, raw["learner"])
+    model, train, seed = asked["model"], asked["train"], asked["seed"]
+    raw = {key: _plain(asked[key]) for key in SECTIONS if asked[key] is not None}
+    raw |= {"learner": _plain(asked["learner"]), "target": _plain(asked["target"]), "seed": seed}
+    chosen = asked["name"] or _run_name(model, raw["learner"])
     raw |= {"name": chosen, "model": type(model).__name__, "data": type(train).__name__}
+    raw["storage"] = str(asked["storage"])
     _add_batch_size(raw, train)
 
     def own_mistakes(components: Mapping[str, Any]) -> list[str]:
         return component_mistakes({kind: c for kind, c in components.items() if kind in ("learner", "search")})
 
-    judged = Judging(loss, metric, higher_is_better, evaluate, output, soft_loss)
-    with _in_python_words():
-        experiment = schema.validated(raw, own_mistakes)
-        given = given_run(
-            model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=teacher is None
-        )
-        with _interruptible():
-            return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))
+    experiment = schema.validated(raw, own_mistakes)
+    judged = Judging(*(asked[key] for key in (
+        "loss", "metric", "higher_is_better", "evaluate", "output", "soft_loss",
+    )))  # fmt: skip
+    given = given_run(
+        model, train, asked["validation"], asked["test"], judged, adapt=asked["adapt"], augment=asked["augment"],
+        seed=seed, is_trained=asked["teacher"] is None,
+    )  # fmt: skip
+    return experiment, given
+
+
+def _progress(quiet: bool) -> list[Observer]:
+    """The run's progress on stderr, because stdout is the script's own."""
+    from rich.console import Console
+
+    from pfray.reporting.progress import Progress
+
+    return [] if quiet else [Progress(Console(stderr=True))]
 
 
 def _result(finished: Finished) -> Result:
     from pfray import export
     from pfray.errors import GoalMissed
-    from pfray.reporting.remarks import headline
+    from pfray.reporting.goals import missed_goals
+    from pfray.reporting.remarks import headline, remarks
 
     folder, missed = finished.folder, tuple[str, ...]()
+    goals = {goal.remark() for goal in missed_goals(finished.summary)}
     try:
         finished.check_goals()
     except GoalMissed as error:
@@ -153,7 +222,7 @@ def _result(finished: Finished) -> Result:
     tflite = folder.tflite if folder.tflite.exists() else None
     return Result(
         model, folder.path, finished.summary.to_dict(), folder.report, tflite, folder.program,
-        headline(finished.summary), missed,
+        headline(finished.summary), missed, tuple(note for note in remarks(finished.summary) if note not in goals),
     )  # fmt: skip
 
 
@@ -175,28 +244,6 @@ def _interruptible() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _in_python_words() -> Iterator[None]:
-    """Errors name arguments where the command has options and an experiment file keys. Raises UserCodeFailed for those
-    that came through the user's own functions.
-    """
-    from pfray.errors import PfrayError
-    from pfray.utils.python_words import in_python_words
-    from pfray.utils.user_code import as_user_code_failed
-
-    try:
-        yield
-    except PfrayError as error:
-        text = in_python_words(str(error))
-        if text == str(error):
-            raise
-        raise type(error)(text) from error.__cause__
-    except Exception as error:
-        if (failed := as_user_code_failed(error)) is None:
-            raise
-        raise type(failed)(in_python_words(str(failed))) from error
-
-
 def _named(component: type) -> str:
     """The import path of a learner's or searcher's class, as an experiment file would name it.
 
@@ -214,7 +261,7 @@ def _named(component: type) -> str:
 
 def _plain(value: Any) -> Any:
     """The value as an experiment file would hold it."""
-    if inspect.isclass(value):
+    if isclass(value):
         return _named(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

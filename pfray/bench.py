@@ -28,7 +28,7 @@ except ImportError:
     print("error: numpy is not installed. Remedy: pip install ai-edge-litert, which brings it", file=sys.stderr)
     sys.exit(2)
 
-from pfray.interpreter import BenchError, open_interpreter, runtime, set_inputs
+from pfray.measure.interpreter import BenchError, open_interpreter, runtime, set_inputs
 from pfray.utils.file_values import drawn
 
 # Shortest round of one file: long enough to hide the clock's resolution and the cost of a call.

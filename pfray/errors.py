@@ -11,6 +11,9 @@ from collections.abc import Iterable
 # Most characters of a user's value, of a quoted library message and of a whole line; most lines of an error.
 VALUE, QUOTED, LINE, LINES = 100, 300, 1000, 20
 
+# Similarity (``difflib``) from which another name may be meant, and from which it is; letters of a word's stem.
+LIKELY, CERTAIN, STEM = 0.6, 0.8, 4
+
 # Control sequences of a terminal: colours, cursor movements, links.
 _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
@@ -143,7 +146,33 @@ _SHORT.maxlevel = 3
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the closest known name; an empty text if none is close."""
-    # The matcher's time grows with the square of the length.
-    close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """`` Did you mean 'x'?`` for the closest known name; an empty text if none is close.
+
+    A slip of the pen comes first, then a name that has a word of ``name`` (``channel_pruned`` for ``prune``).
+    """
+    known, own = list(known), _plain(name[:100])  # the matcher's time grows with the square of the length
+    close = difflib.get_close_matches(own, [_plain(each) for each in known], n=1, cutoff=LIKELY)
+    if not close or _similarity(own, close[0]) < CERTAIN:
+        related = (each for each in map(_plain, known) if _share_a_word(own, each))
+        close = [found] if (found := next(related, None)) else close
+    meant = [each for each in known if _plain(each) == close[0]] if close else []
+    return f" Did you mean '{max(meant, key=lambda each: _similarity(name[:100], each))}'?" if meant else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+def _similarity(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name, other).ratio()
+
+
+def _share_a_word(name: str, other: str) -> bool:
+    return any(_related(a, b) for a in name.split("_") for b in other.split("_"))
+
+
+def _related(word: str, other: str) -> bool:
+    """True for two forms of one word, such as ``pruning`` and ``pruned``: most of the shorter one is common."""
+    shorter = min(len(word), len(other))
+    common = next((place for place in range(shorter) if word[place] != other[place]), shorter)
+    return common >= STEM and common >= LIKELY * shorter

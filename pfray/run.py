@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -42,15 +42,17 @@ def run(
     *,
     resume: bool = False,
     force: bool = False,
+    quiet: bool = False,
     console: Console | None = None,
     observers: Sequence[Observer] = (),
 ) -> Path:
     """Run the experiment and return the run folder. Raises PfrayError for every mistake that a user can correct.
 
-    resume: continue the run in the folder. force: replace it. observers: told of all events, as progress, TensorBoard
-    and Prometheus are.
+    resume: continue the run in the folder. force: replace it. quiet: print the result and the notes, and no progress.
+    observers: told of all events, as progress, TensorBoard and Prometheus are.
     """
-    finished = execute(experiment, None, resume=resume, force=force, console=console, observers=observers)
+    watching = [Progress(console, stages=not quiet), *observers]
+    finished = execute(experiment, None, resume=resume, force=force, observers=watching)
     finished.check_goals()
     return finished.folder.path
 
@@ -76,12 +78,12 @@ def execute(
     *,
     resume: bool = False,
     force: bool = False,
-    console: Console | None = None,
     observers: Sequence[Observer] = (),
 ) -> Finished:
     """As ``run``, but a missed goal is no error. given: model and task from Python, in place of the named ones.
 
-    A finished run is returned only for the model and task that it began with, if they are given.
+    A finished run is returned only for the model and task that it began with, if they are given. The observers are not
+    told the result then, because it is returned to who prints it.
     """
     _check_options(resume, force)
     # Imported here, so that a wrong experiment file is reported at once.
@@ -89,10 +91,11 @@ def execute(
     from pfray.reporting.summary import Summary
     from pfray.workflow import setup
     from pfray.workflow.locked_run import locked_run
+    from pfray.workflow.summary import tell_result
 
     model = None
     with (
-        closing(Observers([Progress(console), *observers])) as watching,
+        closing(Observers(observers)) as watching,
         locked_run(experiment, watching, given, resume=resume, force=force) as locked,
     ):
         folder = locked.folder
@@ -108,6 +111,8 @@ def execute(
             loaded = setup.load(experiment, watching, given)
             locked.check(loaded, experiment.search.trials)
             model = _compress(experiment, loaded, locked, watching)
+            if given is None:
+                tell_result(Summary.read(folder.summary), folder, watching)
     return Finished(folder, Summary.read(folder.summary), model)
 
 
@@ -138,7 +143,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
     from pfray.workflow.results import measure_and_export
     from pfray.workflow.search import search
     from pfray.workflow.setup import trial_spec
-    from pfray.workflow.summary import make_summary, tell_result
+    from pfray.workflow.summary import make_summary
     from pfray.workflow.teacher import make_teacher
 
     resources, components, folder, task = experiment.resources, loaded.components, locked.folder, loaded.task
@@ -169,20 +174,54 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
     summary = make_summary(experiment, loaded, found, results, folder.read_seconds(), observers.seconds)
     folder.write_summary(summary.to_dict())
     report.write(folder.path)
-    tell_result(summary, folder, observers)
     return models[MODEL]
 
 
-def check(experiment: schema.Experiment, console: Console | None = None) -> None:
-    """Look for mistakes without training, and note that the experiment is valid. Raises PfrayError."""
+@dataclass(frozen=True)
+class Checked:
+    """A valid experiment. It prints itself.
+
+    knobs: number of the search's decisions. limits: the target as absolute numbers, by unit. whole: the same costs of
+    the model as it is. refusal: why a run would not begin, although the experiment is valid; None if it would.
+    """
+
+    name: str
+    knobs: int
+    limits: Mapping[str, float]
+    whole: Mapping[str, float]
+    refusal: str | None = None
+
+    def __repr__(self) -> str:
+        valid = f"{self.name} is valid: {self.knobs} knobs, and the target can be reached"
+        return valid if self.refusal is None else f"{valid}\nnote: a run would be refused: {self.refusal}"
+
+
+def check(
+    experiment: schema.Experiment,
+    given: Given | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Checked:
+    """Look for mistakes without training or writing anything. Arguments as of ``execute``. Raises PfrayError."""
+    _check_options(resume, force)
+    from pfray.measure.cost import total_macs
+    from pfray.task import example_input
     from pfray.workflow import setup
     from pfray.workflow.learner_check import try_plan
+    from pfray.workflow.locked_run import refusal
+    from pfray.workflow.target import costs_as_it_is
 
-    observers = Observers([Progress(console)])
-    loaded = setup.load(experiment, observers)
-    with observers.stage("try a plan"):
-        try_plan(experiment, loaded)
-    observers.note(f"{experiment.name} is valid: {len(loaded.space)} knobs, and the target can be reached")
+    with closing(Observers(observers)) as watching:
+        loaded = setup.load(experiment, watching, given)
+        with watching.stage("try a plan"):
+            try_plan(experiment, loaded)
+    whole = costs_as_it_is(loaded.space, loaded.model, total_macs(loaded.model, example_input(loaded.task)))
+    return Checked(
+        experiment.name, len(loaded.space), loaded.limits, {unit: whole[unit] for unit in loaded.limits},
+        refusal(experiment, given, resume=resume, force=force),
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m pfray.run") -> int:
@@ -208,9 +247,10 @@ def _main(arguments: Sequence[str], program: str) -> int:
 
         print(schema.dump(with_defaults(experiment)), end="")
     elif options.check:
-        check(experiment)
+        watching = [Progress(stages=not options.quiet)]
+        print(check(experiment, resume=options.resume, force=options.force, observers=watching))
     else:
-        run(experiment, resume=options.resume, force=options.force)
+        run(experiment, resume=options.resume, force=options.force, quiet=options.quiet)
     return 0
 
 
@@ -235,6 +275,7 @@ def _parser(program: str, components: str) -> argparse.ArgumentParser:
         "--warm-start", metavar="RUN", dest="search.warm_start", help="learn from the trials of an earlier run's folder"
     )
     parser.add_argument("--address", metavar="HOST:PORT", dest="resources.address", help="of a Ray cluster to run on")
+    parser.add_argument("--quiet", action="store_true", help="print no progress, only the notes and the result")
     parser.add_argument("--show", action="store_true", help="print the experiment as resolved, and do nothing")
     parser.add_argument("--check", action="store_true", help="find mistakes without training anything, and stop")
     return parser

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from pfray.errors import InfeasibleTarget
-from pfray.units import AT_LEAST
+from pfray.units import AT_LEAST, number_text
 
 Plan = dict[str, float]
 Limits = Mapping[str, float]
@@ -210,16 +210,22 @@ class CompressionSpace:
                 values = moved(values, index)
         return values
 
-    def _refuse(self, limits: Limits) -> None:
+    def refuse_out_of_reach(self, limits: Limits, written: Mapping[str, str]) -> None:
+        """Raise InfeasibleTarget for a limit that no plan reaches. written: the limits for the message, by unit."""
         for unit, limit in limits.items():
             low, high = self.reachable(unit)
             if not keeps_limits({unit: high if unit in AT_LEAST else low}, {unit: limit}):
                 raise InfeasibleTarget(
-                    f"target.{unit}: {limit:g} is out of reach; this model and learner reach {low:g} to {high:g}. "
-                    f"Remedy: choose a value in that range, or widen what the learner may change"
+                    f"target.{unit}: {written[unit]} is out of reach; this model and learner reach {number_text(low)} "
+                    f"to {number_text(high)}. Remedy: choose a value in that range, or widen what the learner may "
+                    "change"
                 )
+
+    def _refuse(self, limits: Limits) -> None:
+        written = {unit: number_text(limit) for unit, limit in limits.items()}
+        self.refuse_out_of_reach(limits, written)
         raise InfeasibleTarget(
-            f"no plan meets {', '.join(f'target.{unit}: {limit:g}' for unit, limit in limits.items())} together. "
+            f"no plan meets {', '.join(f'target.{unit}: {text}' for unit, text in written.items())} together. "
             "Remedy: give one of them up"
         )
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pfray.errors import shown
 
-_TEXT = re.compile(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kMGx%])\s*")
-_FACTORS = {"k": 1e3, "M": 1e6, "G": 1e9}
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)"
+_TEXT = re.compile(rf"\s*{_NUMBER}\s*([kKMGxX%])\s*")
+# Texts whose meaning is clear, but which are written otherwise: a share in percent, and a decimal comma.
+_PERCENT, _COMMA = re.compile(rf"{_NUMBER} ?%"), re.compile(r"([0-9]+),([0-9]+ ?\S*)")
+_FACTORS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 @dataclass(frozen=True)
 class Amount:
     """A number of a unit: absolute, or relative to the teacher's (``0.4x``).
 
-    text: a relative amount as the user wrote it. ``0.40x`` is dumped unchanged, because a run is known by its
-    experiment's text.
+    text: the amount as the user wrote it; empty for a number. ``0.40x`` is dumped unchanged, because a run is known by
+    its experiment's text.
     """
 
     value: float
@@ -34,13 +37,13 @@ class Amount:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"{shown(text)} is not an amount: write 0.4x, 800k or 75%")
-        number, suffix = float(match[1]), match[2]
+        number, suffix, text = float(match[1]), match[2], text.strip()
         if suffix == "%":
             # Rounded, because 0.7 / 100 is 0.006999999999999999.
-            return cls(round(number / 100, 12))
-        if suffix == "x":
-            return cls(number, relative=True, text=text.strip())
-        return cls(number * _FACTORS[suffix])
+            return cls(round(number / 100, 12), text=text)
+        if suffix in "xX":
+            return cls(number, relative=True, text=text)
+        return cls(number * _FACTORS[suffix], text=text)
 
     def absolute(self, whole: float) -> float:
         """The absolute number. whole: the teacher's."""
@@ -51,7 +54,13 @@ class Amount:
         return str(self) if self.relative else self.value
 
     def __str__(self) -> str:
+        """As the user wrote it."""
         return self.text or np.format_float_positional(self.value, trim="-") + ("x" if self.relative else "")
+
+
+def number_text(value: float) -> str:
+    """A number for a message: ``11,448,832``, ``0.25``."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:g}"
 
 
 def size_text(size: float) -> str:
@@ -73,6 +82,7 @@ class Unit:
     noun: the limited quantity in words. text(value): a number of the unit in words.
     at_least: a plan needs at least the limit; otherwise at most the limit.
     suffixes: allowed last characters of an amount; ``x`` allows relative amounts.
+    word: pattern of the unit's own name, which may follow a number: ``60kB``, ``8bit``.
     allowed: range of values in words. allows(value): True inside it. counted: a number of the unit is 1 or more.
     """
 
@@ -82,7 +92,8 @@ class Unit:
     noun: str
     text: Callable[[float], str] = "{:,.0f}".format
     at_least: bool = False
-    suffixes: str = "kMGx"
+    suffixes: str = "kKMGxX"
+    word: str = ""
     allowed: str = "an amount is above 0, and finite"
     allows: Callable[[float], bool] = lambda value: 0 < value < math.inf
     counted: bool = False
@@ -96,7 +107,9 @@ class Unit:
         """The amount that an experiment file gives: a number, or a text. Raises ValueError for any other value."""
         amount = value if isinstance(value, Amount) else self._read(value)
         if amount is None and self.relative:
-            raise ValueError(f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k")
+            raise ValueError(
+                f"{shown(value)} is not an amount: write {_corrected(value)} (of the teacher's) or a count such as 800k"
+            )
         if amount is None or not self.allows(amount.value) or (amount.relative and not self.relative):
             raise ValueError(f"{shown(value)} is not allowed: {self.allowed}")
         if self.counted and not amount.relative and amount.value < 1:
@@ -108,8 +121,13 @@ class Unit:
     def _read(self, value: Any) -> Amount | None:
         """The amount of a number or a text; None for values of another form."""
         if isinstance(value, str):
-            is_text = value.strip().endswith(tuple(self.suffixes)) and _TEXT.fullmatch(value)
-            return Amount.parse(value) if is_text else None
+            text = value.strip()
+            number = re.sub(rf"[ -]?(?:{self.word})$", "", text) if self.word else text
+            if number != text and re.fullmatch(_NUMBER, number):
+                return Amount(float(number), text=text)
+            if number.endswith(tuple(self.suffixes) or "\0") and _TEXT.fullmatch(number):
+                return replace(Amount.parse(number), text=text)
+            return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         try:
@@ -121,6 +139,14 @@ class Unit:
         """The limit in words, such as ``at most 0.4x params``."""
         number = str(amount) if amount.relative else self.text(amount.value)
         return f"{'' if self.at_least else 'at most '}{number} {self.noun}"
+
+
+def _corrected(value: Any) -> str:
+    """The share that a user may have meant, as it is written; else an example."""
+    text = value.strip() if isinstance(value, str) else ""
+    if match := _PERCENT.fullmatch(text):
+        return f"{float(match[1]) / 100:g}x"
+    return f"{match[1]}.{match[2]}" if (match := _COMMA.fullmatch(text)) else "0.4x"
 
 
 UNITS = {
@@ -135,11 +161,13 @@ UNITS = {
         Unit("macs", "macs", "MACs (multiply-adds of one input)", "MACs", counted=True),
         Unit(
             "bits", "stored_bits", "bits a weight (mean over the quantized layers)", "bits a weight",
-            "{:.4g}".format, suffixes="",
-            allowed="bits are a number from 1 to 32", allows=lambda bits: 1 <= bits <= 32,
+            "{:.4g}".format, suffixes="", word="bits?",
+            allowed="bits are a number from 1 to 32, such as 8", allows=lambda bits: 1 <= bits <= 32,
         ),
-        Unit("size_bytes", "stored_bits", "size (bytes of all parameters)", "size", size_text, counted=True),
-        Unit("latency_ms", "macs", "latency (ms of the .tflite on one thread)", "latency", latency_text),
+        Unit(
+            "size_bytes", "stored_bits", "size (bytes of all parameters)", "size", size_text, counted=True, word="B"
+        ),
+        Unit("latency_ms", "macs", "latency (ms of the .tflite on one thread)", "latency", latency_text, word="ms"),
     )
 }  # fmt: skip
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
 import torch
 
 import pfray
 from pfray import api
-from pfray.errors import ConfigError, DataError, RunExists, UserCodeFailed
+from pfray.errors import ConfigError, DataError, PfrayError, UserCodeFailed
+from pfray.workflow.keywords import python_words
 
 
 def test_every_mistake_of_the_request_is_reported_at_once():
@@ -27,16 +31,73 @@ def test_a_mistake_of_the_data_is_one_line():
         pfray.compress(torch.nn.Linear(2, 2), "images/", target={"macs": "0.5x"})
 
 
-def test_the_remedies_are_arguments():
-    with pytest.raises(RunExists, match="resume=True to continue it, force=True to replace it"), api._in_python_words():
-        raise RunExists("a run. Remedy: --resume to continue it, --force to replace it")
+def net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.Flatten(),
+        torch.nn.Linear(256, 3),
+    )  # fmt: skip
 
 
-    with (
-        pytest.raises(RunExists, match=r'name=... with search=\{"warm_start": "my runs/x"\} to learn from'),
-        api._in_python_words(),
-    ):
-        raise RunExists("Remedy: --force, or name=... with --warm-start my runs/x to learn from its trials")
+IMAGES = (torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3)
+
+
+@pytest.mark.parametrize(("keywords", "lines"), [
+    ({"finetun": {}, "target": {"macs": "0.5x"}}, [r"finetun: unknown key. Allowed: .*Did you mean 'finetune'\?"]),
+    ({"epochs": 3, "target": {"macs": "0.5x"}},
+     [r'epochs: unknown key. .*Did you mean finetune=\{"epochs": ...\} or teacher=\{"epochs": ...\}\?']),
+    ({"data": 3, "val": 4}, [
+        r"data: unknown key. .*Did you mean 'train'\?", r"val: unknown key. .*Did you mean 'validation'\?",
+        r'target: missing. Remedy: target=\{"macs": "0.5x"\}',
+    ]),
+])  # fmt: skip
+@pytest.mark.parametrize("call", [pfray.compress, pfray.check])
+def test_an_unknown_or_missing_keyword_is_one_line_with_what_is_meant(call, keywords, lines):
+    with pytest.raises(ConfigError) as caught:
+        call(net(), IMAGES, **keywords)
+    found = str(caught.value).splitlines()
+    assert len(found) == len(lines)
+    for line, pattern in zip(found, lines, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    ("0.5x", """target: '0.5x' names no unit."""), ("0.5x", """Remedy: target={"macs": "0.5x"}"""),
+    ({}, """for example target={"macs": "0.5x"}"""),
+    ({"macs": "0.001x"}, "target.macs: '0.001x' ("),
+])  # fmt: skip
+def test_a_target_of_another_form_is_one_line(target, words):
+    with pytest.raises(PfrayError) as caught:
+        pfray.check(net(), IMAGES, IMAGES, target=target, quiet=True)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_check_prints_itself_on_stdout_and_the_progress_goes_to_stderr(tmp_path, capsys):
+    request = {"target": {"macs": "0.5x"}, "storage": tmp_path, "name": "mine", "learner": "weight_sparse"}
+    request["target"] = {"sparsity": "75%"}
+    checked = pfray.check(net(), IMAGES, IMAGES, **request)
+    print(checked)
+    captured = capsys.readouterr()
+    assert captured.out == "mine is valid: 3 knobs, and the target can be reached\n"
+    assert "[load] started" in captured.err
+    assert (checked.limits, checked.whole, checked.refusal) == ({"sparsity": 0.75}, {"sparsity": 0.0}, None)
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "experiment.yaml").write_text("{}")
+    checked = pfray.check(net(), IMAGES, IMAGES, quiet=True, **request)
+    assert repr(checked).splitlines()[1] == (
+        f"note: a run would be refused: {tmp_path}/mine holds a run, unfinished. Remedy: resume=True to continue it, "
+        "force=True to replace it, or name=..."
+    )
+    assert pfray.check(net(), IMAGES, IMAGES, quiet=True, force=True, **request).refusal is None
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_check_has_the_signature_of_the_run():
+    assert list(inspect.signature(pfray.check).parameters) == list(inspect.signature(pfray.compress).parameters)
 
 
 def fails():
@@ -44,7 +105,7 @@ def fails():
 
 
 def test_what_fails_in_the_users_own_code_in_the_middle_of_a_run_is_one_line():
-    with pytest.raises(UserCodeFailed) as caught, api._in_python_words():
+    with pytest.raises(UserCodeFailed) as caught, python_words():
         fails()
     assert str(caught.value) == (
         f"KeyError: 'label' ({__file__}, line {fails.__code__.co_firstlineno + 1}). Remedy: mend the code there, then "
@@ -93,9 +154,11 @@ def test_the_batch_size_is_the_loaders_unless_another_is_asked_for():
 def test_a_result_shows_itself(tmp_path):
     result = pfray.Result(
         torch.nn.Linear(2, 2), tmp_path, {}, tmp_path / "report.html", None, tmp_path / "model.pt2", "half & half",
-        ("max_drop: missed",),
+        ("max_drop: missed",), ("close to chance",),
     )  # fmt: skip
-    assert repr(result).splitlines() == ["half & half", "missed: max_drop: missed", f"report: {tmp_path}/report.html"]
+    assert repr(result).splitlines() == [
+        "half & half", "missed: max_drop: missed", "note: close to chance", f"report: {tmp_path}/report.html",
+    ]  # fmt: skip
     shown = result._repr_html_()
     assert "half &amp; half" in shown
     assert "model.pt2" in shown

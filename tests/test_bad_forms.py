@@ -14,13 +14,13 @@ import torch
 import yaml
 from torch import nn
 
-import pfray.inspect
 from pfray.config.schema import Experiment
 from pfray.errors import PfrayError, UnsupportedModel, WeightsError
 from pfray.nn.checks import check_evaluation, check_values
 from pfray.run import main
 from pfray.task import Split
 from pfray.utils.random_state import generators
+from pfray.workflow import inspection
 from pfray.workflow.components import resolve
 from pfray.workflow.setup import build_model, build_task
 from tests import bad_forms
@@ -87,7 +87,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
         refused(WeightsError, words, model={"factory": "tests.bad_forms:model", "weights": str(path)})
 
 
-@pytest.mark.parametrize("command", [main, pfray.inspect.main])
+@pytest.mark.parametrize("command", [main, inspection.main])
 @pytest.mark.parametrize(("changes", "words"), [
     ({"data": {"factory": "tests.bad_forms:data", "form": "label too large, test"}}, "the label 12"),
     ({"data": {"factory": "tests.bad_forms:data", "form": "NaN in inputs, test"}}, "hold nan"),

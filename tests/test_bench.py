@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pfray import bench, interpreter
+from pfray import bench
 from pfray.export.tflite import convert
+from pfray.measure import interpreter
 from pfray.models.lenet import lenet
 
 

@@ -182,6 +182,23 @@ def test_a_search_without_one_usable_trial_fails_with_the_cause(tmp_path, raw, r
     assert "the first error: ValueError: no moments" in capsys.readouterr().err
 
 
+def test_a_module_that_workers_cannot_import_ends_the_search_at_once_and_is_named(
+    tmp_path, raw, ray_cluster, capsys, monkeypatch
+):
+    (tmp_path / "only_here.py").write_text(
+        "from learners.weight_sparse import WeightSparse\nclass Mine(WeightSparse):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # of this process; Ray has begun before
+    path = tmp_path / "missing.yaml"
+    path.write_text(yaml.safe_dump({**raw, "learner": "only_here:Mine"}))
+    assert main([str(path)]) == 1
+    assert capsys.readouterr().err == (
+        "error: a worker of Ray cannot import the module 'only_here'. Remedy: install it where the workers run, or name"
+        " its folder in PYTHONPATH before Ray starts\n"
+    )
+    assert read_trials(Path(raw["storage"]) / "missing" / "search" / "trials.jsonl") == []
+
+
 def test_a_full_disk_in_the_search_is_a_clear_error_and_the_run_resumes(
     tmp_path, raw, ray_cluster, capsys, monkeypatch
 ):

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors"},
     {"utils"},
-    {"interpreter", "bench"},
     {"space", "task", "units", "data", "models", "nn"},
     {"measure"},
+    {"bench"},
     {"objective"},
     {"training"},
     {"quantization"},

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
-from pfray.inspect import main, show
-from pfray.pruning.channels.graph import channel_graph
+import pfray
+from pfray.errors import ConfigError, UnsupportedModel
+from pfray.workflow.inspection import main
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = str(ROOT / "experiments" / "mobilenet_sparse.yaml")
@@ -26,7 +26,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_the_groups_of_a_mobilenet_are_shown_with_their_shares_and_what_stays_whole(capsys):
     assert main([DEMO]) == 0
     text = capsys.readouterr().out
-    assert "MobileNetV1: 11,448,832 MACs for an input of shape (1, 1, 32, 32), 3,216,650 parameters" in text
+    assert "MobileNetV1: 11,448,832 MACs for an input of 1x32x32, 3,216,650 parameters" in text
     table = rows(text)
     assert [name for name in table if name.startswith("features.")][:14] == [f"features.{i}.0" for i in range(0, 27, 2)]
     # 32 channels at 16 x 16: 9 x 32 weights, 9 x 32 depthwise, 32 x 64 to the next layer: 671,744 MACs of 11,448,832.
@@ -81,16 +81,52 @@ def test_it_runs_as_a_module_and_explains_itself():
 
 
 def test_inputs_of_several_tensors_are_shown_by_name():
-    tokens = {"ids": torch.zeros(1, 16, dtype=torch.int64), "mask": torch.ones(1, 16)}
-    console = Console(record=True, width=120)
-    model = nn.Linear(4, 3)
-    for example in (torch.zeros(1, 4), tokens, (torch.zeros(1, 3, 8, 8), torch.zeros(1, 5))):
-        show(model, example, channel_graph(model, torch.zeros(1, 4)), console)
-    lines = [line for line in console.export_text().splitlines() if "MACs for" in line]
-    assert lines == [
-        f"Linear: 12 MACs for {shapes}, 15 parameters"
-        for shapes in (
-            "an input of shape (1, 4)", "inputs of shapes ids int64 (1, 16), mask (1, 16)",
-            "inputs of shapes [0] (1, 3, 8, 8), [1] (1, 5)",
-        )
+    labels = torch.tensor([0, 1])
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, first: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.head(first * mask)
+
+    one, two = torch.zeros(2, 16), {"first": torch.zeros(2, 16), "mask": torch.ones(2, 16)}
+    found = [pfray.inspect(nn.Sequential(nn.Linear(16, 3)), (one, labels)), pfray.inspect(Both(), (two, labels)),
+             pfray.inspect(Both(), ((one, one), labels))]  # fmt: skip
+    assert [repr(each).splitlines()[0] for each in found] == [
+        "Sequential: 48 MACs for an input of 16, 51 parameters",
+        "Both: 48 MACs for inputs of first 16, mask 16, 51 parameters",
+        "Both: 48 MACs for inputs of [0] 16, [1] 16, 51 parameters",
     ]
+    assert found[1].inputs == {"first": (16,), "mask": (16,)}
+
+
+def test_a_model_of_ones_own_is_inspected_as_an_object_that_prints_itself():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 2)
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = pfray.inspect(model, train=[(torch.zeros(3, 8, 8), 0), (torch.ones(3, 8, 8), 1)])
+    first, second = found.groups
+    # 3 x 3 kernels at 64 places: 3 to 8 and 8 to 4 channels; then 256 numbers to 2 classes.
+    assert found.macs == 64 * 9 * (3 * 8 + 8 * 4) + 512
+    assert (first.name, first.channels, first.units, first.layers) == ("0", "8", 8, ("0", "2"))
+    assert first.macs == 64 * 9 * (3 * 8 + 8 * 4)
+    assert second.params == 4 * (9 * 8 + 1) + 512
+    assert found.whole == {"4": "its channels are an output of the model"}
+    assert rows(repr(found))["2"][:3] == ["4", f"{second.macs / found.macs:.1%}", f"{second.params / found.params:.1%}"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_inspected_is_one_line():
+    with pytest.raises(UnsupportedModel, match="fails on"):
+        pfray.inspect(nn.Sequential(nn.Linear(5, 2)), (torch.zeros(4, 3), torch.zeros(4).long()))
+    with pytest.raises(ConfigError, match=r"^tain: unknown key. Allowed: model, train, adapt. Did you mean 'train'\?"):
+        pfray.inspect(nn.Linear(5, 2), (torch.zeros(4, 5), torch.zeros(4).long()), tain=3)
+
+
+def test_the_command_leaves_the_function_its_name():
+    code = "import pfray, pfray.__main__ as m; m.main(['inspect', '--help'])"
+    check = f"try:\n    {code}\nexcept SystemExit:\n    pass\nassert callable(pfray.inspect)"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, check=True)

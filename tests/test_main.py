@@ -100,6 +100,15 @@ def test_check_finds_what_can_be_found_without_training_and_writes_nothing(tmp_p
     assert done.stdout.splitlines()[-1] == "mobilenet_sparse is valid: 15 knobs, and the target can be reached"
     assert done.stderr == "imported: torch ray\n"
     assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "mobilenet_sparse").mkdir(parents=True)
+    (tmp_path / "runs" / "mobilenet_sparse" / "experiment.yaml").touch()
+    done = pfray("run", DEMO, "--check", "--quiet", f"storage={tmp_path}/runs")
+    assert done.stdout.splitlines() == [
+        "mobilenet_sparse is valid: 15 knobs, and the target can be reached",
+        f"note: a run would be refused: {tmp_path}/runs/mobilenet_sparse holds a run, unfinished. Remedy: --resume to "
+        "continue it, --force to replace it, or name=...",
+    ]
+    assert done.returncode == 0
     done = pfray("run", DEMO, "--check", "target.macs=0.5x")
     assert done.returncode == 2
     assert done.stderr.startswith("error: target.macs: weight_sparse cannot change it")

@@ -21,7 +21,7 @@ def write(folder: Path, raw: dict) -> Path:
 @pytest.mark.parametrize(("change", "words"), [
     ({"target": {"sparsity": 0.995}}, "target.sparsity: 0.995 is out of reach; this model and learner reach 0 to 0.97"),
     ({"target": {"params": 10}}, "target.params: 10 is out of reach"),
-    ({"target": {"params": "800k"}}, "target.params: 800000 is met by the model as it is"),
+    ({"target": {"params": "800k"}}, "target.params: '800k' (800,000) is met by the model as it is"),
     ({"data": {"factory": "tests.userland:missing_file"}}, "data: FileNotFoundError: "),
     ({"data": {"factory": "tests.userland:mean_score"}, "model": {"factory": "tests.userland:Regressor"}},
      "not one number a sample"),

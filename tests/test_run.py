@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 import pfray
 from learners.weight_sparse import zero_count
-from pfray import interpreter
 from pfray.config.schema import load
 from pfray.data import digits
+from pfray.measure import interpreter
 from pfray.models.lenet import lenet
 from pfray.nn.layers import weight_layers
 from pfray.run import main, run

@@ -81,5 +81,5 @@ def test_a_search_with_no_plan_left_says_so_and_the_run_goes_on(ray_cluster, tmp
         "export": {"tflite": False},
     }  # fmt: skip
     assert main([str(write(tmp_path, raw))]) == 0
-    assert "note: search ended after 1 of 6 trials, because no other plan was found" in capsys.readouterr().out
+    assert "note: search is complete with 1 of 6 trials: only one plan meets the target" in capsys.readouterr().out
     assert summary_of(Path(raw["storage"]) / "exp")["trials"]["finished"] == 1

@@ -8,6 +8,7 @@ import pytest
 from pfray.errors import InfeasibleTarget
 from pfray.search.allocate import allocate_plan
 from pfray.space import CompressionSpace, Knob
+from pfray.units import number_text
 
 SIZES = np.array([100, 2_000, 50_000])
 
@@ -154,7 +155,7 @@ def test_a_target_out_of_reach_is_refused_with_the_reachable_range(space):
             move({"sparsity": 0.99})
         assert "Remedy" in str(caught.value)
     low = space.reachable("params")[0]
-    with pytest.raises(InfeasibleTarget, match=rf"target.params: 1000 .* reach {low:g} to 52100"):
+    with pytest.raises(InfeasibleTarget, match=rf"target.params: 1,000 .* reach {number_text(low)} to 52,100"):
         space.uniform({"sparsity": 0.5, "params": 1000})
 
 

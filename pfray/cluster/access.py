@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pfray.errors import ConfigError, PfrayError
+from pfray.utils.session_folder import make_session_folder, remove_session_folder
 from pfray.utils.url import MODE, TOKEN, TOKEN_PATH
 
 DEFAULT_TOKEN = Path("~/.ray/auth_token")
@@ -70,9 +70,9 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
     """Make a Ray that starts in the block listen on 127.0.0.1 only and ask for a new token.
 
     Ray's sockets, logs and spilled objects are in a folder that only this user can enter. The folder is removed after
-    the block, except after a failure, because the logs may tell the reason. If Ray is still up after the block, nothing
-    is restored. Variables set by the user are kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, RAY_TMPDIR and
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+    the block, except after a failure, because the logs may tell the reason; like what a killed run left, it is removed
+    when another run begins. If Ray is still up after the block, nothing is restored. Variables set by the user are
+    kept: RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, RAY_TMPDIR and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
 
     token_file: write the token to a file in that folder, for users of the dashboard. Yields the file, or None.
     """
@@ -93,7 +93,7 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
     folder = None
     if shown or not os.environ.get("RAY_TMPDIR"):
         parent = tempfile.gettempdir()
-        folder = Path(tempfile.mkdtemp(prefix="pfray-", dir=parent if len(parent) <= MAX_TEMP_PATH else "/tmp"))
+        folder = make_session_folder(parent if len(parent) <= MAX_TEMP_PATH else "/tmp")
         if not os.environ.get("RAY_TMPDIR"):
             variables["RAY_TMPDIR"] = str(folder)
     token = None
@@ -118,7 +118,7 @@ def private_ray(*, token_file: bool = False) -> Iterator[Path | None]:
             _set(before)
             ray_constants.ENABLE_RAY_CLUSTER = clusters
             if folder is not None and not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_session_folder(folder)
 
 
 def _names_token() -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pfray.config.component import PIPELINE
-from pfray.config.messages import describe_errors
+from pfray.config.messages import describe_errors, unknown_key
+from pfray.config.schema import elsewhere
 from pfray.errors import ConfigError, PfrayError, first_line, nearest, short, shown
 from pfray.models import _hub
 from pfray.utils.user_code import place_of, user_code
@@ -108,9 +109,7 @@ def parse_settings(path: str, settings_type: type, settings: Mapping[str, Any], 
     fields = [field.name for field in dataclasses.fields(settings_type)]
     allowed = [*other_keys, *fields]
     mistakes = [
-        f"{path}.{short(key)}: unknown key. Allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
-        for key in settings
-        if key not in fields
+        unknown_key(f"{path}.{short(key)}", key, allowed, elsewhere(key)) for key in settings if key not in fields
     ]
     parsed: Any = None
     with user_code(f"{path}: the settings cannot be checked", "mend the settings_type"):

@@ -90,7 +90,7 @@ def validated(raw: Mapping[str, Any], check: ComponentCheck | None = None, found
     try:
         experiment = as_written(Experiment, raw)
     except ValidationError as error:
-        mistakes += describe_errors(error, "", _allowed_at)
+        mistakes += describe_errors(error, "", _allowed_at, elsewhere)
     if check is not None:
         mistakes += check(_well_formed(raw))
     if mistakes:
@@ -122,11 +122,19 @@ def dump(experiment: Experiment) -> str:
     return strict_yaml.dump(plain(experiment))
 
 
+def elsewhere(key: str) -> list[str]:
+    """Paths of the sections' keys of this name, such as ``finetune.epochs``; those of the teacher last."""
+    found = [f"{name}.{key}" for name in Experiment.model_fields if key in _allowed_at((name, key)) and key != "name"]
+    return sorted(found, key=lambda path: path.startswith("teacher."))
+
+
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:
     """Keys of the section that holds ``location``."""
     section: type[BaseModel] = Experiment
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type))
+        if not issubclass(section, BaseModel):
+            return []
     names = [name for name in section.model_fields if name != "settings"]
     return [*names, "include"] if section is Experiment else names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ from pydantic import (
 
 from pfray.config.component import Component
 from pfray.config.search_space import check_range
+from pfray.errors import shown
 from pfray.objective import Thresholds
 from pfray.units import UNITS, Amount
 from pfray.utils.settings import Section
@@ -39,6 +42,15 @@ def _cost(value: Any, info: ValidationInfo) -> Amount:
 def _tuple(value: Any) -> Any:
     """A tuple for a list, because YAML has lists only."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _with_unit(value: Any) -> str:
+    """A target of the text ``value``, in the first unit that it can be of; else an example."""
+    for unit in ("macs", "sparsity", "size_bytes", "bits", "latency_ms") if isinstance(value, str) else ():
+        with suppress(ValueError):
+            UNITS[unit].amount(value)
+            return json.dumps({unit: value.strip()})
+    return json.dumps({"macs": "0.5x"})
 
 
 Cost = Annotated[Amount, PlainValidator(_cost), PlainSerializer(Amount.plain)]
@@ -67,11 +79,21 @@ class Target(Section):
     latency_ms: Cost | None = None
     max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_its_units(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError(
+                f"{shown(value)} names no unit. Allowed: a mapping of {', '.join(UNITS)} and max_drop. "
+                f"Remedy: target: {_with_unit(value)}"
+            )
+        return value
+
     @model_validator(mode="after")
     def _has_a_cost(self) -> Target:
         if not self.costs():
             raise ValueError(
-                f"no cost is named. Remedy: give one of {', '.join(UNITS)}, for example {{sparsity: 0.75}}"
+                f"no cost is named. Remedy: give one of {', '.join(UNITS)}, for example target: {_with_unit(None)}"
             )
         return self
 

@@ -70,6 +70,8 @@ class Algorithm:
     has_finish: ClassVar[bool] = False
     # True if ``error_curves`` is implemented.
     has_error_curves: ClassVar[bool] = False
+    # Name of the setting whose multiples the counts of its knobs are, for a remark on a target that is not used up.
+    rounding_setting: ClassVar[str] = ""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

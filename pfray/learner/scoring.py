@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from pfray.task import Samples, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.loop import choose_precision, fit
 from pfray.training.settings import Training
+from pfray.utils.session_folder import scratch_folder
 from pfray.utils.user_code import place_of
 
 
@@ -204,7 +204,7 @@ class Scorer:
     def _time_files(self, model: torch.nn.Module, teacher: torch.nn.Module) -> list[float]:
         """Latencies of .tflite files in milliseconds, on one thread."""
         example = example_input(self.context.task)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             own = Path(folder) / "own.tflite"
             convert.export(model, example, own)
             files = [own, teacher_file(teacher, self.context.task)]

@@ -15,21 +15,23 @@ PAUSE = 5.0
 
 
 class Progress(Observer):
-    """Shows stages and notes on one console."""
+    """Shows stages and notes on one console; with ``stages`` False notes only."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    def __init__(self, console: Console | None = None, *, stages: bool = True) -> None:
+        self.console, self.stages = console or Console(), stages
         self.lines: dict[str, _Line] = {}
 
     def stage_started(self, stage: str, total: int | None) -> None:
-        self.lines[stage] = _Line(self.console, stage, total)
+        if self.stages:
+            self.lines[stage] = _Line(self.console, stage, total)
 
     def stage_advanced(self, stage: str, done: int, words: str) -> None:
         if line := self.lines.get(stage):  # None if a thread is late
             line.update(done, words)
 
     def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:
-        self.lines.pop(stage).close(seconds, failed)
+        if line := self.lines.pop(stage, None):
+            line.close(seconds, failed)
 
     def trial_finished(self, search: SearchState) -> None:
         best, failed = search.best, search.failed

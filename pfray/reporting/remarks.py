@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pfray.errors import short
+from pfray.objective import WEIGH_COST
 from pfray.reporting.goals import LATENCY_TOLERANCE, missed_goals
 from pfray.reporting.report_input import Record, number
 from pfray.reporting.summary import Summary
@@ -15,6 +16,8 @@ from pfray.units import UNITS, latency_text, size_text
 NO_SEARCH = ("allocate", "uniform", "heuristic")
 # Multiples of a limit that give no remark: for the bytes of the file, and for the mean bits of all parameters.
 BYTES_TOLERANCE, BITS_TOLERANCE = 1.05, 1.25
+# Share of a limit above which a plan uses it up.
+USED = 0.95
 
 
 def headline(summary: Summary) -> str:
@@ -46,6 +49,7 @@ def remarks(summary: Summary) -> list[str]:
         notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}{_slow_remedy(summary, now, before)}")
     notes += _search_remarks(summary)
     notes += [missed.remark() for missed in missed_goals(summary)]
+    notes += _rounding_remarks(summary)
     notes += _size_remarks(summary)
     notes += _storage_remarks(summary.exported)
     failed = number(summary.trials, "failed")
@@ -137,6 +141,23 @@ def _search_remarks(summary: Summary) -> list[str]:
         notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
                      f"choice among them is close to chance{remedy}")
     return notes
+
+
+def _rounding_remarks(summary: Summary) -> list[str]:
+    """Remark on a plan that uses up none of its limits, because its counts are rounded."""
+    rounding = summary.choice.get("rounding")
+    limits = {unit: number(summary.limits, unit) for unit in summary.limits or {}}
+    if not (isinstance(rounding, dict) and rounding and limits) or summary.objective in WEIGH_COST:
+        return []
+    parts = []
+    for unit, limit in limits.items():
+        after, before = summary.cost("compressed", unit), summary.cost("teacher", unit)
+        if not (limit and after and before) or UNITS[unit].at_least or after > USED * limit or unit == "latency_ms":
+            return []
+        parts.append(f"{after / before:.2f}x {UNITS[unit].noun} of {limit / before:.2f}x")
+    settings = ", ".join(f"{path}={value}" for path, value in rounding.items())
+    return [f"{', '.join(parts)} that the target allows, because counts are kept in multiples of {settings}, which "
+            "are fast to compute. A smaller one comes nearer to the target"]
 
 
 def _size_remarks(summary: Summary) -> list[str]:

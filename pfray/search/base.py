@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ray.tune.search import Searcher
 
-from pfray.errors import PfrayError
+from pfray.errors import ClusterError, PfrayError
 from pfray.search._persistence import PersistentSearch
 from pfray.search._trial_log import RANDOM_START
 from pfray.space import CompressionSpace, Limits, Plan
@@ -174,6 +174,10 @@ class PlanSearcher(PersistentSearch, Searcher):
         if number is None:
             return
         entry, result = self.pending.pop(number), result or {}
+        if broken := result.get("setup_error"):
+            # It would come again in every worker. The trial has no result, and a continued search repeats it.
+            self.failure = ClusterError(broken)
+            return
         score = result.get("score")
         failure = result.get("error")
         if failure is None and score is None and self.restarts[number] < MAX_RESTARTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ from pfray.errors import RunExists, StorageError, shown
 from pfray.search import _state, _trial_log
 from pfray.space import CompressionSpace
 from pfray.storage.identity import code_differences, differences
-from pfray.storage.run_folder import EVENTS, IDENTITY, RESCORE, SEARCH, TRAINING, TUNE, RunFolder
+from pfray.storage.run_folder import (
+    EVENTS,
+    EXPERIMENT,
+    IDENTITY,
+    RESCORE,
+    SEARCH,
+    SUMMARY,
+    TRAINING,
+    TUNE,
+    RunFolder,
+)
 from pfray.utils.cache import content_key
 from pfray.utils.files import read_json, write_atomically, write_json
 from pfray.utils.safe_paths import refuse_links_outside
@@ -42,13 +52,18 @@ def check_folder(
             _check_kinds(run)
             _check_same(run, experiment, identity)
         elif not force:
-            state = "finished" if run.is_finished else "unfinished"
-            raise RunExists(
-                f"{run.title} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
-            )
+            _refuse_run(run.title, run.is_finished)
     elif run.path.is_dir() and any(not path.name.startswith(".") for path in run.path.iterdir()):
         # The files would be taken for an earlier session's, or be lost to a later --force.
         raise RunExists(f"{run.path} holds files but no run. Remedy: move them away, or name=... for another folder")
+
+
+def refuse_files(title: str, names: Collection[str], *, resume: bool, force: bool) -> None:
+    """As ``check_folder``, of a folder of which only the names of its files are known. Raises RunExists."""
+    if EXPERIMENT in names and not (resume or force):
+        _refuse_run(title, SUMMARY in names)
+    if names and EXPERIMENT not in names:
+        raise RunExists(f"{title} holds files but no run. Remedy: move them away, or name=... for another folder")
 
 
 def open_folder(
@@ -113,6 +128,13 @@ def check_trials(run: RunFolder, space: CompressionSpace, trials: int) -> None:
         raise StorageError(
             f"{run.rescored_trials} is missing or empty, and {chosen[0]} was made of its best plan. {remedy}"
         )
+
+
+def _refuse_run(title: str, is_finished: bool) -> None:
+    state = "finished" if is_finished else "unfinished"
+    raise RunExists(
+        f"{title} holds a run, {state}. Remedy: --resume to continue it, --force to replace it, or name=..."
+    )
 
 
 def _check_kinds(run: RunFolder) -> None:

@@ -1,6 +1,6 @@
 """Values of a ``.tflite``'s inputs and outputs: integers that stand for floats, and values drawn for a tensor.
 
-Kept to numpy, because ``pfray.interpreter`` runs on devices that have nothing else.
+Kept to numpy, because ``pfray.measure.interpreter`` runs on devices that have nothing else.
 """
 
 from __future__ import annotations

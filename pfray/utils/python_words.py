@@ -8,7 +8,7 @@ import re
 PHRASES = {
     "--resume": "resume=True",
     "--force": "force=True",
-    "--address local": 'resources={"address": "local"}',
+    "python -m pfray.inspect": "pfray.inspect(model, train)",
     "the same file and overrides": "the same arguments",
     "a score of the task's own": "metric=, a function of (outputs, targets)",
     "a loss of the task's own": "loss=, a function of (outputs, targets)",
@@ -25,11 +25,19 @@ def in_python_words(text: str) -> str:
     for words, python in PHRASES.items():
         text = text.replace(words, python)
     text = re.sub(r"--warm-start (.+?)(?= to learn|$)", r'search={"warm_start": "\1"}', text)
+    text = re.sub(r"--address (\S+)", r'resources={"address": "\1"}', text)
+    text = re.sub(r"\btarget: \{", "target={", text)
     text = re.sub(r"\bscore=(?=\S)", "metric=", text)  # a task's field
     text = re.sub(r"\bnum_outputs=(\d+)", r"a model with \1 outputs", text)
     text = re.sub(rf"\b({SECTIONS})\.([a-z_]+)={_VALUE}", _section, text)
     text = re.sub(rf"\b(search)=(?=[a-z]){_VALUE}", lambda found: f"search={_value(found[2])}", text)
-    return re.sub(rf"(Remedy: |or )learner: {_VALUE}", lambda found: f"{found[1]}learner={_value(found[2])}", text)
+    text = re.sub(rf"(Remedy: |or )learner: {_VALUE}", lambda found: f"{found[1]}learner={_value(found[2])}", text)
+    # Of a key in the wrong place; elsewhere a quoted path is the key of a searched setting.
+    lines = [
+        re.sub(rf"'({SECTIONS})\.(\w+)'", r'\1={"\2": ...}', line) if ": unknown key" in line else line
+        for line in text.split("\n")
+    ]
+    return "\n".join(lines)
 
 
 def _section(found: re.Match[str]) -> str:

@@ -21,8 +21,8 @@ from pfray.export.tflite.float_islands import InFloat
 from pfray.export.tflite.kept import teacher_file
 from pfray.export.tflite.quantized import Stored
 from pfray.export.tflite.recurrent import MANY_STEPS, STEP_SECONDS, unrolled_steps
-from pfray.interpreter import BenchError
 from pfray.measure.evaluation import Measurement, measure
+from pfray.measure.interpreter import BenchError
 from pfray.nn.modes import place
 from pfray.reporting.observers import Observers
 from pfray.storage.run_folder import RunFolder

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -36,6 +35,7 @@ from pfray.training.loop import Shard
 from pfray.training.pace import in_words
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
+from pfray.utils.session_folder import scratch_folder
 from pfray.utils.user_code import failing_user_code
 from pfray.workflow.worker import TrainingSpec, add_line, read_curve, read_lines, train_candidate
 
@@ -203,7 +203,7 @@ def _work_together(config: dict[str, Any]) -> None:
             state["exchange"] = checkpoints.load(own, device) if own.exists() else {}
 
     def save(state: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_folder() as directory:
             kept = state.pop("exchange")
             if kept:
                 checkpoints.save(Path(directory) / EXCHANGE.format(rank=shard.rank), kept)

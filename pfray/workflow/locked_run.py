@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from pfray.config import schema
-from pfray.errors import nearest
+from pfray.errors import RunExists, nearest
 from pfray.reporting.observers import Observer, Observers
-from pfray.storage import open_run
+from pfray.storage import open_run, run_lock
 from pfray.storage.identity import identity
 from pfray.storage.progress import progress
+from pfray.storage.remote import open_bucket
 from pfray.storage.run_folder import RunFolder
 from pfray.storage.sync import synchronized
 from pfray.task import Task
@@ -37,6 +38,24 @@ def locked_run(
         with observers.stage("open storage") if run.url else contextlib.nullcontext():
             synchronize = closing.enter_context(synchronized(run, resume=resume))
         yield LockedRun(run, plain, observers, synchronize, resume=resume, force=force)
+
+
+def refusal(experiment: schema.Experiment, given: Given | None, *, resume: bool, force: bool) -> str | None:
+    """Reason why a run would not begin in its folder, as it is now; None if it would. Nothing is locked or fetched.
+
+    Of a run at a URL only its presence is looked at. Raises StorageError for a store that fails.
+    """
+    run, plain = RunFolder.at(experiment.storage, experiment.name), schema.plain(with_defaults(experiment, given))
+    try:
+        if run.url is not None:
+            names = open_bucket(run.url.removesuffix(f"/{run.name}")).names(run.name)
+            open_run.refuse_files(run.url, names, resume=resume, force=force)
+        else:
+            run_lock.check_free(run.path)
+            open_run.check_folder(run, plain, resume=resume, force=force)
+    except RunExists as error:
+        return str(error)
+    return None
 
 
 class LockedRun:

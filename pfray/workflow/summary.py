@@ -7,6 +7,7 @@ from typing import Any
 
 from pfray.config.schema import Experiment
 from pfray.errors import GoalMissed
+from pfray.learner.pipeline import Pipeline
 from pfray.measure.cost import total_macs
 from pfray.reporting.goals import missed_goals
 from pfray.reporting.metric import PrintedMetric
@@ -58,11 +59,21 @@ def make_summary(
         shared=found.shared,
         plan=choice.plan,
         uniform_plan=found.uniform,
-        choice=choice.to_dict(),
+        choice={**choice.to_dict(), "rounding": _rounding(loaded)},
         trials={**found.trials, "best": choice.trial},
         seconds=seconds,
         own_seconds=dict(own_seconds),
     )
+
+
+def _rounding(loaded: LoadedRun) -> dict[str, float]:
+    """Value of the learner's setting that rounds counts, by the setting's path; empty if nothing is rounded."""
+    components = loaded.components
+    learners = [("learner", components.learner, components.learner_settings)]
+    if issubclass(components.learner, Pipeline):
+        learners = [(f"learner.{s.name}", s.algorithm, s.settings) for s in components.learner_settings.steps]
+    found = {f"{at}.{cls.rounding_setting}": getattr(own, cls.rounding_setting, 1) for at, cls, own in learners}
+    return {path: value for path, value in found.items() if value > 1}
 
 
 def _costs(

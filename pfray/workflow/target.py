@@ -12,16 +12,16 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
-from pfray import interpreter
 from pfray.config.schema import Experiment
 from pfray.config.search_space import as_knob
 from pfray.config.sections import Target
 from pfray.data._split import SAMPLED, in_memory
 from pfray.errors import ConfigError, nearest
-from pfray.interpreter import BenchError
 from pfray.learner.base import Algorithm
 from pfray.learner.context import with_values
+from pfray.measure import interpreter
 from pfray.measure.cost import FLOAT_BITS, count_params, stored_bytes
+from pfray.measure.interpreter import BenchError
 from pfray.nn.flat import has_list
 from pfray.nn.inputs import count, shapes, take, tensors
 from pfray.objective import NEEDS_LATENCY, WEIGH_COST, Objective
@@ -29,7 +29,7 @@ from pfray.search.allocate import Allocate
 from pfray.search.base import PlanSearcher
 from pfray.space import CompressionSpace, Knob, keeps_limits
 from pfray.task import Task
-from pfray.units import UNITS
+from pfray.units import UNITS, Amount, number_text
 from pfray.workflow.latency_model import PredictedCosts
 
 # Trials train for a number of steps, so epochs do not matter. The batch size has to suit the workers.
@@ -42,7 +42,8 @@ def resolve_limits(
     """Limits by unit, as absolute numbers.
 
     macs: of the model; None if the space's full end has as many. Raises ConfigError for a unit that the learner cannot
-    change, for a learner of a pipeline that no limit asks to compress, and for a target that the model already meets.
+    change, for a learner of a pipeline that no limit asks to compress, and for a target that the model already meets;
+    InfeasibleTarget for a limit that no plan reaches.
     """
     whole = costs_as_it_is(space, model, macs)
     limits = {}
@@ -50,19 +51,26 @@ def resolve_limits(
         if unit not in whole:
             raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(whole) or 'none'}")
         limits[unit] = amount.absolute(whole[unit])
+    written = {unit: _written(amount, limits[unit]) for unit, amount in target.costs().items()}
     separate = space.separate(limits)
     for part in space.parts:
         if separate and not any(part is asked for asked, _ in separate):
             raise ConfigError(f"target: nothing asks {part.names[0].partition(':')[0]} to compress. Remedy: add one of "
                               f"{', '.join(part.costs_at(np.ones(len(part))))}")  # fmt: skip
     if keeps_limits(whole, limits):
-        (unit, limit), *_ = limits.items()
-        low, high = space.reachable(unit)
+        unit, *_ = limits
+        low, high = map(number_text, space.reachable(unit))
         raise ConfigError(
-            f"target.{unit}: {limit:g} is met by the model as it is. Allowed: {low:g} to {high:g}. "
+            f"target.{unit}: {written[unit]} is met by the model as it is. Allowed: {low} to {high}. "
             "Remedy: choose a value that asks for compression"
         )
+    space.refuse_out_of_reach(limits, written)
     return limits
+
+
+def _written(amount: Amount, limit: float) -> str:
+    """A limit as the user wrote it, and the number that it stands for: ``'0.4x' (210)``."""
+    return f"'{amount}' ({number_text(limit)})" if amount.text else number_text(limit)
 
 
 def costs_as_it_is(space: CompressionSpace, model: nn.Module, macs: float | None = None) -> dict[str, float]:

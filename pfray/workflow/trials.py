@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback as TuneCallback
 from ray.tune.experiment import Trial
@@ -58,7 +59,8 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
     spec = in_memory(spec, observers)
-    bound = tune.with_parameters(Learner, spec=spec)
+    # A reference within a list, which Tune hands on as it is: the worker's own code is to fetch it.
+    bound = tune.with_parameters(Learner, spec=[ray.put(spec)])
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
     # The actors' name on Ray's dashboard.
     trainable.__name__ = spec.recipe.algorithm.__name__
@@ -94,8 +96,14 @@ def run_trials(
     if searcher.failure is not None:
         raise searcher.failure
     if searcher.no_plans_left:
-        observers.note(f"note: {stage} ended after {len(searcher.records)} of {searcher.trials} trials, because no "
-                       "other plan was found that meets the target")  # fmt: skip
+        observers.note(f"note: {_why_complete(stage, len(searcher.records), searcher.trials)}")
+
+
+def _why_complete(stage: str, done: int, trials: int) -> str:
+    """Why a search without plans left needs no more trials."""
+    if done == 1:
+        return f"{stage} is complete with 1 of {trials} trials: only one plan meets the target, so it is the best"
+    return f"{stage} is complete with {done} of {trials} trials: no other plan was found that meets the target"
 
 
 def in_memory(spec: TrialSpec, observers: Observers) -> TrialSpec:

@@ -199,3 +199,16 @@ def test_every_mistake_in_settings_is_a_line_of_its_own():
 def test_the_nearest_name_is_offered_only_where_one_is_near():
     assert nearest("lent", ["lenet", "resnet20"]) == " Did you mean 'lenet'?"
     assert nearest("qqq", ["lenet", "resnet20"]) == ""
+    assert nearest("lenett", ["LeNet", "lenet"]) == " Did you mean 'lenet'?"
+    assert nearest("epochs", ["export", "search", "teacher"]) == ""
+
+
+@pytest.mark.parametrize(("name", "meant"), [
+    ("prune", "channel_pruned"), ("pruning", "channel_pruned"), ("Channel-Pruned", "channel_pruned"),
+    ("sparsity", "weight_sparse"), ("quantize", "litert_quant"), ("distillation", "distilled"),
+    ("layers", "layer_removal"), ("dis_chn_prune", "dis_chn_pruned"), ("unifrom_quant", "uniform_quant"),
+])  # fmt: skip
+def test_a_learner_is_offered_by_a_word_of_its_name_before_one_that_is_spelled_alike(name, meant):
+    with pytest.raises(ConfigError) as caught:
+        find_class("learner", name, Algorithm)
+    assert str(caught.value).endswith(f"Did you mean '{meant}'?")

@@ -24,6 +24,7 @@ from pfray.space import Plan
 from pfray.task import Split, Task, example_input
 from pfray.training.loop import fit
 from pfray.training.settings import Training
+from pfray.units import number_text
 from tests.learners.removed import SETTINGS, distance, plainly_removed
 from tests.small import channel_costs
 
@@ -250,7 +251,8 @@ def test_a_target_beyond_the_smallest_counts_is_refused_with_the_reachable_range
     )}  # fmt: skip
     low = total_macs(compressed(trained, smallest, task), example_input(task))
     assert space.reachable("macs") == (low, total_macs(trained, example_input(task)))
-    with pytest.raises(InfeasibleTarget, match=rf"target.macs: {low - 1:g} is out of reach; .* reach {low:g} to "):
+    words = rf"target.macs: {number_text(low - 1)} is out of reach; .* reach {number_text(low)} to "
+    with pytest.raises(InfeasibleTarget, match=words):
         space.uniform({"macs": low - 1})
     assert space.uniform({"macs": low}) == smallest
 

@@ -89,7 +89,7 @@ def test_a_student_of_one_size_meets_a_target_or_does_not():
     assert len(space) == 0
     assert space.uniform({"params": params}) == {}
     assert space.costs({})["params"] == params
-    with pytest.raises(InfeasibleTarget, match=f"out of reach; this model and learner reach {params} to {params}"):
+    with pytest.raises(InfeasibleTarget, match=f"out of reach; this model and learner reach {params:,} to {params:,}"):
         space.uniform({"params": params - 1})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,9 @@ def test_settings_that_cannot_be_are_refused_by_name(learner, given, message):
 
 def test_a_target_below_the_least_bits_is_refused_with_the_range(learner, model, task):
     space = learner(model, task, learner.settings_type(min_bits=3)).space()
-    limits = resolve_limits(Target(bits=2), space, model, "a_learner")
-    with pytest.raises(InfeasibleTarget, match=r"target\.bits: 2 is out of reach; .* reach 3 to 8\. Remedy"):
-        space.uniform(limits)
+    for refuse in (partial(space.uniform, {"bits": 2}), partial(resolve_limits, Target(bits=2), space, model, "own")):
+        with pytest.raises(InfeasibleTarget, match=r"target\.bits: 2 is out of reach; .* reach 3 to 8\. Remedy"):
+            refuse()
 
 
 def test_a_float_keeps_a_target_of_32_bits_so_there_is_nothing_to_do(learner, model, task):

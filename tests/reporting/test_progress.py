@@ -99,3 +99,12 @@ def test_a_finished_trial_moves_its_stage_on_and_names_the_best(plain, clock):
     with observers.stage("search", total=2):
         observers.trial_finished(SearchState("search", records, records[0], "agreement 0.5000"))
     assert "[search] 2/2 best agreement 0.5000 (uniform), 1 failed\n" in text.getvalue()
+
+
+def test_without_stages_the_notes_are_all_that_is_shown():
+    text = io.StringIO()
+    observers = Observers([Progress(Console(file=text, force_terminal=False), stages=False)])
+    with observers.stage("search", total=2) as stage:
+        stage.update(2, "best 0.9")
+        observers.note("note: none of it")
+    assert text.getvalue() == "note: none of it\n"

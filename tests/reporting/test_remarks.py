@@ -176,3 +176,20 @@ def test_operators_without_an_int8_kernel_are_remarked_and_layers_left_out_on_pu
     notes = remarks(summary(exported={"stored": stored}))
     expected = "float in the .tflite, act0, act1, act2 and 3 more: no int8 kernel for silu"
     assert [note for note in notes if ".tflite" in note] == [expected]
+
+
+def test_a_target_that_rounded_counts_do_not_use_up_is_explained_with_the_setting() -> None:
+    costs = {"teacher": {"macs": 1000.0}, "compressed": {"macs": 410.0}}
+    rounded = {
+        **SUMMARY, "target": {"macs": "0.5x"}, "limits": {"macs": 500.0}, "costs": costs,
+        "choice": {"origin": "tpe", "rounding": {"learner.round_to": 8}},
+    }  # fmt: skip
+    assert (
+        "0.41x MACs of 0.50x that the target allows, because counts are kept in multiples of learner.round_to=8, which "
+        "are fast to compute. A smaller one comes nearer to the target"
+    ) in remarks(Summary.parse(rounded))
+    for change in (
+        {"costs": {**costs, "compressed": {"macs": 480.0}}}, {"objective": "amc"}, {"choice": {"rounding": {}}},
+        {"choice": {"rounding": 8}}, {"limits": {"macs": 500.0, "latency_ms": 1.0}},
+    ):  # fmt: skip
+        assert not [text for text in remarks(Summary.parse({**rounded, **change})) if "multiples" in text]

@@ -186,3 +186,12 @@ def test_after_any_kind_of_failure_the_search_goes_on(open_ended):
     assert len(tried) == len(searcher.records) == 30
     assert [record["score"] is not None for record in searcher.records] == [number % 7 == 6 for number in range(30)]
     assert [plan for plan, _ in searcher.history] == list(tried.values())
+
+
+def test_a_worker_that_cannot_be_set_up_ends_the_search_and_costs_no_trial(name):
+    searcher = make(name)
+    assert searcher.suggest("a") is not None
+    searcher.on_trial_complete("a", {"score": float("nan"), "setup_error": "a worker cannot import 'mine'"})
+    assert searcher.records == []
+    assert str(searcher.failure) == "a worker cannot import 'mine'"
+    assert searcher.suggest("b") == Searcher.FINISHED

@@ -21,6 +21,10 @@ WORDS = {
     "Remedy: finetune.epochs=10. And so on": 'Remedy: finetune={"epochs": 10}. And so on',
     "Remedy: learner.skip=[conv1, head], or learner.activation_bits=null":
         'Remedy: learner={"name": ..., "skip": ["conv1", "head"]}, or learner={"name": ..., "activation_bits": None}',
+    "Remedy: search.finetune_steps=60 or more": 'Remedy: search={"finetune_steps": 60} or more',
+    "python -m pfray.inspect lists all": "pfray.inspect(model, train) lists all",
+    "a: unknown key. Did you mean 'search.trials'?": 'a: unknown key. Did you mean search={"trials": ...}?',
+    "Remedy: target: {macs: 0.5x}": "Remedy: target={macs: 0.5x}",
     "Remedy: search=uniform, or a searcher": 'Remedy: search="uniform", or a searcher',
     "Remedy: learner: [channel_pruned, litert_quant]": 'Remedy: learner=["channel_pruned", "litert_quant"]',
     "own loss alone, or learner: channel_pruned": 'own loss alone, or learner="channel_pruned"',
@@ -37,7 +41,8 @@ def test_options_keys_and_fields_become_arguments(text):
 
 
 @pytest.mark.parametrize("text", [
-    "target.macs: '0.5y' is no amount", "learner: chanel_pruned is unknown", "more finetune.epochs or search.trials",
+    "target.macs: '0.5y' is no amount", "cannot be searched. Did you mean 'finetune.lr'?",
+    "learner: chanel_pruned is unknown", "more finetune.epochs or search.trials",
     "Remedy: storage=... in a folder that all machines share", 'search={"name": "random"}',
     "model.load_state_dict(...)",
 ])  # fmt: skip

@@ -18,7 +18,7 @@ from pfray.storage.run_folder import RunFolder
 from pfray.utils.files import read_json, write_json
 from pfray.workflow import setup
 from pfray.workflow.given import Given, Judging, given_run
-from pfray.workflow.locked_run import locked_run
+from pfray.workflow.locked_run import locked_run, refusal
 from tests.summaries import SUMMARY
 
 X = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -73,3 +73,22 @@ def test_a_finished_run_of_another_version_is_returned(experiment):
     write_json(folder.identity, {**(read_json(folder.identity) or {}), "pfray": "0.0"})
     folder.write_summary(json.loads(folder.summary.read_text()))  # with the checksums of the files as they are
     assert execute(experiment, given(loss=F.cross_entropy), resume=True).model is None
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_what_a_run_would_be_refused_for_is_told_without_a_lock(experiment, tmp_path, scheme):
+    asked = experiment.model_copy(update={"storage": f"{scheme}{tmp_path}"})
+    before = sorted(tmp_path.rglob("*"))
+    told = refusal(asked, given(), resume=False, force=False)
+    assert told is not None
+    words = "exp holds a run, finished. Remedy: --resume to continue it, --force to replace it, or name=..."
+    assert told.endswith(words)
+    assert refusal(asked, given(), resume=True, force=False) is None
+    assert refusal(asked, given(), resume=False, force=True) is None
+    assert refusal(asked.model_copy(update={"name": "other"}), given(), resume=False, force=False) is None
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "mine.txt").touch()
+    told = refusal(asked.model_copy(update={"name": "files"}), given(), resume=False, force=False)
+    assert told is not None
+    assert "files holds files but no run" in told
+    assert [path for path in sorted(tmp_path.rglob("*")) if "files" not in str(path.relative_to(tmp_path))] == before

@@ -11,12 +11,13 @@ from torch.utils.data import default_collate
 
 from learners.full_precision import FullPrecision
 from learners.weight_sparse import WeightSparse
-from pfray import interpreter
 from pfray.config.schema import Experiment
 from pfray.config.sections import Export
 from pfray.data import digits
 from pfray.data._loaders import streamed
-from pfray.errors import ConfigError
+from pfray.errors import ConfigError, InfeasibleTarget
+from pfray.measure import interpreter
+from pfray.measure.cost import count_params
 from pfray.search.allocate import Allocate
 from pfray.search.random import Random
 from pfray.space import CompressionSpace
@@ -106,6 +107,18 @@ class Shaping:
     max_sparsity: float = 0.9
     interval: int = 8
     depthwise: bool = False
+
+
+def test_a_target_out_of_reach_or_met_already_is_quoted_as_it_was_written(model, space):
+    params = count_params(model)[0]
+    with pytest.raises(InfeasibleTarget, match=rf"target.params: '0.001x' \({0.001 * params:g}\) is out of reach; "):
+        limits(model, space, params="0.001x")
+    with pytest.raises(InfeasibleTarget, match=r"target.sparsity: '99.9%' \(0.999\) is out of reach"):
+        limits(model, space, sparsity="99.9%")
+    with pytest.raises(InfeasibleTarget, match=r"target.params: 3 is out of reach"):
+        limits(model, space, params=3)
+    with pytest.raises(ConfigError, match=rf"target.params: '2x' \({2 * params:,}\) is met by the model as it is"):
+        limits(model, space, params="2x")
 
 
 def searched(space: CompressionSpace, **ranges: str) -> tuple:

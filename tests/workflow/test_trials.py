@@ -53,3 +53,10 @@ def test_a_trial_has_the_samples_that_its_settings_ask_for() -> None:
 def test_settings_of_images_are_found_in_pipelines() -> None:
     assert trials.images_read(WeightSparse.settings_type(images=1300)) == [1300]
     assert trials.images_read(object()) == []
+def test_a_search_that_runs_out_of_plans_is_complete_and_says_why() -> None:
+    assert trials._why_complete("search", 1, 2) == (
+        "search is complete with 1 of 2 trials: only one plan meets the target, so it is the best"
+    )
+    assert trials._why_complete("search", 9, 60) == (
+        "search is complete with 9 of 60 trials: no other plan was found that meets the target"
+    )

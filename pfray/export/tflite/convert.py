@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pfray import interpreter
 from pfray.errors import ExportError, first_line
 from pfray.export.shipped import shipped
 from pfray.export.tflite import flatbuffer, float_islands, short_names
+from pfray.measure import interpreter
 from pfray.nn.flat import Structured, has_list, with_named_tensors
 from pfray.nn.inputs import Inputs, call, count, join, map_tensors, moved, shapes, take, tensors
 from pfray.nn.modes import evaluating, forward
@@ -73,7 +73,7 @@ def convert(model: nn.Module, example: Inputs) -> bytes:
 
 
 def arrays(inputs: Inputs) -> list[np.ndarray]:
-    """The tensors of inputs as ``pfray.interpreter`` takes them, in the order of the file's inputs."""
+    """The tensors of inputs as ``pfray.measure.interpreter`` takes them, in the order of the file's inputs."""
     return [tensor.detach().cpu().numpy() for tensor in tensors(inputs)]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pfray.errors import ExportError
 from pfray.export.tflite import convert
-from pfray.interpreter import BenchError
+from pfray.measure.interpreter import BenchError
 from pfray.quantization import activations, affine, qparams
 
 

@@ -11,9 +11,9 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 from torch.nn import functional as F
 
-from pfray import interpreter
 from pfray.export.tflite import convert, flatbuffer, float_islands
 from pfray.export.tflite.float_islands import InFloat
+from pfray.measure import interpreter
 from pfray.quantization.pt2e import int8_model
 
 INPUTS = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pfray import bench, interpreter, load
+from pfray import bench, load
 from pfray.export import pt2
 from pfray.export.tflite import convert
-from pfray.interpreter import BenchError
+from pfray.measure import interpreter
+from pfray.measure.interpreter import BenchError
 from pfray.nn.flat import plain
 from pfray.nn.inputs import call, take, tensors
 from pfray.quantization.pt2e import int8_model

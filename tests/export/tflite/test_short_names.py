@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from pfray import interpreter
 from pfray.export.tflite import convert, flatbuffer
 from pfray.export.tflite.short_names import short, shorten
+from pfray.measure import interpreter
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
-from pfray import interpreter
 from pfray.export.tflite import convert, flatbuffer
 from pfray.export.tflite.sparse import sparsify
+from pfray.measure import interpreter
 
 INPUTS = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pfray import interpreter
 from pfray.errors import PfrayError
 from pfray.export.tflite import convert
+from pfray.measure import interpreter
 from pfray.models.lenet import lenet
 
 
