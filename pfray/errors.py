@@ -143,7 +143,10 @@ _SHORT.maxlevel = 3
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the closest known name; an empty text if none is close."""
+    """`` Did you mean 'x'?`` for the closest known name, first of those that continue ``name``; empty if none is close.
+    """
+    names = list(known)
+    longer = [each for each in names if name and each.startswith(name)]
     # The matcher's time grows with the square of the length.
-    close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], longer or names, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
