@@ -105,7 +105,8 @@ def compress(
     augment(inputs, generator): of training batches. A data set may change its samples itself.
     search, finetune, distill, export, resources, distributed: sections of an experiment file, as mappings. ``search``
         may also be a searcher's name or class.
-    teacher: settings of a training of ``model`` before the search; without them it is taken as trained.
+    teacher: settings of a training of ``model`` before the search; without them it is taken as trained. ``expect`` is
+        the metric that it has, such as ``{"expect": "71%"}``: less than half of it is an error.
     storage, name: the run folder is ``storage/name``; ``storage`` may be a URL such as ``s3://bucket/runs``.
     resume: continue an interrupted run. force: replace an earlier one.
 
@@ -133,8 +134,10 @@ def compress(
     judged = Judging(loss, metric, higher_is_better, evaluate, output, soft_loss)
     with _in_python_words():
         experiment = schema.validated(raw, own_mistakes)
+        # What is expected of a teacher is no setting of a training.
+        is_trained = teacher is None or set(raw["teacher"]) == {"expect"}
         given = given_run(
-            model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=teacher is None
+            model, train, validation, test, judged, adapt=adapt, augment=augment, seed=seed, is_trained=is_trained
         )
         with _interruptible():
             return _result(execute(experiment, given, resume=resume, force=force, observers=tuple(observers)))

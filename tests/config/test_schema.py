@@ -124,7 +124,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: lenet, mobilenet_v1, resnet110, resnet18"),
+    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: googlenet, lenet, mobilenet_v1, "),
     ({"model": "resnet_20"}, "Did you mean 'resnet20'?"),
     ({"model": {"name": "mobilenet_v1", "widht": 0.5}}, "model.widht: unknown setting"),
     ({"model": "no_such_pkg.models:build"}, "model: cannot import 'no_such_pkg.models'"),
@@ -179,7 +179,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"search": {"name": "random", "spread": "2"}}, "search.spread: '2' is not allowed"),
     ({"search": {"space": {"finetune.lr": "uniform(0, 1e999)"}}}, "an end is infinite"),
     ({"model": "builtins:dict"}, "model: 'builtins:dict' cannot be used: no signature found"),
-    ({"model": "x" * 10**5}, "Allowed: lenet"),
+    ({"model": "x" * 10**5}, "Allowed: googlenet, lenet"),
     ({"model": "\x1b[31m:\u202e"}, r"model: cannot import '\x1b[31m'"),
     ({"x" * 10**5: 1}, "unknown key. Allowed: name"),
     ({"seed": [list(range(100))] * 20}, "seed: [[0, 1, 2"),
@@ -232,6 +232,26 @@ def test_a_section_that_is_an_alias_of_another_can_be_changed_alone(file):
     changed = load(file(f"{text}teacher: &t {{epochs: 3, lr: 1e-3}}\nfinetune: *t\n"), ["finetune.epochs=1"])
     assert (changed.teacher.epochs, changed.finetune.epochs) == (3, 1)
     assert changed.teacher.lr == changed.finetune.lr == 1e-3
+
+
+@pytest.mark.parametrize(("written", "value"), [(0.71, 0.71), ("71%", 0.71), ("71.5 %", 0.715), (28.4, 28.4)])
+def test_what_is_expected_of_a_teacher_is_a_share_or_a_number(file, tmp_path, written, value):
+    experiment = load(file({**BASE, "teacher": {"expect": written, "epochs": 3}}))
+    assert (experiment.teacher.expect, experiment.teacher.epochs) == (value, 3)
+    (tmp_path / "again.yaml").write_text(dump(experiment))
+    assert load(tmp_path / "again.yaml") == experiment
+
+
+@pytest.mark.parametrize("written", [0, -0.5, "-5%", "0%", "2x", "high", True, [0.5], float("inf")])
+def test_an_expectation_of_another_form_is_refused(file, written):
+    (line,) = mistakes(file({**BASE, "teacher": {"expect": written}}))
+    assert line.startswith("teacher.expect: ")
+    assert "finetune" not in line
+
+
+def test_only_a_teacher_is_expected_to_have_a_metric(file):
+    (line,) = mistakes(file({**BASE, "finetune": {"expect": 0.5}}))
+    assert line.startswith("finetune.expect: unknown key")
 
 
 def test_files_that_include_others_again_and_again_are_refused(file):
