@@ -8,8 +8,8 @@ DEVICE_READY := $(DEVICE)/.ready
 # Other people's networks, for tests alone, beside the environment: torchvision's wheels from PyPI cannot be imported
 # beside a CPU-only torch, and transformers would try.
 MODELS := .models
-MODEL_TESTS := tests/models/test_hub.py tests/nn/test_build.py tests/measure tests/pruning/channels/test_transformers.py \
-	tests/pruning/channels/test_timm.py
+MODEL_TESTS := tests/models/test_hub.py tests/models/test_torchvision.py tests/nn/test_build.py tests/measure \
+	tests/pruning/channels/test_transformers.py tests/pruning/channels/test_timm.py
 DEMO := runs/mobilenet_sparse
 DEMO_FILES := $(DEMO)/teacher.tflite $(DEMO)/model.tflite
 KINDS := runs/device_files

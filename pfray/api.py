@@ -120,7 +120,8 @@ def compress(
     augment(inputs, generator): of training batches. A data set may change its samples itself.
     search, finetune, distill, export, resources, distributed: sections of an experiment file, as mappings. ``search``
         may also be a searcher's name or class.
-    teacher: settings of a training of ``model`` before the search; without them it is taken as trained.
+    teacher: settings of a training of ``model`` before the search; without them it is taken as trained. ``expect`` is
+        the metric that it has, such as ``{"expect": "71%"}``: less than half of it is an error.
     storage, name: the run folder is ``storage/name``; ``storage`` may be a URL such as ``s3://bucket/runs``.
     resume: continue an interrupted run. force: replace an earlier one.
     quiet: no progress on stderr. The result is printed by nobody but the caller.
@@ -187,12 +188,14 @@ def _request(asked: Mapping[str, Any]) -> tuple[Experiment, Given]:
         return component_mistakes({kind: c for kind, c in components.items() if kind in ("learner", "search")})
 
     experiment = schema.validated(raw, own_mistakes)
+    # What is expected of a teacher is no setting of a training.
+    is_trained = asked["teacher"] is None or set(raw["teacher"]) == {"expect"}
     judged = Judging(*(asked[key] for key in (
         "loss", "metric", "higher_is_better", "evaluate", "output", "soft_loss",
     )))  # fmt: skip
     given = given_run(
         model, train, asked["validation"], asked["test"], judged, adapt=asked["adapt"], augment=asked["augment"],
-        seed=seed, is_trained=asked["teacher"] is None,
+        seed=seed, is_trained=is_trained,
     )  # fmt: skip
     return experiment, given
 

@@ -148,9 +148,11 @@ _SHORT.maxlevel = 3
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known name; an empty text if none is close.
 
-    A slip of the pen comes first, then a name that has a word of ``name`` (``channel_pruned`` for ``prune``).
+    A name that continues ``name`` comes first, then a slip of the pen, then a name that has a word of ``name``
+    (``channel_pruned`` for ``prune``).
     """
     known, own = list(known), _plain(name[:100])  # the matcher's time grows with the square of the length
+    known = [each for each in known if own and _plain(each).startswith(own)] or known
     close = difflib.get_close_matches(own, [_plain(each) for each in known], n=1, cutoff=LIKELY)
     if not close or _similarity(own, close[0]) < CERTAIN:
         related = (each for each in map(_plain, known) if _share_a_word(own, each))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfray.errors import LINE, LINES, VALUE, ConfigError, first_line, print_error, short, shown
+from pfray.errors import LINE, LINES, VALUE, ConfigError, first_line, nearest, print_error, short, shown
 
 
 class Broken(Exception):
@@ -63,3 +63,11 @@ def test_the_first_line_of_another_error_is_quoted_without_colours_and_never_fai
     assert first_line(KeyError()) == "KeyError"
     assert first_line(Broken()) == "Broken"
     assert len(first_line(ValueError("x" * 10**6))) <= 300
+
+
+def test_a_name_that_continues_the_given_one_is_nearer_than_one_that_differs():
+    known = ["resnet56", "resnet50_imagenet", "lenet"]
+    assert nearest("resnet50", known) == " Did you mean 'resnet50_imagenet'?"
+    assert nearest("resnet5", known) == " Did you mean 'resnet56'?"
+    assert nearest("resnet66", known) == " Did you mean 'resnet56'?"
+    assert nearest("", known) == nearest("quantity", known) == ""

@@ -65,7 +65,7 @@ def test_environments_know_the_space_and_its_units_only(path):
 
 def test_the_device_side_imports_numpy_and_an_interpreter_only():
     names = (
-        "bench.py", "interpreter.py", "utils/command.py", "utils/file_values.py", "utils/quiet.py", "errors.py",
+        "bench.py", "measure/interpreter.py", "utils/command.py", "utils/file_values.py", "utils/quiet.py", "errors.py",
         "__main__.py",
     )  # fmt: skip
     paths = [ROOT / "pfray" / name for name in names]

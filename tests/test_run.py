@@ -223,6 +223,17 @@ def test_a_missed_max_drop_completes_the_files_and_ends_with_exit_code_1(ray_clu
     assert main([str(path), "--resume"]) == 1
 
 
+def test_a_teacher_far_from_what_is_expected_ends_the_run(ray_cluster, tmp_path, quick, capsys):
+    teacher = {"epochs": 1, "lr": 1e-9, "expect": "90%"}
+    path = write(tmp_path, {**quick, "model": "lenet", "teacher": teacher, "finetune": {"epochs": 0}})
+    assert main([str(path)]) == 1
+    text = capsys.readouterr().err
+    assert "error: the teacher was trained to accuracy" in text
+    assert "less than half of 90.0 % as teacher.expect states. Remedy: more teacher.epochs" in text
+    assert not (tmp_path / "runs/exp/search/trials.jsonl").exists()
+    assert main([str(path), "--resume", "teacher.expect=null"]) == 0
+
+
 def test_a_model_that_gives_nan_in_training_fails_the_run_with_one_line(ray_cluster, tmp_path, quick, capsys):
     assert main([str(write(tmp_path, {**quick, "model": {"factory": "tests.userland:Diverging"}}))]) == 1
     assert "the loss became nan" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from pfray.config import merge, strict_yaml
 from pfray.config.component import PIPELINE, Component, LearnerChoice, Model
 from pfray.config.messages import describe_errors
-from pfray.config.sections import Export, Resources, Search, Target
+from pfray.config.sections import Export, Resources, Search, Target, Teacher
 from pfray.errors import ConfigError, short
 from pfray.training.settings import Distill, Distributed, Training
 from pfray.utils.settings import Section, as_written
@@ -30,7 +30,7 @@ class Experiment(Section):
     learner: LearnerChoice
     target: Target
     search: Search = Search()
-    teacher: Training = Training()
+    teacher: Teacher = Teacher()
     finetune: Training = Training(epochs=10, lr=0.02)
     distill: Distill = Distill()
     export: Export = Export()

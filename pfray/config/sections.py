@@ -21,6 +21,7 @@ from pfray.config.component import Component
 from pfray.config.search_space import check_range
 from pfray.errors import shown
 from pfray.objective import Thresholds
+from pfray.training.settings import Training
 from pfray.units import UNITS, Amount
 from pfray.utils.settings import Section
 from pfray.utils.url import check_address
@@ -100,6 +101,16 @@ class Target(Section):
     def costs(self) -> dict[str, Amount]:
         """Limits that are set, by unit."""
         return {unit: amount for unit in UNITS if (amount := getattr(self, unit)) is not None}
+
+
+class Teacher(Training):
+    """Training of the teacher where no weights are given.
+
+    expect: the metric that the teacher has, a share (``0.71`` or ``71%``) or a number. A teacher with less than half of
+        it on the validation split, or more than twice where lower is better, ends the run.
+    """
+
+    expect: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
 
 
 class Search(Component):

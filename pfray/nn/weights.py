@@ -21,6 +21,9 @@ def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = N
     The file holds a state dict, or a dictionary with one in an entry, such as a training's checkpoint; prefixes that a
     wrapper gave the names are left out.
 
+    A model's ``unused_weights``, if it has them, are prefixes of names that its published files have beside its own,
+    such as heads that only training used; they are left out.
+
     classes: for a task with some classes of a data set, the outputs to keep of a head for all of them.
     Raises WeightsError that names the file, or the entries that do not fit.
     """
@@ -31,7 +34,8 @@ def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = N
     if found is None:
         raise WeightsError(f"{title} holds no state dict. Remedy: torch.save(model.state_dict(), path)")
     inside = f"{title}, entry '{short(found.where)}'" if found.where else title
-    state = found.state
+    unused = _unused(model, found.state, own)
+    state = {key: value for key, value in found.state.items() if key not in unused}
     _check_state(inside, state)
     if classes is not None:
         state = {k: _cut_head(v, own[k], classes) if k in own else v for k, v in state.items()}
@@ -54,11 +58,21 @@ def load_weights(model: nn.Module, path: Path, classes: Sequence[int] | None = N
             f"{title} cannot be loaded ({first_line(error)}). Remedy: choose the model it is for"
         ) from error
     notes = [f"{title}: {note}" for note in found.notes]
+    if unused:
+        prefixes = " and ".join(f"'{prefix}'" for prefix in dict.fromkeys(unused.values()))
+        notes.append(f"{title}: {prefixes} left out, which the model has no use for")
     if counts:
         notes.append(f"{title} has no {COUNT} of batch norms; the model's own is kept")
     if others:
         notes.append(f"{title} is {' and '.join(sorted(others))}; the model is float32 and has it converted")
     return notes
+
+
+def _unused(model: nn.Module, state: Mapping[Any, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names in the file that begin with one of the model's ``unused_weights``, and that prefix of each."""
+    prefixes = [str(prefix) for prefix in getattr(model, "unused_weights", ())]
+    others = [name for name in state if isinstance(name, str) and name not in own]
+    return {name: prefix for prefix in prefixes for name in others if name.startswith(prefix)}
 
 
 def _check_state(title: str, state: Mapping[Any, Tensor]) -> None:

@@ -205,8 +205,9 @@ def _changes(path: str, old: Any, new: Any) -> list[str]:
 
 
 def _compared(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that determines a run's results. Storage and resources may differ when it is continued."""
+    """The part that determines a run's results. Storage, resources and expectations may differ when it is continued."""
     plain = strict_yaml.parse(strict_yaml.dump(dict(experiment)))  # as it will be read back
+    plain.get("teacher", {}).pop("expect", None)
     plain["resources.precision"] = plain.pop("resources")["precision"]
     del plain["storage"]
     return plain
@@ -219,6 +220,7 @@ def _read_compared(saved: Path, sections: set[str]) -> dict[str, Any] | None:
         if not raw.keys() >= sections:
             return None
         raw["resources.precision"] = raw.pop("resources")["precision"]
+        raw.get("teacher", {}).pop("expect", None)
         return raw
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -38,6 +38,7 @@ from pfray.utils.signatures import call
 from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.components import Components, resolve, with_defaults
+from pfray.workflow.expected_metric import check_ready_teacher, expected_of
 from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
 from pfray.workflow.target import (
@@ -90,6 +91,10 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         cache_dir()  # raises for an unusable one before anything is written
         task = build_task(experiment, components, notes.append)
         model = build_model(experiment, components, task, notes.append)
+        is_trained = experiment.model.weights is not None if given is None else given.is_trained
+        expected = expected_of(experiment, task)
+        if expected is not None and (is_trained or not experiment.teacher.epochs):
+            check_ready_teacher(experiment, expected, model, task, notes.append)
         algorithm = components.learner(model, task, components.learner_settings)
         space = _space_of(algorithm, experiment.learner.name)
         space = with_layer_shapes(space, model, example_input(task))
@@ -113,7 +118,6 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     space = space.with_free(knobs)
     components.searcher(space, limits, components.search_settings)  # raises for settings that only it can check
     earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
-    is_trained = experiment.model.weights is not None if given is None else given.is_trained
     return LoadedRun(
         components, task, model, is_trained, given is not None or ":" in experiment.model.name, space, limits,
         objective, tuple(knob.name for knob in knobs), earlier,

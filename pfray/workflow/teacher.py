@@ -14,6 +14,7 @@ from pfray.learner.context import Context, Recipe
 from pfray.nn.fingerprint import model_parts
 from pfray.training.settings import Distributed
 from pfray.utils.cache import cache_dir, cache_key, load_tensors, save_tensors
+from pfray.workflow.expected_metric import check_trained_teacher, expected_of
 from pfray.workflow.retrain import Trainer
 from pfray.workflow.setup import LoadedRun
 
@@ -21,20 +22,33 @@ from pfray.workflow.setup import LoadedRun
 def make_teacher(experiment: Experiment, loaded: LoadedRun, trainer: Trainer) -> nn.Module:
     """The loaded model unchanged if it is trained; otherwise trained, or read from the run folder or cache.
 
+    Raises TrainingFailed if it has much less than ``teacher.expect``.
+    """
+    if loaded.is_trained:
+        return loaded.model
+    teacher = _trained_teacher(experiment, loaded, trainer)
+    expected = expected_of(experiment, loaded.task)
+    if expected is not None and experiment.teacher.epochs:
+        check_trained_teacher(expected, teacher, loaded.task)
+    return teacher
+
+
+def _trained_teacher(experiment: Experiment, loaded: LoadedRun, trainer: Trainer) -> nn.Module:
+    """The loaded model with the weights of its training, which is read from the run folder or cache if it was done.
+
     The cache key covers the settings of model, data and training, the architecture's printed form, the initial weights,
     the outputs of ``forward``, the data itself and pfray's version. A change of any of them trains a new teacher. A
     change inside the user's own loss or augmentation is not seen: it takes a new seed, or an empty cache.
     """
     model, task = loaded.model, loaded.task
-    if loaded.is_trained:
-        return model
     if _read_into(model, trainer.run.teacher):
         return model  # the run's own, because its trials were made from it, perhaps on another machine
     # An exchange of gradients other than the default changes the teacher.
     plain = experiment.distributed == Distributed()
     key = cache_key(
         experiment.model.model_dump_json(), experiment.data.model_dump_json(), *model_parts(model, task),
-        task.fingerprint(), experiment.teacher.model_dump_json(), experiment.seed, experiment.resources.precision,
+        task.fingerprint(), experiment.teacher.model_dump_json(exclude={"expect"}), experiment.seed,
+        experiment.resources.precision,
         *([] if plain else [experiment.distributed.model_dump_json()]),
     )  # fmt: skip
     path = cache_dir() / "teachers" / f"{key}.safetensors"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: lenet, mobilenet_v1, resnet110, resnet18"),
+    ({"model": "resnet21"}, "model: unknown name 'resnet21'. Allowed: googlenet, lenet, mobilenet_v1, "),
     ({"model": "resnet_20"}, "Did you mean 'resnet20'?"),
     ({"model": {"name": "mobilenet_v1", "widht": 0.5}}, "model.widht: unknown setting"),
     ({"model": "no_such_pkg.models:build"}, "model: cannot import 'no_such_pkg.models'"),
@@ -194,7 +195,7 @@ def test_all_mistakes_are_reported_together_with_path_allowed_values_and_nearest
     ({"search": {"name": "random", "spread": "2"}}, "search.spread: '2' is not allowed"),
     ({"search": {"space": {"finetune.lr": "uniform(0, 1e999)"}}}, "an end is infinite"),
     ({"model": "builtins:dict"}, "model: 'builtins:dict' cannot be used: no signature found"),
-    ({"model": "x" * 10**5}, "Allowed: lenet"),
+    ({"model": "x" * 10**5}, "Allowed: googlenet, lenet"),
     ({"model": "\x1b[31m:\u202e"}, r"model: cannot import '\x1b[31m'"),
     ({"x" * 10**5: 1}, "unknown key. Allowed: name"),
     ({"seed": [list(range(100))] * 20}, "seed: [[0, 1, 2"),
@@ -249,6 +250,26 @@ def test_a_section_that_is_an_alias_of_another_can_be_changed_alone(file):
     assert changed.teacher.lr == changed.finetune.lr == 1e-3
 
 
+@pytest.mark.parametrize(("written", "value"), [(0.71, 0.71), ("71%", 0.71), ("71.5 %", 0.715), (28.4, 28.4)])
+def test_what_is_expected_of_a_teacher_is_a_share_or_a_number(file, tmp_path, written, value):
+    experiment = load(file({**BASE, "teacher": {"expect": written, "epochs": 3}}))
+    assert (experiment.teacher.expect, experiment.teacher.epochs) == (value, 3)
+    (tmp_path / "again.yaml").write_text(dump(experiment))
+    assert load(tmp_path / "again.yaml") == experiment
+
+
+@pytest.mark.parametrize("written", [0, -0.5, "-5%", "0%", "2x", "high", True, [0.5], float("inf")])
+def test_an_expectation_of_another_form_is_refused(file, written):
+    (line,) = mistakes(file({**BASE, "teacher": {"expect": written}}))
+    assert line.startswith("teacher.expect: ")
+    assert "finetune" not in line
+
+
+def test_only_a_teacher_is_expected_to_have_a_metric(file):
+    (line,) = mistakes(file({**BASE, "finetune": {"expect": 0.5}}))
+    assert line.startswith("finetune.expect: unknown key")
+
+
 def test_files_that_include_others_again_and_again_are_refused(file):
     for i in range(1, 9):
         file({"include": [f"{i - 1}.yaml"] * 3} if i > 1 else {}, f"{i}.yaml")
@@ -301,6 +322,40 @@ def test_the_paper_of_layer_removal_is_followed_to_its_settings(name):
     wanted = paper.search.thresholds
     assert (wanted.accuracy, wanted.latency, wanted.compression) == (0.9, 0.3, 0.6)
     assert paper.model.settings["width"] == 1.0
+
+
+def test_the_experiments_on_imagenet_have_pocketflows_settings():
+    """PocketFlow's nets/mobilenet_at_ilsvrc12.py, nets/resnet_at_ilsvrc12.py and the options of its learners."""
+
+    def experiment(name: str):
+        return load(ROOT / "experiments" / f"{name}.yaml")
+
+    channel, sparse = experiment("mobilenet_v1_imagenet_channel"), experiment("mobilenet_v1_imagenet_sparse")
+    pruned18, bits4 = experiment("resnet18_imagenet_channel"), experiment("resnet18_imagenet_bits4")
+    int8 = [experiment("mobilenet_v2_imagenet_int8"), experiment("resnet50_imagenet_int8")]
+    for each in (channel, sparse, pruned18, bits4):
+        assert (each.search.name, each.search.trials, each.search.settings["warmup"]) == ("ddpg", 200, 50)
+        assert each.search.objective == "accuracy"
+    for each in (channel, sparse):
+        assert each.teacher.model_dump(exclude={"expect"}) == each.finetune.model_dump()
+        assert (each.finetune.epochs, each.finetune.lr / each.finetune.batch_size) == (100, 0.045 / 96)
+        assert each.finetune.weight_decay == 4e-5
+    assert (pruned18.finetune.epochs, pruned18.finetune.lr / pruned18.finetune.batch_size) == (100, 0.1 / 256)
+    # 1.5 log10(1 + share), the lower bound of the agent's actions; a fifth of the epochs after a group.
+    assert channel.learner.settings["min_keep"] == round(1.5 * math.log10(1.5), 2)
+    assert channel.learner.settings["group_epochs"] == 0.2 * channel.finetune.epochs
+    assert channel.learner.settings["images"] == 60 * 64
+    assert (sparse.learner.settings["begin"], sparse.learner.settings["end"]) == (0.1, 0.5)
+    assert (sparse.learner.settings["interval"], sparse.search.finetune_steps) == (500, 400)
+    # Cross entropy + 4 soft cross entropy, against (1 - weight) of the one and weight T^2 of the other.
+    weight, temperature = sparse.distill.weight, sparse.distill.temperature
+    assert weight * temperature**2 / (1 - weight) == pytest.approx(4)
+    assert (bits4.search.finetune_steps, bits4.finetune.epochs, bits4.learner.settings["min_bits"]) == (2000, 60, 2)
+    rates = [each.finetune.lr / each.finetune.batch_size for each in int8]
+    assert rates == pytest.approx([0.045e-2 / 96, 0.1e-2 / 256])
+    expected = [experiment.teacher.expect for experiment in (pruned18, bits4, *int8)]
+    assert expected == [0.6976, 0.6976, 0.7188, 0.7613]
+    assert all(each.model.weights is not None for each in (pruned18, bits4, *int8))
 
 
 FRAGMENTS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "cluster"]

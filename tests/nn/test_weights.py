@@ -120,3 +120,21 @@ def test_a_module_that_refuses_its_own_entry_is_one_line(tmp_path):
 
     torch.save(nn.Sequential(nn.Linear(2, 2)).state_dict(), tmp_path / "w.pt")
     assert "cannot be loaded ('version'). Remedy" in failure(nn.Sequential(Picky(2, 2)), tmp_path / "w.pt")
+
+
+def test_entries_that_a_model_has_no_use_for_are_left_out_and_named(tmp_path):
+    class Headed(nn.Sequential):
+        unused_weights = ("aux.", "other.")
+
+    model = Headed(nn.Linear(2, 2))
+    published = {
+        "aux.fc.weight": torch.zeros(3),
+        "aux.fc.bias": torch.zeros(3),
+        **nn.Sequential(nn.Linear(2, 2)).state_dict(),
+    }
+    torch.save({f"module.{name}": value for name, value in published.items()}, tmp_path / "w.pt")
+    notes = load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(model[0].weight, published["0.weight"])
+    assert notes[-1].endswith("w.pt: 'aux.' left out, which the model has no use for")
+    torch.save({**published, "auxiliary": torch.zeros(3)}, tmp_path / "w.pt")
+    assert "unknown: auxiliary)" in failure(model, tmp_path / "w.pt")

@@ -106,10 +106,12 @@ def test_another_component_is_named_without_its_settings_and_a_pipelines_step_by
         opened(tmp_path, resume=True, learner=["channel_pruned", {"name": "uniform_quant", "bits": 4}])
 
 
-def test_a_run_may_continue_with_other_resources(tmp_path):
+def test_a_run_may_continue_with_other_resources_and_expectations(tmp_path):
     folder = opened(tmp_path)
     opened(tmp_path, resume=True, resources={"workers": 2, "trial": {"cpu": 4}})
     assert load(folder.experiment).resources.workers == 2
+    opened(tmp_path, resume=True, teacher={"expect": 0.5})
+    assert load(folder.experiment).teacher.expect == 0.5
 
 
 def test_a_storage_that_is_a_file_is_a_storage_error(tmp_path):
