@@ -104,7 +104,7 @@ def _channels(group: ChannelGroup) -> str:
 
 
 def _layers(group: ChannelGroup) -> str:
-    names = list(dict.fromkeys(cut.layer for cut in group.cuts if cut.kind != "NUMBER"))
+    names = list(dict.fromkeys(cut.layer for cut in group.cuts if cut.kind not in ("NUMBER", "PARTS")))
     more = len(names) - MOST_LAYERS
     return ", ".join(names[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
 

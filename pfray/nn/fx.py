@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,6 +39,52 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Inputs) -> list[fx.No
     if len(found) != len(wanted) or not all(map(_alike, found, wanted)):
         raise Untraceable("its outputs change when it is traced")
     return nodes
+
+
+class WrittenOut:
+    """A forward pass that runs the operations of a graph, as the attribute ``forward`` of a module."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        self.module, self.graph = module, graph
+        self.__signature__ = inspect.signature(module.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.function(self.module, *bound.arguments.values())
+
+    @cached_property
+    def function(self) -> Any:
+        """The graph as a function of the module and the arguments."""
+        # A graph keeps the module that is made of it, hence the copy.
+        return cast(Any, type(fx.GraphModule(self.module, copy.deepcopy(self.graph)))).forward
+
+    @property
+    def __code__(self) -> Any:  # which torch.export asks for
+        return self.function.__code__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "function"}
+
+
+def own_operations(module: nn.Module) -> fx.Graph:
+    """The operations of a module's own forward pass, in which its children are nodes. Raises Untraceable."""
+    mode, before, graphs = module.training, set(vars(module)), []
+    try:
+        for training in (True, False):
+            module.training = training
+            graphs.append(_OwnTracer(set()).trace(module))
+    except Exception as error:
+        raise Untraceable(first_line(error)) from error
+    finally:
+        module.training = mode
+        # Tensors that the forward pass makes of nothing are the example's.
+        made = set(vars(module)) - before
+        for name in made:
+            delattr(module, name)
+    if made or str(graphs[0]) != str(graphs[1]):
+        raise Untraceable("its operations are others for other inputs or in training")
+    return graphs[1]
 
 
 def _alike(own: Tensor, other: Tensor) -> bool:
@@ -91,6 +139,15 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.cut = cut
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        kind, own = type(root), vars(root).get("forward")
+        if isinstance(own, WrittenOut):  # torch.fx looks for the forward pass in the class
+            root.__class__ = type(kind.__name__, (kind,), {"forward": own.function})
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            root.__class__ = kind
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         inside = any(layer.startswith(f"{name}.") for layer in self.cut)
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # of another library, with an activation inside
@@ -104,6 +161,11 @@ class _Tracer(fx.Tracer):
         if target in ("split", torch.split) and isinstance(given, tuple | list):
             return tuple(made[part] for part in range(len(given)))
         return made
+
+
+class _OwnTracer(_Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return True
 
 
 class Walk:

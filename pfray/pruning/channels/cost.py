@@ -83,7 +83,7 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                 if cut.kind == "HEADS":  # products of each head's own queries, keys and values
                     linear[0, column] += count * (_own_macs(proof, cut.layer) - sum(products.values())) / cut.size
                 continue
-            if cut.kind == "NUMBER":
+            if cut.kind in ("NUMBER", "PARTS"):
                 continue
             owner = owner_of(proof.model, cut)
             if cut.kind == "PARAMETER":

@@ -24,11 +24,12 @@ from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.admission import admitted
 from pfray.pruning.channels.attention import find_heads
 from pfray.pruning.channels.cost import CostTable, cost_table
-from pfray.pruning.channels.dependency import Candidate, Cut, find_candidates
+from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.proof import Proof, Unprovable
 from pfray.pruning.channels.reasons import LAYERS, reasons_of_layers
 from pfray.pruning.channels.stand_ins import put_stand_ins, translated
 from pfray.pruning.channels.trace import Trace
+from pfray.pruning.channels.written_out import written_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,12 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
             unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
             return _without_groups(model, example, unknown + first_line(error))
         proven, reasons = admitted(proof, candidates, heads, order)
+        if set(reasons.values()) - {OUTPUT} and (spelled := written_out(proof.model, proof.inputs)) is not None:
+            second = Proof(spelled, example)
+            candidates, heads, own = _traced(second)
+            more, others = admitted(second, candidates, heads, own)
+            if _inputs(more) > _inputs(proven):
+                proof, proven, reasons, order = second, more, others, own
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
@@ -103,6 +110,11 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     assert len(set(names)) == len(names), f"two channel groups of one name: {names}"
     skipped = reasons_of_layers(model, [cut for group in groups for cut in group.cuts], reasons, order)
     return ChannelGraph(tuple(groups), skipped, table)
+
+
+def _inputs(candidates: Sequence[Candidate]) -> int:
+    """Inputs of all layers that can go."""
+    return sum(cut.index.size for each in candidates for cut in each.cuts if cut.side == "in")
 
 
 def _traced(proof: Proof) -> tuple[list[Candidate], list[list[Candidate]], list[str]]:

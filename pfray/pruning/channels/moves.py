@@ -49,6 +49,10 @@ def move_channels(
         start, step = _signed(node.module.start) % max(1, old[axis]), node.module.step
         inside = (after - start) % step == 0
         return (*_shift(before[inside], (after[inside] - start) // step, 0, new[axis]), new[axis])
+    if operation_of(node) == "IndexSelect" and _is_along(axis, node.grad_fn._saved_dim, old):
+        order = node.grad_fn._saved_index.numpy()
+        places = [np.flatnonzero(order == position) for position in after]
+        return before.repeat([len(own) for own in places]), np.concatenate([before[:0], *places]), len(order)
     if operation_of(node) == "ConstantPadNd":
         front = [*node.grad_fn._saved_pad, *[0] * 2 * len(new)][2 * (len(new) - 1 - axis)]
         return (*_shift(before, after, _signed(front), new[axis]), new[axis])

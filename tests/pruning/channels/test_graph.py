@@ -45,7 +45,7 @@ GROUPS = {
     "single_linear": "",
     "one_channel": "1.0",
     "ChannelShuffle": "stem.0 branches.0.0.0 branches.1.0.0 head.0.0",
-    "Split": "conv1.0 left.0",
+    "Split": "conv1.0 conv3.0 conv3.0#2 left.0",
     "Gate": "conv1 conv2.0",
     "FixedShape": "conv1.0 conv2.0",
     "norms_with_activation": "0 4 6",
@@ -115,7 +115,6 @@ def test_channels_that_stay_have_a_reason_that_a_user_understands():
     fixed = "no head of attention can go alone: the forward pass relies on their number (shape '[1, 9, 3, 1, 8]'"
     assert reason("vision_transformer", "attention.qkv").startswith(fixed)
     assert reason("vision_transformer", "patch").startswith("the forward pass relies on their number (shape '[1, 9,")
-    assert reason("Split", "conv3.0") == "split into parts of fixed sizes by the forward pass"
     assert reason("ChannelShuffle", "head.1.2") == OUTPUT
     assert reason("inverted_residual", "0.0") == "its channels can only go all together"
     assert reason("FixedShape", "conv3.0").startswith("the forward pass relies on their number (shape '[-1, 144]'")
