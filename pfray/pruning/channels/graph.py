@@ -133,7 +133,10 @@ def _traced(proof: Proof) -> tuple[list[Candidate], list[list[Candidate]], list[
                 continue
             raise
         heads, candidates = find_heads(proof.model, traced, trace), find_candidates(traced, trace)
-        return translated(proof.model, candidates) if stand_ins else candidates, heads, trace.order
+        if stand_ins:
+            heads = [translated(proof.model, variants) for variants in heads]
+            candidates = translated(proof.model, candidates)
+        return candidates, heads, trace.order
     raise AssertionError
 
 
