@@ -7,7 +7,7 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,10 +42,13 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Inputs) -> list[fx.No
 
 
 class WrittenOut:
-    """A forward pass that runs the operations of a graph, as the attribute ``forward`` of a module."""
+    """A forward pass that runs the operations of a graph, as the attribute ``forward`` of a module.
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        self.module, self.graph = module, graph
+    graphs: for training (True) and evaluation.
+    """
+
+    def __init__(self, module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
+        self.module, self.graphs = module, graphs
         self.__signature__ = inspect.signature(module.forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,27 +56,35 @@ class WrittenOut:
         bound.apply_defaults()
         return self.function(self.module, *bound.arguments.values())
 
-    @cached_property
+    @property
     def function(self) -> Any:
-        """The graph as a function of the module and the arguments."""
+        """The graph of the module's mode, as a function of the module and the arguments."""
+        return self._functions[self.module.training]
+
+    @cached_property
+    def _functions(self) -> dict[bool, Any]:
         # A graph keeps the module that is made of it, hence the copy.
-        return cast(Any, type(fx.GraphModule(self.module, copy.deepcopy(self.graph)))).forward
+        made: Any = {mode: fx.GraphModule(self.module, copy.deepcopy(graph)) for mode, graph in self.graphs.items()}
+        return {mode: type(module).forward for mode, module in made.items()}
 
     @property
     def __code__(self) -> Any:  # which torch.export asks for
         return self.function.__code__
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "function"}
+        return {key: value for key, value in vars(self).items() if key != "_functions"}
 
 
-def own_operations(module: nn.Module) -> fx.Graph:
-    """The operations of a module's own forward pass, in which its children are nodes. Raises Untraceable."""
-    mode, before, graphs = module.training, set(vars(module)), []
+def own_operations(module: nn.Module) -> dict[bool, fx.Graph]:
+    """The operations of a module's own forward pass, in which its children are nodes, in training and not.
+
+    Raises Untraceable.
+    """
+    mode, before, graphs = module.training, set(vars(module)), {}
     try:
         for training in (True, False):
             module.training = training
-            graphs.append(_OwnTracer(set()).trace(module))
+            graphs[training] = _OwnTracer(set()).trace(module)
     except Exception as error:
         raise Untraceable(first_line(error)) from error
     finally:
@@ -82,9 +93,9 @@ def own_operations(module: nn.Module) -> fx.Graph:
         made = set(vars(module)) - before
         for name in made:
             delattr(module, name)
-    if made or str(graphs[0]) != str(graphs[1]):
-        raise Untraceable("its operations are others for other inputs or in training")
-    return graphs[1]
+    if made:
+        raise Untraceable("its operations are others for other inputs")
+    return graphs
 
 
 def _alike(own: Tensor, other: Tensor) -> bool:

@@ -10,7 +10,7 @@ its attributes and the names of its layers stay.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,16 +89,27 @@ def write_out(module: nn.Module) -> bool:
     if isinstance(module, Split | Shuffle) or any(parameter.kind in variable for parameter in given):
         return False
     try:
-        graph = own_operations(module)
+        graphs = own_operations(module)
     except Untraceable:
         return False
-    found = list(_found(graph))
-    if all(isinstance(new, Split) and new.sizes is None for _, _, new in found):
+    found = {training: list(_found(graph)) for training, graph in graphs.items()}
+    kinds = [[(type(new), vars(new).get("sizes")) for _, _, new in each] for each in found.values()]
+    if kinds[0] != kinds[1] or all(kind is Split and sizes is None for kind, sizes in kinds[0]):
         return False
+    names = []
+    for _, _, new in found[False]:
+        names.append(next(name for name in _names(type(new).__name__.lower()) if not hasattr(module, name)))
+        module.add_module(names[-1], new)
+    for training, graph in graphs.items():
+        _put(graph, {node: (source, name) for (node, source, _), name in zip(found[training], names, strict=True)})
+    module.forward = WrittenOut(module, graphs)
+    return True
+
+
+def _put(graph: fx.Graph, places: Mapping[fx.Node, tuple[fx.Node, str]]) -> None:
+    """Call modules in place of nodes. places: (the node that it reads, the module's name) by node, in order."""
     made: dict[fx.Node, fx.Node] = {}
-    for node, source, new in found:
-        name = next(name for name in _names(type(new).__name__.lower()) if not hasattr(module, name))
-        module.add_module(name, new)
+    for node, (source, name) in places.items():
         read, unused = made.get(source, source), node
         with graph.inserting_before(node):
             made[node] = graph.call_module(name, (read,))
@@ -107,8 +118,6 @@ def write_out(module: nn.Module) -> bool:
             before = _argument(unused, 0, "input")
             graph.erase_node(unused)
             unused = before
-    module.forward = WrittenOut(module, graph)
-    return True
 
 
 def take_channels(module: nn.Module, name: str, size: int, gone: np.ndarray) -> None:

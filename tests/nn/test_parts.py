@@ -86,9 +86,24 @@ def test_parts_lose_any_numbers_of_channels():
     assert [Split(2, 1).channels, Shuffle(2).channels, Split(2, 1, (1, 2)).channels] == [None, None, 3]
 
 
-class InTraining(Module):
+class Dropping(Module):
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         return by_view(F.dropout(x, 0.5, self.training))
+
+
+def test_what_happens_in_training_only_still_does():
+    module = Dropping(by_view)
+    assert write_out(module)
+    take_channels(module, "shuffle", 6, np.array([0]))
+    assert torch.equal(module.eval()(X[:, 1:]), by_view(X)[:, 1:])
+    dropped = module.train()(X[:, 1:])
+    assert 0.3 < float((dropped == 0).float().mean()) < 0.7
+    assert torch.equal(dropped[dropped != 0], 2 * by_view(X)[:, 1:][dropped != 0])
+
+
+class InTraining(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(x) if self.training else x
 
 
 class Counting(Module):
