@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,21 +83,9 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            proof = Proof(model, example)
-        except Unprovable as error:
+            proof, proven, reasons, order = _or_written_out(_found(Proof(model, example)), example)
+        except (Unprovable, Untraceable) as error:
             return _without_groups(model, example, str(error))
-        try:
-            candidates, heads, order = _traced(proof)
-        except Exception as error:
-            unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
-            return _without_groups(model, example, unknown + first_line(error))
-        proven, reasons = admitted(proof, candidates, heads, order)
-        if set(reasons.values()) - {OUTPUT} and (spelled := written_out(proof.model, proof.inputs)) is not None:
-            second = Proof(spelled, example)
-            candidates, heads, own = _traced(second)
-            more, others = admitted(second, candidates, heads, own)
-            if _inputs(more) > _inputs(proven):
-                proof, proven, reasons, order = second, more, others, own
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
@@ -112,9 +101,42 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     return ChannelGraph(tuple(groups), skipped, table)
 
 
-def _inputs(candidates: Sequence[Candidate]) -> int:
+class _Found(NamedTuple):
+    """proven: the groups' candidates. reasons: of the other candidates. order: modules by their first run."""
+
+    proof: Proof
+    proven: list[Candidate]
+    reasons: dict[Candidate, str]
+    order: list[str]
+
+
+def _found(proof: Proof) -> _Found:
+    """Raises Untraceable."""
+    try:
+        candidates, heads, order = _traced(proof)
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(f"the model's operations are not understood: {first_line(error)}") from error
+    return _Found(proof, *admitted(proof, candidates, heads, order), order)
+
+
+def _or_written_out(whole: _Found, example: Inputs) -> _Found:
+    """What is found in the written out network, if more can go there: plain forward passes are kept where they do."""
+    if not set(whole.reasons.values()) - {OUTPUT}:
+        return whole
+    model = written_out(whole.proof.model, whole.proof.inputs)
+    if model is None:
+        return whole
+    try:
+        return max(whole, _found(Proof(model, example)), key=_inputs)
+    except (Unprovable, Untraceable):
+        return whole
+
+
+def _inputs(found: _Found) -> int:
     """Inputs of all layers that can go."""
-    return sum(cut.index.size for each in candidates for cut in each.cuts if cut.side == "in")
+    return sum(cut.index.size for each in found.proven for cut in each.cuts if cut.side == "in")
 
 
 def _traced(proof: Proof) -> tuple[list[Candidate], list[list[Candidate]], list[str]]:
