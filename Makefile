@@ -9,7 +9,8 @@ DEVICE_READY := $(DEVICE)/.ready
 # beside a CPU-only torch, and transformers would try.
 MODELS := .models
 MODEL_TESTS := tests/models/test_hub.py tests/models/test_torchvision.py tests/nn/test_build.py tests/measure \
-	tests/pruning/channels/test_transformers.py tests/pruning/channels/test_timm.py
+	tests/pruning/channels/test_transformers.py tests/pruning/channels/test_timm.py \
+	tests/pruning/channels/test_shuffle.py
 DEMO := runs/mobilenet_sparse
 DEMO_FILES := $(DEMO)/teacher.tflite $(DEMO)/model.tflite
 KINDS := runs/device_files

@@ -29,6 +29,7 @@ from pfray.errors import UnsupportedModel
 from pfray.learner.base import Compressed, Stage
 from pfray.nn.attention import spell_out
 from pfray.nn.inputs import count, floats, map_tensors
+from pfray.nn.layers import has_features_last
 from pfray.nn.modes import forward
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGroup
@@ -220,7 +221,7 @@ def taylor_scores(model: nn.Module, groups: Iterable[ChannelGroup], task: Task, 
 
 def samples_first(layer: nn.Module, read: Tensor, samples: int) -> Tensor:
     """A layer's input as ``(N, C, ...)``: N ``samples``, which may come behind the steps, and C channels."""
-    if not isinstance(layer, nn.Linear | nn.RNNBase | nn.MultiheadAttention):
+    if not has_features_last(layer):
         return read
     if read.dim() == 3:
         # Only a linear layer does not know, and with as many steps as samples no one does.

@@ -37,8 +37,8 @@ def row(section: str) -> str:
     return next((line for line in table if line.startswith("| `") and f"`{section}`" in line.split("|")[1]), "")
 
 
+# Models have a table of their own, which tests/models/test_models_table.py reads.
 PLACES = {
-    "model": ("the row `model` of the first table", row("model")),
     "data": ("the row `data` of the first table", row("data")),
     "learner": ("the row `learner` of the first table", row("learner")),
     "search": ("the lists of 'The search'", PAGES["guide"].partition("\n## The search")[2].partition("\n## ")[0]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +39,63 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Inputs) -> list[fx.No
     if len(found) != len(wanted) or not all(map(_alike, found, wanted)):
         raise Untraceable("its outputs change when it is traced")
     return nodes
+
+
+class WrittenOut:
+    """A forward pass that runs the operations of a graph, as the attribute ``forward`` of a module.
+
+    graphs: for training (True) and evaluation.
+    """
+
+    def __init__(self, module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
+        self.module, self.graphs = module, graphs
+        self.__signature__ = inspect.signature(module.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.function(self.module, *bound.arguments.values())
+
+    @property
+    def function(self) -> Any:
+        """The graph of the module's mode, as a function of the module and the arguments."""
+        return self._functions[self.module.training]
+
+    @cached_property
+    def _functions(self) -> dict[bool, Any]:
+        # A graph keeps the module that is made of it, hence the copy.
+        made: Any = {mode: fx.GraphModule(self.module, copy.deepcopy(graph)) for mode, graph in self.graphs.items()}
+        return {mode: type(module).forward for mode, module in made.items()}
+
+    @property
+    def __code__(self) -> Any:  # which torch.export asks for
+        return self.function.__code__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_functions"}
+
+
+def own_operations(module: nn.Module) -> dict[bool, fx.Graph]:
+    """The operations of a module's own forward pass, in which its children are nodes, in training and not.
+
+    Raises Untraceable.
+    """
+    mode, before, graphs = module.training, set(vars(module)), {}
+    try:
+        for training in (True, False):
+            module.training = training
+            graphs[training] = _OwnTracer(set()).trace(module)
+    except Exception as error:
+        raise Untraceable(first_line(error)) from error
+    finally:
+        module.training = mode
+        # Tensors that the forward pass makes of nothing are the example's.
+        made = set(vars(module)) - before
+        for name in made:
+            delattr(module, name)
+    if made:
+        raise Untraceable("its operations are others for other inputs")
+    return graphs
 
 
 def _alike(own: Tensor, other: Tensor) -> bool:
@@ -91,6 +150,15 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.cut = cut
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        kind, own = type(root), vars(root).get("forward")
+        if isinstance(own, WrittenOut):  # torch.fx looks for the forward pass in the class
+            root.__class__ = type(kind.__name__, (kind,), {"forward": own.function})
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            root.__class__ = kind
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         inside = any(layer.startswith(f"{name}.") for layer in self.cut)
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # of another library, with an activation inside
@@ -104,6 +172,11 @@ class _Tracer(fx.Tracer):
         if target in ("split", torch.split) and isinstance(given, tuple | list):
             return tuple(made[part] for part in range(len(given)))
         return made
+
+
+class _OwnTracer(_Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return True
 
 
 class Walk:

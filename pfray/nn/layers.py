@@ -45,6 +45,16 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """True for transformers' ``Conv1D``, a linear layer with a weight ``(inputs, outputs)``."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def has_features_last(module: nn.Module) -> bool:
+    """True for linear layers, and layers for sequences, whose inputs and outputs are ``(N, ..., C)``."""
+    return isinstance(module, nn.Linear | nn.RNNBase | nn.MultiheadAttention) or is_conv1d(module)
+
+
 def run_order(model: nn.Module, example: Inputs) -> list[str]:
     """Names of the ``weight_layers`` that run, in the order of their first run."""
     ran: dict[str, None] = {}

@@ -168,7 +168,7 @@ def _channels(group: ChannelGroup) -> str:
 
 
 def _layers(group: ChannelGroup) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cut.layer for cut in group.cuts if cut.kind != "NUMBER"))
+    return tuple(dict.fromkeys(cut.layer for cut in group.cuts if cut.kind not in ("NUMBER", "PARTS")))
 
 
 def _some(names: Sequence[str]) -> str:

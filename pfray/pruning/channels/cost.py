@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from pfray.nn.layers import is_conv1d
 from pfray.pruning.channels.dependency import Candidate
 from pfray.pruning.channels.layer_entries import entries, owner_of
 from pfray.pruning.channels.proof import Proof
@@ -83,7 +84,7 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                 if cut.kind == "HEADS":  # products of each head's own queries, keys and values
                     linear[0, column] += count * (_own_macs(proof, cut.layer) - sum(products.values())) / cut.size
                 continue
-            if cut.kind == "NUMBER":
+            if cut.kind in ("NUMBER", "PARTS"):
                 continue
             owner = owner_of(proof.model, cut)
             if cut.kind == "PARAMETER":
@@ -133,6 +134,8 @@ def _products_within(proof: Proof, layer: str) -> dict[str, float]:
     if isinstance(module, nn.RNNBase):  # each step meets every weight once
         matrices = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.dim() == 2}
         return {name: _own_macs(proof, layer) * count / sum(matrices.values()) for name, count in matrices.items()}
+    if is_conv1d(module):
+        return {"weight": proof.macs_of[layer]}
     if not isinstance(module, nn.MultiheadAttention):
         return {}
     queries = proof.macs_of[f"{layer}.out_proj".lstrip(".")] / module.out_proj.weight.numel()

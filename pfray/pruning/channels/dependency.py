@@ -13,6 +13,7 @@ by pfray.pruning.channels.admission, which tries every candidate on numbers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +48,8 @@ class Cut:
     layer: its name in ``model.named_modules()``; of a parameter that the forward pass reads by itself (a scale, a class
     token), the parameter's name. index: ``(U, r)``, the r positions that go with each of U units. size: entries of the
     side in the whole layer. kind: torch-pruning's type of the layer, which selects its pruner. axis: the channels' axis
-    in a parameter. inside: what shrinks in a module that is neither.
+    in a parameter. inside: what shrinks in a module that is neither. A split or shuffle has the positions of its inputs
+    or outputs, and the kind ``PARTS``.
     """
 
     layer: str
@@ -89,14 +91,17 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
     """All candidates in a traced ``model``, in execution order."""
     graph = trace.graph
     names: dict[Any, str] = {module: name for name, module in model.named_modules()} | graph._param_to_name
+    parts = {node: trace.parts[node.grad_fn] for node in graph.module2node.values() if node.grad_fn in trace.parts}
+    names |= {node.module: name for node, name in parts.items()}
     rank = {name: index for index, name in enumerate(trace.order)}
-    labels = _components(*_spread(graph))
+    known, width, couplings = _spread(graph, parts)
+    labels = _components(known, couplings)
 
     units: dict[int, dict[Place, list[int]]] = defaultdict(lambda: defaultdict(list))
     obstacles: dict[int, str] = {}
     passes: dict[int, set[str]] = defaultdict(set)
     for (node, side), members in labels.items():
-        is_layer = node.type == OPTYPE.PARAMETER or node.module in names
+        is_layer = node.type == OPTYPE.PARAMETER or (node.module in names and node not in parts)
         size = size_of(graph, node, side) if is_layer else None
         obstacle = OUTPUT if side == "out" and node.grad_fn in trace.ends else _obstacle(graph, node, side, names)
         for position, label in members.items():
@@ -104,14 +109,16 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
                 obstacles.setdefault(label, obstacle)
             if not is_layer:
                 passes[label].add(operation_of(node))
+                if node in parts:
+                    units[label][node, side].append(position)
             elif size is not None and position >= size:
                 obstacles.setdefault(label, f"reshaped or mixed before they reach {names[node.module]}")
             elif node.type in CUTTABLE and size is not None:
                 units[label][node, side].append(position)
 
     alike: dict[Any, list[int]] = defaultdict(list)
-    for label, parts in units.items():
-        signature = frozenset((place, len(positions)) for place, positions in parts.items())
+    for label, places in units.items():
+        signature = frozenset((place, len(positions)) for place, positions in places.items())
         alike[signature, obstacles.get(label)].append(label)
     found = []
     for (_, obstacle), own in alike.items():
@@ -123,7 +130,8 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
         own.sort(key=lambda label: min(units[label][root]))
         cuts = tuple(
             Cut(names[node.module], side, np.array([sorted(units[label][node, side]) for label in own]),
-                size_of(graph, node, side) or 0, node.type.name, max(0, node.pruning_dim))
+                width[node, side] if node in parts else size_of(graph, node, side) or 0,
+                "PARTS" if node in parts else node.type.name, max(0, node.pruning_dim or 0))
             for node, side in ways
         )  # fmt: skip
         through = frozenset(name for label in own for name in passes[label])
@@ -138,8 +146,11 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
     return found
 
 
-def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
-    """(positions in use at every place, couplings between them): all channels are followed to their ends."""
+def _spread(graph: Any, free: Container[Any]) -> tuple[dict[Place, np.ndarray], dict[Place, int], list[Coupling]]:
+    """(positions in use at every place, channels there, couplings): all channels are followed to their ends.
+
+    free: nodes of operations whose parts may lose different channels.
+    """
     nodes = list(graph.module2node.values())[::-1]
     known: dict[Place, np.ndarray] = {}
     width: dict[Place, int] = {}
@@ -168,11 +179,13 @@ def _spread(graph: Any) -> tuple[dict[Place, np.ndarray], list[Coupling]]:
                     found[number, slot] = (start, before, target, after)
     couplings = list(found.values())
     for (node, side), positions in known.items():
+        if node in free:
+            continue
         parts, share = parts_alike(graph, node, side, width.get((node, side), 0))
         if parts > 1:
             inside = positions[positions < parts * share]
             couplings.append(((node, side), inside, (node, side), inside % share))
-    return known, couplings
+    return known, width, couplings
 
 
 def _components(known: dict[Place, np.ndarray], couplings: list[Coupling]) -> dict[Place, dict[int, int]]:

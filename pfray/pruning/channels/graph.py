@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from pfray.nn.inputs import Inputs
 from pfray.pruning.channels.admission import admitted
 from pfray.pruning.channels.attention import find_heads
 from pfray.pruning.channels.cost import CostTable, cost_table
-from pfray.pruning.channels.dependency import Candidate, Cut, find_candidates
+from pfray.pruning.channels.dependency import OUTPUT, Candidate, Cut, find_candidates
 from pfray.pruning.channels.proof import Proof, Unprovable
 from pfray.pruning.channels.reasons import LAYERS, reasons_of_layers
 from pfray.pruning.channels.stand_ins import put_stand_ins, translated
 from pfray.pruning.channels.trace import Trace
+from pfray.pruning.channels.written_out import written_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +83,9 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            proof = Proof(model, example)
-        except Unprovable as error:
+            proof, proven, reasons, order = _or_written_out(_found(Proof(model, example)), example)
+        except (Unprovable, Untraceable) as error:
             return _without_groups(model, example, str(error))
-        try:
-            candidates, heads, order = _traced(proof)
-        except Exception as error:
-            unknown = "" if isinstance(error, Untraceable) else "the model's operations are not understood: "
-            return _without_groups(model, example, unknown + first_line(error))
-        proven, reasons = admitted(proof, candidates, heads, order)
     table = cost_table(proof, proven)
     whole = np.array([candidate.units for candidate in proven], dtype=float)
     total = table.costs(whole)
@@ -103,6 +99,44 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
     assert len(set(names)) == len(names), f"two channel groups of one name: {names}"
     skipped = reasons_of_layers(model, [cut for group in groups for cut in group.cuts], reasons, order)
     return ChannelGraph(tuple(groups), skipped, table)
+
+
+class _Found(NamedTuple):
+    """proven: the groups' candidates. reasons: of the other candidates. order: modules by their first run."""
+
+    proof: Proof
+    proven: list[Candidate]
+    reasons: dict[Candidate, str]
+    order: list[str]
+
+
+def _found(proof: Proof) -> _Found:
+    """Raises Untraceable."""
+    try:
+        candidates, heads, order = _traced(proof)
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(f"the model's operations are not understood: {first_line(error)}") from error
+    return _Found(proof, *admitted(proof, candidates, heads, order), order)
+
+
+def _or_written_out(whole: _Found, example: Inputs) -> _Found:
+    """What is found in the written out network, if more can go there: plain forward passes are kept where they do."""
+    if not set(whole.reasons.values()) - {OUTPUT}:
+        return whole
+    model = written_out(whole.proof.model, whole.proof.inputs)
+    if model is None:
+        return whole
+    try:
+        return max(whole, _found(Proof(model, example)), key=_inputs)
+    except (Unprovable, Untraceable):
+        return whole
+
+
+def _inputs(found: _Found) -> int:
+    """Inputs of all layers that can go."""
+    return sum(cut.index.size for each in found.proven for cut in each.cuts if cut.side == "in")
 
 
 def _traced(proof: Proof) -> tuple[list[Candidate], list[list[Candidate]], list[str]]:
@@ -121,7 +155,10 @@ def _traced(proof: Proof) -> tuple[list[Candidate], list[list[Candidate]], list[
                 continue
             raise
         heads, candidates = find_heads(proof.model, traced, trace), find_candidates(traced, trace)
-        return translated(proof.model, candidates) if stand_ins else candidates, heads, trace.order
+        if stand_ins:
+            heads = [translated(proof.model, variants) for variants in heads]
+            candidates = translated(proof.model, candidates)
+        return candidates, heads, trace.order
     raise AssertionError
 
 

@@ -18,6 +18,7 @@ from torch_pruning.ops import OPTYPE, module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.parts import take_channels
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.inside import Inside
 from pfray.pruning.channels.moves import Side
@@ -25,8 +26,8 @@ from pfray.pruning.channels.numbers import holds, with_size
 
 # Kinds of norms whose mean and variance go over several channels.
 ACROSS = ("LN", "GN")
-# Kinds of cuts that are no layers, but attributes of one: parameters and numbers.
-ATTRIBUTES = ("PARAMETER", "NUMBER")
+# Kinds of cuts that are no layers, but attributes of one: parameters, numbers, and splits and shuffles of channels.
+ATTRIBUTES = ("PARAMETER", "NUMBER", "PARTS")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Removal:
 
 
 def owner_of(model: nn.Module, cut: Cut | Removal) -> nn.Module:
-    """The layer that is cut; the module that a parameter or number belongs to."""
+    """The layer that is cut; the module that a parameter, number, split or shuffle belongs to."""
     return model.get_submodule(cut.layer.rpartition(".")[0] if cut.kind in ATTRIBUTES else cut.layer)
 
 
@@ -83,6 +84,8 @@ def _size(layer: Any, removal: Removal) -> Any:
     if removal.kind == "NUMBER":
         value = getattr(layer, name)
         return removal.size if holds(value, removal.size) else value
+    if removal.kind == "PARTS":  # of any number of channels, until it has lost some
+        return getattr(getattr(layer, name, None), "channels", None) or removal.size
     return entries(layer, removal.side)
 
 
@@ -96,6 +99,9 @@ def _cut(layer: Any, removal: Removal) -> None:
         return
     if removal.kind == "NUMBER":
         setattr(layer, name, with_size(getattr(layer, name), removal.size, len(removal.kept)))
+        return
+    if removal.kind == "PARTS":
+        take_channels(layer, name, removal.size, removal.positions)
         return
     if removal.kind == "LN":
         for own in ("weight", "bias"):

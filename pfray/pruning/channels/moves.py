@@ -33,6 +33,8 @@ def move_channels(
             before, after = _shift(before, after, -sum(sizes[:number]), sizes[number])
             width = sizes[number]
     old, new = function._input_metadata[number].shape, node.grad_fn._input_metadata[0].shape
+    if source.type == OPTYPE.RESHAPE and (parts := _parts_of_view(source)) and _swaps(node.grad_fn, len(old)):
+        return before, after % parts[1] * parts[0] + after // parts[1], width
     axis = _axis(old, width)
     if axis is None or node.type <= OPTYPE.DEPTHWISE_CONV:
         return before, after, width
@@ -47,6 +49,10 @@ def move_channels(
         start, step = _signed(node.module.start) % max(1, old[axis]), node.module.step
         inside = (after - start) % step == 0
         return (*_shift(before[inside], (after[inside] - start) // step, 0, new[axis]), new[axis])
+    if operation_of(node) == "IndexSelect" and _is_along(axis, node.grad_fn._saved_dim, old):
+        order = node.grad_fn._saved_index.numpy()
+        places = [np.flatnonzero(order == position) for position in after]
+        return before.repeat([len(own) for own in places]), np.concatenate([before[:0], *places]), len(order)
     if operation_of(node) == "ConstantPadNd":
         front = [*node.grad_fn._saved_pad, *[0] * 2 * len(new)][2 * (len(new) - 1 - axis)]
         return (*_shift(before, after, _signed(front), new[axis]), new[axis])
@@ -81,6 +87,28 @@ def _is_along(axis: int, dimension: int, shape: tuple[int, ...]) -> bool:
     return _signed(dimension) % len(shape) == axis
 
 
+def _parts_of_view(node: Any) -> tuple[int, int] | None:
+    """(parts P, channels in each) of a view that splits the channels' axis, ``(N, C, ...)`` to ``(N, P, C / P, ...)``.
+    """
+    function, number = node.grad_fn.next_functions[0] if node.grad_fn else (None, 0)
+    if function is None:
+        return None
+    old, new = tuple(function._input_metadata[number].shape), tuple(node.grad_fn._input_metadata[0].shape)
+    splits = len(new) == len(old) + 1 > 3 and min(new[1:3]) > 1 and new[1] * new[2] == old[1]
+    return (new[1], new[2]) if splits and old[0] == new[0] and old[2:] == new[3:] else None
+
+
+def _swaps(function: Any, dimensions: int) -> bool:
+    """True for an operation that swaps the axes 1 and 2 and leaves the others."""
+    order = list(range(dimensions))
+    if hasattr(function, "_saved_dims"):
+        order = [_signed(axis) % dimensions for axis in function._saved_dims]
+    elif hasattr(function, "_saved_dim0"):
+        one, two = (_signed(axis) % dimensions for axis in (function._saved_dim0, function._saved_dim1))
+        order[one], order[two] = two, one
+    return order == [0, 2, 1, *range(3, dimensions)]
+
+
 def _signed(number: int) -> int:
     """The signed value of a number that autograd has saved as unsigned."""
     return number - 2**64 if number >= 2**63 else number
@@ -88,10 +116,12 @@ def _signed(number: int) -> int:
 
 def parts_alike(graph: Any, node: Any, side: Side, width: int) -> tuple[int, int]:
     """(number of parts, channels in each) that have to lose the same channels, so that they stay equally large: groups
-    of a convolution or a group norm, and the parts of ``chunk`` and ``split``."""
+    of a convolution or a group norm, and the parts of ``chunk``, ``split`` and of a view."""
     if node.type in (OPTYPE.CONV, OPTYPE.GN):
         parts = node.module.groups if node.type == OPTYPE.CONV else node.module.num_groups
         return parts, (size_of(graph, node, side) or 0) // parts
+    if node.type == OPTYPE.RESHAPE and (split := _parts_of_view(node)):
+        return split
     if node.type == OPTYPE.SPLIT and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
         shape = node.grad_fn._saved_self_sym_sizes
         axis = _axis(shape, width)

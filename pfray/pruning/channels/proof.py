@@ -37,7 +37,8 @@ def _restored(model: nn.Module, removals: Sequence[Removal]) -> Iterator[nn.Modu
     saved = [
         # Recurrent layers have a list of their weights, changed with each of them.
         {**{key: list(value) if type(value) is list else value for key, value in vars(layer).items()},
-         "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)} for layer in layers
+         "_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers),
+         "_modules": dict(layer._modules)} for layer in layers
     ]
     try:
         yield model

@@ -1,7 +1,8 @@
 """Plain layers in place of modules whose weights torch-pruning does not know, for the time of a trace.
 
 A recurrent layer becomes a linear layer from its inputs to its hidden features, and ``nn.MultiheadAttention`` one from
-its inputs to its projection. Cuts of these layers are then translated to cuts of the modules' own tensors.
+its inputs to its projection. transformers' ``Conv1D`` becomes the linear layer that it is, whose weight is transposed.
+Cuts of these layers are then translated to cuts of the modules' own tensors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.nn.attention import HeadAttention
+from pfray.nn.layers import is_conv1d
 from pfray.pruning.channels.dependency import Candidate, Cut
 from pfray.pruning.channels.inside import Axis, Inside
 
@@ -68,7 +70,16 @@ class _Recurrent(nn.Module):
         return output, (final, final) if self.mode == "LSTM" else final
 
 
+def _linear(module: Any) -> nn.Linear:
+    inputs, outputs = module.weight.shape
+    linear = nn.Linear(inputs, outputs)
+    linear.weight, linear.bias = nn.Parameter(module.weight.detach().T), module.bias
+    return linear
+
+
 def _stand_in(module: nn.Module) -> nn.Module | None:
+    if is_conv1d(module):
+        return _linear(module)
     if type(module) in (nn.LSTM, nn.GRU, nn.RNN) and not module.proj_size:
         return _Recurrent(module)  # type: ignore[arg-type]
     if type(module) in (nn.MultiheadAttention, HeadAttention) and module.in_proj_weight is not None:
@@ -89,10 +100,7 @@ def translated(model: nn.Module, candidates: Sequence[Candidate]) -> list[Candid
     """The candidates of a trace with stand-ins, for ``model`` itself."""
     found = []
     for candidate in candidates:
-        cuts: dict[tuple[str, str, str], Cut] = {}
-        for cut in candidate.cuts:
-            for own in _cuts_of(model, cut):
-                cuts[own.layer, own.side, own.kind] = own
+        cuts = {(own.layer, own.side, own.kind): own for cut in candidate.cuts for own in _cuts_of(model, cut)}
         # Features inside an attention go head by head.
         if not any(cut.kind == "MHA" and cut.side == "out" for cut in cuts.values()):
             name = candidate.name
@@ -112,6 +120,11 @@ def _owner(model: nn.Module, layer: str) -> nn.Module | None:
 
 def _cuts_of(model: nn.Module, cut: Cut) -> list[Cut]:
     owner, layer = _owner(model, cut.layer), cut.layer.rpartition(".")[0]
+    if cut.kind == "LINEAR" and owner is None and is_conv1d(module := model.get_submodule(cut.layer)):
+        axes = (Axis("weight", 1), Axis("bias", 0)) if cut.side == "out" else (Axis("weight", 0, reads=True),)
+        # The number of inputs is for printing alone.
+        numbers = ("nf",) if cut.side == "out" else ("nx",) if hasattr(module, "nx") else ()
+        return [replace(cut, kind="CONV1D", inside=Inside(axes, _equal(module, numbers)))]
     if isinstance(owner, nn.MultiheadAttention):
         inside = Inside((Axis("in_proj_weight", 1, reads=True),), _equal(owner, ("embed_dim", "kdim", "vdim")))
         return [replace(cut, layer=layer, kind="MHA", inside=inside), *without_nested(model, layer, cut)]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from pfray.errors import first_line
 from pfray.nn.fx import Untraceable
 from pfray.nn.inputs import Inputs, call, map_tensors, tensors
+from pfray.nn.parts import Shuffle, Split
 
 # Operators that give a tensor's values to Python.
 READING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
@@ -26,8 +27,9 @@ DRAWS = 8
 class Trace:
     """graph: torch-pruning's DependencyGraph, of which nodes and their ``inputs`` are used.
 
-    order: names of the modules by their first run. ends: autograd's functions of the outputs. The tracing changes the
-    model: give a copy. Raises Untraceable.
+    order: names of the modules by their first run. ends: autograd's functions of the outputs. parts: the names of
+    splits and shuffles of written out modules, by autograd's functions. The tracing changes the model: give a copy.
+    Raises Untraceable.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -38,6 +40,10 @@ class Trace:
         values = _WatchValues(tensor for tensor in known if tensor.is_floating_point())
         tokens = _WatchValues(tensor for tensor in known if not tensor.is_floating_point())
         self.ends: set[Any] = set()
+        self.parts: dict[Any, str] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, Split | Shuffle):
+                module.register_forward_hook(lambda *given, name=name: self._found_parts(name, given[2]))
 
         def forward(model: nn.Module, inputs: Inputs) -> list[Tensor]:
             with values, tokens:
@@ -61,6 +67,10 @@ class Trace:
             raise Untraceable("the model's forward pass reads the values of tensors, so that its layers may vary")
         if not self.ends:
             raise Untraceable("the model's outputs hold no tensor that depends on its layers")
+
+
+    def _found_parts(self, name: str, output: Any) -> None:
+        self.parts |= {made.grad_fn: name for made in tensors(output) if made.grad_fn is not None}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pfray.errors import UnsupportedModel
 from pfray.nn.attention import calling_projections
 from pfray.nn.inputs import Inputs, join, map_tensors, tensors
+from pfray.nn.layers import has_features_last
 from pfray.nn.modes import forward, keep_memory_format
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.task import Task, example_input
@@ -264,6 +265,5 @@ def observe(
 def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
     """Maps ``(N, C, L)`` of a layer's output: ``(N, C, ...)``, or ``(N, ..., C)`` for linear layers and those for
     sequences."""
-    features_last = isinstance(layer, nn.Linear | nn.RNNBase | nn.MultiheadAttention)
-    output = output.movedim(-1, 1) if features_last else output
+    output = output.movedim(-1, 1) if has_features_last(layer) else output
     return output.reshape(*output.shape[:2], -1)

@@ -37,12 +37,12 @@ Batch = tuple[Inputs, Any]
 class Columns:
     """The weights W_k of one layer that read the units k of a group.
 
-    own: the matrix that reads them inside a recurrent layer or an attention.
+    own: the matrix that reads them in a layer with weights of other forms, such as a recurrent one or an attention.
     """
 
     def __init__(self, layer: nn.Module, cut: Cut, own: Axis | None = None) -> None:
         self.layer, self.weight = layer, layer.get_parameter(own.tensor if own else "weight")
-        self.axis = 0 if getattr(layer, "transposed", False) else 1
+        self.axis = own.axis if own else 0 if getattr(layer, "transposed", False) else 1
         length = self.weight.shape[self.axis]
         places = positions(length, cut.size, own.parts)[cut.index].reshape(len(cut.index), -1) if own else cut.index
         # In a grouped layer a unit has the same position in every group, and the weight holds it once.

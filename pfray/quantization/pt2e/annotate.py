@@ -24,8 +24,8 @@ OWN_RANGE = {
 MOVING = {
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "mT", "squeeze",
     "unsqueeze", "slice", "select", "expand", "expand_as", "pad", "constant_pad_nd", "contiguous", "clone", "dropout",
-    "alias", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool1d", "max_pool2d",
-    "clamp", "clamp_min", "clamp_max", "hardtanh",
+    "alias", "detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "index_select", "max_pool1d",
+    "max_pool2d", "clamp", "clamp_min", "clamp_max", "hardtanh",
 }  # fmt: skip
 ONE_SCALE = MOVING | {
     "cat", "concat", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "upsample_nearest2d",

@@ -44,8 +44,8 @@ GROUPS = {
     "Recurrent": "conv1.0 conv2.0 lstm",
     "single_linear": "",
     "one_channel": "1.0",
-    "ChannelShuffle": "branches.0.0.0 branches.1.0.0 head.0.0",
-    "Split": "conv1.0 left.0",
+    "ChannelShuffle": "stem.0 branches.0.0.0 branches.1.0.0 head.0.0",
+    "Split": "conv1.0 conv3.0 conv3.0#2 left.0",
     "Gate": "conv1 conv2.0",
     "FixedShape": "conv1.0 conv2.0",
     "norms_with_activation": "0 4 6",
@@ -115,8 +115,7 @@ def test_channels_that_stay_have_a_reason_that_a_user_understands():
     fixed = "no head of attention can go alone: the forward pass relies on their number (shape '[1, 9, 3, 1, 8]'"
     assert reason("vision_transformer", "attention.qkv").startswith(fixed)
     assert reason("vision_transformer", "patch").startswith("the forward pass relies on their number (shape '[1, 9,")
-    assert reason("Split", "conv3.0") == "split into parts of fixed sizes by the forward pass"
-    assert reason("ChannelShuffle", "branches.1.2.0") == "transposed on the way to the next layers"
+    assert reason("ChannelShuffle", "head.1.2") == OUTPUT
     assert reason("inverted_residual", "0.0") == "its channels can only go all together"
     assert reason("FixedShape", "conv3.0").startswith("the forward pass relies on their number (shape '[-1, 144]'")
     assert reason("Auxiliary", "conv1.0") == "used by layers that run in training only"
@@ -139,6 +138,8 @@ def test_a_unit_is_as_many_channels_as_have_to_go_together():
     assert units("resnext", "1.body.0.0") == [[i, i + 4, i + 8, i + 12] for i in range(4)]
     # A value and its gate.
     assert units("Gate", "conv1") == [[i, i + 6] for i in range(6)]
+    # Halves of four, shuffled by pairs and halved again.
+    assert units("ChannelShuffle", "stem.0") == [[0, 2, 4, 6], [1, 3, 5, 7]]
     # One map scales all the channels, and keeps none of them from going.
     assert units("SpatialAttention", "conv2.0") == [[i] for i in range(6)]
 

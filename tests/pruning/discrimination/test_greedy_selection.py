@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from learners.dis_chn_pruned import DisChnPruned, Settings, empty_scores
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.dependency import Cut
+from pfray.pruning.channels.inside import Axis, Inside
 from pfray.pruning.channels.keep_ratios import graph_of
 from pfray.pruning.discrimination import greedy_selection
 from pfray.pruning.discrimination.auxiliary_losses import Stage, divide, make_heads
@@ -180,6 +181,13 @@ def test_columns_of_grouped_and_transposed_layers_are_those_that_read_the_unit()
     gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])[:, :, None, None]
     assert columns.squares(gradient).tolist() == [5, 25, 61]
     assert columns.mask(np.array([1])).flatten().tolist() == [0, 1, 0]
+    # A weight (inputs, outputs), as GPT-2's layers have it.
+    linear = nn.Module()
+    linear.weight = nn.Parameter(torch.ones(3, 2))
+    reads = Axis("weight", 0, reads=True)
+    columns = Columns(linear, Cut("x", "in", np.array([[0], [1], [2]]), 3, "CONV1D", inside=Inside((reads,))), reads)
+    assert columns.squares(gradient[:, :, 0, 0]).tolist() == [5, 25, 61]
+    assert columns.mask(np.array([1])).tolist() == [[0], [1], [0]]
 
 
 class Words(nn.Module):

@@ -62,6 +62,7 @@ IN_INTEGERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hardsigmoid": lambda a, b: a * F.hardsigmoid(b),
     "leaky relu": lambda a, b: F.leaky_relu(a, 0.1),
     "shuffle": lambda a, b: F.channel_shuffle(F.pixel_shuffle(a, 2), 2),
+    "order": lambda a, b: a.index_select(1, torch.arange(7, -1, -1)),
     "attention": lambda a, b: attention(a, b).sum(1, keepdim=True),
     "parts": lambda a, b: torch.stack([*a.unbind(2)[3:5], *b.unbind(2)[:2]], 2),
     "split": lambda a, b: torch.cat(a.chunk(2, 1)[::-1], 1)[:, 1:7],

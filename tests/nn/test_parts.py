@@ -1,0 +1,139 @@
+"""Modules that are written out: the same outputs, with splits and shuffles that can lose any channels."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pfray.nn.parts import Shuffle, Split, take_channels, write_out
+
+X = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Module(nn.Module):
+    """A forward pass with an attribute and a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.layer, self.number = function, nn.Conv2d(6, 6, 1), 7
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.function(self.layer(x)) * scale
+
+
+def by_view(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 3, c // 3, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def by_permute(x: Tensor) -> Tensor:
+    n, c, h, w = x.size()
+    return x.reshape((n, 2, c // 2, h, w)).permute(0, 2, 1, 3, 4).reshape(n, -1, h, w)
+
+
+def halves(x: Tensor) -> Tensor:
+    a, b = x.split([2, 4], 1)
+    return torch.cat([b, a], 1)
+
+
+def both(x: Tensor) -> Tensor:
+    a, b = torch.chunk(x, 2, dim=1)
+    return F.channel_shuffle(torch.cat([b, a.relu()], 1), 2)
+
+
+FORMS = {by_view: ["Shuffle"], by_permute: ["Shuffle"], halves: ["Split"], both: ["Split", "Shuffle"]}
+
+
+@pytest.mark.parametrize("function", FORMS)
+def test_a_module_that_is_written_out_is_the_same_but_for_its_splits_and_shuffles(function):
+    module = Module(function)
+    expected = module(X, 2.0)
+    names = [name for name, _ in module.named_modules()]
+    assert write_out(module)
+    assert [type(child).__name__ for child in module.children()][1:] == FORMS[function]
+    for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(same(X, scale=2.0), expected)
+        assert (type(same), same.number) == (Module, 7)
+        assert [name for name, _ in same.named_modules()][: len(names)] == names
+        assert same.forward.module is same
+    assert list(module.state_dict()) == ["layer.weight", "layer.bias"]
+    assert not write_out(module)
+
+
+def test_channels_that_go_leave_the_others_in_their_order():
+    """Of 6 channels in three groups, 0 2 4 1 3 5 after the shuffle, those at 1 and 5 go: the inputs 2 and 5."""
+    module = Module(by_view)
+    before = module.layer(X)
+    take_channels(module, "shuffle", 6, np.array([1, 5]))
+    assert module.shuffle.order.tolist() == [0, 3, 1, 2]
+    assert torch.equal(module.shuffle(before[:, [0, 1, 3, 4]]), before[:, [0, 4, 1, 3]])
+    take_channels(module, "shuffle", 4, np.array([0]))
+    assert module.shuffle.order.tolist() == [2, 0, 1]
+    assert (module.shuffle.channels, list(module.state_dict())[2:]) == (3, ["shuffle.order"])
+
+
+def test_parts_lose_any_numbers_of_channels():
+    assert Split(2, 1).of(7, np.array([0, 1, 6])).sizes == (2, 2)
+    assert Split(2, 1, (2, 4)).of(6, np.array([0, 1])).sizes == (0, 4)
+    assert [len(part[0]) for part in Split(2, 1).of(6, np.array([5]))(X[:, :5])] == [3, 2]
+    assert [Split(2, 1).channels, Shuffle(2).channels, Split(2, 1, (1, 2)).channels] == [None, None, 3]
+
+
+class Dropping(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(F.dropout(x, 0.5, self.training))
+
+
+def test_what_happens_in_training_only_still_does():
+    module = Dropping(by_view)
+    assert write_out(module)
+    take_channels(module, "shuffle", 6, np.array([0]))
+    assert torch.equal(module.eval()(X[:, 1:]), by_view(X)[:, 1:])
+    dropped = module.train()(X[:, 1:])
+    assert 0.3 < float((dropped == 0).float().mean()) < 0.7
+    assert torch.equal(dropped[dropped != 0], 2 * by_view(X)[:, 1:][dropped != 0])
+
+
+class InTraining(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(x) if self.training else x
+
+
+class Counting(Module):
+    """Decides by the number of its channels."""
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(x) if x.shape[1] > 4 else x
+
+
+class WithATensor(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(x) + torch.ones(1)
+
+
+@pytest.mark.parametrize("kind", [InTraining, Counting, WithATensor])
+def test_a_module_that_is_not_one_list_of_operations_stays(kind):
+    module = kind(by_view)
+    before = {key: value for key, value in vars(module).items() if not isinstance(value, dict)}
+    assert not write_out(module)
+    assert {key: value for key, value in vars(module).items() if not isinstance(value, dict)} == before
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),  # equal parts alone, which can go as they are
+        lambda x: x.view(2, 6, 16).transpose(1, 2).reshape(2, 6, 4, 4),
+        lambda x: torch.cat(x.split(3, 1), 1),
+        F.relu,
+    ],
+)
+def test_other_modules_stay(function):
+    assert not write_out(Module(function))
