@@ -13,6 +13,7 @@ from learners.channel_pruned import ChannelPruned, Settings, reconstructed
 from pfray.data import digits
 from pfray.errors import InfeasibleTarget, UnsupportedModel
 from pfray.learner.context import Context
+from pfray.measure import calibration
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import answers_of, evaluate
 from pfray.models.mobilenet import mobilenet_v1
@@ -345,3 +346,19 @@ def test_a_calibration_is_computed_once_for_all_workers(trained, task, monkeypat
     monkeypatch.setattr(covariance, "input_moments", lambda *args: pytest.fail("measured again"))
     again = ChannelPruned(copy.deepcopy(trained), task, SETTINGS).compress(plan).model
     assert all(torch.equal(first.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
+
+
+def test_a_network_that_costs_much_is_calibrated_on_fewer_images_and_says_so(trained, task, monkeypatch):
+    default = ChannelPruned(trained, task, Settings(round_to=2))
+    assert (default.images, default.notes()) == (1000, [])
+    monkeypatch.setattr(calibration, "MACS", 100.4 * default.macs)
+    costly = ChannelPruned(trained, task, Settings(round_to=2))
+    assert costly.images == 100
+    assert "channel_pruned calibrates on 100 training inputs instead of 1,000" in costly.notes()[0]
+    explicit = ChannelPruned(trained, task, Settings(images=100, round_to=2))
+    assert explicit.notes() == []
+    # Those are what both steps read.
+    plan = costly.space().uniform({"macs": 0.5 * total_macs(trained, example_input(task))})
+    for step in ("compress", "finish"):
+        found, expected = (getattr(each, step)(plan).model.state_dict() for each in (costly, explicit))
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
