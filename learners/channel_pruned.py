@@ -45,7 +45,7 @@ from pfray.utils.cache import content_key
 class Settings(ChannelSettings):
     """images: training inputs for calibration. positions: output positions sampled from each.
 
-    null images are 1,000, or as many as cost 1.5e12 multiply-adds (the forward pass, and the products of the rows that
+    null images are 1,000, or as many as cost 1.2e12 multiply-adds (the forward pass, and the products of the rows that
     the layers read), which is half a minute of one core; at least 50.
 
     Where the activations of so many inputs need more than 4 GB, the chosen plan is reconstructed in order from fewer

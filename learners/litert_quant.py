@@ -44,7 +44,7 @@ BATCH = 50
 @dataclass(frozen=True)
 class Settings:
     """skip: layers that stay float, by name. images: training inputs for calibrating activation ranges;
-    null: 1,000, or as many as cost 1.5e12 multiply-adds, but at least 50.
+    null: 1,000, or as many as cost 1.2e12 multiply-adds, but at least 50.
 
     delay: optimizer steps of a training before activations are rounded (``pfray/quantization/delayed_start.py``).
     """

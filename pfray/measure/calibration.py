@@ -5,7 +5,7 @@ from __future__ import annotations
 # Inputs at most, and at least: fewer say too little of a layer with hundreds of channels.
 MOST, LEAST = 1000, 50
 # Multiply-adds of a whole calibration: half a minute of one core with AVX-512.
-MACS = 1.5e12
+MACS = 1.2e12
 
 
 def affordable_inputs(macs: int) -> int:
