@@ -44,7 +44,7 @@ BATCH = 50
 @dataclass(frozen=True)
 class Settings:
     """skip: layers that stay float, by name. images: training inputs for calibrating activation ranges;
-    null: 1,000, or as many as cost 1.2e12 multiply-adds, but at least 50.
+    null: 1,000, or as many as cost 1.2e12 multiply-adds, each forward pass counted twice, but at least 50.
 
     delay: optimizer steps of a training before activations are rounded (``pfray/quantization/delayed_start.py``).
     """
@@ -88,8 +88,8 @@ class LitertQuant(Algorithm):
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-adds of a forward pass of one input."""
-        return total_macs(self.model, example_input(self.task, self.device))
+        """Work of the calibration for each input: observing the values takes about as long as the forward pass."""
+        return 2 * total_macs(self.model, example_input(self.task, self.device))
 
     def notes(self) -> list[str]:
         if self.settings.images is not None:
