@@ -22,6 +22,7 @@ from torch import nn
 
 from learners._channels import ChannelAlgorithm
 from pfray.learner.base import Compressed
+from pfray.measure.calibration import affordable_inputs, fewer_inputs_note
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
 from pfray.nn.modes import place
@@ -32,7 +33,7 @@ from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
-from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key
+from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key, moments_macs
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
@@ -44,11 +45,14 @@ from pfray.utils.cache import content_key
 class Settings(ChannelSettings):
     """images: training inputs for calibration. positions: output positions sampled from each.
 
+    null images are 1,000, or as many as cost 1.2e12 multiply-adds (the forward pass, and the products of the rows that
+    the layers read), which is half a minute of one core; at least 50.
+
     Where the activations of so many inputs need more than 4 GB, the chosen plan is reconstructed in order from fewer
     inputs, with more positions of each.
     """
 
-    images: Annotated[int, Field(ge=1)] = 1000
+    images: Annotated[int, Field(ge=1)] | None = None
     positions: Annotated[int, Field(ge=1)] = 48
 
 
@@ -58,7 +62,23 @@ class ChannelPruned(ChannelAlgorithm):
 
     @cached_property
     def calibration(self) -> Calibration:
-        return calibrate(self.model, self.task, self.settings)
+        return calibrate(self.model, self.task, self.images, self.settings.positions)
+
+    @cached_property
+    def images(self) -> int:
+        """Training inputs for calibration."""
+        return self.settings.images or affordable_inputs(self.macs)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of the calibration for each input."""
+        layers = read_layers(self.model, graph_of(self.model, self.task))
+        return moments_macs(self.model, self.task, layers, self.settings.positions)
+
+    def notes(self) -> list[str]:
+        if self.settings.images is not None:
+            return []
+        return fewer_inputs_note("channel_pruned", self.images, len(self.task.train), self.macs)
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
@@ -87,11 +107,11 @@ class ChannelPruned(ChannelAlgorithm):
         If torch.fx cannot trace the model, the order is unknown: all layers are then reconstructed as in ``compress``.
         """
         model = self.model if start is None else start
-        calibration = self.calibration if start is None else calibrate(start, self.task, self.settings)
+        images, positions = self.images, self.settings.positions
+        calibration = self.calibration if start is None else calibrate(start, self.task, images, positions)
         structure = self.structure(plan)
         counts = keep_ratios.groups_left(model, structure, self.task)
         kept = {group.name: calibration.kept[group.name][count] for group, count in counts.items()}
-        images, positions = self.settings.images, self.settings.positions
         try:
             pruned = reconstruct_in_order(model, calibration.graph, kept, self.task, images, positions)
         except Untraceable as error:
@@ -118,14 +138,13 @@ class Calibration:
     norms: dict[str, str]
 
 
-def calibrate(model: nn.Module, task: Task, settings: Settings) -> Calibration:
+def calibrate(model: nn.Module, task: Task, images: int, positions: int) -> Calibration:
     """Runs one pass over the calibration images, and computes the LASSO path of every group; once on a machine."""
     graph = graph_of(model, task)
     norms = norms_behind(model, example_input(task, next(model.parameters()).device))
-    names = {cut.layer for group in graph.groups for cut in readers(model, group)}
-    ordered = [name for name, _ in model.named_modules() if name in names]
-    key = moments_key(model, task, ordered, settings.images, settings.positions)
-    moments = cached_moments(model, task, ordered, settings.images, settings.positions, key)
+    layers = read_layers(model, graph)
+    key = moments_key(model, task, layers, images, positions)
+    moments = cached_moments(model, task, layers, images, positions, key)
     # A bias or a batch norm can take over the mean contribution of removed channels; without one the weights have to
     # compensate for it, and it counts as error.
     moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
@@ -135,6 +154,12 @@ def calibrate(model: nn.Module, task: Task, settings: Settings) -> Calibration:
         content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
     )
     return Calibration(graph, moments, kept, norms)
+
+
+def read_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:
+    """Names of the layers whose inputs are measured, in the model's order."""
+    names = {cut.layer for group in graph.groups for cut in readers(model, group)}
+    return [name for name, _ in model.named_modules() if name in names]
 
 
 def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.Module:

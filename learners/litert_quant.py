@@ -22,6 +22,8 @@ from torch import nn
 
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed
+from pfray.measure.calibration import affordable_inputs, fewer_inputs_note
+from pfray.measure.cost import total_macs
 from pfray.nn.inputs import Inputs
 from pfray.nn.layers import run_order, weight_layers, without_skipped
 from pfray.quantization import activations, affine, bit_space, qparams
@@ -41,13 +43,14 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Settings:
-    """skip: layers that stay float, by name. images: training inputs for calibrating activation ranges.
+    """skip: layers that stay float, by name. images: training inputs for calibrating activation ranges;
+    null: 1,000, or as many as cost 1.2e12 multiply-adds, each forward pass counted twice, but at least 50.
 
     delay: optimizer steps of a training before activations are rounded (``pfray/quantization/delayed_start.py``).
     """
 
     skip: tuple[str, ...] = ()
-    images: Annotated[int, Field(ge=1)] = 1000
+    images: Annotated[int, Field(ge=1)] | None = None
     delay: Annotated[int, Field(ge=0)] = 0
 
 
@@ -79,6 +82,21 @@ class LitertQuant(Algorithm):
         return [name for name in names if name not in self.settings.skip]
 
     @cached_property
+    def images(self) -> int:
+        """Training inputs for calibration."""
+        return self.settings.images or affordable_inputs(self.macs)
+
+    @cached_property
+    def macs(self) -> int:
+        """Work of the calibration for each input: observing the values takes about as long as the forward pass."""
+        return 2 * total_macs(self.model, example_input(self.task, self.device))
+
+    def notes(self) -> list[str]:
+        if self.settings.images is not None:
+            return []
+        return fewer_inputs_note("litert_quant", self.images, len(self.task.train), self.macs)
+
+    @cached_property
     def norms(self) -> dict[str, str]:
         """The batch norm to fold into each layer."""
         return foldable_norms(self.model, example_input(self.task, self.device))
@@ -100,7 +118,7 @@ class LitertQuant(Algorithm):
         """Ranges of the layers' inputs."""
         whole = folded(self.model, self.norms)
         return activations.input_ranges(
-            whole, self.names, self.task, bits=BITS, images=self.settings.images, method="min_max", percentile=100.0
+            whole, self.names, self.task, bits=BITS, images=self.images, method="min_max", percentile=100.0
         )
 
     def error_curves(self) -> dict[str, np.ndarray]:
@@ -124,7 +142,7 @@ class LitertQuant(Algorithm):
 
         Raises UnsupportedModel for a model that PT2E cannot quantize.
         """
-        images = self.task.batches(self.task.train.head(self.settings.images), BATCH, self.device)
+        images = self.task.batches(self.task.train.head(self.images), BATCH, self.device)
         structure = self.structure(plan)
         return Compressed(self._graph(structure, (inputs for inputs, _ in images)), structure=structure)
 

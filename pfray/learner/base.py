@@ -106,6 +106,10 @@ class Algorithm:
         """Knobs of the model and their costs. Raises UnsupportedModel if there is nothing to compress."""
         raise self._missing("space(self)")
 
+    def notes(self) -> list[str]:
+        """Sentences that the start of a run tells the user about this model, such as a default that depends on it."""
+        return []
+
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """A copy of the model compressed by ``plan``, fast: a search calls this in every trial.
 

@@ -117,6 +117,10 @@ class Pipeline(Algorithm):
         """The first algorithm, bound once. The others get a different model with every plan."""
         return self.settings.steps[0].bind(self.model, self.task)
 
+    def notes(self) -> list[str]:
+        # The others get a smaller model.
+        return self.first.notes()
+
     def error_curves(self) -> dict[str, np.ndarray]:
         """Error curves of each algorithm separately, on the uncompressed model."""
         return {

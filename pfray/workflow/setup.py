@@ -98,6 +98,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         algorithm = components.learner(model, task, components.learner_settings)
         space = _space_of(algorithm, experiment.learner.name)
         space = with_layer_shapes(space, model, example_input(task))
+        notes += algorithm.notes()
     for note in notes:
         observers.note(f"note: {note}")
     check_fits_task(experiment, task)

@@ -41,9 +41,33 @@ def test_the_files_are_those_of_the_pruned_network(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_goal_has_its_value() -> None:
-    good = {"float distance": 1e-6, "int8 distance": 0.05, "exact": True, "share": 0.9, "peer share": 0.8}
-    bad = {"float distance": 0.1, "int8 distance": 0.3, "exact": False, "share": 0.7, "peer share": 0.8}
+    good = {"float distance": 1e-6, "int8 distance": 0.2, "exact": True, "share": 0.9, "peer share": 0.8}
+    bad = {"exact": False, "share": 0.7, "peer share": 0.8}  # neither file passed its check
     records = [
         {**good, "seconds": {"graph": 3.0}}, {**bad, "seconds": {"int8": 61.5}}, {"seconds": {}, "peer share": 0.2},
     ]  # fmt: skip
     assert [value for value, _, _ in model_zoo.judged(records)] == [1, 1, 61.5, 1, 2]
+
+
+def test_a_row_of_the_table_has_every_value_or_a_dash() -> None:
+    record = {
+        "piece": ["timm", "net", 64], "macs": 2.5e6, "groups": 3, "share": 0.98, "peer share": 0.9, "pruned": 0.5,
+        "float distance": 1e-6, "seconds": {"graph": 1.0, "prune": 2.25},
+    }  # fmt: skip
+    head, rule, row = model_zoo.table([record], markdown=True).splitlines()
+    assert row == "| net, 64 | 2.5 | 3 | 98.0% | 90.0% | 0.50 | 1.0e-06 | - | - | - | 1.0, 2.2, 0.0, 0.0 |"
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert "|" not in model_zoo.table([record], markdown=False)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_attention_heads = 4
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+
+def test_the_heads_of_an_attention_are_found_by_their_names() -> None:
+    module = Attention()
+    assert model_zoo._heads_of(module) == ([module.query, module.key, module.value], 4)
+    assert model_zoo._heads_of(nn.Linear(8, 8)) is None

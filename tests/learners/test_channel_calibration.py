@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from learners.channel_pruned import ChannelPruned, Settings
+from pfray.measure import calibration
+from pfray.measure.cost import total_macs
 from pfray.nn.modes import place
 from pfray.pruning.reconstruction import covariance, lasso
-from pfray.task import Split, Task
+from pfray.task import Split, Task, example_input
 from tests.learners.removed import SETTINGS, distance, plainly_removed
 
 
@@ -76,3 +78,20 @@ def test_a_calibration_is_computed_once_for_all_workers(context, monkeypatch, tm
     monkeypatch.setattr(covariance, "input_moments", lambda *args: pytest.fail("measured again"))
     again = ChannelPruned(copy.deepcopy(trained), task, SETTINGS).compress(plan).model
     assert all(torch.equal(first.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
+
+
+def test_a_network_that_costs_much_is_calibrated_on_fewer_images_and_says_so(context, monkeypatch):
+    trained, task = place(copy.deepcopy(context.teacher), "cpu").eval(), context.task
+    default = ChannelPruned(trained, task, Settings(round_to=2))
+    assert (default.images, default.notes()) == (1000, [])
+    monkeypatch.setattr(calibration, "MACS", 100.4 * default.macs)
+    costly = ChannelPruned(trained, task, Settings(round_to=2))
+    assert costly.images == 100
+    assert "channel_pruned calibrates on 100 training inputs instead of 1,000" in costly.notes()[0]
+    explicit = ChannelPruned(trained, task, Settings(images=100, round_to=2))
+    assert explicit.notes() == []
+    # Those are what both steps read.
+    plan = costly.space().uniform({"macs": 0.5 * total_macs(trained, example_input(task))})
+    for step in ("compress", "finish"):
+        found, expected = (getattr(each, step)(plan).model.state_dict() for each in (costly, explicit))
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())

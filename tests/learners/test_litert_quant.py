@@ -16,6 +16,7 @@ from pfray.config.schema import load
 from pfray.errors import UnsupportedModel
 from pfray.learner.base import Compressed
 from pfray.learner.context import Context
+from pfray.measure import calibration
 from pfray.measure.evaluation import evaluate
 from pfray.nn.modes import place
 from pfray.quantization.bn_folding import folded
@@ -49,6 +50,18 @@ def test_every_layer_has_8_bits_or_stays_float(algorithm):
     assert space.costs({**eight, first: 32})["bits"] == pytest.approx(8 + 24 * share)
     curves = algorithm.error_curves()
     assert all(0 < curve[0] < 1e-3 and curve[1] == 0 for curve in curves.values())
+
+
+def test_a_network_that_costs_much_is_calibrated_on_fewer_images_and_says_so(algorithm, monkeypatch):
+    model, task = algorithm.model, algorithm.task
+    default = LitertQuant(model, task)
+    assert (default.images, default.notes()) == (1000, [])
+    assert algorithm.images == 200
+    monkeypatch.setattr(calibration, "MACS", 100.4 * default.macs)
+    costly = LitertQuant(model, task)
+    assert costly.images == 100
+    assert "litert_quant calibrates on 100 training inputs instead of 1,000" in costly.notes()[0]
+    assert costly.inputs == LitertQuant(model, task, Settings(images=100)).inputs != default.inputs
 
 
 def test_skipped_layers_have_no_knob_and_wrong_names_are_refused(algorithm):

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
+from pfray.measure.cost import total_macs
 from pfray.nn.attention import calling_projections
 from pfray.nn.fingerprint import model_parts
 from pfray.nn.inputs import tensors
 from pfray.nn.modes import evaluating, forward
 from pfray.pruning.reconstruction.im2col import draw_positions, input_rows
-from pfray.task import Task
+from pfray.task import Task, example_input
 from pfray.utils.cache import cache_dir, cache_key, made_once
 
 BATCH = 100
@@ -120,6 +121,28 @@ def input_moments(
             )
         moments[name] = Moments(covariance.float().cpu(), own.means[0].float().cpu())
     return moments
+
+
+def moments_macs(model: nn.Module, task: Task, layers: Sequence[str], positions: int) -> int:
+    """Multiply-adds of ``input_moments`` for one input: the forward pass, and the products of the layers' rows."""
+    example = example_input(task, next(model.parameters()).device)
+    products = 0
+
+    def count(layer: nn.Module, outputs: Tensor) -> None:
+        nonlocal products
+        columns = layer.get_parameter("weight")[0].numel()
+        products += draw_positions(layer, outputs[:1], positions, torch.Generator()).numel() * columns**2
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda layer, _, outputs: count(layer, outputs))
+        for name in layers
+    ]
+    try:
+        with calling_projections(model):
+            return total_macs(model, example) + products
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def moments_key(model: nn.Module, task: Task, layers: Sequence[str], images: int, positions: int) -> str:

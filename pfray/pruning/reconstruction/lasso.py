@@ -16,6 +16,12 @@ from pfray.pruning.reconstruction.covariance import Moments
 from pfray.pruning.reconstruction.lasso_path import lasso_path
 from pfray.utils.cache import cache_dir, made_once
 
+# Added to the mean diagonal of 1, because units repeat each other where there are fewer samples than units.
+RIDGE = 1e-7
+# The path ends at this share of its first lambda. Below it are the rounding of float32 moments and the ridge: units
+# that repeat each other change places in thousands of steps.
+LOWEST = 1e-7
+
 
 def cached_selections(key: str, grams: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
     """``lasso_selections`` of every group, by name, computed once on a machine for each ``key``.
@@ -67,11 +73,8 @@ def lasso_selections(gram: np.ndarray) -> list[np.ndarray]:
     scale = energy.mean() or 1.0
     # Of each size, the first support, and the rank of its units. Units outside have the rank 0, below all others.
     ranks = {0: np.zeros(count)}
-    for active, coefficients in lasso_path(gram / scale + 1e-7 * np.eye(count)):
-        size = int(np.count_nonzero(coefficients))
-        if size not in ranks:
-            ranks[size] = np.zeros(count)
-            ranks[size][active] = np.abs(coefficients) * np.sqrt(energy[active])
+    for coefficients in lasso_path(gram / scale + RIDGE * np.eye(count), LOWEST):
+        ranks.setdefault(int(np.count_nonzero(coefficients)), np.abs(coefficients) * np.sqrt(energy))
     selections, rank = [], ranks[max(ranks)]
     for kept in range(count, -1, -1):
         rank = ranks.get(kept, rank)

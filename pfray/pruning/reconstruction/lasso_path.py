@@ -2,12 +2,13 @@
 LASSO modification (Efron et al. 2004).
 
 Notation: U regressors with Gram matrix G ``(U, U)`` and correlations g = G 1 with their own sum, the target. The
-solution b(lambda) of 1/2 b'G b - g'b + lambda |b|_1 is piecewise linear. Between two breakpoints, n regressors A are
-active with the signs s. As lambda falls their coefficients move along d = G_AA^-1 s, and the correlations c = g - G b
-of the others along -a, with a = G_{.A} d.
+solution b(lambda) of 1/2 b'G b - g'b + lambda |b|_1 is piecewise linear. Between two breakpoints, the regressors A are
+active with the signs s, the others, I, are not. As lambda falls the coefficients of A move along d = G_AA^-1 s, and the
+correlations c = g - G b of I along -a, with a = G_IA d.
 
-The Cholesky factor L of G_AA is kept together with its inverse and with G_{.A} L^-T for the inactive regressors. Then a
-regressor that enters costs one product of a vector and a matrix, n U multiplications, and no system is solved.
+The tableau M is G swept by the active regressors (Goodnight 1979, The American Statistician 33): M_AA = -G_AA^-1,
+M_AI = G_AA^-1 G_AI and M_II = G_II - G_IA G_AA^-1 G_AI. A regressor that enters or leaves changes it by the product of
+one row with itself. ``BLOCK`` of these are added at once, as one product of matrices, which reads M once for all.
 """
 
 from __future__ import annotations
@@ -22,35 +23,37 @@ STEPS = 8
 DEPENDENT = 1e-10
 # The smallest change, relative to lambda's, at which an inactive correlation counts as approaching lambda.
 SLOWEST = 1e-12
+# Changes of the tableau that are added at once.
+BLOCK = 64
 
 
-def lasso_path(gram: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(active regressors ``(n,)``, their coefficients ``(n,)``) at every breakpoint, as lambda falls to 0.
+def lasso_path(gram: np.ndarray, lowest: float = 1e-14) -> Iterator[np.ndarray]:
+    """Coefficients ``(U,)`` at every breakpoint, as lambda falls to the share ``lowest`` of its first value.
 
     The coefficient of a regressor that leaves is 0 at its last breakpoint.
     """
     path = _Path(gram)
     for _ in range(STEPS * len(gram)):
-        if not path.step():
+        if path.level <= lowest * path.start or not path.step():
             return
-        yield path.order[: path.count].copy(), path.coefficients[: path.count].copy()
+        yield path.coefficients.copy()
         path.turn()
 
 
 class _Path:
-    """The state at a breakpoint. Arrays of length U are in the order ``order``, whose first ``count`` are active.
+    """The state at a breakpoint; arrays ``(U,)``, a regressor an entry.
 
-    factor: ``(U, 2 U)``. Row k < n holds column k of L and of its continuation to the inactive regressors, then row k
-    of the inverse of L.
+    tableau, rows ``(BLOCK, U)``, weights ``(BLOCK,)``: M is the tableau - rows' diag(weights) rows, of which the first
+    ``pending`` count. change: M_.A s, which is -d on A and a on I. free: False for regressors that are left out.
     """
 
     def __init__(self, gram: np.ndarray) -> None:
         units = len(gram)
-        self.gram, self.units, self.count = gram, units, 0
-        self.order, self.free = np.arange(units), np.ones(units, dtype=bool)
-        self.factor = np.zeros((units, 2 * units))
-        self.coefficients, self.direction, self.signs = np.zeros(units), np.zeros(units), np.zeros(units)
-        self.correlations, self.change = gram.sum(1), np.zeros(units)
+        self.squares, self.tableau = gram.diagonal().copy(), gram.copy()
+        self.rows, self.weights, self.pending = np.zeros((BLOCK, units)), np.zeros(BLOCK), 0
+        self.active, self.free = np.zeros(units, dtype=bool), np.ones(units, dtype=bool)
+        self.coefficients, self.signs, self.change = np.zeros(units), np.zeros(units), np.zeros(units)
+        self.correlations = gram.sum(1)
         self.level = self.start = float(np.abs(self.correlations).max(initial=0.0))
         self.event: tuple[str, int, float] = ("none", 0, 0.0)
         if self.level > 0:
@@ -59,70 +62,73 @@ class _Path:
 
     def step(self) -> bool:
         """Go on to the next breakpoint, the ``event``. False at the end of the path."""
-        if not self.count or self.level <= 1e-14 * self.start:
+        if not self.active.any():
             return False
-        n, length, event = self.count, self.level, ("none", 0, 0.0)
+        length, event = self.level, ("none", 0, 0.0)
+        waiting = self.free & ~self.active
         for sign in (1.0, -1.0):
-            gap = np.maximum(self.level - sign * self.correlations[n:], 0.0)
-            speed = 1.0 - sign * self.change[n:]
-            possible = self.free[n:] & (speed > SLOWEST)
-            lengths = np.divide(gap, speed, out=np.full(len(gap), np.inf), where=possible)
-            if len(lengths) and lengths.min() < length:
-                length, event = float(lengths.min()), ("enter", n + int(lengths.argmin()), sign)
-        coefficients, direction = self.coefficients[:n], self.direction[:n]
-        lengths = np.divide(-coefficients, direction, out=np.full(n, np.inf), where=coefficients * direction < 0)
+            gap = np.maximum(self.level - sign * self.correlations, 0.0)
+            speed = 1.0 - sign * self.change
+            lengths = np.divide(gap, speed, out=np.full(len(gap), np.inf), where=waiting & (speed > SLOWEST))
+            if lengths.min() < length:
+                length, event = float(lengths.min()), ("enter", int(lengths.argmin()), sign)
+        # Coefficients move along -change.
+        falling = self.active & (self.coefficients * self.change > 0)
+        lengths = np.divide(self.coefficients, self.change, out=np.full(len(falling), np.inf), where=falling)
         if lengths.min() < length:
             length, event = float(lengths.min()), ("leave", int(lengths.argmin()), 0.0)
-        coefficients += length * direction
-        self.correlations[n:] -= length * self.change[n:]
+        self.coefficients[self.active] -= length * self.change[self.active]
+        self.correlations -= length * np.where(self.active, self.signs, self.change)
         self.level -= length
         self.event = event
         if event[0] == "leave":
-            coefficients[event[1]] = 0.0
+            self.coefficients[event[1]] = 0.0
         return True
 
     def turn(self) -> None:
         """Let the regressor of the event enter or leave."""
-        kind, position, sign = self.event
+        kind, regressor, sign = self.event
         if kind == "enter":
-            self._enter(position, sign)
+            self._enter(regressor, sign)
         elif kind == "leave":
-            self._leave(position)
+            self._leave(regressor)
 
-    def _enter(self, position: int, sign: float) -> None:
-        n, units, factor = self.count, self.units, self.factor
-        for array in (self.order, self.correlations, self.change, self.free, factor[:n].T):
-            array[[n, position]] = array[[position, n]]
-        own = self.gram[self.order[n], self.order[n:]]
-        products = factor[:n, n] @ factor[:n, n : units + n]
-        rest = own - products[: units - n]
-        if rest[0] <= DEPENDENT * own[0]:
-            self.free[n] = False
+    def _enter(self, regressor: int, sign: float) -> None:
+        row = self._row(regressor)
+        if row[regressor] <= DEPENDENT * self.squares[regressor]:
+            self.free[regressor] = False
             return
-        pivot = rest[0] ** 0.5
-        factor[n, n:units] = rest / pivot
-        inverse = factor[n, units:]
-        inverse[:n], inverse[n], inverse[n + 1 :] = -products[units - n :] / pivot, 1 / pivot, 0.0
-        self.signs[n], self.coefficients[n], self.direction[n] = sign, 0.0, 0.0
-        share = inverse[: n + 1] @ self.signs[: n + 1]
-        self.direction[: n + 1] += share * inverse[: n + 1]
-        self.change[n + 1 :] += share * factor[n, n + 1 : units]
-        self.count += 1
+        share = (self.change[regressor] - sign) / row[regressor]
+        self.change -= share * row
+        self.change[regressor] = share
+        self._sweep(regressor, row, 1.0)
+        self.active[regressor], self.signs[regressor], self.coefficients[regressor] = True, sign, 0.0
 
-    def _leave(self, position: int) -> None:
-        """Move the regressor behind the other active ones, and restore the triangles by rotations of pairs of rows."""
-        n, units, factor = self.count, self.units, self.factor
-        sign, moved = self.signs[position], [*range(position + 1, n), position]
-        for array in (self.order, self.signs, self.coefficients, factor[:n].T, factor[:n, units:].T):
-            array[position:n] = array[moved]
-        factor[:n, units + n - 1] = 0.0
-        for row in range(position, n - 1):
-            along, across = factor[row : row + 2, row] / np.hypot(*factor[row : row + 2, row])
-            pair = factor[row : row + 2, row : units + n]
-            pair[:] = np.array([[along, across], [-across, along]]) @ pair
-        n = self.count = n - 1
-        self.correlations[n] = sign * self.level
-        inverse = factor[:n, units : units + n]
-        shares = inverse @ self.signs[:n]
-        self.direction[:n] = shares @ inverse
-        self.change[n:] = shares @ factor[:n, n:units]
+    def _leave(self, regressor: int) -> None:
+        row, sign = self._row(regressor), self.signs[regressor]
+        share = self.change[regressor] / row[regressor]
+        self.change -= share * row
+        self.change[regressor] = sign - share
+        self._sweep(regressor, row, -1.0)
+        self.active[regressor], self.signs[regressor] = False, 0.0
+        self.correlations[regressor] = sign * self.level
+
+    def _row(self, regressor: int) -> np.ndarray:
+        """A row of M."""
+        weights = self.weights[: self.pending] * self.rows[: self.pending, regressor]
+        return self.tableau[regressor] - weights @ self.rows[: self.pending]
+
+    def _sweep(self, regressor: int, row: np.ndarray, sign: float) -> None:
+        """M_ij - M_ik M_jk / M_kk, with M_kj / M_kk in row and column k, of the opposite sign for one that leaves, and
+        -1 / M_kk on the diagonal."""
+        pivot, row = row[regressor], row.copy()
+        swept = sign * row / pivot
+        swept[regressor] = -1 / pivot
+        self.tableau[regressor] = self.tableau[:, regressor] = swept
+        row[regressor] = 0.0
+        self.rows[: self.pending, regressor] = 0.0
+        self.rows[self.pending], self.weights[self.pending] = row, 1 / pivot
+        self.pending += 1
+        if self.pending == BLOCK:
+            self.tableau -= (self.rows * self.weights[:, None]).T @ self.rows
+            self.pending = 0

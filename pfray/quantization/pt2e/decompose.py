@@ -144,6 +144,32 @@ def _stack(graph: GraphModule, node: Node) -> Node:
     return _call(node, ATEN.cat.default, parts, dimension)
 
 
+def _join_constant(graph: GraphModule, node: Node) -> Node | None:
+    """A concatenation with a constant, such as a class token, as the sum of the parts, each padded by zeros: the
+    converter would round the constant in the scale of the values beside it, however small it is."""
+    parts: Any = node.args[0]
+    dimension: Any = node.args[1] if len(node.args) > 1 else 0
+    constant = [_is_constant(part) for part in parts]
+    sizes = [part.meta["val"].shape[dimension] for part in parts]
+    if all(constant) or not any(constant) or not all(isinstance(size, int) for size in sizes):
+        return None
+    axes = node.meta["val"].dim()
+    padded = []
+    for index, part in enumerate(parts):
+        around = [sum(sizes[:index]), sum(sizes[index + 1 :])]
+        pads = [0, 0] * (axes - 1 - dimension % axes) + around
+        padded.append(_call(node, ATEN.constant_pad_nd.default, part, pads, 0.0))
+    total = padded[0]
+    for part in padded[1:]:
+        total = _call(node, ATEN.add.Tensor, total, part)
+    return total
+
+
+def _is_constant(node: Node) -> bool:
+    moves = node.target in (ATEN.expand.default, ATEN.unsqueeze.default, ATEN.view.default)
+    return node.op == "get_attr" or (moves and _is_constant(cast(Node, node.args[0])))
+
+
 def _batch_norm(graph: GraphModule, node: Node) -> Node | None:
     """A batch norm that could not be folded, as a depthwise 1x1 convolution; on features ``(N, C)`` and in 3-d as a
     product and a sum.
@@ -191,6 +217,7 @@ WRITTEN_AS: dict[Any, Callable[[GraphModule, Node], Node | None]] = {
     ATEN.to.dtype: _cast,
     ATEN.unbind.int: _parts,
     ATEN.stack.default: _stack,
+    ATEN.cat.default: _join_constant,
 }
 
 

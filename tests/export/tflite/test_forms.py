@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfray import bench, load
 from pfray.export import pt2
@@ -14,6 +14,7 @@ from pfray.measure.interpreter import BenchError
 from pfray.nn.flat import plain
 from pfray.nn.inputs import call, take, tensors
 from pfray.quantization.pt2e import int8_model
+from pfray.workflow import file_check
 from tests.forms import FORMS, Text, form, images, tokens
 
 
@@ -88,3 +89,27 @@ def test_a_list_of_samples_is_compared_sample_by_sample(stacked, tmp_path):
     assert [tuple(each.shape) for each in tensors(compared.file)] == ([(6, 2)] if stacked else [(2,)] * 6)
     assert type(compared.file) is type(model(samples))
     assert compared.largest_difference < 1e-5
+
+
+class ClassToken(nn.Module):
+    """A token a hundred times smaller than what it stands beside, which a norm makes as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution, self.norm, self.linear = nn.Conv2d(3, 32, 4, 4), nn.LayerNorm(32), nn.Linear(32, 10)
+        self.token = nn.Parameter(0.005 * torch.randn(1, 1, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.convolution(x).flatten(2).transpose(1, 2)
+        return self.linear(self.norm(torch.cat([self.token.expand(len(x), -1, -1), patches], 1))[:, 0])
+
+
+def test_a_small_class_token_is_not_rounded_in_the_scale_of_the_patches(tmp_path):
+    model = ClassToken().eval()
+    inputs = torch.randn(4, 3, 16, 16)
+    prepared = int8_model.prepare(model, inputs[:1], [inputs])
+    convert.export(prepared, inputs[:1], tmp_path / "model.tflite")
+    compared = convert.compare(tmp_path / "model.tflite", prepared, inputs)
+    # 0.7 where the token is rounded to one of three values.
+    assert file_check.distances(compared.file, compared.model)[0] < 0.05

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
 from pfray.pruning.reconstruction import covariance
-from pfray.pruning.reconstruction.covariance import Moments, RunningCovariance, cached_moments, input_moments
+from pfray.pruning.reconstruction.covariance import (
+    Moments,
+    RunningCovariance,
+    cached_moments,
+    input_moments,
+    moments_macs,
+)
 from pfray.pruning.reconstruction.im2col import weight_rows
 from pfray.pruning.reconstruction.lasso import lasso_selections, unit_gram
 from pfray.pruning.reconstruction.least_squares import lost_shares, reconstruct
@@ -55,6 +61,15 @@ def all_rows(model: nn.Module, layer: str, inputs: Tensor) -> np.ndarray:
         return np.concatenate([x.numpy() for x in found])
     unfold = nn.Unfold(own.kernel_size, own.dilation, own.padding, own.stride)
     return np.concatenate([unfold(x).transpose(1, 2).flatten(0, 1).numpy() for x in found]).astype(float)
+
+
+def test_the_work_of_an_input_is_the_forward_pass_and_the_products_of_its_rows(model):
+    # 8 x 7 pixels: stem to 6 x 5, then to 3 x 3 and 2 x 2, with rows of 27, 36 and 36 values; head one row of 4.
+    forward = 30 * 27 * 4 + 9 * 36 * 4 + 4 * 36 * 4 + 4 * 2
+    layers = ["stem", "twice", "head"]
+    assert moments_macs(model, task(), layers, 1000) == forward + 30 * 27**2 + (9 + 4) * 36**2 + 4**2
+    assert moments_macs(model, task(), layers, 5) == forward + 5 * 27**2 + (5 + 4) * 36**2 + 4**2
+    assert moments_macs(model, task(), [], 5) == forward
 
 
 def test_with_every_position_taken_they_are_those_of_all_rows(model, monkeypatch):

@@ -11,8 +11,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from torch import Tensor
 
+from pfray.pruning.reconstruction import lasso
 from pfray.pruning.reconstruction.covariance import Moments
 from pfray.pruning.reconstruction.lasso import cached_selections, lasso_selections, unit_gram
+from pfray.pruning.reconstruction.lasso_path import lasso_path
 from pfray.pruning.reconstruction.least_squares import lost_shares, reconstruct, ridge_factor, ridge_solve
 
 ROWS, KERNEL, OUTPUTS = 300, 4, 5
@@ -60,11 +62,11 @@ def searched(regressors: np.ndarray, count: int) -> np.ndarray | None:
     target = regressors.sum(1)
     low, high = 0.0, float(np.abs(regressors.T @ target).max() / len(target))
     for _ in range(60):
-        lasso = Lasso(alpha=(low + high) / 2, fit_intercept=False, max_iter=100_000, tol=1e-10)
-        support = np.flatnonzero(lasso.fit(regressors, target).coef_)
+        fit = Lasso(alpha=(low + high) / 2, fit_intercept=False, max_iter=100_000, tol=1e-10)
+        support = np.flatnonzero(fit.fit(regressors, target).coef_)
         if len(support) == count:
             return support
-        low, high = (lasso.alpha, high) if len(support) > count else (low, lasso.alpha)
+        low, high = (fit.alpha, high) if len(support) > count else (low, fit.alpha)
     return None
 
 
@@ -123,6 +125,20 @@ def test_of_channels_that_are_copies_one_stays_longer_than_the_other():
     assert share(rows, weight, own, reconstruct(moments(rows), torch.from_numpy(weight), own)) < 1e-6
 
 
+def test_more_units_than_samples_are_chosen_in_few_steps_and_as_many_as_samples_explain_everything():
+    rng = np.random.default_rng(0)
+    units, rank = 240, 60
+    factors = rng.standard_normal((rank, units)) * rng.uniform(0.1, 2, units)
+    matrix = (factors.T @ factors).astype(np.float32).astype(float)  # as moments are kept
+    scaled = matrix / np.diag(matrix).mean() + lasso.RIDGE * np.eye(units)
+    assert sum(1 for _ in lasso_path(scaled, lasso.LOWEST)) < 2 * rank
+    assert sum(1 for _ in lasso_path(scaled)) > 6 * rank
+    selections = lasso_selections(matrix)
+    assert_counts(selections, units)
+    # The first 1.1 r units span the samples.
+    assert np.linalg.matrix_rank(factors[:, selections[66]]) == rank
+
+
 @pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.ones((4, 4)), np.full((4, 4), 1e-38), -1e-12 * np.eye(4)])
 def test_a_gram_matrix_that_says_nothing_still_gives_every_count(matrix):
     assert_counts(lasso_selections(matrix), 4)
@@ -143,8 +159,8 @@ def test_a_group_of_more_channels_than_a_path_has_steps_by_default_is_chosen_to_
     assert_counts(selections, units)
     regressors = np.linalg.cholesky(matrix).T
     for alpha in (5e-3, 3e-3):
-        lasso = Lasso(alpha=alpha, fit_intercept=False, precompute=matrix, max_iter=100_000, tol=1e-10)
-        support = np.flatnonzero(lasso.fit(regressors, regressors.sum(1)).coef_)
+        fit = Lasso(alpha=alpha, fit_intercept=False, precompute=matrix, max_iter=100_000, tol=1e-10)
+        support = np.flatnonzero(fit.fit(regressors, regressors.sum(1)).coef_)
         assert 500 < len(support) < units
         assert selections[len(support)].tolist() == support.tolist()
 

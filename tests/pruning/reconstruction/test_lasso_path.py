@@ -11,12 +11,7 @@ from pfray.pruning.reconstruction.lasso_path import lasso_path
 
 def breakpoints(gram: np.ndarray) -> list[np.ndarray]:
     """All coefficients ``(U,)`` at each breakpoint."""
-    found = []
-    for active, coefficients in lasso_path(gram):
-        whole = np.zeros(len(gram))
-        whole[active] = coefficients
-        found.append(whole)
-    return found
+    return list(lasso_path(gram))
 
 
 def test_a_path_of_independent_regressors_is_the_one_worked_by_hand():
@@ -64,6 +59,22 @@ def test_every_breakpoint_is_optimal_and_the_last_is_the_sum_of_all():
         # A small change of the correlations is a large one of the coefficients where regressors are dependent.
         assert np.abs(target - gram @ solution).max() < 1e-12 * start
     assert left > 20  # regressors that left and entered again
+
+
+def test_a_path_ends_at_the_share_of_its_first_lambda():
+    # Lambda begins at 4 and falls to 1, where the second enters, then to 0.
+    gram = np.diag([1.0, 4.0])
+    assert len(list(lasso_path(gram, 0.2))) == 2
+    assert len(list(lasso_path(gram, 0.3))) == 1
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_the_path_does_not_depend_on_how_many_changes_are_added_at_once(block, monkeypatch):
+    expected = breakpoints(problem(1))
+    monkeypatch.setattr("pfray.pruning.reconstruction.lasso_path.BLOCK", block)
+    found = breakpoints(problem(1))
+    assert len(found) == len(expected) > 10
+    assert np.allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -13,6 +13,19 @@ from pfray.quantization.pt2e.decompose import rewrite
 from tests.zoo import randomize
 
 
+class Tokens(nn.Module):
+    """A class token before, and a register behind, the positions of a map ``(N, C, L)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(0)))
+        self.register_buffer("last", torch.full((2, 2, 6), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        return torch.cat([self.first.expand(len(x), -1, -1), x, self.last], 1)
+
+
 class Of(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -114,3 +127,18 @@ def test_a_norms_numbers_learn_as_its_weight_did():
     # The shift's own part goes to the bias, as it is a parameter of its own here.
     own = norm.weight.grad + norm.bias.grad * norm.running_mean / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(numbers.grad.flatten(), own / (norm.running_var + norm.eps).sqrt())
+
+
+def test_a_joined_constant_is_added_where_the_others_are_padded():
+    inputs = torch.randn(2, 6, 3, 3)
+    model = Tokens()
+    graph = rewritten(model, inputs)
+    assert "aten.cat.default" not in targets(graph)
+    assert torch.equal(graph(inputs), model(inputs))
+    graph(inputs)[:, 0].sum().backward()
+    assert torch.equal(graph.get_parameter("first").grad, torch.full((1, 1, 6), 2.0))
+
+
+def test_a_concatenation_of_values_stays():
+    graph = rewritten(Of(lambda x: torch.cat([x, x.exp()], 1)), torch.randn(2, 3))
+    assert "aten.cat.default" in targets(graph)
