@@ -88,4 +88,4 @@ def write_tar(path: Path, samples: Sequence[tuple[bytes, int]]) -> Path:
 
 def epoch(split: Samples, size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Any, Any]]:
     """One worker's part of each batch of an epoch."""
-    return split.epoch(size, seed, rank, world)
+    return (batch for batches in split.epochs(size, [seed], rank, world) for batch in batches)

@@ -117,6 +117,11 @@ class Stream:
                 "adapt=fn(batch) -> (inputs, targets), with tensors"
             ) from error
 
+    def remarks(self) -> list[str]:
+        """What ``adapt`` has found out in this process, such as a count of damaged images, a line each."""
+        own = getattr(self.adapt, "remarks", None)
+        return own() if callable(own) else []
+
     def take(self, which: slice | Tensor) -> Stream:
         """The samples at the positions ``which`` of a map-style data set, to be read later in pfray's own order."""
         assert self.indices is not None
