@@ -1,5 +1,6 @@
-"""Batches read ahead by processes of torch's DataLoader, or in this process: the same batches for any number of them.
+"""Batches read ahead by processes of torch's DataLoader, or in this process.
 
+Of a map-style data set they are the same for any number of processes, of an iterable one for any start of a training.
 The DataLoader is asked for whole batches, of all epochs in one go: its processes start once a training, and read the
 next epoch's batches while the last one's checkpoint is written.
 """
@@ -49,6 +50,10 @@ class Failure:
         return self.kind(self.text)
 
 
+class Turn:
+    """In place of a batch, from a process that has none left when it is its turn."""
+
+
 @dataclass
 class Reader(Dataset):
     """Reads the batch of an ``Order`` from a map-style data set. name: of the split, for messages.
@@ -95,6 +100,8 @@ class IterableReader(IterableDataset):
     Where the data set is in shards of Hugging Face's that can be dealt out evenly, each worker reads its own ones, and
     so does each of its processes that read ahead; otherwise each worker reads everything, and keeps its part of every
     batch. A data set that ends before ``steps`` is begun again, so that no worker waits for another in vain.
+    The DataLoader takes a batch of each process in turn. Each epoch begins with the first process, so that it does not
+    depend on the epochs before it, which a resumed training does not read.
     """
 
     name: str
@@ -112,13 +119,12 @@ class IterableReader(IterableDataset):
         number, processes = (0, 1) if process is None else (process.id, process.num_workers)
         own_shards = has_own_shards(self.dataset, self.world)
         for epoch, seed in enumerate(self.seeds):
+            turns = 0
             if self.steps is None:
                 samples = _chunks(self.dataset, self.size)
             else:
-                # The DataLoader takes a batch of each process in turn, across the ends of epochs too.
-                first = epoch * self.steps
-                steps = sum(step % processes == number for step in range(first, first + self.steps))
-                samples = self._epoch(seed, steps, own_shards)
+                turns = len(range(0, self.steps, processes))
+                samples = self._epoch(seed, len(range(number, self.steps, processes)), own_shards)
             own = OwnGenerators(_mixed(seed, number, self.rank if own_shards else 0))
             while True:
                 try:
@@ -130,6 +136,9 @@ class IterableReader(IterableDataset):
                     yield epoch, failure(self.name, error)
                     return
                 yield epoch, batch
+                turns -= 1
+            for _ in range(turns):
+                yield epoch, Turn()
 
     def _epoch(self, seed: int, steps: int, own_shards: bool) -> Iterator[list[Any]]:
         """Samples of this worker's part of ``steps`` batches."""
@@ -174,7 +183,8 @@ def read(
         while (found := next(batches, None)) is not None:
             if isinstance(found[1], Failure):
                 raise found[1].raised()
-            yield found
+            if not isinstance(found[1], Turn):
+                yield found
     except PfrayError:
         raise
     except Exception as error:

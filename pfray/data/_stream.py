@@ -162,7 +162,8 @@ class Stream:
         self, size: int, seeds: Sequence[int], rank: int = 0, world: int = 1, pinned: bool = False
     ) -> Generator[Iterator[tuple[Inputs, Any]], None, None]:
         """One process's part of each batch of each epoch. An epoch, with its samples' random changes, depends on its
-        seed alone; the processes that read ahead go on from one epoch to the next, and end with the iteration.
+        seed alone, and of an iterable data set on who reads it; the processes that read ahead go on from one epoch to
+        the next, and end with the iteration.
 
         Raises DataError if an epoch has no batch.
         """

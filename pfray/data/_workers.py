@@ -40,21 +40,23 @@ def read_by(task: Task, loaders: int | None, workers: int) -> tuple[Task, list[s
 
 @dataclass(frozen=True)
 class Calibration(Split):
-    """The first samples of a split, all that a trial sees of it. whole: samples of the split.
+    """The first samples of a split, all that a trial sees of it.
 
-    Raises DataError where more of them are asked for than there are here.
+    whole: samples of the split. read: those that were read of it; there are fewer here where some were left out, such
+    as damaged images. Raises DataError where more are asked for than were read.
     """
 
     whole: int = 0
+    read: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _calibration, (Split(self.inputs, self.targets), self.whole)
+        return _calibration, (Split(self.inputs, self.targets), self.whole, self.read)
 
     def head(self, count: int | None) -> Split:
         asked = self.whole if count is None else min(count, self.whole)
-        if asked > len(self):
+        if asked > self.read:
             raise DataError(
-                f"a trial has the first {len(self)} of {self.whole} training samples, and {asked} are asked for. "
+                f"a trial has the first {self.read} of {self.whole} training samples, and {asked} are asked for. "
                 "Remedy: a setting of the learner whose name ends in 'images' and says how many it reads"
             )
         return Split(self.inputs, self.targets).head(count)
@@ -71,8 +73,7 @@ def for_trials(task: Task, train: int, finetuned: int, validation: int | None) -
     changed: dict[str, Any] = {}
     if isinstance(task.train, Stream):
         count = min(len(task.train), max(train, min(finetuned, _fitting(task.train))))
-        head = task.train.head(count)
-        changed["train"] = Calibration(head.inputs, head.targets, len(task.train))
+        changed["train"] = _calibration(task.train.head(count), len(task.train), count)
     if isinstance(task.validation, Stream):
         count = len(task.validation) if validation is None else validation
         fits = validation is not None or count <= _fitting(task.validation)
@@ -88,5 +89,5 @@ def _fitting(stream: Stream) -> int:
     return ROOM // max(1, sum(t.nbytes for part in (example.inputs, example.targets) for t in tensors(part)))
 
 
-def _calibration(split: Split, whole: int) -> Calibration:
-    return Calibration(split.inputs, split.targets, whole)
+def _calibration(split: Split, whole: int, read: int) -> Calibration:
+    return Calibration(split.inputs, split.targets, whole, read)

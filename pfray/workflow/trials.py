@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from pfray.learner.trainable import Learner
 from pfray.reporting.metric import PrintedMetric
 from pfray.reporting.observers import Observers, SearchState
 from pfray.search.base import PlanSearcher
-from pfray.space import Plan
+from pfray.space import Knob, Plan
 from pfray.storage.run_folder import RunFolder
 from pfray.task import SPLITS, Split
 
@@ -58,7 +58,7 @@ def run_trials(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share = resources.trial
-    spec = in_memory(spec, observers)
+    spec = in_memory(spec, observers, searcher.space.knobs)
     # A reference within a list, which Tune hands on as it is: the worker's own code is to fetch it.
     bound = tune.with_parameters(Learner, spec=[ray.put(spec)])
     trainable = tune.with_resources(bound, {"cpu": share.cpu, "gpu": share.gpu})
@@ -106,14 +106,17 @@ def _why_complete(stage: str, done: int, trials: int) -> str:
     return f"{stage} is complete with {done} of {trials} trials: no other plan was found that meets the target"
 
 
-def in_memory(spec: TrialSpec, observers: Observers) -> TrialSpec:
+def in_memory(spec: TrialSpec, observers: Observers, knobs: Sequence[Knob] = ()) -> TrialSpec:
     """What trials are sent: of data that are read batch by batch the samples that they use, so that neither the other
-    samples nor their names travel."""
+    samples nor their names travel. knobs: of the search; a setting among them may take any value of its range."""
     task, scoring, training = spec.context.task, spec.scoring, spec.recipe.training
     if all(isinstance(getattr(task, name), Split) for name in SPLITS):
         return spec
-    asked = max(CALIBRATION, scoring.bn_images, *images_read(spec.recipe.settings))
-    finetuned = scoring.rounds * scoring.finetune_steps * training.batch_size
+    highest = {knob.name: round(knob.full) for knob in knobs if knob.name in spec.recipe.searched}
+    searched = [count for name, count in highest.items() if name.endswith("images")]
+    asked = max(CALIBRATION, scoring.bn_images, *images_read(spec.recipe.settings), *searched)
+    batch_size = highest.get("finetune.batch_size", training.batch_size)
+    finetuned = scoring.rounds * scoring.finetune_steps * batch_size
     with observers.stage("read samples for trials"):
         sent = for_trials(task, asked, finetuned, scoring.validation_images)
     return replace(spec, context=replace(spec.context, task=sent))

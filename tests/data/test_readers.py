@@ -211,6 +211,14 @@ def test_each_worker_reads_shards_of_its_own(loaders):
         assert len({index // 100 for index in own[0]}) == 2
 
 
+@pytest.mark.parametrize("loaders", [0, 1, 2, 4])
+def test_an_epoch_of_shards_does_not_depend_on_the_epochs_before_it(loaders):
+    whole, resumed = epochs(shards(4, loaders), 8, [5, 6, 7]), epochs(shards(4, loaders), 8, [6, 7])
+
+    assert [len(batches) for batches in whole] == [5, 5, 5]  # no multiple of two or four processes
+    assert same(whole[1:], resumed)
+
+
 def test_shards_that_cannot_be_dealt_out_are_read_by_all_workers_which_keep_their_part():
     whole, *parts = (epochs(shards(3), 4, [0], rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
     assert ids(parts[0]) == ids(whole)[0::2]

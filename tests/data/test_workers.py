@@ -79,6 +79,18 @@ def test_more_samples_than_a_trial_has_are_an_error():
     assert len(small.head(None)) == 60
 
 
+def test_samples_that_a_data_set_leaves_out_are_missing_in_a_trial_and_no_error():
+    def odd(samples):
+        return default_collate([sample for sample in samples if sample[1] != 3])
+
+    left = replace(stream(Files(2000)), collate=odd)
+    split = cloudpickle.loads(cloudpickle.dumps(for_trials(replace(task(), train=left), 100, 0, 200).train))
+    assert len(split) == len(split.head(100)) == len(left.head(100))
+    assert len(split) < 100
+    with pytest.raises(DataError, match="the first 100 of 2000 training samples, and 101 are asked for"):
+        split.head(101)
+
+
 def test_fine_tuning_gets_the_samples_of_its_steps_where_there_is_room(monkeypatch):
     assert len(for_trials(task(), 100, 1500, 200).train) == 1500
     monkeypatch.setattr(_workers, "ROOM", 300 * 24)  # 16 bytes of image and 8 of target

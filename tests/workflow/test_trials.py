@@ -10,6 +10,7 @@ import torch
 from learners.channel_pruned import ChannelPruned
 from learners.litert_quant import LitertQuant
 from learners.weight_sparse import WeightSparse
+from pfray.config.search_space import as_knob
 from pfray.data import digits
 from pfray.learner.context import Context, Recipe
 from pfray.learner.pipeline import Pipeline, Settings, Step
@@ -17,6 +18,7 @@ from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.models.lenet import lenet
 from pfray.objective import Objective
 from pfray.reporting.observers import Observers
+from pfray.space import Knob
 from pfray.task import Task, as_split
 from pfray.training.settings import Training
 from pfray.workflow import trials
@@ -50,9 +52,27 @@ def test_a_trial_has_the_samples_that_its_settings_ask_for() -> None:
     assert len(spec.context.task.train) == 3000
 
 
+def test_a_trial_has_the_samples_of_the_highest_values_that_are_searched() -> None:
+    images = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    files = as_split("train", [(images, index % 4) for index in range(3000)])
+    spec = TrialSpec(
+        Context(Task("files", files, files, files, 4), lenet(in_channels=1)),
+        Recipe(WeightSparse, WeightSparse.settings_type(), Training(batch_size=10),
+               searched=("learner.images", "finetune.batch_size")),
+        Scoring(finetune_steps=10),
+    )  # fmt: skip
+    knobs = [as_knob("learner.images", "integers(100, 1700)", None), Knob("conv", 0.1, 1.0)]
+    sent = trials.in_memory(spec, Observers(), knobs).context.task.train
+    assert (len(sent), len(sent.head(1700))) == (1700, 1700)
+    knobs = [as_knob("finetune.batch_size", "integers(10, 240)", None)]
+    assert len(trials.in_memory(spec, Observers(), knobs).context.task.train) == 2400
+
+
 def test_settings_of_images_are_found_in_pipelines() -> None:
     assert trials.images_read(WeightSparse.settings_type(images=1300)) == [1300]
     assert trials.images_read(object()) == []
+
+
 def test_a_search_that_runs_out_of_plans_is_complete_and_says_why() -> None:
     assert trials._why_complete("search", 1, 2) == (
         "search is complete with 1 of 2 trials: only one plan meets the target, so it is the best"
