@@ -7,7 +7,9 @@ next epoch's batches while the last one's checkpoint is written.
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from pfray.utils.user_code import place_of
 
 # Processes that read ahead by default, at most.
 MOST = 16
+# glibc's parameter, and bytes from which a block is given back to the system when it is freed: batches, not samples.
+M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 2**20
 
 
 @dataclass(frozen=True)
@@ -275,5 +279,9 @@ class _Begin:
     def __call__(self, number: int) -> None:
         # Ctrl-C reaches all processes of a terminal; the one that reads decides, and the others end with it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # glibc raises this threshold by itself, and a batch that is freed in another thread then leaves holes in the
+        # heap, which grew by megabytes a batch.
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         if self.own is not None:
             self.own(number)

@@ -152,6 +152,8 @@ def fit(
                 model.train()
                 for norm in frozen:
                     norm.eval()
+            if step >= total:
+                break  # to ask for another epoch would read the rest of one that steps cut short
             pace.begin()
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from pfray.data import imagefolder
 from pfray.data._task_checks import check_task
 from pfray.errors import ConfigError, DataError, PfrayError
-from pfray.measure import metrics
-from pfray.task import Task
+from pfray.task import Task, top5
 from tests.pictures import CLASSES, encoded, epoch, make_folder, picture, records, write_parquet, write_tar
 
 
@@ -133,7 +132,7 @@ def test_the_training_can_be_cut_and_the_metric_chosen(folder):
     assert len(task.train) == 7
     assert len(task.validation) == 12
     assert task.metric_name == "top5"
-    assert task.score is metrics.top5
+    assert task.score is top5
     assert task.mean == (0.5,)
     assert task.normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).unique().tolist() == [2.0]
 

@@ -213,8 +213,6 @@ def test_heads_and_evaluations_read_what_has_no_random_changes():
     assert sorted(values(whole.batches(6))) == list(range(20))
     assert all(value == int(value) for value in whole.head(8).inputs.tolist())
     assert not any(value == int(value) for value in values(epoch(whole, 4, 0)))
-    iterable = replace(stream(InOrder()), plain=Numbers(4))
-    assert values(iterable.batches(3)) == [0, 1, 2, 3]
 
 
 def odd(batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
