@@ -247,9 +247,13 @@ class Task:
             check_labels(where, targets, self.num_outputs, is_top1, -100 if ignored is None else ignored)
         return targets
 
-    def remarks(self) -> list[str]:
-        """What was found out while this process read the splits, such as a count of damaged images, a line each."""
-        return [remark for name in SPLITS for remark in getattr(getattr(self, name), "remarks", list)()]
+    def remarks(self, world: int = 1) -> list[str]:
+        """What was found out while this process read the splits, such as a count of damaged images, a line each.
+
+        world: workers of a training that have read them; all of them call this, and get the same lines.
+        """
+        streams = [split for name in SPLITS if hasattr(split := getattr(self, name), "remarks")]
+        return [remark for split in streams for remark in split.remarks(world)]
 
     def fingerprint(self) -> str:
         """A hash of the splits' types, shapes and values, the classes and the normalization, for cache keys.

@@ -84,9 +84,15 @@ class Counted:
             )
         return batch.images, batch.labels
 
-    def remarks(self) -> list[str]:
-        """A line with the count, if there is one."""
-        if not self.damaged:
+    def remarks(self, world: int = 1) -> list[str]:
+        """A line with the count, if there is one. world: workers of a training, which all call this and get the same.
+        """
+        damaged = self.damaged
+        if world > 1:  # each has met those of its own batches
+            parts: list[dict[str, None]] = [{}] * world
+            torch.distributed.all_gather_object(parts, self.damaged)
+            damaged = {name: None for part in parts for name in part}
+        if not damaged:
             return []
-        first, count = next(iter(self.damaged)), len(self.damaged)
+        first, count = next(iter(damaged)), len(damaged)
         return [f"{count} of the {self.length} images of the {self.name} data left out; {first}"]

@@ -117,10 +117,11 @@ class Stream:
                 "adapt=fn(batch) -> (inputs, targets), with tensors"
             ) from error
 
-    def remarks(self) -> list[str]:
-        """What ``adapt`` has found out in this process, such as a count of damaged images, a line each."""
+    def remarks(self, world: int = 1) -> list[str]:
+        """What ``adapt`` has found out in this process, such as a count of damaged images, a line each; in ``world``
+        workers, which all call this."""
         own = getattr(self.adapt, "remarks", None)
-        return own() if callable(own) else []
+        return own(world) if callable(own) else []
 
     def take(self, which: slice | Tensor) -> Stream:
         """The samples at the positions ``which`` of a map-style data set, to be read later in pfray's own order."""
@@ -180,7 +181,7 @@ class Stream:
             for epoch, batches in groupby(read, itemgetter(0)):
                 if epoch != done:
                     raise self._nothing()
-                yield self._adapted(batches)
+                yield self._adapted(batches, world)
                 done += 1
         if done < len(seeds):
             raise self._nothing()
@@ -220,11 +221,16 @@ class Stream:
             part = order[start : start + size].tolist()
             yield Order(0, None, part, range(start, start + len(part)))
 
-    def _adapted(self, read: Iterable[tuple[int, Any]]) -> Iterator[tuple[Inputs, Any]]:
+    def _adapted(self, read: Iterable[tuple[int, Any]], world: int = 1) -> Iterator[tuple[Inputs, Any]]:
         for _, batch in read:
             inputs, targets = self._pair(batch)
             if self._size(inputs):  # a data set may leave samples out, and all of a small batch
                 yield inputs, targets
+            elif world > 1:  # the others would wait for this worker's step
+                raise DataError(
+                    f"the {self.name} data leaves out all samples of a batch that one of the {world} workers has. "
+                    "Remedy: a larger batch_size, fewer resources.workers, or a data set without these samples"
+                )
 
     def _pair(self, batch: Any) -> tuple[Inputs, Any]:
         try:

@@ -112,8 +112,9 @@ def train_candidate(
         shard=shard,
         pace=pace,
     )
-    for remark in context.task.remarks():
-        add_line(spec.folder, note=remark)
+    for remark in context.task.remarks(shard.world):
+        if shard.rank == 0:
+            add_line(spec.folder, note=remark)
     return model
 
 

@@ -11,6 +11,7 @@ from pfray.data._crops import Crop
 from pfray.data._damage import Counted, Sample, collate, decoded
 from pfray.errors import DataError
 from tests.pictures import encoded, picture
+from tests.two_ranks import on_two_ranks
 
 WHOLE = encoded(picture(0, 0))
 
@@ -57,3 +58,16 @@ def test_every_process_counts_for_itself():
     counted = Counted("train", 5000)
     counted(collate(samples(4, 1)))
     assert pickle.loads(pickle.dumps(counted)) == Counted("train", 5000)
+
+
+def remarks_of_a_rank() -> list[str]:
+    """What the two workers of a training say, each of which has met an image of its own and one of both."""
+    counted = Counted("train", 5000)
+    own = f"image {torch.distributed.get_rank() + 1}: damaged"
+    counted.damaged.update(dict.fromkeys(["image 0: damaged", own]))
+    return counted.remarks(2)
+
+
+def test_workers_of_a_training_count_together_what_each_has_met(tmp_path):
+    found = on_two_ranks({"said": remarks_of_a_rank}, tmp_path)["said"]
+    assert found == [["3 of the 5000 images of the train data left out; image 0: damaged"]] * 2

@@ -229,6 +229,13 @@ def test_samples_may_be_left_out_and_a_batch_without_any_is_none():
     assert whole.head(20).inputs.data_ptr() == head.inputs.data_ptr()  # not read again
 
 
+def test_a_worker_whose_part_of_a_batch_is_left_out_ends_the_training_in_which_others_would_wait():
+    whole = streamed("train", Numbers(20), odd, 0, default_collate)
+    assert sum(len(inputs) for inputs, _ in epoch(whole, 2, 0)) == 10
+    with pytest.raises(DataError, match="leaves out all samples of a batch that one of the 2 workers has. Remedy: a "):
+        list(epoch(whole, 2, 0, 0, 2))
+
+
 def test_its_order_is_an_array_that_workers_of_a_machine_share():
     buffers: list[pickle.PickleBuffer] = []
     pickle.dumps(stream(Numbers(1000)), 5, buffer_callback=buffers.append)
