@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def make_task(name: str, settings: ImageSettings, count: int | None = None, publ
         raise DataError(f"{where}: there is a training split alone. Remedy: add val/<class>/ or test/<class>/, or "
                         "shards of a validation or test split")  # fmt: skip
     shards = {split: part for split, part in found.items() if isinstance(part, Shards)}
+    _check_names(shards)
     streaming = settings.streaming
     if streaming is None:
         streaming = any(part.is_remote for part in shards.values())
@@ -90,6 +92,16 @@ def _folders(place: Path) -> dict[str, ClassFolders]:
                 raise DataError(f"{found[own]}: has the class {_some(extra)}, and {found[others]} has not. Remedy: the "
                                 "same class folders in both")  # fmt: skip
     return {split: class_folders(folder, train) for split in classes if (folder := found[split]) is not None}
+
+
+def _check_names(shards: Mapping[str, Shards]) -> None:
+    """Raise DataError if the splits say that they number their classes differently."""
+    known = {part.files[0]: part.names for part in shards.values() if part.names is not None}
+    for (first, wanted), (file, names) in pairwise(known.items()):
+        for number, (other, own) in enumerate(zip_longest(wanted, names, fillvalue="missing")):
+            if own != other:
+                raise DataError(f"{file}: class {number} is '{own}', and '{other}' in {first}. Remedy: the same class "
+                                "numbers in the shards of all splits")  # fmt: skip
 
 
 def _some(names: Sequence[str]) -> str:

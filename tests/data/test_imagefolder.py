@@ -196,6 +196,14 @@ def large(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_whose_splits_number_the_classes_differently_are_refused(tmp_path, streaming):
+    for split, names in (("train", CLASSES), ("validation", ("dog", "eel")), ("test", CLASSES)):
+        write_parquet(tmp_path / "shards" / f"{split}-0.parquet", records(12, len(names)), names=names)
+    with pytest.raises(DataError, match=r"validation-0\.parquet: class 0 is 'dog', and 'cat' in .*train-0"):
+        build(tmp_path / "shards", streaming=streaming)
+
+
 def test_up_to_one_damaged_image_in_a_thousand_is_left_out_and_noted(large):
     truncate(large / "val", 2)
     truncate(large / "train", 1)
