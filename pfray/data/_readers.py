@@ -189,17 +189,22 @@ def read(
                 raise found[1].raised()
             if not isinstance(found[1], Turn):
                 yield found
+        return
     except PfrayError:
         raise
-    except Exception as error:
-        if not str(error).startswith("DataLoader"):
-            raise failure(reader.name, error).raised() from error
-        raise DataError(
-            f"the {reader.name} data cannot be read: {first_line(error).rstrip('.')}. Remedy: where memory is short, "
-            "in /dev/shm too, fewer resources.loaders; with resources.loaders=0 the data set's own error shows"
-        ) from error
+    except Exception as error:  # what the data set raises comes as a Failure
+        failed = failure(reader.name, error)
+        if loaders and not str(error).startswith("Caught"):  # in the user's worker_init_fn
+            failed = Failure(
+                DataError,
+                f"the {reader.name} data cannot be read: a process that reads ahead has failed "
+                f"({first_line(error).rstrip('.')}). Remedy: where memory is short, in /dev/shm too, fewer "
+                "resources.loaders; with resources.loaders=0 the data set's own error shows",
+            )
     finally:
         del batches  # ends the processes, though a traceback may keep this frame
+    # Not raised above, because the error's traceback would keep the other processes, whose ends interrupt this one.
+    raise failed.raised()
 
 
 def default_loaders(gpu: bool) -> int:

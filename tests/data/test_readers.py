@@ -154,13 +154,20 @@ def test_a_data_error_of_the_data_set_is_itself():
             epochs(stream(Damaged(), loaders), 4, [1])
 
 
-def test_a_process_that_dies_is_one_line():
+@pytest.mark.parametrize("loaders", [1, 3])
+def test_a_process_that_dies_is_one_line_and_the_others_end(loaders):
     class Dying(Noisy):
         def __getitem__(self, index):
-            os._exit(3)
+            if index == 7:
+                os._exit(3)
+            return super().__getitem__(index)
 
-    with pytest.raises(DataError, match=r"^the train data cannot be read: DataLoader worker .*fewer resources.loaders"):
-        epochs(stream(Dying(), 1), 4, [1])
+    # Torch tells it as an error of the process, or of the pipe to it.
+    with pytest.raises(DataError, match=r"^the train data cannot be read: a process that reads ahead has failed "
+                                        r"\(.*\)\. Remedy: .*fewer resources\.loaders") as error:  # fmt: skip
+        epochs(stream(Dying(), loaders), 4, [1, 2])
+    assert processes() == 0  # though the error is still there
+    assert "\n" not in str(error.value)
 
 
 def test_a_part_of_a_data_set_is_read_sample_by_sample():
