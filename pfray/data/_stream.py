@@ -199,8 +199,10 @@ class Stream:
     def _drawn(self, size: int, seed: int) -> Iterator[list[int]]:
         """Indices of each whole batch of an epoch."""
         assert self.indices is not None
-        for drawn in (self.sampler, self.batch_sampler):
+        for drawn in (self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None)):
             _readers.set_epoch(drawn, seed)
+            if isinstance(own := getattr(drawn, "generator", None), torch.Generator):
+                own.manual_seed(seed)  # a resumed training has not drawn the epochs before
         if self.sampler is None and self.batch_sampler is None:
             order = self.indices[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
             yield from (order[index * size : (index + 1) * size].tolist() for index in range(self.steps(size)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -183,6 +184,24 @@ def test_a_sampler_may_draw_more_than_the_data_set_has():
     whole = stream(loader)
     assert whole.steps(5) == 6
     assert len(values(epoch(whole, 5, 0))) == 30
+
+
+def test_an_epoch_of_a_sampler_with_a_generator_of_its_own_does_not_depend_on_the_epochs_before_it():
+    def own():
+        return WeightedRandomSampler(torch.ones(20), 20, generator=torch.Generator().manual_seed(3))
+
+    for settings in ({"batch_size": 5, "sampler": own()}, {"batch_sampler": Doubled(own(), 5, False)}):
+        whole = stream(DataLoader(Numbers(20), **settings))
+        once = values(epoch(whole, 5, 2))
+        assert values(epoch(whole, 5, 1)) != once
+        assert values(epoch(whole, 5, 2)) == once
+
+
+class Doubled(BatchSampler):
+    """A batch sampler of the user's own around a sampler."""
+
+    def __len__(self) -> int:
+        return 4
 
 
 def test_the_example_stays_when_a_longer_head_is_read():
