@@ -167,3 +167,26 @@ def test_all_but_the_outputs_of_torchvisions_shufflenet_can_be_pruned(name):
     whole, least = (graph.costs(kept)["macs"] for kept in (graph.units, [1] * len(graph.groups)))
     assert least < 0.02 * whole
     check_plan(model, (x,), graph, draw(graph, 0))
+
+
+class TokensAsAnImage(nn.Module):
+    """16 tokens that are an image of 4x4, transposed on the way, for a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last, self.head = nn.Linear(3, 8), nn.Linear(8, 6), conv(6, 5), head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(2).transpose(1, 2))
+        x = x.view(-1, 4, 4, x.shape[2]).transpose(1, 2).reshape(x.shape)
+        x = self.second(x.relu())
+        return self.head(self.last(x.view(-1, 4, 4, x.shape[2]).permute(0, 3, 1, 2)))
+
+
+def test_a_view_of_tokens_as_an_image_splits_no_channels():
+    torch.manual_seed(0)
+    model = TokensAsAnImage().eval()
+    graph = channel_graph(model, X)
+    assert [(group.name, group.units) for group in graph.groups] == [("first", 8), ("second", 6), ("last.0", 5)]
+    for seed in range(4):
+        check_plan(model, (X,), graph, draw(graph, seed))
