@@ -15,9 +15,11 @@ def affordable_inputs(macs: int) -> int:
 
 def fewer_inputs_note(learner: str, count: int, available: int, macs: int) -> list[str]:
     """Tells the user of a ``count`` below the usual one; empty otherwise. available: training inputs there are."""
-    if count >= min(MOST, available):
+    usual = min(MOST, available)
+    if count >= usual:
         return []
+    # A setting of one learner in a pipeline has another path than learner.images.
     return [
-        f"{learner} calibrates on {count:,} training inputs instead of {MOST:,}, because one costs "
-        f"{macs / 1e9:.1f} billion multiply-adds; learner.images={MOST} takes them all"
+        f"{learner} calibrates on {count:,} training inputs instead of {usual:,}, because one costs "
+        f"{macs / 1e9:.1f} billion multiply-adds; images: {usual} in its settings takes them all"
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch.utils import _pytree
 
 from pfray.errors import first_line
 from pfray.nn.inputs import Inputs, arguments, call, tensors
+from pfray.utils.random_state import generators, kept_generators
 
+# Devices whose autocast a forward pass may switch.
+AUTOCAST = ("cpu", "cuda")
 # Targets of the nodes that add two tensors.
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
@@ -78,24 +82,55 @@ class WrittenOut:
 def own_operations(module: nn.Module) -> dict[bool, fx.Graph]:
     """The operations of a module's own forward pass, in which its children are nodes, in training and not.
 
-    Raises Untraceable.
+    Raises Untraceable also for what no list of operations does: random draws of Python's, attributes that change,
+    operations without gradients or out of autocast.
     """
-    mode, before, graphs = module.training, set(vars(module)), {}
+    graphs = {}
     try:
-        for training in (True, False):
-            module.training = training
-            graphs[training] = _OwnTracer(set()).trace(module)
+        own = copy.deepcopy(module, {id(each): each for each in module.parameters()})
+        drawn, attributes = generators(), _attributes(own)
+        with kept_generators(), _autocast_everywhere():
+            for training in (True, False):
+                own.training = training
+                graphs[training] = _OwnTracer().trace(own)
+            own.training = module.training
+            if generators() != drawn:
+                raise Untraceable("it draws random numbers that are not an operation's")
     except Exception as error:
         raise Untraceable(first_line(error)) from error
-    finally:
-        module.training = mode
-        # Tensors that the forward pass makes of nothing are the example's.
-        made = set(vars(module)) - before
-        for name in made:
-            delattr(module, name)
-    if made:
-        raise Untraceable("its operations are others for other inputs")
+    # Tensors that the forward pass makes of nothing, the example's, would be among them.
+    if _attributes(own) != attributes:
+        raise Untraceable("it changes its attributes")
     return graphs
+
+
+def _attributes(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """The identity of every attribute, and of the values in lists and mappings, by module and name."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, each in module.named_modules():
+        for key, value in vars(each).items():
+            inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | set) else ()
+            found[name, key] = (id(value), [id(own) for own in inside])
+    return found
+
+
+def _modes() -> tuple[bool, ...]:
+    """Modes of torch that a forward pass can switch for a part of itself."""
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in AUTOCAST)
+
+
+@contextmanager
+def _autocast_everywhere() -> Iterator[None]:
+    """Gradients and autocast are on, so that a part without them is noticed."""
+    before = {kind: torch.is_autocast_enabled(kind) for kind in AUTOCAST}
+    try:
+        for kind in AUTOCAST:
+            torch.set_autocast_enabled(kind, True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for kind, enabled in before.items():
+            torch.set_autocast_enabled(kind, enabled)
 
 
 def _alike(own: Tensor, other: Tensor) -> bool:
@@ -175,8 +210,21 @@ class _Tracer(fx.Tracer):
 
 
 class _OwnTracer(_Tracer):
+    """Traces a single module: its children are nodes, and so are its buffers, which it may change."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__(set())
+        self.modes = _modes()
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return True
+
+    def create_proxy(self, *args: Any, **others: Any) -> Any:
+        if _modes() != self.modes:
+            raise Untraceable("a part of it runs without gradients or out of autocast")
+        return super().create_proxy(*args, **others)
 
 
 class Walk:

@@ -41,11 +41,14 @@ class Split(nn.Module):
         """Channels that it splits; None if any number is."""
         return None if self.sizes is None else sum(self.sizes)
 
+    def part_of(self, size: int) -> np.ndarray:
+        """For each of ``size`` channels the number of its part, ``(size,)``."""
+        sizes = self.sizes or tuple(len(part) for part in torch.arange(size).chunk(self.count))
+        return np.repeat(np.arange(len(sizes)), sizes)
+
     def of(self, size: int, gone: np.ndarray) -> Split:
         """The split of ``size`` channels without those at the positions ``gone``."""
-        sizes = self.sizes or tuple(len(part) for part in torch.arange(size).chunk(self.count))
-        part = np.repeat(np.arange(len(sizes)), sizes)
-        left = np.bincount(np.delete(part, gone), minlength=len(sizes))
+        left = np.bincount(np.delete(self.part_of(size), gone), minlength=self.count)
         return Split(self.count, self.axis, tuple(left.tolist()))
 
 

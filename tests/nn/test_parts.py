@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.nn.parts import Shuffle, Split, take_channels, write_out
+from pfray.utils.random_state import generators
 
 X = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -118,12 +121,95 @@ class WithATensor(Module):
         return by_view(x) + torch.ones(1)
 
 
-@pytest.mark.parametrize("kind", [InTraining, Counting, WithATensor])
+class Remembering(Module):
+    """Keeps its features in attributes that it has already."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(function)
+        self.features: Tensor | None = None
+        self.seen: list[Tensor] = []
+        self.register_buffer("calls", torch.zeros(()))
+
+
+class OfItself(Remembering):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        self.features = x
+        return by_view(x)
+
+
+class InAList(Remembering):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        self.seen.append(x)
+        return by_view(x)
+
+
+class InABuffer(Remembering):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        self.calls += 1
+        return by_view(x)
+
+
+class ByPythonsChance(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(x * 0 if self.training and random.random() < 0.5 else x)
+
+
+class ByTorchsChance(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return by_view(x * 0 if self.training and torch.rand(()) < 0.5 else x)
+
+
+class WithoutGradients(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        with torch.no_grad():
+            y = x * 2
+        return by_view(x + y)
+
+
+class InFloat32(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        with torch.autocast("cuda", enabled=False):
+            return by_view(self.layer(x))
+
+
+OTHERS = [
+    InTraining, Counting, WithATensor, OfItself, InAList, InABuffer, ByPythonsChance, ByTorchsChance, WithoutGradients,
+    InFloat32,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_a_module_that_is_not_one_list_of_operations_stays(kind):
     module = kind(by_view)
-    before = {key: value for key, value in vars(module).items() if not isinstance(value, dict)}
+    before, drawn = state_of(module), generators()
     assert not write_out(module)
-    assert {key: value for key, value in vars(module).items() if not isinstance(value, dict)} == before
+    assert (state_of(module), generators()) == (before, drawn)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    own = {key: copy.copy(value) for key, value in vars(module).items() if not isinstance(value, dict)}
+    return own | {key: value.tolist() for key, value in module.state_dict().items()}
+
+
+class Averaging(Remembering):
+    """Changes a buffer in place."""
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        if self.training:
+            self.calls.mul_(0.5).add_(x.detach().mean())
+        return by_view(x)
+
+
+def test_a_buffer_that_changes_in_place_still_does():
+    module = Averaging(by_view).train()
+    assert write_out(module)
+    assert float(module.calls) == 0
+    module(X + 1)
+    module(X)
+    assert float(module.calls) == pytest.approx(float(1.5 * X.mean() + 0.5), abs=1e-6)
+    module.eval()(X)
+    assert float(module.calls) == pytest.approx(float(1.5 * X.mean() + 0.5), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch_pruning.ops import OPTYPE
 
+from pfray.nn.parts import Split
 from pfray.pruning.channels.inside import Inside
 from pfray.pruning.channels.moves import Side, move_channels, operation_of, parameter_axis, parts_alike, size_of
 from pfray.pruning.channels.trace import Trace
@@ -116,11 +117,18 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
             elif node.type in CUTTABLE and size is not None:
                 units[label][node, side].append(position)
 
+    def taken(place: Place, positions: list[int]) -> tuple[int, ...]:
+        """For each channel of a unit at a place its part of the split there, of which the sizes thus follow from counts
+        of units; elsewhere 0."""
+        split = model.get_submodule(parts[place[0]]) if place[0] in parts else None
+        own = split.part_of(width[place])[positions] if isinstance(split, Split) else np.zeros(len(positions), int)
+        return tuple(sorted(own.tolist()))
+
     alike: dict[Any, list[int]] = defaultdict(list)
     for label, places in units.items():
-        signature = frozenset((place, len(positions)) for place, positions in places.items())
+        signature = frozenset((place, taken(place, positions)) for place, positions in places.items())
         alike[signature, obstacles.get(label)].append(label)
-    found = []
+    found: list[tuple[Any, Candidate]] = []
     for (_, obstacle), own in alike.items():
         # Parameters run no forward pass, and come last.
         ways = sorted(units[own[0]], key=lambda place: (rank.get(names[place[0].module], len(rank)), place[1] == "in"))
@@ -137,13 +145,18 @@ def find_candidates(model: nn.Module, trace: Trace) -> list[Candidate]:
         through = frozenset(name for label in own for name in passes[label])
         if all(cut.side == "out" for cut in cuts):
             obstacle = obstacle or UNREAD
-        found.append(Candidate(names[root[0].module], cuts, obstacle, through))
-    found.sort(key=lambda candidate: (rank[candidate.name], candidate.cuts[0].index.min()))
+        # Channels between shuffles are mixed: the first position of some changes as others go, and where they go does
+        # not, so that candidates keep their numbers.
+        reach = [(rank.get(cut.layer, len(rank)), cut.layer, cut.side, taken(place, units[own[0]][place]))
+                 for cut, place in zip(cuts, ways, strict=True) if parts]  # fmt: skip
+        name = names[root[0].module]
+        found.append(((rank[name], reach, cuts[0].index.min()), Candidate(name, cuts, obstacle, through)))
     seen: Counter[str] = Counter()
-    for position, candidate in enumerate(found):
+    numbered = []
+    for _, candidate in sorted(found, key=lambda each: each[0]):
         seen[candidate.name] += 1
-        found[position] = replace(candidate, number=seen[candidate.name])
-    return found
+        numbered.append(replace(candidate, number=seen[candidate.name]))
+    return numbered
 
 
 def _spread(graph: Any, free: Container[Any]) -> tuple[dict[Place, np.ndarray], dict[Place, int], list[Coupling]]:

@@ -22,6 +22,7 @@ from pfray.errors import first_line
 from pfray.measure.macs import count_macs
 from pfray.nn.fx import Untraceable
 from pfray.nn.inputs import Inputs
+from pfray.nn.parts import Shuffle, Split
 from pfray.pruning.channels.admission import admitted
 from pfray.pruning.channels.attention import find_heads
 from pfray.pruning.channels.cost import CostTable, cost_table
@@ -122,14 +123,17 @@ def _found(proof: Proof) -> _Found:
 
 
 def _or_written_out(whole: _Found, example: Inputs) -> _Found:
-    """What is found in the written out network, if more can go there: plain forward passes are kept where they do."""
+    """What is found in the written out network, if more can go there: plain forward passes are kept where they do. What
+    was pruned written out is always taken so, and keeps its groups."""
     if not set(whole.reasons.values()) - {OUTPUT}:
         return whole
     model = written_out(whole.proof.model, whole.proof.inputs)
     if model is None:
         return whole
     try:
-        return max(whole, _found(Proof(model, example)), key=_inputs)
+        written = _found(Proof(model, example))
+        was_written = any(isinstance(module, Split | Shuffle) for module in whole.proof.model.modules())
+        return max((written, whole) if was_written else (whole, written), key=_inputs)
     except (Unprovable, Untraceable):
         return whole
 

@@ -33,7 +33,7 @@ def move_channels(
             before, after = _shift(before, after, -sum(sizes[:number]), sizes[number])
             width = sizes[number]
     old, new = function._input_metadata[number].shape, node.grad_fn._input_metadata[0].shape
-    if source.type == OPTYPE.RESHAPE and (parts := _parts_of_view(source)) and _swaps(node.grad_fn, len(old)):
+    if source.type == OPTYPE.RESHAPE and (parts := _parts_of_view(source, width)) and _swaps(node.grad_fn, len(old)):
         return before, after % parts[1] * parts[0] + after // parts[1], width
     axis = _axis(old, width)
     if axis is None or node.type <= OPTYPE.DEPTHWISE_CONV:
@@ -87,14 +87,15 @@ def _is_along(axis: int, dimension: int, shape: tuple[int, ...]) -> bool:
     return _signed(dimension) % len(shape) == axis
 
 
-def _parts_of_view(node: Any) -> tuple[int, int] | None:
-    """(parts P, channels in each) of a view that splits the channels' axis, ``(N, C, ...)`` to ``(N, P, C / P, ...)``.
+def _parts_of_view(node: Any, width: int) -> tuple[int, int] | None:
+    """(parts P, channels in each) of a view that splits the axis of the ``width`` channels, ``(N, C, ...)`` to ``(N, P,
+    C / P, ...)``. Tokens ``(N, L, C)`` become an image ``(N, H, W, C)`` by the same view, which splits no channels.
     """
     function, number = node.grad_fn.next_functions[0] if node.grad_fn else (None, 0)
     if function is None:
         return None
     old, new = tuple(function._input_metadata[number].shape), tuple(node.grad_fn._input_metadata[0].shape)
-    splits = len(new) == len(old) + 1 > 3 and min(new[1:3]) > 1 and new[1] * new[2] == old[1]
+    splits = len(new) == len(old) + 1 > 3 and min(new[1:3]) > 1 and new[1] * new[2] == old[1] == width
     return (new[1], new[2]) if splits and old[0] == new[0] and old[2:] == new[3:] else None
 
 
@@ -120,7 +121,7 @@ def parts_alike(graph: Any, node: Any, side: Side, width: int) -> tuple[int, int
     if node.type in (OPTYPE.CONV, OPTYPE.GN):
         parts = node.module.groups if node.type == OPTYPE.CONV else node.module.num_groups
         return parts, (size_of(graph, node, side) or 0) // parts
-    if node.type == OPTYPE.RESHAPE and (split := _parts_of_view(node)):
+    if node.type == OPTYPE.RESHAPE and (split := _parts_of_view(node, width)):
         return split
     if node.type == OPTYPE.SPLIT and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
         shape = node.grad_fn._saved_self_sym_sizes

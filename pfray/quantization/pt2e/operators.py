@@ -9,7 +9,7 @@ from pfray.quantization.pt2e.annotate import CLIPS, KNOWN, LAYERS, MOVING, PASSI
 # Operators that compute, and are reported if they stay float.
 COMPUTING = {*LAYERS, "conv3d", "matmul", "addmm", "mm", "bmm"}
 # Operators that move, select or clip values, and are not reported.
-SMALL = {*MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat", "index_select"}
+SMALL = {*MOVING, *PASSING, *CLIPS, "sym_size", "to", "_to_copy", "repeat"}
 
 
 def by_layer(graph: GraphModule, left_out: frozenset[str]) -> dict[str, tuple[str, str]]:

@@ -167,3 +167,89 @@ def test_all_but_the_outputs_of_torchvisions_shufflenet_can_be_pruned(name):
     whole, least = (graph.costs(kept)["macs"] for kept in (graph.units, [1] * len(graph.groups)))
     assert least < 0.02 * whole
     check_plan(model, (x,), graph, draw(graph, 0))
+
+
+class TokensAsAnImage(nn.Module):
+    """16 tokens that are an image of 4x4, transposed on the way, for a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last, self.head = nn.Linear(3, 8), nn.Linear(8, 6), conv(6, 5), head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(2).transpose(1, 2))
+        x = x.view(-1, 4, 4, x.shape[2]).transpose(1, 2).reshape(x.shape)
+        x = self.second(x.relu())
+        return self.head(self.last(x.view(-1, 4, 4, x.shape[2]).permute(0, 3, 1, 2)))
+
+
+def test_a_view_of_tokens_as_an_image_splits_no_channels():
+    torch.manual_seed(0)
+    model = TokensAsAnImage().eval()
+    graph = channel_graph(model, X)
+    assert [(group.name, group.units) for group in graph.groups] == [("first", 8), ("second", 6), ("last.0", 5)]
+    for seed in range(4):
+        check_plan(model, (X,), graph, draw(graph, seed))
+
+
+class ShuffledHalves(nn.Module):
+    """Halves of shuffled channels go to different layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 5, 1)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.channel_shuffle(self.first(x), 2).split([4, 4], 1)
+        return self.last(torch.cat([self.left(a), self.right(b)], 1))
+
+
+class Crossed(nn.Module):
+    """Parts that only their activations distinguish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).split([2, 4], 1)
+        return self.last(torch.cat([b.relu(), a.sigmoid()], 1))
+
+
+def deep() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 16, 1), *(Block(8) for _ in range(4)), nn.Conv2d(16, 2, 1))
+
+
+@pytest.mark.parametrize("kind", [ShuffledHalves, Crossed, deep, Whole, Parts])
+def test_of_any_units_that_stay_their_counts_make_the_same_network_and_its_groups_keep_their_names(kind):
+    """A trained network is loaded by counts alone, and stages of group fine-tuning name groups of the one before."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    graph = channel_graph(model, X)
+    for seed in range(5):
+        kept = draw(graph, seed)
+        pruned, again = copy.deepcopy(model), copy.deepcopy(model)
+        prune(pruned, graph, kept)
+        prune(again, graph, {name: range(len(units)) for name, units in kept.items()})
+        again.load_state_dict(pruned.state_dict())
+        assert torch.equal(again(X), pruned(X))
+        counts = {group.name: len(kept.get(group.name, range(group.units))) for group in graph.groups}
+        left = {group.name: group.units for group in channel_graph(pruned, X).groups}
+        assert left == {name: count for name, count in counts.items() if count > 1}
+
+
+def test_a_group_keeps_its_name_if_its_first_channels_go():
+    model = ShuffledHalves().eval()
+    graph = channel_graph(model, X)
+    # The left half reads 0 4 1 5, the right one 2 6 3 7.
+    index = {group.name: group.cuts[0].index.ravel().tolist() for group in graph.groups}
+    assert (index["first"], index["first#2"]) == ([0, 1, 4, 5], [2, 3, 6, 7])
+    prune(model, graph, {"first": [2, 3]})
+    left = {group.name: group.cuts[0].index.ravel().tolist() for group in channel_graph(model, X).groups}
+    assert (left["first"], left["first#2"]) == ([2, 3], [0, 1, 4, 5])
+
+
+def test_units_of_different_parts_are_different_groups():
+    graph = channel_graph(Crossed().eval(), X)
+    assert [(group.name, group.units) for group in graph.groups] == [("first", 2), ("first#2", 4)]
