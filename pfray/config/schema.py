@@ -14,7 +14,7 @@ from pfray.config.component import PIPELINE, Component, LearnerChoice, Model
 from pfray.config.messages import describe_errors
 from pfray.config.sections import Export, Resources, Search, Target, Teacher
 from pfray.errors import ConfigError, short
-from pfray.training.settings import Distill, Distributed, Training
+from pfray.training.settings import Distill, Distributed, Finetune
 from pfray.utils.settings import Section, as_written
 from pfray.utils.url import check_storage
 
@@ -31,7 +31,7 @@ class Experiment(Section):
     target: Target
     search: Search = Search()
     teacher: Teacher = Teacher()
-    finetune: Training = Training(epochs=10, lr=0.02)
+    finetune: Finetune = Finetune()
     distill: Distill = Distill()
     export: Export = Export()
     resources: Resources = Resources()

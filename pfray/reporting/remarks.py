@@ -16,6 +16,8 @@ from pfray.units import UNITS, latency_text, size_text
 NO_SEARCH = ("allocate", "uniform", "heuristic")
 # Multiples of a limit that give no remark: for the bytes of the file, and for the mean bits of all parameters.
 BYTES_TOLERANCE, BITS_TOLERANCE = 1.05, 1.25
+# What a training may take of a plan's metric, as a share of the teacher's, before it is called harmful.
+HARMFUL = 0.05
 # Share of a limit above which a plan uses it up.
 USED = 0.95
 
@@ -49,6 +51,7 @@ def remarks(summary: Summary) -> list[str]:
         notes.append(f"{what}: {latency_text(now)} against {latency_text(before)}{_slow_remedy(summary, now, before)}")
     notes += _search_remarks(summary)
     notes += [missed.remark() for missed in missed_goals(summary)]
+    notes += _training_remarks(summary)
     notes += _rounding_remarks(summary)
     notes += _size_remarks(summary)
     notes += _storage_remarks(summary.exported)
@@ -141,6 +144,18 @@ def _search_remarks(summary: Summary) -> list[str]:
         notes.append(f"the best {near:.0f} plans are within one standard error ({error:.2g}) of the best score, so the "
                      f"choice among them is close to chance{remedy}")
     return notes
+
+
+def _training_remarks(summary: Summary) -> list[str]:
+    """Remark on a plan that was clearly better in its trial than after its training."""
+    before, after, metric = number(summary.choice, "accuracy"), number(summary.compressed, "accuracy"), summary.metric
+    teacher = number(summary.teacher, "accuracy")
+    if not summary.choice.get("trained") or before is None or after is None or teacher is None:
+        return []
+    if after >= before - HARMFUL * abs(teacher):
+        return []
+    return [f"the training did harm: {metric.name} was {metric.text(before)} in the plan's trial, on validation "
+            f"samples, and is {metric.text(after)} after it. Remedy: a smaller finetune.lr, or more finetune.epochs"]
 
 
 def _rounding_remarks(summary: Summary) -> list[str]:

@@ -20,6 +20,13 @@ class Training(Section):
     warmup_epochs: float = Field(1.0, ge=0)
 
 
+class Finetune(Training):
+    """The training of a compressed network: shorter than one from scratch, at a smaller rate."""
+
+    epochs: int = Field(10, ge=0)
+    lr: float = Field(0.02, gt=0)
+
+
 class Distill(Section):
     """Hinton et al. 2015: loss = (1 - weight) * task loss + weight * T^2 KL(teacher || student), softened by T."""
 

@@ -70,14 +70,15 @@ def check_ready_teacher(
     note(f"{title} has {found.words}")
 
 
-def check_trained_teacher(expected: Expected, model: nn.Module, task: Task) -> None:
-    """Check a teacher that the run has trained. Raises TrainingFailed."""
+def check_trained_teacher(expected: Expected, model: nn.Module, task: Task, note: Callable[[str], None]) -> None:
+    """Check a teacher that the run has trained, and ``note`` what it has. Raises TrainingFailed."""
     found = _measured(model, task, expected)
     if found.is_far:
         raise TrainingFailed(
             f"the teacher was trained to {found.words}. Remedy: more teacher.epochs, another teacher.lr or another "
             "teacher.expect"
         )
+    note(f"the teacher was trained to {found.words}")
 
 
 def _measured(model: nn.Module, task: Task, expected: Expected) -> Found:

@@ -59,7 +59,7 @@ def make_summary(
         shared=found.shared,
         plan=choice.plan,
         uniform_plan=found.uniform,
-        choice={**choice.to_dict(), "rounding": _rounding(loaded)},
+        choice={**choice.to_dict(), "rounding": _rounding(loaded), "trained": experiment.finetune.epochs > 0},
         trials={**found.trials, "best": choice.trial},
         seconds=seconds,
         own_seconds=dict(own_seconds),

@@ -29,7 +29,7 @@ def make_teacher(experiment: Experiment, loaded: LoadedRun, trainer: Trainer) ->
     teacher = _trained_teacher(experiment, loaded, trainer)
     expected = expected_of(experiment, loaded.task)
     if expected is not None and experiment.teacher.epochs:
-        check_trained_teacher(expected, teacher, loaded.task)
+        check_trained_teacher(expected, teacher, loaded.task, trainer.observers.note)
     return teacher
 
 

@@ -137,7 +137,8 @@ def images_read(settings: Any) -> list[int]:
 class Choice:
     """The chosen trial. rescored: it and its rivals, measured on all validation images, the best first.
 
-    within_error: number of plans whose score is within one standard error of the best.
+    accuracy: the metric that the trial was measured with. within_error: number of plans whose score is within one
+    standard error of the best.
     all_images: True if ``score`` is from all validation images. moved: ``further`` or ``less`` if the plan was
     compressed so after its trial, to use up a latency limit.
     """
@@ -147,6 +148,7 @@ class Choice:
     plan: Plan
     score: float
     standard_error: float | None
+    accuracy: float | None
     within_error: int
     all_images: bool
     rescored: list[dict[str, Any]]
@@ -203,9 +205,11 @@ def _choice(ranking: list[dict[str, Any]], all_images: bool, rescored: list[dict
     error = best["standard_error"] or 0.0
     close = sum(record["score"] >= best["score"] - error for record in ranking)
     kept = [{key: record[key] for key in ("trial", "origin", "score", "standard_error")} for record in rescored]
+    measured = (best["measurement"] or {}).get("accuracy")
     return Choice(
-        best["trial"], best["origin"], best["plan"], best["score"], best["standard_error"], close, all_images, kept
-    )
+        best["trial"], best["origin"], best["plan"], best["score"], best["standard_error"], measured, close, all_images,
+        kept,
+    )  # fmt: skip
 
 
 class _Rescoring(PlanSearcher):

@@ -374,3 +374,8 @@ def test_one_worker_has_nobody_to_send_compressed_gradients_to(file):
     two = load(file({**BASE, "distributed": {"comm_hook": "ecq", "bits": 4}, "resources": {"workers": 2}}))
     assert (two.distributed.bits, two.distributed.group_size) == (4, 64)
     assert len(mistakes(file({**BASE, "distributed": {"comm_hook": "fp8", "bits": 3, "group_size": 30}}))) == 3
+
+
+def test_settings_of_the_retraining_that_are_not_given_keep_its_own_defaults(file):
+    whole, part = (load(file({**BASE, **changes})).finetune for changes in ({}, {"finetune": {"epochs": 3}}))
+    assert (whole.epochs, whole.lr, part.epochs, part.lr) == (10, 0.02, 3, 0.02)

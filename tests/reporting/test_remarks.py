@@ -193,3 +193,17 @@ def test_a_target_that_rounded_counts_do_not_use_up_is_explained_with_the_settin
         {"choice": {"rounding": 8}}, {"limits": {"macs": 500.0, "latency_ms": 1.0}},
     ):  # fmt: skip
         assert not [text for text in remarks(Summary.parse({**rounded, **change})) if "multiples" in text]
+
+
+def test_a_training_that_takes_what_the_trial_had_is_told_with_the_remedy() -> None:
+    def told(before: float | None, after: float, trained: bool = True) -> list[str]:
+        choice = {"origin": "tpe", "accuracy": before, "trained": trained}
+        notes = remarks(summary(choice=choice, teacher={"accuracy": 0.95}, compressed={"accuracy": after}))
+        return [note for note in notes if "harm" in note]
+
+    assert told(0.98, 0.51) == [
+        "the training did harm: accuracy was 98.0 % in the plan's trial, on validation samples, and is 51.0 % after "
+        "it. Remedy: a smaller finetune.lr, or more finetune.epochs"
+    ]
+    # 5 % of the teacher's 0.95 may be chance.
+    assert told(0.98, 0.94) == told(0.98, 0.51, trained=False) == told(None, 0.51) == []

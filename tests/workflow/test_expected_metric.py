@@ -165,7 +165,11 @@ def test_a_teacher_that_was_trained_badly_is_another_error():
     task, net = Task("bits", split, split, split, 4), nn.Linear(4, 4)
     nn.init.zeros_(net.weight)
     nn.init.zeros_(net.bias)
-    check_trained_teacher(Expected(0.5, "teacher.expect"), net, task)
+    notes: list[str] = []
+    check_trained_teacher(Expected(0.5, "teacher.expect"), net, task, notes.append)
+    assert notes == [
+        "the teacher was trained to accuracy 25.0 % on 40 validation samples, 50.0 % as teacher.expect states"
+    ]
     with pytest.raises(TrainingFailed, match=r"trained to accuracy 25.0 % on 40 .* Remedy: more teacher.epochs"):
-        check_trained_teacher(Expected(0.51, "teacher.expect"), net, task)
+        check_trained_teacher(Expected(0.51, "teacher.expect"), net, task, notes.append)
     assert expected_of(experiment(None), task) is None
