@@ -7,7 +7,6 @@ import inspect
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from pfray.errors import first_line
+from pfray.nn.forward_graph import WrittenOut
 from pfray.nn.inputs import Inputs, arguments, call, tensors
 from pfray.utils.random_state import generators, kept_generators
 
@@ -43,40 +43,6 @@ def traced_nodes(model: nn.Module, cut: set[str], example: Inputs) -> list[fx.No
     if len(found) != len(wanted) or not all(map(_alike, found, wanted)):
         raise Untraceable("its outputs change when it is traced")
     return nodes
-
-
-class WrittenOut:
-    """A forward pass that runs the operations of a graph, as the attribute ``forward`` of a module.
-
-    graphs: for training (True) and evaluation.
-    """
-
-    def __init__(self, module: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
-        self.module, self.graphs = module, graphs
-        self.__signature__ = inspect.signature(module.forward)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return self.function(self.module, *bound.arguments.values())
-
-    @property
-    def function(self) -> Any:
-        """The graph of the module's mode, as a function of the module and the arguments."""
-        return self._functions[self.module.training]
-
-    @cached_property
-    def _functions(self) -> dict[bool, Any]:
-        # A graph keeps the module that is made of it, hence the copy.
-        made: Any = {mode: fx.GraphModule(self.module, copy.deepcopy(graph)) for mode, graph in self.graphs.items()}
-        return {mode: type(module).forward for mode, module in made.items()}
-
-    @property
-    def __code__(self) -> Any:  # which torch.export asks for
-        return self.function.__code__
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_functions"}
 
 
 def own_operations(module: nn.Module) -> dict[bool, fx.Graph]:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pfray.errors import UnsupportedModel
-from pfray.nn.fx import Untraceable, WrittenOut, own_operations
+from pfray.nn.forward_graph import WrittenOut
+from pfray.nn.fx import Untraceable, own_operations
 
 VIEWS = {"view", "reshape"}
 SWAPS = {"transpose", "swapaxes", "swapdims"}

@@ -70,6 +70,20 @@ def test_a_module_that_is_written_out_is_the_same_but_for_its_splits_and_shuffle
     assert not write_out(module)
 
 
+class Long(Module):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        for _ in range(600):
+            x = x + 1
+        return by_view(self.layer(x)) * scale
+
+
+def test_a_long_forward_pass_is_pickled_and_copied():
+    module = Long(by_view)
+    assert write_out(module)
+    for same in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(same(X, scale=2.0), module(X, 2.0))
+
+
 def test_channels_that_go_leave_the_others_in_their_order():
     """Of 6 channels in three groups, 0 2 4 1 3 5 after the shuffle, those at 1 and 5 go: the inputs 2 and 5."""
     module = Module(by_view)
