@@ -112,8 +112,9 @@ def _network(library: str, name: str, pixels: int) -> tuple[Any, Any]:
 
 
 def _as_if_trained(model: Any, task: Any) -> None:
-    """Batch norms with random scales and with statistics of the data. timm begins blocks with a scale of 0, which a
-    converter leaves out, and without statistics the activations of deep networks vanish."""
+    """Batch norms with random scales and with statistics of the data, and no layer of zeros alone. timm begins blocks with
+    a scale of 0 and some heads with weights of 0, which a converter leaves out, and without statistics the activations
+    of deep networks vanish."""
     import torch
 
     from pfray.training.batch_norm import batch_norms, reestimate_batch_norm
@@ -122,6 +123,9 @@ def _as_if_trained(model: Any, task: Any) -> None:
         if norm.weight is not None:
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
             torch.nn.init.normal_(norm.bias, 0.0, 0.2)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
+            torch.nn.init.kaiming_uniform_(layer.weight)
     reestimate_batch_norm(model, task, SAMPLES, "float32")
 
 
