@@ -100,6 +100,24 @@ def test_random_crops_are_for_trainings_alone(folder):
     assert len(set(first) & set(other)) < 5
 
 
+def test_a_damaged_image_among_the_last_of_the_test_split_can_be_replaced_before_a_run_is_resumed(tmp_path):
+    place = make_folder(tmp_path / "data", {"train": 20, "val": 30})
+    whole = build(place)
+    path = Path(whole.test.dataset.rows.read(int(whole.test.indices[-1]))[2])
+    content = path.read_bytes()
+    path.write_bytes(content[:-60])
+    damaged = build(place)
+    check_task(damaged)  # reads the first images alone
+    assert damaged.fingerprint() == whole.fingerprint()
+    with pytest.raises(DataError, match=rf"^{path}: the image is damaged .*, and 1 of the 90 images of the test"):
+        targets(damaged.test)
+    path.unlink()
+    path.write_bytes(content)
+    mended = build(place)
+    assert len(targets(mended.test)) == 90
+    assert mended.fingerprint() == whole.fingerprint()
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_training_that_sees_whole_images_has_two_crops_of_each(tmp_path, streaming):
     task = build(shards(tmp_path), min_area=1.0, streaming=streaming, num_classes=3)
