@@ -11,8 +11,9 @@ from collections.abc import Iterable
 # Most characters of a user's value, of a quoted library message and of a whole line; most lines of an error.
 VALUE, QUOTED, LINE, LINES = 100, 300, 1000, 20
 
-# Similarity (``difflib``) from which another name may be meant, and from which it is; letters of a word's stem.
-LIKELY, CERTAIN, STEM = 0.6, 0.8, 4
+# Similarity (``difflib``) from which another name may be meant, and from which it is; letters of a word's stem, and of
+# an abbreviation.
+LIKELY, CERTAIN, STEM, ABBREVIATION = 0.6, 0.8, 4, 3
 
 # Control sequences of a terminal: colours, cursor movements, links.
 _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
@@ -152,8 +153,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     (``channel_pruned`` for ``prune``).
     """
     known, own = list(known), _plain(name[:100])  # the matcher's time grows with the square of the length
-    known = [each for each in known if own and _plain(each).startswith(own)] or known
-    close = difflib.get_close_matches(own, [_plain(each) for each in known], n=1, cutoff=LIKELY)
+    continued = [each for each in known if own and _plain(each).startswith(own)]
+    known = continued or known
+    cutoff = 0 if continued and len(own) >= ABBREVIATION else LIKELY
+    close = difflib.get_close_matches(own, [_plain(each) for each in known], n=1, cutoff=cutoff)
     if not close or _similarity(own, close[0]) < CERTAIN:
         related = (each for each in map(_plain, known) if _share_a_word(own, each))
         close = [found] if (found := next(related, None)) else close

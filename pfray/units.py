@@ -107,8 +107,10 @@ class Unit:
         """The amount that an experiment file gives: a number, or a text. Raises ValueError for any other value."""
         amount = value if isinstance(value, Amount) else self._read(value)
         if amount is None and self.relative:
+            meant = _corrected(value)
             raise ValueError(
-                f"{shown(value)} is not an amount: write {_corrected(value)} (of the teacher's) or a count such as 800k"
+                f"{shown(value)} is not an amount: write 0.4x (of the teacher's) or a count such as 800k"
+                + (f". Did you mean '{meant}'?" if meant else "")
             )
         if amount is None or not self.allows(amount.value) or (amount.relative and not self.relative):
             raise ValueError(f"{shown(value)} is not allowed: {self.allowed}")
@@ -142,11 +144,11 @@ class Unit:
 
 
 def _corrected(value: Any) -> str:
-    """The share that a user may have meant, as it is written; else an example."""
+    """The share that a user may have meant, as it is written; empty if none is near."""
     text = value.strip() if isinstance(value, str) else ""
     if match := _PERCENT.fullmatch(text):
         return f"{float(match[1]) / 100:g}x"
-    return f"{match[1]}.{match[2]}" if (match := _COMMA.fullmatch(text)) else "0.4x"
+    return f"{match[1]}.{match[2]}" if (match := _COMMA.fullmatch(text)) else ""
 
 
 UNITS = {

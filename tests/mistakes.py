@@ -266,6 +266,20 @@ def mistakes() -> Iterator[tuple[str, dict[str, Any], str]]:
         f"{held} 4 (sample 4, 10 in all) and run from 1 to 4; allowed are 0 to 3. Remedy: labels start at 0: "
         "targets - 1"
     )
+    yield "validation labels beyond those of train", {"validation": (X, torch.full_like(Y, 4))}, (
+        "task Net: the validation split's targets hold the label 4 (sample 0, 40 in all) and run from 4 to 4; allowed "
+        "are 0 to 3. Remedy: correct the labels or leave these samples out, as the train split lacks this class, or a "
+        "model with 5 outputs"
+    )
+    yield "validation labels from 1, those of train from 0", {"validation": (X, Y + 1)}, (
+        "task Net: the validation split's targets hold the label 4 (sample 4, 10 in all) and run from 1 to 4; allowed "
+        "are 0 to 3. Remedy: correct the labels or leave these samples out, as the train split lacks this class, or a "
+        "model with 5 outputs"
+    )
+    yield "labels from 5", labels(Y + 5), (
+        f"{held} 5 (sample 0, 40 in all) and run from 5 to 8; allowed are 0 to 3. Remedy: number the classes from 0, "
+        "as torch.unique(targets, return_inverse=True)[1] does"
+    )
     yield "labels of more classes", labels(torch.arange(40) % 10), (
         f"{held} 4 (sample 0, 24 in all) and run from 0 to 9; allowed are 0 to 3. Remedy: correct the labels or leave "
         "these samples out, or a model with 10 outputs"

@@ -31,6 +31,7 @@ from pfray.workflow import setup
 from pfray.workflow.experiment_file import load_experiment
 from pfray.workflow.learner_check import try_plan
 from tests import torchvision_ops
+from tests.pictures import CLASSES, make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in (
@@ -82,6 +83,18 @@ def folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def forget_modules() -> None:
     for name in FILES:
         sys.modules.pop(name.partition(".")[0], None)
+
+
+def test_the_pages_script_names_all_damaged_images(tmp_path, monkeypatch, capsys):
+    whole = make_folder(tmp_path / "data" / "birds", {"train": 3, "val": 2})
+    damaged = [whole / "train" / CLASSES[0] / "00001.jpg", whole / "val" / CLASSES[2] / "00000.jpg"]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-60])
+    (tmp_path / "find_damaged.py").write_text(FILES["find_damaged.py"])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("find_damaged.py")
+    found = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in found] == [str(path.relative_to(tmp_path)) for path in damaged]
 
 
 class Checked(BaseException):

@@ -60,7 +60,7 @@ def test_only_sparsity_is_kept_from_above_and_shares_and_bits_are_never_relative
     ("params", 10**400, "is not allowed: an amount is above 0, and finite"),
     ("params", math.nan, "nan is not allowed: an amount is above 0, and finite"),
     ("macs", "0x", "'0x' is not allowed: an amount is above 0, and finite"),
-    ("macs", "50%", "'50%' is not an amount: write 0.5x (of the teacher's) or a count such as 800k"),
+    ("macs", "50%", "write 0.4x (of the teacher's) or a count such as 800k. Did you mean '0.5x'?"),
     ("size_bytes", True, "True is not an amount"),
 ])  # fmt: skip
 def test_a_value_that_a_unit_does_not_allow_is_refused(unit, value, words):
@@ -81,9 +81,9 @@ def test_a_number_may_carry_the_name_of_its_unit(unit, text, value):
 
 
 @pytest.mark.parametrize(("unit", "text", "words"), [
-    ("macs", "0,5x", "'0,5x' is not an amount: write 0.5x "),
-    ("params", "30 %", "'30 %' is not an amount: write 0.3x "),
-    ("macs", "60kB", "is not an amount"), ("latency_ms", "1 s", "is not an amount"),
+    ("macs", "0,5x", "or a count such as 800k. Did you mean '0.5x'?"),
+    ("params", "30 %", "or a count such as 800k. Did you mean '0.3x'?"),
+    ("macs", "60kB", "or a count such as 800k"), ("latency_ms", "1 s", "is not an amount"),
     ("bits", "8", "'8' is not allowed"),
 ])  # fmt: skip
 def test_a_text_of_another_form_is_refused_with_the_form(unit, text, words):

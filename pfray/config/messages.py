@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,5 +52,14 @@ def describe_errors(
             if item["type"] == "value_error" or isinstance(item["input"], dict):
                 lines.append(f"{key}: {message}" if key else message)  # a mistake of several sections has no path
             else:
-                lines.append(f"{key}: {shown(item['input'])} is not allowed: {message[:1].lower()}{message[1:]}")
+                hint = _unquoted(item["type"], item["input"])
+                lines.append(f"{key}: {shown(item['input'])} is not allowed: {message[:1].lower()}{message[1:]}{hint}")
     return lines
+
+
+def _unquoted(kind: str, value: Any) -> str:
+    """The hint for a number that is given as text; else an empty text. kind: pydantic's type of the error."""
+    number = {"int_type": r"[+-]?\d+", "float_type": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}.get(kind)
+    if number is None or not isinstance(value, str) or not re.fullmatch(number, value, re.ASCII):
+        return ""
+    return f". Remedy: {short(value)} without quotes"

@@ -21,6 +21,13 @@ def check_fraction(key: str, value: object) -> None:
                           f"Example: data.{key}=0.2")
 
 
+def check_share(key: str, value: object) -> None:
+    """Raise ConfigError unless the setting ``data.<key>`` is a number above 0, and 1 at most."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(f"data.{key}: {value!r} is not allowed: a share is above 0, and 1 at most. "
+                          f"Example: data.{key}=0.5")
+
+
 def check_count(key: str, value: object, least: int) -> None:
     """Raise ConfigError unless the setting ``data.<key>`` is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:

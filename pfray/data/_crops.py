@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# Share of the image's area, and ratio of width to height, of a random crop; draws until the central one is taken.
-AREA, RATIO, DRAWS = (0.08, 1.0), (3 / 4, 4 / 3), 10
+# Least share of the image's area, and ratio of width to height, of a random crop; draws until the central one is taken.
+AREA, RATIO, DRAWS = 0.08, (3 / 4, 4 / 3), 10
 # Pixels of the decoded image for each pixel of the crop, along an axis, from which on a JPEG is decoded at a half, a
 # quarter or an eighth of its size. Pillow calls 2 "practically no difference" from the image at its full size.
 GAP = 2.0
@@ -34,6 +34,7 @@ class Crop:
 
     size: S. share: of the shorter side that the central crop takes, as resizing it to S / share and cutting S x S do.
     training: a random crop, mirrored with probability 1/2, by Python's random generator. filter: of the resizing.
+    min_area: smallest share of the area that a random crop takes.
     Raises OSError, or others of Pillow's errors, for an image that cannot be decoded.
     """
 
@@ -41,10 +42,13 @@ class Crop:
     share: float = 0.875
     training: bool = False
     filter: str = "bilinear"
+    min_area: float = AREA
 
     def __call__(self, source: bytes | str) -> Tensor:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            box = random_box(*image.size) if self.training else central_box(*image.size, self.share)
+            box = (
+                random_box(*image.size, self.min_area) if self.training else central_box(*image.size, self.share)
+            )
             mirrored = self.training and random.random() < 0.5
             pixels = np.asarray(self._cut(image, box))
         if mirrored:
@@ -85,10 +89,15 @@ def central_box(width: int, height: int, share: float) -> Box:
     return left, top, left + side, top + side
 
 
-def random_box(width: int, height: int) -> Box:
-    """A box of a random share of the area and a random ratio, anywhere; if none fits, the largest central one."""
+def random_box(width: int, height: int, min_area: float = AREA) -> Box:
+    """A box of a random share of the area and a random ratio, anywhere; if none fits, the largest central one.
+
+    With a ``min_area`` of 1 the whole image, of whatever ratio.
+    """
+    if min_area == 1:
+        return 0, 0, width, height
     for _ in range(DRAWS):
-        area = width * height * random.uniform(*AREA)
+        area = width * height * random.uniform(min_area, 1)
         ratio = math.exp(random.uniform(*map(math.log, RATIO)))
         across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < across <= width and 0 < down <= height:

@@ -79,8 +79,8 @@ class Counted:
         if len(self.damaged) > ALLOWED * self.length:
             raise DataError(
                 f"{next(iter(self.damaged))}, and {len(self.damaged)} of the {self.length} images of the {self.name} "
-                f"data are so far; 1 in {1 / ALLOWED:.0f} may be. Remedy: copy the data again, or take the damaged "
-                "images out"
+                f"data are so far; 1 in {1 / ALLOWED:.0f} may be. Remedy: copy the data again, or replace all "
+                "damaged images: those for which PIL.Image.open(file).convert('RGB') fails"
             )
         return batch.images, batch.labels
 

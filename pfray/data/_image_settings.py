@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pfray.data._arrays import check_count, check_fraction
+from pfray.data._arrays import check_count, check_fraction, check_share
 from pfray.data._crops import FILTERS, Crop
 from pfray.errors import ConfigError, nearest, shown
 from pfray.task import top1, top5
@@ -26,6 +26,7 @@ class ImageSettings:
     hub: str | None
     size: int
     crop: float
+    min_area: float
     interpolation: str
     mean: Sequence[float]
     std: Sequence[float]
@@ -57,8 +58,8 @@ class ImageSettings:
         for key, least in (("limit_train", 1), ("num_classes", 2)):
             if getattr(self, key) is not None:
                 check_count(key, getattr(self, key), least)
-        if self.crop != 1:
-            check_fraction("crop", self.crop)
+        for key in ("crop", "min_area"):
+            check_share(key, getattr(self, key))
         if isinstance(self.validation_size, float):
             check_fraction("validation_size", self.validation_size)
         else:
@@ -71,7 +72,7 @@ class ImageSettings:
             raise ConfigError(f"data.streaming: {shown(self.streaming)} is not allowed. Allowed: true, false, null")
 
     def image_crop(self, training: bool = False) -> Crop:
-        return Crop(self.size, self.crop, training, self.interpolation)
+        return Crop(self.size, self.crop, training, self.interpolation, self.min_area)
 
     def held(self, count: int) -> int:
         """Samples held out of ``count`` for validation."""

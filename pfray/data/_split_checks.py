@@ -8,7 +8,7 @@ Notation: M samples in a split, K outputs of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfray.data._split import in_memory
+from pfray.data._split import Split, in_memory
 from pfray.errors import DataError
 from pfray.nn.inputs import named_tensors
 
@@ -64,7 +64,8 @@ def check_splits(
             # An ignored label makes sense in training; the accuracy would count it as a mistake.
             ignored = None if top1 and name != first else kept_out
             if name != first or kept_out is not None:
-                check_labels(f"{title}: the {name} split's targets", split.targets, num_outputs, top1, ignored)
+                where = f"{title}: the {name} split's targets"
+                check_labels(where, split.targets, num_outputs, top1, ignored, _classes(samples.values(), kept_out))
     elif kept_out is not None:
         _check_probabilities(title, targets, num_outputs)
 
@@ -78,8 +79,13 @@ def ignored_label(loss: Callable[..., Any]) -> int | None:
     return -100 if loss is F.cross_entropy else None
 
 
-def check_labels(where: str, targets: Tensor, num_outputs: int, top1: bool, ignored: int | None) -> None:
-    """Raise DataError unless targets are int64 from 0 to K - 1, one a sample for ``top1``. where: begins the message.
+def check_labels(
+    where: str, targets: Tensor, num_outputs: int, top1: bool, ignored: int | None, known: Sequence[Tensor] = ()
+) -> None:
+    """Raise DataError unless targets are int64 from 0 to K - 1, one a sample for ``top1``.
+
+    where: begins the message. known: ``_classes`` of all splits, the training split's first, for the remedy; none for a
+    batch.
     """
     if targets.dtype != torch.int64:
         remedy = "targets.long()" if not targets.is_floating_point() else "class numbers, or a score of the task's own"
@@ -104,33 +110,45 @@ def check_labels(where: str, targets: Tensor, num_outputs: int, top1: bool, igno
     count = int(wrong.sum())
     # The loss ignores the label in training; a mean over an evaluation split would count it.
     also = " (ignored labels are for training alone)" if label == -100 and ignored is None else ""
-    known = targets if ignored is None else targets[targets != ignored]
+    own = targets if ignored is None else targets[targets != ignored]
     raise DataError(
-        f"{where} hold the label {label} (sample {sample}, {count} in all) and run from {int(known.min())} to "
-        f"{int(known.max())}; allowed are 0 to {num_outputs - 1}{also}. Remedy: "
-        f"{_label_remedy(known, num_outputs, ignored)}"
+        f"{where} hold the label {label} (sample {sample}, {count} in all) and run from {int(own.min())} to "
+        f"{int(own.max())}; allowed are 0 to {num_outputs - 1}{also}. Remedy: "
+        f"{_label_remedy(own, known, num_outputs, ignored)}"
     )
 
 
-def _label_remedy(targets: Tensor, num_outputs: int, ignored: int | None) -> str:
+def _classes(splits: Iterable[Split], ignored: int | None) -> list[Tensor]:
+    """Class numbers of each split, without the ignored one; splits with other targets are left out."""
+    targets = (split.targets for split in splits)
+    found = [part.unique() for part in targets if isinstance(part, Tensor) and part.dtype == torch.int64]
+    return [part if ignored is None else part[part != ignored] for part in found]
+
+
+def _label_remedy(targets: Tensor, known: Sequence[Tensor], num_outputs: int, ignored: int | None) -> str:
     """targets: without the ignored label."""
-    low, high = int(targets.min()), int(targets.max())
+    every = torch.cat([targets.unique(), *known]).unique()
+    low, high = int(every.min()), int(every.max())
     wrong = targets[(targets < 0) | (targets >= num_outputs)].unique()
     if num_outputs == 1:
         return (
             "a model with an output for each class; or targets.float()[:, None] and a loss for one logit, "
             "torch.nn.functional.binary_cross_entropy_with_logits"
         )
-    if low > 0 and high - low < num_outputs:
-        return f"labels start at 0: targets - {low}"
+    if low == 1 and high == num_outputs:
+        return "labels start at 0: targets - 1"
     if len(wrong) == 1 and ignored is not None and (int(wrong) < 0 or int(wrong) == VOID):
         return (
             f"loss=torch.nn.CrossEntropyLoss(ignore_index={int(wrong)}) where it means no class; otherwise correct the "
             "labels or leave these samples out"
         )
-    if low >= 0 and len(targets.unique()) <= num_outputs:
+    if low >= 0 and known and len(every) <= num_outputs:
         return "number the classes from 0, as torch.unique(targets, return_inverse=True)[1] does"
-    return "correct the labels or leave these samples out" + (f", or num_outputs={high + 1}" if low >= 0 else "")
+    remedy = "correct the labels or leave these samples out"
+    if low < 0:
+        return remedy
+    lacking = known and not torch.isin(wrong, known[0]).any()
+    return f"{remedy}{', as the train split lacks this class' if lacking else ''}, or num_outputs={high + 1}"
 
 
 def _check_form(where: str, inputs: Any, targets: Any) -> None:

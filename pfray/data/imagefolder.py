@@ -14,6 +14,7 @@ def build(
     hub: str | None = None,
     size: int = 224,
     crop: float = 0.875,
+    min_area: float = 0.08,
     interpolation: str = "bilinear",
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -36,7 +37,8 @@ def build(
     class. The training images are cut to the first ``limit_train`` of those that remain, after all splits are shuffled
     by ``split_seed``.
     crop: share of the shorter side that an evaluation's central crop takes; interpolation: ``bilinear`` or ``bicubic``.
-        A training takes random crops of 8 to 100 % of the area, mirrored half of the time.
+    min_area: smallest share of the area that a training's random crop takes, which is mirrored half of the time; with
+        1 it is the whole image. Low for photographs, near 1 where the object fills the image or images are small.
     mean, std: of the normalization; ImageNet's.
     classes: only the images of these, numbered in this order. metric: ``accuracy`` or ``top5``.
     streaming: shards are read from where they are, in the order of the files, for a training through a buffer of
@@ -47,7 +49,7 @@ def build(
     form, ConfigError for impossible settings.
     """
     settings = ImageSettings(
-        path, hub, size, crop, interpolation, mean, std, validation_size, split_seed, limit_train, classes, metric,
-        streaming, shuffle_buffer, num_classes,
+        path, hub, size, crop, min_area, interpolation, mean, std, validation_size, split_seed, limit_train, classes,
+        metric, streaming, shuffle_buffer, num_classes,
     )  # fmt: skip
     return make_task("imagefolder", settings)

@@ -16,6 +16,7 @@ def build(
     hub: str | None = None,
     size: int = 224,
     crop: float = 0.875,
+    min_area: float = 0.08,
     interpolation: str = "bilinear",
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -38,7 +39,7 @@ def build(
     Raises DataError if there are not 1,000 classes, and as ``imagefolder``.
     """
     settings = ImageSettings(
-        path, hub, size, crop, interpolation, mean, std, validation_size, split_seed, limit_train, classes, metric,
-        streaming, shuffle_buffer, None,
+        path, hub, size, crop, min_area, interpolation, mean, std, validation_size, split_seed, limit_train, classes,
+        metric, streaming, shuffle_buffer, None,
     )  # fmt: skip
     return make_task("imagenet", settings, CLASSES, ("train", "validation"))

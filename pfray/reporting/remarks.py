@@ -130,7 +130,9 @@ def _search_remarks(summary: Summary) -> list[str]:
     if further := _further(summary):
         took = "longer" if choice.get("moved") == "further" else "less"
         notes.append(f"the plan is '{choice.get('origin')}'{further}, because its file took {took} than predicted")
-    if choice.get("origin") in NO_SEARCH and summary.searcher not in NO_SEARCH:
+    tried = sum(number(summary.trials, count) or 0.0 for count in ("finished", "failed"))
+    # The only plan that meets a target has nothing to be compared with.
+    if choice.get("origin") in NO_SEARCH and summary.searcher not in NO_SEARCH and tried != 1:
         notes.append(f"no searched plan scored better than '{choice['origin']}', which needs no search")
     for name in ("uniform", "allocate"):
         baseline = number(getattr(summary, name), "accuracy")

@@ -49,7 +49,10 @@ def resolve_limits(
     limits = {}
     for unit, amount in target.costs().items():
         if unit not in whole:
-            raise ConfigError(f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(whole) or 'none'}")
+            remedy = "a target of these, or another learner" if whole else "another learner"
+            raise ConfigError(
+                f"target.{unit}: {learner} cannot change it. Allowed: {', '.join(whole) or 'none'}. Remedy: {remedy}"
+            )
         limits[unit] = amount.absolute(whole[unit])
     written = {unit: _written(amount, limits[unit]) for unit, amount in target.costs().items()}
     separate = space.separate(limits)

@@ -200,6 +200,8 @@ def test_the_nearest_name_is_offered_only_where_one_is_near():
     assert nearest("lent", ["lenet", "resnet20"]) == " Did you mean 'lenet'?"
     assert nearest("qqq", ["lenet", "resnet20"]) == ""
     assert nearest("lenett", ["LeNet", "lenet"]) == " Did you mean 'lenet'?"
+    assert nearest("acc", ["accuracy", "top5", "mse"]) == " Did you mean 'accuracy'?"
+    assert nearest("ac", ["accuracy", "top5", "mse"]) == ""
     assert nearest("epochs", ["export", "search", "teacher"]) == ""
 
 

@@ -125,6 +125,24 @@ def test_random_boxes_have_the_published_sizes_and_lie_within():
     assert 1.3 < max(ratios) < 1.35
 
 
+def test_random_boxes_take_the_least_share_that_is_asked_for_and_with_1_the_whole_image():
+    random.seed(0)
+    areas = [(right - left) * (bottom - top) / 120_000
+             for left, top, right, bottom in (random_box(400, 300, 0.6) for _ in range(500))]  # fmt: skip
+    assert 0.59 < min(areas) < 0.63
+    assert 0.95 < max(areas) <= 1
+    assert {random_box(400, 100, 1) for _ in range(20)} == {(0, 0, 400, 100)}
+
+
+def test_a_crop_of_the_whole_image_is_the_image_or_its_mirror():
+    data = encoded(landscape(60, 40), "PNG")
+    whole = np.asarray(landscape(60, 40).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    kept, mirrored = (np.ascontiguousarray(side.transpose(2, 0, 1)).tobytes() for side in (whole, whole[:, ::-1]))
+    random.seed(0)
+    crops = {Crop(16, training=True, min_area=1)(data).numpy().tobytes() for _ in range(40)}
+    assert crops == {kept, mirrored}
+
+
 @pytest.mark.parametrize(("width", "height", "box"), [(1, 500, (0, 249, 1, 250)), (500, 1, (249, 0, 250, 1)),
                                                       (1, 1, (0, 0, 1, 1))])  # fmt: skip
 def test_an_image_of_one_pixel_across_has_a_box_too(width, height, box):

@@ -49,9 +49,15 @@ def test_one_in_a_thousand_is_a_remark_and_more_an_error_that_names_the_first():
     (remark,) = counted.remarks()
     assert remark.startswith("2 of the 2000 images of the train data left out; image 0: the image is damaged (")
     with pytest.raises(DataError, match=r"^image 0: the image is damaged \(.*\), and 3 of the 2000 images of the train "
-                                        r"data are so far; 1 in 1000 may be\. Remedy: ") as caught:  # fmt: skip
+                                        r"data are so far; 1 in 1000 may be\. Remedy: .*'RGB'") as caught:  # fmt: skip
         counted(collate(samples(10, 3)))
     assert "\n" not in str(caught.value)
+
+
+def test_below_a_thousand_images_the_first_damaged_one_is_an_error():
+    with pytest.raises(DataError, match=r"^image 0: .*, and 1 of the 999 images of the test data are so far"):
+        Counted("test", 999)(collate(samples(10, 1)))
+    assert len(Counted("test", 1000)(collate(samples(10, 1)))[1]) == 9
 
 
 def test_every_process_counts_for_itself():

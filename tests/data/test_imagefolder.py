@@ -100,6 +100,31 @@ def test_random_crops_are_for_trainings_alone(folder):
     assert len(set(first) & set(other)) < 5
 
 
+def test_a_damaged_image_among_the_last_of_the_test_split_can_be_replaced_before_a_run_is_resumed(tmp_path):
+    place = make_folder(tmp_path / "data", {"train": 20, "val": 30})
+    whole = build(place)
+    path = Path(whole.test.dataset.rows.read(int(whole.test.indices[-1]))[2])
+    content = path.read_bytes()
+    path.write_bytes(content[:-60])
+    damaged = build(place)
+    check_task(damaged)  # reads the first images alone
+    assert damaged.fingerprint() == whole.fingerprint()
+    with pytest.raises(DataError, match=rf"^{path}: the image is damaged .*, and 1 of the 90 images of the test"):
+        targets(damaged.test)
+    path.unlink()
+    path.write_bytes(content)
+    mended = build(place)
+    assert len(targets(mended.test)) == 90
+    assert mended.fingerprint() == whole.fingerprint()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_training_that_sees_whole_images_has_two_crops_of_each(tmp_path, streaming):
+    task = build(shards(tmp_path), min_area=1.0, streaming=streaming, num_classes=3)
+    seen = {number for seed in range(12) for number in sums(epoch(task.train, 45, seed))}
+    assert 45 < len(seen) <= 2 * len(task.train)
+
+
 def test_what_travels_does_not_grow_with_the_images_but_for_their_order(tmp_path):
     def parts(count: int) -> tuple[int, int]:
         """Bytes of the pickle, and of the arrays that all workers of a machine share."""
@@ -274,6 +299,11 @@ WRONG: dict[str, tuple[Change, dict[str, Any], type[PfrayError], str]] = {
     "a key in a URL": (lambda root: None, {"path": "s3://key:secret@bucket/x"}, ConfigError, "data.path: the s3 URL"),
     "size": (lambda root: None, {"size": 0}, ConfigError, "data.size: 0 is not allowed"),
     "crop": (lambda root: None, {"crop": 1.5}, ConfigError, "data.crop: 1.5 is not allowed"),
+    "min_area of none": (lambda root: None, {"min_area": 0}, ConfigError, "data.min_area: 0 is not allowed: a share"),
+    "min_area in percent": (
+        lambda root: None, {"min_area": 60}, ConfigError,
+        "data.min_area: 60 is not allowed: a share is above 0, and 1 at most. Example: data.min_area=0.5",
+    ),
     "interpolation": (
         lambda root: None, {"interpolation": "bicubik"}, ConfigError, "Allowed: bilinear, bicubic. Did you mean",
     ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from pfray.data._split_checks import check_labels
 from pfray.data._task_checks import without_class_order
+from pfray.errors import DataError
 from pfray.task import Split, Task
 
 
@@ -30,3 +33,10 @@ def test_other_splits_stay_as_they_are():
         changed, remarks = without_class_order(given)
         assert changed is given
         assert remarks == []
+
+
+def test_a_batch_alone_does_not_tell_how_classes_are_numbered():
+    """Four of five classes are in it by chance."""
+    with pytest.raises(DataError, match=r"run from 0 to 4; allowed are 0 to 3. Remedy: correct the labels or leave "
+                                        r"these samples out, or num_outputs=5$"):  # fmt: skip
+        check_labels("targets", torch.tensor([0, 1, 2, 4]), 4, True, None)

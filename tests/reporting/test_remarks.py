@@ -126,6 +126,12 @@ def test_what_a_reader_must_know_is_said(changes: dict, remark: str) -> None:
     assert remarks(summary(**changes, trials={"failed": 0})) == [remark]
 
 
+def test_the_only_plan_of_a_target_was_not_searched_in_vain() -> None:
+    choice = {"origin": "allocate"}
+    assert remarks(summary(choice=choice, trials={"finished": 1, "failed": 0})) == []
+    assert len(remarks(summary(choice=choice, trials={"finished": 2, "failed": 0}))) == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -68,8 +68,17 @@ def test_limits_are_absolute_numbers_in_the_units_of_the_space(model, space):
 
 def test_a_unit_that_the_learner_cannot_change_is_refused(model, task):
     nothing = FullPrecision(model, task).space()
-    with pytest.raises(ConfigError, match=r"target.sparsity: the_learner cannot change it. Allowed: none"):
+    with pytest.raises(ConfigError, match=r"the_learner cannot change it. Allowed: none. Remedy: another learner$"):
         limits(model, nothing, sparsity=0.5)
+
+
+def test_the_remedy_for_a_unit_that_is_not_changed_is_one_that_is_or_another_learner(model, space):
+    with pytest.raises(ConfigError) as caught:
+        limits(model, space, bits=8)
+    assert str(caught.value) == (
+        "target.bits: the_learner cannot change it. Allowed: sparsity, params. Remedy: a target of these, or another "
+        "learner"
+    )
 
 
 def test_allocate_without_error_curves_is_refused_before_anything_runs():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+import runpy
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +100,21 @@ def test_operators_without_an_int8_kernel_stay_float_and_are_listed_with_the_rea
     }
     convert.export(prepared, inputs, tmp_path / "model.tflite")
     assert convert.compare(tmp_path / "model.tflite", prepared, inputs).largest_difference < 0.05
+
+
+def test_the_file_takes_and_gives_int8_as_the_guide_says(inputs, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    prepared = int8_model.prepare(model, inputs, [inputs])
+    convert.export(prepared, inputs, tmp_path / "model.tflite")
+    page = (Path(__file__).parents[3] / "docs" / "your_data.md").read_text()
+    (script,) = re.findall(r"```python\n# int8_file\.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "int8_file.py").write_text(script)
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path("int8_file.py", {"sample": inputs[:1].numpy()})
+    assert {found[end]["dtype"] for end in ("taken", "given")} == {np.int8}
+    expected = model(inputs[:1]).detach().numpy()
+    assert np.abs(found["outputs"] - expected).max() < 0.03 * np.abs(expected).max()
 
 
 def test_ranges_are_the_means_of_the_batches_extremes(model, inputs):
