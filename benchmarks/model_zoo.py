@@ -106,15 +106,15 @@ def _network(library: str, name: str, pixels: int) -> tuple[Any, Any]:
         output = "out" if name.startswith("lraspp") else None
     targets = torch.randint(10, (samples, pixels, pixels) if output == "out" else (samples,))
     split = Split(inputs, targets)
-    task = Task(name, split, split, split, 10, output=output)
+    task = Task(name, split, split, split, 10, output=output, score=accuracy if output == "out" else top1)
     _as_if_trained(model, task)
     return model.eval(), task
 
 
 def _as_if_trained(model: Any, task: Any) -> None:
-    """Batch norms with random scales and with statistics of the data, and no layer of zeros alone. timm begins blocks with
-    a scale of 0 and some heads with weights of 0, which a converter leaves out, and without statistics the activations
-    of deep networks vanish."""
+    """Batch norms with random scales and with statistics of the data, and no layer of zeros alone. timm begins blocks
+    with a scale of 0 and some heads with weights of 0, which a converter leaves out, and without statistics the
+    activations of deep networks vanish."""
     import torch
 
     from pfray.training.batch_norm import batch_norms, reestimate_batch_norm
