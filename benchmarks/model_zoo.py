@@ -89,7 +89,8 @@ def _network(library: str, name: str, pixels: int) -> tuple[Any, Any]:
     """(the network with random weights, a task of random samples for it)."""
     import torch
 
-    from pfray.task import Split, Task
+    from pfray.measure.metrics import accuracy
+    from pfray.task import Split, Task, top1
 
     _torchvision_operators()  # transformers imports torchvision too
     output: str | None = None
