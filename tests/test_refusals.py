@@ -24,7 +24,7 @@ def write(folder: Path, raw: dict) -> Path:
     ({"target": {"params": "800k"}}, "target.params: '800k' (800,000) is met by the model as it is"),
     ({"data": {"factory": "tests.userland:missing_file"}}, "data: FileNotFoundError: "),
     ({"data": {"factory": "tests.userland:mean_score"}, "model": {"factory": "tests.userland:Regressor"}},
-     "not one number a sample"),
+     "not a tensor of one number a sample"),
     ({"data": {"factory": "tests.userland:empty"}}, "the validation split is empty"),
     ({"model": {"name": "lenet", "num_outputs": -1}}, "model: RuntimeError: "),
     ({"learner": "pfray.learner.base:Algorithm"}, "with a settings_type"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def test_logs_stay_after_a_failure_and_not_after_a_wrong_request(no_ray):
         left[type(error)] = token.parent.exists()
         assert not token.exists()
         if left[type(error)]:
-            token.parent.rmdir()
+            shutil.rmtree(token.parent)
     assert left == {TrainingFailed: True, ValueError: True, ConfigError: False, SystemExit: False}
 
 
