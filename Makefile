@@ -23,7 +23,7 @@ NEWER := $(KINDS)/weights4.tflite
 help:
 	@echo "make demo          compress a MobileNet on the embedded data, from nothing to a checked .tflite"
 	@echo "make test          run all tests"
-	@echo "make test-fast     run those that take no Ray, no whole run and no .tflite file: about a minute"
+	@echo "make test-fast     run those that take no Ray, no whole run and no .tflite file: a minute and a half"
 	@echo "make test-models   run those that take networks of timm and torchvision, which it installs in $(MODELS)"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         run the benchmarks but the finished studies, and print what they measure against their goals"
