@@ -79,15 +79,10 @@ def count(inputs: Inputs) -> int:
 def shapes(batch: Any, noun: str = "input") -> str:
     """The shapes of a batch's tensors in words, with types other than float32: ``an input of shape (1, 3, 8, 8)``, or
     ``inputs of shapes ids int64 (1, 5), mask (1, 5)``. noun: input or output."""
-    found = [(name.lstrip("."), _shape(tensor)) for name, tensor in named_tensors(batch)]
+    found = [(name.lstrip("."), form(tensor).removeprefix("float32 ")) for name, tensor in named_tensors(batch)]
     if len(found) == 1:
         return f"an {noun} of shape {found[0][1]}"
     return f"{noun}s of shapes {', '.join(f'{name} {shape}' for name, shape in found)}"
-
-
-def _shape(tensor: Tensor) -> str:
-    kind = "" if tensor.dtype == torch.float32 else f"{str(tensor.dtype).removeprefix('torch.')} "
-    return f"{kind}{tuple(tensor.shape)}"
 
 
 def form(tree: Any) -> str:
