@@ -13,7 +13,8 @@ from pfray.nn.modes import place
 from pfray.task import as_split
 from pfray.training.loop import Shard
 from pfray.training.settings import Training
-from pfray.workflow.worker import TrainingSpec, read_curve, train_candidate
+from pfray.workflow.curve import read_curve
+from pfray.workflow.worker import TrainingSpec, train_candidate
 from tests.small import make_task
 from tests.zoo import conv, head
 
