@@ -14,6 +14,8 @@ from pfray.reporting.observers import Observer, SearchState
 # Seconds between two plain lines of one stage at its begin, and in a stage that takes hours.
 PAUSE = 5.0
 LONGEST = 60.0
+# Seconds of a stage within which it tells of what an earlier session did.
+AT_ONCE = 1.0
 
 
 class Progress(Observer):
@@ -70,8 +72,11 @@ class _Line:
             self.bar.update(self.task, completed=done, words=words)
             return
         now = time.monotonic()
-        # Work of an earlier session does not count for the rate.
-        self.first_done = math.ceil(done) - 1 if self.first_done is None else self.first_done
+        # Work of an earlier session does not count for the rate. Its epochs are told at once, its trials with the next.
+        if now - self.started < AT_ONCE:
+            self.first_done = done
+        elif self.first_done is None:
+            self.first_done = math.ceil(done) - 1
         if now - self.last_line < min(LONGEST, max(PAUSE, (now - self.started) / 20)) and done != self.total:
             return
         self.last_line = now

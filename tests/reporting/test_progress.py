@@ -51,6 +51,13 @@ def test_what_was_done_in_an_earlier_session_does_not_enter_the_rate(plain, cloc
         clock[0] += 10
         stage.update(91, "")
     assert "91/100 , about 90 s left" in text.getvalue()
+    with observers.stage("train", total=4) as stage:
+        clock[0] += 0.5
+        stage.update(1, "an epoch of the earlier session")
+        stage.update(2, "another")
+        clock[0] += 9.5
+        stage.update(2.25, "epoch 3, 25 %")
+    assert "2/4 epoch 3, 25 %, about 70 s left" in text.getvalue()
 
 
 def test_the_share_of_an_epoch_counts_for_the_rate_and_lines_get_rarer_with_the_hours(plain, clock):
