@@ -15,7 +15,7 @@ from pfray.reporting.observers import Observer, SearchState
 PAUSE = 5.0
 LONGEST = 60.0
 # Seconds of a stage within which it tells of what an earlier session did.
-AT_ONCE = 1.0
+AT_ONCE = 3.0
 
 
 class Progress(Observer):
