@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = {"seed": seed, **training, **shared}
         runs = [run_piece(row, own, options.experiment.resolve(), options.trials) for row in (WITH_OURS, OURS)]
         pieces += [{"row": OWN, **own}, *runs]
-    whole, *rows = run_all(work, pieces, options.folder / "records.jsonl", 1)
+    try:
+        whole, *rows = run_all(work, pieces, options.folder / "records.jsonl", 1)
+    except subprocess.CalledProcessError as error:  # a run, which has said why
+        print(f"error: {NAME}: {error}", file=sys.stderr)
+        return 1
     print(table(whole, rows))
     for value, goal in judged(rows):
         close(NAME, *value, goal)
@@ -150,7 +154,8 @@ def train_own(piece: Mapping[str, Any]) -> Record:
 def run(piece: Mapping[str, Any]) -> Record:
     """A run of the experiment; one that was stopped goes on. Raises CalledProcessError if it fails."""
     settings = piece["settings"]
-    command = [sys.executable, "-m", "pfray.run", piece["experiment"], *settings, "--resume"]
+    # On a Ray of its own, whose processors no one else takes.
+    command = [sys.executable, "-m", "pfray.run", piece["experiment"], *settings, "--resume", "--address", "local"]
     # In the root, because the experiment's own paths are relative to it, and so that Ray's workers find the learner.
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     folder = Path(piece["folder"]) / settings[-1].removeprefix("name=")

@@ -16,7 +16,8 @@ from tests.benchmarks.runs import closing, write_run
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = (
     "__init__", "checkpointed", "parser", "pruned_elsewhere", "raylets", "removal_search", "result", "searching",
-    "sleeping", "sleeping_trial", "sparse_resnet", "synthetic", "torch_pruning_resnet", "variants", "workers",
+    "sleeping", "sleeping_trial", "sparse_resnet", "synthetic", "torch_pruning_resnet", "torch_pruning_share",
+    "torchvision_ops", "variants", "workers", "zoo_networks",
 )  # fmt: skip
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if path.stem not in SHARED)
 
