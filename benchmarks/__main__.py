@@ -16,6 +16,8 @@ from benchmarks.result import ROOT, SKIPPED
 
 # They measure nothing: `make device-check` runs the first two, the last follows the guide's way to a cluster.
 CHECKS = ("device_check", "device_files", "cluster_walk")
+# It trains for hours.
+LONG = ("against_torch_pruning",)
 # Module and options.
 RUNS = (
     ("search_overhead",),
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Run every benchmark but the finished studies in turn and print their closing lines together. "
         "Each runs by itself as well, with options of its own: python -m benchmarks.search_overhead --help. "
-        "benchmarks/studies has the finished ones, an hour and more each.",
+        "benchmarks/studies has the finished ones, an hour and more each, as benchmarks.against_torch_pruning takes.",
     )
 
 

@@ -19,35 +19,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import zoo_networks
 from benchmarks.result import ROOT, SKIPPED, close
 from benchmarks.studies.workers import Record, run_all
+from benchmarks.torch_pruning_share import removed_share
+from benchmarks.zoo_networks import AS_BY_DEFAULT, ENOUGH, NETWORKS, SAMPLES
 
 NAME = "model_zoo"
 # Networks that ship as .tflite, and in 8 bits; seconds of the slowest step; networks whose predicted MACs are not those
 # counted; networks of which Torch-Pruning takes out more.
 SHIPPED, SHIPPED_INT8, SLOWEST, INEXACT, BEHIND = ">= 23", ">= 20", "<= 60", "<= 0", "<= 0"
-# Samples of random data: those that calibrate, and those that the files are checked on.
-SAMPLES, COMPARED = 64, 32
-# Networks that are calibrated with the default settings, which have so many samples to take from, and that are pruned
-# layer by layer too, as the chosen plan of a run is: every step as a user has it.
-AS_BY_DEFAULT, ENOUGH = ("resnet50", "vit_tiny_patch16_224"), 1000
+# Samples that the files are checked on.
+COMPARED = 32
 # Share of every group that stays for the share of the MACs that can go, and what rounding may change that share by.
 KEPT, ROUNDED = 0.05, 0.005
-
-# Library, name and pixels.
-NETWORKS = (
-    ("timm", "resnet18", 64), ("timm", "resnet50", 224), ("timm", "mobilenetv2_100", 64),
-    ("timm", "mobilenetv3_small_100", 64), ("timm", "efficientnet_b0", 64), ("timm", "regnetx_002", 64),
-    ("timm", "regnety_002", 64), ("timm", "repvgg_a0", 64), ("timm", "densenet121", 64), ("timm", "convnext_atto", 64),
-    ("timm", "ghostnet_100", 64), ("timm", "ese_vovnet19b_dw", 64), ("timm", "mobileone_s0", 64),
-    ("timm", "lcnet_050", 64), ("timm", "dla34", 64), ("timm", "resmlp_12_224", 224), ("timm", "mixer_s32_224", 224),
-    ("timm", "vit_tiny_patch16_224", 224), ("timm", "deit_tiny_patch16_224", 224),
-    ("torchvision", "shufflenet_v2_x0_5", 64), ("torchvision", "squeezenet1_1", 64), ("torchvision", "googlenet", 96),
-    ("torchvision", "vgg11_bn", 64), ("torchvision", "mnasnet0_5", 64),
-    ("torchvision", "lraspp_mobilenet_v3_large", 64),
-    ("transformers", "bert", 0), ("transformers", "distilbert", 0), ("transformers", "vit", 64),
-)  # fmt: skip
-
 
 def examine(piece: list[Any]) -> Record:
     """piece: (library, name, pixels). Counts, shares, seconds of each step, and the error of a step that fails."""
@@ -67,11 +52,11 @@ def examine(piece: list[Any]) -> Record:
         finally:
             record["seconds"][name] = round(time.process_time() - started, 1)
 
-    model, task = step("build", lambda: _network(*piece)) or (None, None)
+    model, task = step("build", lambda: zoo_networks.network(*piece)) or (None, None)
     if model is None:
         return record
     step("graph", lambda: _groups(model, task, record))
-    step("torch-pruning", lambda: _peer(model, task, record))
+    step("torch-pruning", lambda: record.update({"peer share": removed_share(model, task, KEPT)}))
     pruned = step("prune", lambda: _prune(model, task, record))
     if pruned is not None:
         if piece[1] in AS_BY_DEFAULT:
@@ -85,95 +70,6 @@ def examine(piece: list[Any]) -> Record:
     return record
 
 
-def _network(library: str, name: str, pixels: int) -> tuple[Any, Any]:
-    """(the network with random weights, a task of random samples for it)."""
-    import torch
-
-    from pfray.measure.metrics import accuracy
-    from pfray.task import Split, Task, top1
-
-    _torchvision_operators()  # transformers imports torchvision too
-    output: str | None = None
-    samples = ENOUGH if name in AS_BY_DEFAULT else SAMPLES
-    inputs: Any = torch.randn(samples, 3, pixels, pixels)
-    if library == "transformers":
-        output = "logits"
-        model = _transformer(name, pixels)
-        if name != "vit":
-            ids = torch.randint(1, 1000, (SAMPLES, 32))
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    else:
-        model = _vision_network(library, name, pixels)
-        output = "out" if name.startswith("lraspp") else None
-    targets = torch.randint(10, (samples, pixels, pixels) if output == "out" else (samples,))
-    split = Split(inputs, targets)
-    task = Task(name, split, split, split, 10, output=output, score=accuracy if output == "out" else top1)
-    _as_if_trained(model, task)
-    return model.eval(), task
-
-
-def _as_if_trained(model: Any, task: Any) -> None:
-    """Batch norms with random scales and with statistics of the data, and no layer of zeros alone. timm begins blocks
-    with a scale of 0 and some heads with weights of 0, which a converter leaves out, and without statistics the
-    activations of deep networks vanish."""
-    import torch
-
-    from pfray.training.batch_norm import batch_norms, reestimate_batch_norm
-
-    for norm in batch_norms(model):
-        if norm.weight is not None:
-            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-            torch.nn.init.normal_(norm.bias, 0.0, 0.2)
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
-            torch.nn.init.kaiming_uniform_(layer.weight)
-    reestimate_batch_norm(model, task, SAMPLES, "float32")
-
-
-def _vision_network(library: str, name: str, pixels: int) -> Any:
-    if library == "timm":
-        import timm
-
-        sized: dict[str, Any] = {"img_size": pixels} if "vit" in name or "deit" in name else {}
-        return timm.create_model(name, num_classes=10, **sized)
-    import torchvision
-
-    if name.startswith("lraspp"):
-        return torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=10)
-    more: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-    return torchvision.models.get_model(name, num_classes=10, **more)
-
-
-def _transformer(name: str, pixels: int) -> Any:
-    import transformers
-
-    sizes: dict[str, Any] = {
-        "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_labels": 10,
-    }  # fmt: skip
-    if name == "bert":
-        config = transformers.BertConfig(vocab_size=1000, intermediate_size=512, **sizes)
-        return transformers.BertForSequenceClassification(config)
-    if name == "distilbert":
-        sizes = {"dim": 128, "n_layers": 4, "n_heads": 4, "hidden_dim": 512, "num_labels": 10}
-        return transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(vocab_size=1000, **sizes))
-    vision = transformers.ViTConfig(image_size=pixels, patch_size=8, intermediate_size=512, **sizes)
-    return transformers.ViTForImageClassification(vision)
-
-
-def _torchvision_operators() -> None:
-    """Without them torchvision's wheels cannot be imported beside a CPU-only torch. Classifiers do not call them."""
-    import torch
-
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
-
-
-_kept: list[Any] = []
-
-
 def _groups(model: Any, task: Any, record: Record) -> None:
     import numpy as np
 
@@ -183,50 +79,6 @@ def _groups(model: Any, task: Any, record: Record) -> None:
     whole = graph.costs(graph.units)["macs"]
     kept = np.maximum(1, np.round(KEPT * graph.units))
     record.update(macs=whole, groups=len(graph.groups), share=1 - graph.costs(kept)["macs"] / whole)
-
-
-def _peer(model: Any, task: Any, record: Record) -> None:
-    """Share of the MACs that Torch-Pruning's pruner takes out, as its documentation uses it."""
-    import copy
-
-    import torch
-    import torch_pruning as tp
-    from torch import nn
-
-    from pfray.measure.cost import total_macs
-    from pfray.nn.inputs import tensors
-    from pfray.task import example_input
-
-    clone, example = copy.deepcopy(model), example_input(task)
-    before = total_macs(clone, example)
-    last = [module for module in clone.modules() if isinstance(module, nn.Linear) and module.out_features == 10]
-    attentions = [(module, *found) for module in clone.modules() if (found := _heads_of(module)) is not None]
-    pruner = tp.pruner.MagnitudePruner(
-        clone, example, tp.importance.MagnitudeImportance(p=1), pruning_ratio=1 - KEPT, ignored_layers=last,
-        num_heads={layer: heads for _, layers, heads in attentions for layer in layers},
-        output_transform=lambda out: sum(x.sum() for x in tensors(out)),
-    )  # fmt: skip
-    pruner.step()
-    for module, layers, _ in attentions:
-        # Sizes that the forward pass reads, under the names of timm's and transformers' attentions.
-        heads, width = pruner.num_heads[layers[0]], layers[0].out_features * len(layers) // 3
-        sizes = {"heads": ("num_heads", "num_attention_heads", "n_heads"), "each": ("head_dim", "attention_head_size"),
-                 "all": ("attn_dim", "all_head_size", "dim")}  # fmt: skip
-        for kind, names in sizes.items():
-            for name in names:
-                if hasattr(module, name):
-                    setattr(module, name, {"heads": heads, "each": width // heads, "all": width}[kind])
-    with torch.no_grad():
-        record["peer share"] = 1 - total_macs(clone, example) / before
-
-
-def _heads_of(module: Any) -> tuple[list[Any], int] | None:
-    """(layers that give queries, keys and values, number of heads) of an attention; None for other modules."""
-    for names in (("qkv",), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj")):
-        for heads in ("num_heads", "num_attention_heads", "n_heads"):
-            if hasattr(module, heads) and all(hasattr(module, name) for name in names):
-                return [getattr(module, name) for name in names], getattr(module, heads)
-    return None
 
 
 def _half(model: Any, task: Any) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ from torch import nn
 
 import pfray
 import pfray.run
+from benchmarks import torchvision_ops
 from pfray.learner.scoring import Scorer
 from pfray.measure.evaluation import evaluate
 from pfray.reporting.observers import Observers
@@ -30,7 +31,6 @@ from pfray.training.settings import Training
 from pfray.workflow import setup
 from pfray.workflow.experiment_file import load_experiment
 from pfray.workflow.learner_check import try_plan
-from tests import torchvision_ops
 from tests.pictures import CLASSES, make_folder
 
 ROOT = Path(__file__).resolve().parents[1]

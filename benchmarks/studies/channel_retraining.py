@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +50,10 @@ def retrain(piece: Sequence[Any]) -> Record:
     """
     import torch
 
+    from benchmarks.checkpointed import fit_on
     from pfray.measure.evaluation import evaluate
     from pfray.nn.modes import place
-    from pfray.training.loop import choose_precision, fit
     from pfray.training.settings import Distill, Training
-    from pfray.utils.files import replacing
 
     factor, method, seed, epochs, pruned = piece
     distilled = method.endswith(DISTILLED)
@@ -63,37 +61,22 @@ def retrain(piece: Sequence[Any]) -> Record:
     device = torch.device("cpu")
     name = f"{factor}-{method.replace(', ', '-').replace(' ', '-')}-{epochs}-{seed}"
     checkpoint = FOLDER / f"{name}.checkpoint.pt"
-    before: dict[str, Any] = {"epoch": 0, "optimizer": None, "seconds": 0.0}
-    if checkpoint.exists():
-        before = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(before["model"])
-    started = time.time() - before["seconds"]
-
-    def after(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
-        seconds = time.time() - started
-        print(f"  {factor}x, {method}: epoch {epoch}, loss {loss:.4f}, {seconds:.0f} s", flush=True)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "seconds": seconds}
-        with replacing(checkpoint) as temporary:
-            torch.save(state, temporary)
-
-    fit(
+    seconds = fit_on(
         place(model, device),
         work.task,
         Training(epochs=epochs, **TRAINING),
+        checkpoint,
+        f"{factor}x, {method}",
         seed=seed,
-        precision=choose_precision(model, device),
         teacher=place(work.teacher, device) if distilled else None,
         distill=Distill(**DISTILL) if distilled else None,
-        start_epoch=before["epoch"],
-        optimizer_state=before["optimizer"],
-        on_epoch=after,
     )
     torch.save(model.state_dict(), FOLDER / f"{name}.pt")
     checkpoint.unlink()
     return {
         "validation": evaluate(model, work.task, work.task.validation).accuracy,
         "test": evaluate(model, work.task, work.task.test).accuracy,
-        "seconds": time.time() - started,
+        "seconds": seconds,
         "file": f"{name}.pt",
     }
 

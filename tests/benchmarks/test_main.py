@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import result, search_overhead
+from benchmarks import against_torch_pruning, result, search_overhead
 from benchmarks.studies import sparse_accuracy
 from tests.benchmarks.runs import closing, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = (
-    "__init__", "parser", "raylets", "removal_search", "result", "searching", "sleeping", "sleeping_trial",
-    "sparse_resnet", "synthetic", "variants", "workers",
+    "__init__", "checkpointed", "parser", "pruned_elsewhere", "raylets", "removal_search", "result", "searching",
+    "sleeping", "sleeping_trial", "sparse_resnet", "synthetic", "torch_pruning_resnet", "torch_pruning_share",
+    "torchvision_ops", "variants", "workers", "zoo_networks",
 )  # fmt: skip
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if path.stem not in SHARED)
 
@@ -28,7 +29,9 @@ def test_the_closing_line_compares_with_the_goal(capsys):
         assert closing(capsys.readouterr().out) == {"name": "x", "value": value, "unit": "unit", "goal": goal, "ok": ok}
 
 
-@pytest.mark.parametrize("benchmark", [sparse_accuracy, search_overhead], ids=lambda module: module.NAME)
+@pytest.mark.parametrize(
+    "benchmark", [sparse_accuracy, search_overhead, against_torch_pruning], ids=lambda module: module.NAME
+)
 def test_missing_data_is_one_line_and_no_failure(benchmark, tmp_path, capsys):
     nowhere = str(tmp_path / "nowhere")
     arguments = [nowhere] if benchmark is sparse_accuracy else ["--data", nowhere]
@@ -40,7 +43,7 @@ def test_missing_data_is_one_line_and_no_failure(benchmark, tmp_path, capsys):
 
 
 def test_every_benchmark_but_a_study_is_run_by_all_of_them():
-    known = {module for module, *_ in every.RUNS} | {*every.CHECKS, "__main__"}
+    known = {module for module, *_ in every.RUNS} | {*every.CHECKS, *every.LONG, "__main__"}
     assert known == {script.stem for script in SCRIPTS if script.parent.name != "studies"}
 
 

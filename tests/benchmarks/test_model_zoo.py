@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from benchmarks import model_zoo
+from benchmarks import model_zoo, zoo_networks
 from tests.small import chain, make_task
 
 
@@ -16,8 +16,8 @@ def refuse(*_: object) -> None:
 
 
 def test_a_network_that_cannot_be_pruned_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_zoo, "_network", lambda *_: (nn.Flatten(), SimpleNamespace()))
-    for name in ("_groups", "_peer", "_prune"):
+    monkeypatch.setattr(zoo_networks, "network", lambda *_: (nn.Flatten(), SimpleNamespace()))
+    for name in ("_groups", "removed_share", "_prune"):
         monkeypatch.setattr(model_zoo, name, refuse)
     record = model_zoo.examine(["timm", "none", 0])
     assert record["errors"] == dict.fromkeys(("graph", "torch-pruning", "prune"), "ValueError: no group")
@@ -27,14 +27,15 @@ def test_a_network_that_cannot_be_pruned_is_not_exported(monkeypatch: pytest.Mon
 
 def test_the_files_are_those_of_the_pruned_network(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = []
-    monkeypatch.setattr(model_zoo, "_network", lambda *_: (chain(), make_task()))
-    monkeypatch.setattr(model_zoo, "_peer", lambda *_: None)
+    monkeypatch.setattr(zoo_networks, "network", lambda *_: (chain(), make_task()))
+    monkeypatch.setattr(model_zoo, "removed_share", lambda *_: 0.9)
     monkeypatch.setattr(model_zoo, "_time", lambda *_: None)
     for name in ("_float_file", "_int8_file"):
         monkeypatch.setattr(model_zoo, name, lambda model, *_: shipped.append(model))
     record = model_zoo.examine(["own", "chain", 8])
     assert record["errors"] == {}
     assert record["exact"]
+    assert record["peer share"] == 0.9
     assert 0.3 < record["pruned"] <= 0.5
     assert len(shipped) == 2
     assert sum(p.numel() for p in shipped[0].parameters()) < sum(p.numel() for p in chain().parameters())
@@ -58,16 +59,3 @@ def test_a_row_of_the_table_has_every_value_or_a_dash() -> None:
     assert row == "| net, 64 | 2.5 | 3 | 98.0% | 90.0% | 0.50 | 1.0e-06 | - | - | - | 1.0, 2.2, 0.0, 0.0 |"
     assert head.count("|") == rule.count("|") == row.count("|")
     assert "|" not in model_zoo.table([record], markdown=False)
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_attention_heads = 4
-        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
-
-
-def test_the_heads_of_an_attention_are_found_by_their_names() -> None:
-    module = Attention()
-    assert model_zoo._heads_of(module) == ([module.query, module.key, module.value], 4)
-    assert model_zoo._heads_of(nn.Linear(8, 8)) is None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import torchvision_ops
 from pfray.errors import UnsupportedModel
 from pfray.measure.cost import layer_macs, total_macs
 from pfray.measure.macs import FORMULAS, count_macs
-from tests import torchvision_ops
 
 
 class Recurrent(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import torchvision_ops
 from pfray.errors import ConfigError
 from pfray.measure.metrics import NAMED, MeanIoU, MeanLoss, accuracy, mae, mse, resolve_metric, top5
-from tests import torchvision_ops
 
 
 def test_shares_of_right_classes():

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import torchvision_ops
 from pfray.config.registry import find_function
 from pfray.errors import ConfigError
 from pfray.models import _hub
 from pfray.nn.build import build
-from tests import torchvision_ops
 
 KNOWN = {"num_outputs": 5, "in_channels": 1}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import torchvision_ops
 from pfray.config.registry import find_function
 from pfray.nn.weights import load_weights
-from tests import torchvision_ops
 
 SETTINGS: dict[str, dict[str, bool]] = {"googlenet": {"transform_input": True, "init_weights": False}}
 OWN_NAMES = {

@@ -80,7 +80,7 @@ def test_what_else_the_function_refuses_is_an_error(function, settings, words):
 
 
 def test_torchvisions_factories_are_given_the_number_of_classes():
-    from tests import torchvision_ops
+    from benchmarks import torchvision_ops
 
     torchvision_ops.load()
     models = pytest.importorskip("torchvision.models")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import torchvision_ops
 from pfray.measure.metrics import MeanLoss
 from pfray.storage.judging import described, judging, judging_differences
-from tests import torchvision_ops
 from tests.small import make_task
 
 

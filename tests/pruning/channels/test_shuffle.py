@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import torchvision_ops
 from pfray.nn.fx import traced_nodes
 from pfray.pruning.channels.graph import ChannelGraph, channel_graph
 from pfray.pruning.channels.prune import prune
-from tests import torchvision_ops
 from tests.zoo import conv, head
 from tests.zoo.pruning import check_plan, draw
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import torchvision_ops
 from pfray.pruning.channels.graph import channel_graph
 from pfray.quantization.bn_folding import foldable_norms
-from tests import torchvision_ops
 from tests.zoo.pruning import check_plan, draw
 
 torchvision_ops.load()

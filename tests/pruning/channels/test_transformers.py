@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import torchvision_ops
 from pfray.measure.macs import count_macs
 from pfray.pruning.channels.graph import channel_graph
 from pfray.pruning.channels.prune import prune
-from tests import torchvision_ops
 from tests.zoo.attentions import heads_of
 from tests.zoo.pruning import check_plan, draw
 
