@@ -16,7 +16,7 @@ def _average(value: Any) -> str | float:
     is_share = isinstance(found, int | float) and not isinstance(found, bool) and 0 < found <= 1
     if not is_share and found not in ("none", "ema"):
         raise ValueError(f"{shown(value)} is not allowed: none, ema, or the last share of the training, such as 25%")
-    return found
+    return float(found) if is_share else found
 
 
 class Training(Section):
