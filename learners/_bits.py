@@ -13,7 +13,7 @@ from pfray.learner.base import Algorithm, Compressed
 from pfray.quantization import bit_space
 from pfray.quantization.bit_space import BitSettings, Prepared
 from pfray.space import CompressionSpace, Plan
-from pfray.training.loop import Hook
+from pfray.training.hooks import Hook
 
 
 class BitAlgorithm(Algorithm):
@@ -25,6 +25,7 @@ class BitAlgorithm(Algorithm):
     settings: BitSettings
     hook_type: ClassVar[Callable[..., Hook]]
     has_error_curves = True
+    has_rungs = True
 
     @staticmethod
     @abstractmethod

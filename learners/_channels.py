@@ -17,6 +17,7 @@ class ChannelAlgorithm(Algorithm):
     permanent = True
     has_finish = True
     has_error_curves = True
+    has_rungs = True
     rounding_setting = "round_to"
 
     def space(self) -> CompressionSpace:

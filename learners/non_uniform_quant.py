@@ -59,6 +59,10 @@ class MovingCodewords(StraightThrough):
             return codebook.decode(codes, moved)
         return super().moved(name, change, step)
 
+    def source(self, name: str) -> Tensor:
+        # Of moving codewords alone the float weights do not follow, and the weight itself lies on them.
+        return self.layers[name].get_parameter("weight") if self.settings.tune == "clusters" else super().source(name)
+
 
 class NonUniformQuant(BitAlgorithm):
     settings: Settings

@@ -70,6 +70,7 @@ class WeightSparse(Algorithm):
     settings: Settings
     settings_type = Settings
     has_error_curves = True
+    has_rungs = True
 
     def space(self) -> CompressionSpace:
         """One knob, the sparsity, per convolution and linear layer that is not skipped.
@@ -153,7 +154,10 @@ class WeightSparse(Algorithm):
                     if name in self.moments:
                         self._regress(model, name, pruned_mask)
                     weight.masked_fill_(pruned_mask, 0.0)
-        hook = partial(_update_masks, weights=weights, pruned={}, plan=plan, settings=self.settings, steps=steps)
+        # Of a model that was trained at a milder plan the zeros stay.
+        zeros = {name: (layers[name].weight == 0).double().mean().item() for name in plan}
+        ends = {name: (min(zeros[name], plan[name]), plan[name]) for name in plan}
+        hook = partial(_update_masks, weights=weights, pruned={}, ends=ends, settings=self.settings, steps=steps)
         return Compressed(model, hook)
 
     def _regress(self, model: nn.Module, name: str, pruned_mask: Tensor) -> None:
@@ -168,13 +172,13 @@ class WeightSparse(Algorithm):
             shift_output(model, name, self.norms, moments.mean.to(weight) @ (whole - fitted))
 
 
-def gradual_sparsity(final: float, progress: float, settings: Settings) -> float:
-    """s_t = s_f (1 - (1 - (t - t_b)/(t_e - t_b))^a): Zhu & Gupta 2017, equation 1, from an initial sparsity of 0.
+def gradual_sparsity(final: float, progress: float, settings: Settings, initial: float = 0.0) -> float:
+    """s_t = s_i + (s_f - s_i) (1 - (1 - (t - t_b)/(t_e - t_b))^a): Zhu & Gupta 2017, equation 1.
 
-    progress: t as a share of the training, 0 to 1.
+    progress: t as a share of the training, 0 to 1. initial: s_i, at most s_f.
     """
     ramp = min(1.0, max(0.0, (progress - settings.begin) / (settings.end - settings.begin)))
-    return final * (1 - (1 - ramp) ** settings.exponent)
+    return initial + (final - initial) * (1 - (1 - ramp) ** settings.exponent)
 
 
 def zero_count(sparsity: float, size: int) -> int:
@@ -196,9 +200,18 @@ def _mask_at(indices: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _update_masks(
-    step: int, *, weights: dict[str, Tensor], pruned: dict[str, Tensor], plan: Plan, settings: Settings, steps: int
+    step: int,
+    *,
+    weights: dict[str, Tensor],
+    pruned: dict[str, Tensor],
+    ends: dict[str, tuple[float, float]],
+    settings: Settings,
+    steps: int,
 ) -> None:
-    """Reset pruned weights to 0.0 and prune more when due. Called before the training and after each of its steps."""
+    """Reset pruned weights to 0.0 and prune more when due. Called before the training and after each of its steps.
+
+    ends: first and last sparsity of each layer.
+    """
     last = math.ceil(settings.end * steps)
     due = step == last or (step < last and step % settings.interval == 0)
     for name, weight in weights.items():
@@ -206,7 +219,9 @@ def _update_masks(
         # Filled, not multiplied by a mask: -0.0 would cost bytes in the packed file.
         weight.masked_fill_(pruned.setdefault(name, weight == 0), 0.0)
         if due:
-            pruned[name] = smallest_mask(weight, gradual_sparsity(plan[name], step / max(1, steps), settings))
+            first, final = ends[name]
+            sparsity = gradual_sparsity(final, step / max(1, steps), settings, first)
+            pruned[name] = smallest_mask(weight, sparsity)
             weight.masked_fill_(pruned[name], 0.0)
 
 

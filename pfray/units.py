@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +57,14 @@ class Amount:
     def __str__(self) -> str:
         """As the user wrote it."""
         return self.text or np.format_float_positional(self.value, trim="-") + ("x" if self.relative else "")
+
+
+def share_of_percent(value: Any) -> Any:
+    """0.01 for ``1%``; any other value unchanged, for pydantic to validate."""
+    with suppress(ValueError):
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return Amount.parse(value).value
+    return value
 
 
 def number_text(value: float) -> str:

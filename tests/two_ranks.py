@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from learners import uniform_quant
+from learners.uniform_quant import UniformQuant
 from learners.weight_sparse import Settings, WeightSparse
 from pfray.config.registry import find_class
 from pfray.data import digits
@@ -134,6 +136,22 @@ def planned(folder: Path, lr: float, scale_lr: bool) -> Tensor:
     spec = TrainingSpec(candidate, Context(task, teacher), folder, distributed=Distributed(scale_lr=scale_lr))
     shard = Shard(dist.get_rank(), dist.get_world_size())
     return weights(train_candidate(spec, shard, torch.device("cpu"), None, lambda state: None))
+
+
+def averaged(folder: Path, average: str | float) -> Tensor:
+    """The weights after an epoch of straight-through training, averaged."""
+    training = TRAINING.model_copy(update={"epochs": 1, "average": average})
+    teacher, task = place(with_norms(), "cpu"), small_digits()
+    settings = uniform_quant.Settings(ends=True)
+    plan = dict.fromkeys(UniformQuant(teacher, task, settings).space().names, 3.0)
+    spec = TrainingSpec(Recipe(UniformQuant, settings, training).candidate(plan), Context(task, teacher), folder)
+    shard = Shard(dist.get_rank(), dist.get_world_size())
+    saved: list[dict[str, Any]] = []
+    model = train_candidate(spec, shard, torch.device("cpu"), None, lambda state: saved.append(copy.deepcopy(state)))
+    statistics = torch.cat([buffer.flatten() for name, buffer in model.named_buffers() if "running" in name])
+    # What several workers are asked for in the end is the last state.
+    assert all(torch.equal(saved[-1]["model"][name], value) for name, value in model.state_dict().items())
+    return torch.cat([weights(model), statistics])
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -22,17 +22,9 @@ from pfray.config.search_space import check_range
 from pfray.errors import shown
 from pfray.objective import Thresholds
 from pfray.training.settings import Training
-from pfray.units import UNITS, Amount
+from pfray.units import UNITS, Amount, share_of_percent
 from pfray.utils.settings import Section
 from pfray.utils.url import check_address
-
-
-def _fraction(value: Any) -> Any:
-    """0.01 for ``1%``; any other value unchanged, for pydantic to validate."""
-    with suppress(ValueError):
-        if isinstance(value, str) and value.strip().endswith("%"):
-            return Amount.parse(value).value
-    return value
 
 
 def _cost(value: Any, info: ValidationInfo) -> Amount:
@@ -78,7 +70,7 @@ class Target(Section):
     bits: Cost | None = None
     size_bytes: Cost | None = None
     latency_ms: Cost | None = None
-    max_drop: Annotated[float, BeforeValidator(_fraction), Field(ge=0)] | None = None
+    max_drop: Annotated[float, BeforeValidator(share_of_percent), Field(ge=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +102,7 @@ class Teacher(Training):
         it on the validation split, or more than twice where lower is better, ends the run.
     """
 
-    expect: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
+    expect: Annotated[float, BeforeValidator(share_of_percent), Field(gt=0)] | None = None
 
 
 class Search(Component):

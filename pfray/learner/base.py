@@ -26,7 +26,7 @@ from pfray.errors import ConfigError
 from pfray.nn.modes import keep_memory_format
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
-from pfray.training.loop import Hook
+from pfray.training.hooks import Hook
 from pfray.utils.settings import NoSettings
 
 
@@ -68,6 +68,9 @@ class Algorithm:
     from_scratch: ClassVar[bool] = False
     # True if ``finish`` does more than ``compress``: training then starts from its result, without a hook.
     has_finish: ClassVar[bool] = False
+    # True if a training may go on from the trained model of a milder plan (``finetune.rungs``): by ``finish`` where it
+    # has one, else by ``compress`` of the model with those weights.
+    has_rungs: ClassVar[bool] = False
     # True if ``error_curves`` is implemented.
     has_error_curves: ClassVar[bool] = False
     # Name of the setting whose multiples the counts of its knobs are, for a remark on a target that is not used up.

@@ -58,6 +58,14 @@ def rebuild_candidate(candidate: Candidate, context: Context, weights: Weights, 
     return place(model, device)
 
 
+def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
+    """A copy of ``model`` with the weights that its compressed form was trained to. Raises KeyError if one is missing.
+    """
+    trained = copy.deepcopy(model)
+    trained.load_state_dict({name: weights.state[name] for name in trained.state_dict()})
+    return trained
+
+
 def untrained_model(candidate: Candidate, context: Context) -> nn.Module:
     """The candidate's model without training, on the CPU.
 

@@ -25,7 +25,7 @@ from pfray.measure.cost import count_params
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.batch_norm import reestimate_batch_norm
-from pfray.training.settings import Training
+from pfray.training.settings import Finetune
 from pfray.utils.settings import as_written
 
 # Training images on which batch norms are re-estimated between two learners of a trial.
@@ -81,10 +81,10 @@ def _step(entry: Any, path: str) -> Step:
     settings = dict(component.settings)
     finetune = settings.pop("finetune", {})
     try:
-        as_written(Training, {**Training().model_dump(), **finetune})
+        as_written(Finetune, {**Finetune().model_dump(), **finetune})
     except (ValidationError, TypeError) as error:
         lines = (
-            describe_errors(error, f"{path}.finetune", lambda _: list(Training.model_fields))
+            describe_errors(error, f"{path}.finetune", lambda _: list(Finetune.model_fields))
             if isinstance(error, ValidationError)
             else [f"{path}.finetune: {shown(finetune)} is no mapping of settings. Example: finetune: {{epochs: 1}}"]
         )

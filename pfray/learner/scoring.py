@@ -148,7 +148,9 @@ class Scorer:
         assert self.compressed is not None
         model, hook = self.compressed.model, self.compressed.hook
         if steps:
-            training, done = self.candidate.training, (self.round - 1) * steps
+            # Each round ends at a learning rate of 0, so its last weights are settled without an average.
+            training = self.candidate.training.model_copy(update={"average": "none"})
+            done = (self.round - 1) * steps
             fit(
                 model,
                 task,

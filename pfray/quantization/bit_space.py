@@ -29,7 +29,7 @@ from pfray.quantization.granularity import Buckets, bucket_count, check_finite
 from pfray.quantization.qparams import QParams
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
-from pfray.training.loop import Hook
+from pfray.training.hooks import Hook
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pfray.quantization.activations import InputQuantizer
 from pfray.training.batch_norm import batch_norms
-from pfray.training.loop import Hook, StatefulHook
+from pfray.training.hooks import Hook, StatefulHook
 
 
 class Delays:

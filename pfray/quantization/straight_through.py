@@ -21,8 +21,8 @@ from pfray.quantization.qparams import QParams, qparams_of
 class StraightThrough:
     """The hook of a quantized model's training. A subclass may move the levels too.
 
-    layers: quantized layers, by name. latents: their float weights. A checkpoint keeps the latents by ``state_dict``
-    and the layers' buffers with the model.
+    layers: quantized layers, by name. latents: their float weights. ``state_dict`` holds both the latents and the
+    levels, so that averages of a training's weights (``training/averaging.py``) are quantized after they are averaged.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], latents: Mapping[str, Tensor]) -> None:
@@ -50,8 +50,26 @@ class StraightThrough:
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.latents)
+        return {**self.latents, **self._levels()}
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, latent in self.latents.items():
-            latent.copy_(state[name])
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+        for name, layer in self.layers.items():
+            weight = layer.get_parameter("weight")
+            weight.copy_(self.qparams(name).quantize(self.source(name)))
+        self.shown.clear()
+
+    def source(self, name: str) -> Tensor:
+        """The float weight that the layer's weight is quantized from."""
+        return self.latents[name]
+
+    def _levels(self) -> dict[str, Tensor]:
+        """Ranges and codebooks of the layers, by the names of their buffers."""
+        return {
+            f"{name}.{key}": buffer
+            for name, layer in self.layers.items()
+            for key, buffer in layer.named_buffers(recurse=False)
+            if key in ("weight_low", "weight_step", "weight_codebook")
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -19,13 +20,20 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, task: Task, images: int, precision: str, batch_size: int = 250) -> None:
-    """Set every batch norm's running statistics to their mean over the first ``images`` training images.
+def reestimate_batch_norm(
+    model: nn.Module,
+    task: Task,
+    images: int,
+    precision: str,
+    batch_size: int = 250,
+    norms: Sequence[nn.modules.batchnorm._BatchNorm] | None = None,
+) -> None:
+    """Set the batch norms' running statistics to their mean over the first ``images`` training images.
 
     Compression shifts the inputs of each layer. Statistics are the cheapest part to correct, because no gradient is
-    needed.
+    needed. norms: those to set; None for all of the model's.
     """
-    norms = batch_norms(model)
+    norms = batch_norms(model) if norms is None else norms
     if not norms or not images:
         return
     momenta = [norm.momentum for norm in norms]

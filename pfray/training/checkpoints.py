@@ -21,7 +21,7 @@ STATE = "state.pt"
 EXCHANGE = "exchange-{rank}.pt"
 # Ray Train's list of its checkpoints.
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-ENTRIES = {"model", "epoch", "loss", "optimizer", "hook", "made_from"}
+ENTRIES = {"model", "epoch", "loss", "optimizer", "hook", "average", "made_from"}
 
 
 class Damaged(StorageError):

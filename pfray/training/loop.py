@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfray.errors import TrainingFailed
 from pfray.nn.inputs import count, floats, map_tensors
 from pfray.nn.modes import autocast, evaluating, forward
 from pfray.task import Task
+from pfray.training.averaging import Average, average_of
 from pfray.training.batch_norm import batch_norms
+from pfray.training.hooks import Hook
 from pfray.training.pace import Pace
 from pfray.training.settings import Distill, Training
-
-# Called with the number of optimizer steps done, before the first and after each; keeps a learner's constraint.
-Hook = Callable[[int], None]
-
-
-@runtime_checkable
-class StatefulHook(Protocol):
-    """A hook with tensors of its own, which a checkpoint keeps with the model's."""
-
-    def __call__(self, step: int) -> None: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -79,12 +66,14 @@ def fit(
     on_epoch: EpochReport | None = None,
     shard: Shard | None = None,
     pace: Pace | None = None,
+    average: Average | None = None,
 ) -> None:
     """Train ``model`` in place, on the device that holds it.
 
     The batches depend on ``seed`` and the epoch alone, so a training resumed from ``start_epoch`` and
     ``optimizer_state`` sees the same ones. steps: total optimizer steps, also of the schedule, in place of all epochs.
-    pace: watches the training, for who wants to know.
+    pace: watches the training, for who wants to know. average: of the weights, by ``training.average`` (None: a new
+    one); the model has it when the last epoch is reported.
     Raises TrainingFailed if the loss is not finite.
     """
     shard = shard or Shard()
@@ -109,6 +98,7 @@ def fit(
         hook(step)
     seeds = [mixed_seed(seed, epoch) for epoch in range(start_epoch, math.ceil(total / per_epoch))]
     pace = pace or Pace()
+    average = average or average_of(model, hook, training.average, total)
     whole = task.train.epochs(training.batch_size, seeds, shard.rank, shard.world, device.type == "cuda")
     # The processes that read ahead end here, too if the training fails.
     with closing(whole) as read:
@@ -118,7 +108,7 @@ def fit(
             taken = islice(pace.watched(batches), min(per_epoch, total - step))
             for inputs, targets in task.training_batches(taken, noise, device):
                 for group in optimizer.param_groups:
-                    group["lr"] = training.lr * schedule(step, total, warmup)
+                    group["lr"] = training.lr * schedule(step, total, warmup, training.schedule)
                 with autocast(device, precision):
                     outputs = floats(task.select(forward(model, inputs)))
                 loss = task.loss(outputs, targets)
@@ -137,6 +127,8 @@ def fit(
                 pace.trained(count(inputs))
                 if hook is not None:
                     hook(step)
+                if average is not None:
+                    average.update(step)
                 loss_sum += loss.detach()
             if shard.world > 1:
                 torch.distributed.all_reduce(loss_sum)
@@ -146,6 +138,8 @@ def fit(
                     f"the loss became {mean} in epoch {epoch + 1}. Remedy: an lr below {training.lr:g}, "
                     "or a longer warmup_epochs"
                 )
+            if average is not None and step >= total:
+                average.finish(task, precision)
             if on_epoch is not None:
                 frozen = [norm for norm in batch_norms(model) if not norm.training]  # by the hook
                 on_epoch(epoch + 1, mean, optimizer)
@@ -157,11 +151,15 @@ def fit(
             pace.begin()
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Factor on the learning rate at ``step`` of ``total``: a linear rise over ``warmup`` steps, then a cosine to 0."""
+def schedule(step: int, total: int, warmup: float, shape: str = "cosine") -> float:
+    """Factor on the learning rate at ``step`` of ``total``: a linear rise over ``warmup`` steps, then a fall to 0.
+
+    shape: of the fall, half a period of a ``cosine`` or ``linear``.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+    done = (step - warmup) / max(1.0, total - warmup)
+    return 1 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def mixed_seed(*parts: int) -> int:

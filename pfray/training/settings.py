@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
+from pfray.errors import shown
+from pfray.units import share_of_percent
 from pfray.utils.settings import Section
 
 
+def _average(value: Any) -> str | float:
+    found = share_of_percent(value)
+    is_share = isinstance(found, int | float) and not isinstance(found, bool) and 0 < found <= 1
+    if not is_share and found not in ("none", "ema"):
+        raise ValueError(f"{shown(value)} is not allowed: none, ema, or the last share of the training, such as 25%")
+    return float(found) if is_share else found
+
+
 class Training(Section):
-    """SGD with Nesterov momentum, linear warm-up, then a cosine to zero."""
+    """SGD with Nesterov momentum, linear warm-up, then a fall of the learning rate to zero.
+
+    weight_decay: of all parameters, batch norms and biases too, as in the recipes that publish results to compare with.
+    schedule: shape of the fall. average: weights that the training ends with, in place of the last ones: ``ema``, their
+        moving average, or the mean over this last share of the steps (``25%``), with batch norms re-estimated; ``none``
+        for the last ones (``averaging.py``). Trials of a search end with their last ones.
+    """
 
     epochs: int = Field(20, ge=0)
     lr: float = Field(0.05, gt=0)
@@ -18,13 +34,22 @@ class Training(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_epochs: float = Field(1.0, ge=0)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    average: Annotated[str | float, PlainValidator(_average)] = "none"
 
 
 class Finetune(Training):
-    """The training of a compressed network: shorter than one from scratch, at a smaller rate."""
+    """The training of a compressed network: shorter than one from scratch, at a smaller rate.
+
+    weight_decay: more than from scratch, as in the published trainings after pruning (GReg, DepGraph: 5e-4).
+    rungs: milder plans that are trained first, each from the one before, then the plan (``workflow/rungs.py``). They
+        share half of the epochs evenly, rounded down; the plan has the rest.
+    """
 
     epochs: int = Field(10, ge=0)
     lr: float = Field(0.02, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    rungs: int = Field(0, ge=0)
 
 
 class Distill(Section):

@@ -49,6 +49,7 @@ def retrain(
     folder: Path,
     *,
     start: ray.ObjectRef | None = None,
+    before: ray.ObjectRef | None = None,
     made_from: str = "",
     workers: int = 1,
     cpus_per_worker: int = 1,
@@ -58,7 +59,8 @@ def retrain(
 ) -> dict[str, Tensor]:
     """State dict after the last epoch of training the candidate's model on all training data.
 
-    context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
+    context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise;
+    before: those of a milder plan that ``compress`` goes on from.
     folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
     ``made_from``. The curve also has the pace of each epoch and, with several workers, the bytes of gradients that each
     sent. on_progress is called from the calling thread after each epoch, and every few seconds within a long one.
@@ -71,6 +73,7 @@ def retrain(
         "candidate": candidate,
         "context": context,
         "start": start,
+        "before": before,
         "made_from": made_from,
         "folder": folder,
         "distributed": distributed or Distributed(),

@@ -31,6 +31,7 @@ from pfray.training.settings import Distributed
 from pfray.utils.cache import content_key, load_noted, save_tensors
 from pfray.workflow.curve import Report, read_lines
 from pfray.workflow.launch import finish, retrain, run_together
+from pfray.workflow.rungs import climb
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,14 @@ def staged_trainings(name: str, recipe: Recipe, plan: Plan, context: Context) ->
 
 def _staged_training(name: str, candidate: Candidate, before: str, context: Context) -> StagedTraining:
     """before: key of the training before it; empty for the first."""
-    milder = candidate.bind(context.teacher, context.task).stages(candidate.plan)
+    algorithm = candidate.bind(context.teacher, context.task)
+    rungs = climb(algorithm, candidate.plan, candidate.training)
+    milder, last = algorithm.stages(candidate.plan), candidate.training.epochs
+    if rungs:
+        milder, last = rungs, last - sum(rung.epochs for rung in rungs)
     ways = [(f"{name}-{number}", stage.plan, stage.epochs) for number, stage in enumerate(milder, start=1)]
     stages, key = [], before
-    for label, plan, epochs in [*ways, (name, candidate.plan, candidate.training.epochs)]:
+    for label, plan, epochs in [*ways, (name, candidate.plan, last)]:
         decided = json.dumps({**plan, **candidate.chosen}, sort_keys=True)
         key = content_key(key, candidate.algorithm.__qualname__, decided, epochs)
         training = with_values(candidate.training, {"epochs": epochs})
@@ -169,7 +174,7 @@ class Trainer:
                 weights = self._train_stage(stage, context, before, at_once, progress)
                 _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
-            before = ray.put((stage.candidate, weights))
+            before = ray.put((stage.candidate, weights) if stage.candidate.algorithm.has_finish else weights)
         return earlier
 
     def _train_stage(
@@ -198,6 +203,7 @@ class Trainer:
             context,
             self.run.training(stage.name),
             start=None if start is None else ray.put(start),
+            before=None if stage.candidate.algorithm.has_finish else before,
             made_from=stage.key,
             workers=self.resources.workers,
             cpus_per_worker=cpus,

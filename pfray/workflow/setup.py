@@ -41,6 +41,7 @@ from pfray.workflow.components import Components, resolve, with_defaults
 from pfray.workflow.expected_metric import check_ready_teacher, expected_of
 from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
+from pfray.workflow.rungs import check_rungs
 from pfray.workflow.target import (
     check_fits_task,
     check_from_scratch,
@@ -111,6 +112,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     limits = resolve_limits(experiment.target, space, model, experiment.learner.title, macs)
     plans_without_search(space, limits)  # raises for a target out of reach before anything is written
     check_searcher(experiment, components.searcher, components.learner)
+    check_rungs(experiment, algorithm, space.uniform(limits))
 
     def space_of(settings: Any) -> CompressionSpace:
         return components.learner(model, task, settings).space()

@@ -32,8 +32,8 @@ from pfray.task import Task
 from pfray.units import UNITS, Amount, number_text
 from pfray.workflow.latency_model import PredictedCosts
 
-# Trials train for a number of steps, so epochs do not matter. The batch size has to suit the workers.
-NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
+# Trials train for a number of steps, without an average and without rungs. The batch size has to suit the workers.
+NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size", "finetune.average", "finetune.rungs")
 
 
 def resolve_limits(

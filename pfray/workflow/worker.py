@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import nn
 
 from pfray.data._stream import Stream
 from pfray.learner.base import Compressed
-from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
+from pfray.learner.build import Weights, compress_candidate, rebuild_candidate, with_weights
 from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
+from pfray.training.averaging import average_of
 from pfray.training.comm_hooks import distribute
-from pfray.training.loop import Shard, StatefulHook, choose_precision, fit
+from pfray.training.hooks import StatefulHook
+from pfray.training.loop import Shard, choose_precision, fit
 from pfray.training.pace import Pace
 from pfray.training.settings import Distributed
 from pfray.workflow.curve import add_line, read_curve, write_running
@@ -28,6 +30,7 @@ class TrainingSpec:
     """One training.
 
     start: weights from the algorithm's ``finish``; None if ``compress`` makes the model.
+    before: of an algorithm without ``finish`` the trained weights of a milder plan, which ``compress`` goes on from.
     folder: of the curve. made_from: key of the checkpoints; one with another key is not continued.
     distributed: exchange of gradients between workers.
     """
@@ -36,6 +39,7 @@ class TrainingSpec:
     context: Context
     folder: Path
     start: Weights | None = None
+    before: Weights | None = None
     made_from: str = ""
     distributed: Distributed = field(default_factory=Distributed)
 
@@ -56,14 +60,18 @@ def train_candidate(
     torch.manual_seed(context.seed)
     steps = training.epochs * context.task.train.steps(training.batch_size)
     if spec.start is None:
-        start = compress_candidate(candidate, context, device, steps)
+        begun = context if spec.before is None else replace(context, earlier=with_weights(context.model, spec.before))
+        start = compress_candidate(candidate, begun, device, steps)
     else:
         start = Compressed(rebuild_candidate(candidate, context, spec.start, device))
     model, hook = start.model, start.hook
+    average = average_of(model, hook, training.average, steps)
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
         if isinstance(hook, StatefulHook):
             hook.load_state_dict(checkpoint["hook"])
+        if average is not None:
+            average.load_state_dict(checkpoint["average"])
         # A crash may have come between an epoch's state and its line.
         if shard.rank == 0 and all(entry["epoch"] != checkpoint["epoch"] for entry in read_curve(spec.folder)):
             add_line(spec.folder, epoch=checkpoint["epoch"], loss=checkpoint["loss"])
@@ -96,6 +104,7 @@ def train_candidate(
             "made_from": spec.made_from,
             "optimizer": optimizer.state_dict(),
             "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
+            "average": {} if average is None else average.state_dict(),
             "exchange": {} if exchange is None else exchange.state_dict(),
         }
         save(state)
@@ -119,6 +128,7 @@ def train_candidate(
         on_epoch=keep,
         shard=shard,
         pace=pace,
+        average=average,
     )
     for remark in context.task.remarks(shard.world):
         if shard.rank == 0:

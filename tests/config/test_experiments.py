@@ -46,10 +46,11 @@ def test_the_experiments_on_imagenet_have_pocketflows_settings():
         assert (each.search.name, each.search.trials, each.search.settings["warmup"]) == ("ddpg", 200, 50)
         assert each.search.objective == "accuracy"
     for each in (channel, sparse):
-        assert each.teacher.model_dump(exclude={"expect"}) == each.finetune.model_dump()
+        assert each.teacher.model_dump(exclude={"expect"}) == each.finetune.model_dump(exclude={"rungs"})
         assert (each.finetune.epochs, each.finetune.lr / each.finetune.batch_size) == (100, 0.045 / 96)
         assert each.finetune.weight_decay == 4e-5
     assert (pruned18.finetune.epochs, pruned18.finetune.lr / pruned18.finetune.batch_size) == (100, 0.1 / 256)
+    assert {each.finetune.weight_decay for each in (pruned18, bits4, int8[1])} == {1e-4}
     # 1.5 log10(1 + share), the lower bound of the agent's actions; a fifth of the epochs after a group.
     assert channel.learner.settings["min_keep"] == round(1.5 * math.log10(1.5), 2)
     assert channel.learner.settings["group_epochs"] == 0.2 * channel.finetune.epochs

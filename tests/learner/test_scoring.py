@@ -27,7 +27,7 @@ from pfray.objective import Objective
 from pfray.space import Plan
 from pfray.task import soft_cross_entropy
 from pfray.training.loop import fit
-from pfray.training.settings import Training
+from pfray.training.settings import Finetune, Training
 
 CPU = torch.device("cpu")
 AGREEMENT = Scoring(Objective("agreement"), validation_images=200)
@@ -86,6 +86,34 @@ def test_searched_settings_reach_the_training_and_the_learner(context, recipe):
     scorer = Scorer(context, searched, replace(AGREEMENT, finetune_steps=20), CPU)
     scores = {lr: scorer.score({**plan, "finetune.lr": lr})["score"] for lr in (1e-6, 0.05)}
     assert abs(scores[0.05] - scores[1e-6]) > 0.1
+
+
+def test_the_steps_of_every_round_end_at_a_learning_rate_of_zero_and_without_an_average(context, recipe, monkeypatch):
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *arguments: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    training = Finetune(lr=0.08, warmup_epochs=0, schedule="linear", average="ema")
+    scorer = Scorer(
+        context, replace(recipe, training=training), replace(AGREEMENT, rounds=2, finetune_steps=4), CPU
+    )  # fmt: skip
+    scorer.begin(uniform(context, 0.5))
+    weights = []
+    for _ in range(2):  # what ASHA compares after each round has been annealed
+        assert "error" not in scorer.step()
+        weights.append(copy.deepcopy(scorer.compressed.model.fc2.weight))
+    assert rates == pytest.approx([0.08, 0.06, 0.04, 0.02] * 2)
+    rates.clear()
+    unaveraged = training.model_copy(update={"average": "none"})
+    again = Scorer(context, replace(recipe, training=unaveraged), scorer.scoring, CPU)
+    again.begin(uniform(context, 0.5))
+    for expected in weights:
+        again.step()
+        assert torch.equal(again.compressed.model.fc2.weight, expected)
 
 
 def test_latency_is_measured_where_the_score_needs_it(context, recipe):

@@ -53,6 +53,25 @@ def test_the_sparsity_over_time_equals_values_worked_by_hand():
     )
     linear = Settings(begin=0.0, end=1.0, exponent=1)
     assert [gradual_sparsity(0.6, t, linear) for t in (0.25, 0.5, 1.0)] == pytest.approx([0.15, 0.3, 0.6])
+    # From 0.4: half way 0.4 + 0.4 (1 - 0.5^3) = 0.75.
+    assert [cubic(t, initial=0.4) for t in (0.0, 0.4, 1.0)] == pytest.approx([0.4, 0.75, 0.8])
+
+
+def test_zeros_of_a_model_that_is_sparse_already_stay_zero():
+    # 4 zeros of 8, then 6: at no step do fewer stay, and those of the begin are never trained.
+    model = nn.Sequential(nn.Linear(8, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 0, 0, 0, 5, 6, 7, 8]]))
+    begun, hook = compress(model, {"0": 0.75}, Settings(interval=1, end=1.0, exponent=1), steps=4)
+    counts = []
+    for step in range(5):
+        hook(step)
+        counts.append(begun[0].weight.eq(0).sum().item())
+        assert begun[0].weight[0, :4].eq(0).all()
+        with torch.no_grad():
+            begun[0].weight += 9.0
+    # 0.5, 0.5625, 0.625, 0.6875 and 0.75 of 8; 4.5 rounds to 4, 5.5 to 6.
+    assert counts == [4, 4, 5, 6, 6]
 
 
 def test_the_smallest_magnitudes_go_and_ties_go_by_position():

@@ -16,7 +16,8 @@ from pfray.measure.evaluation import evaluate
 from pfray.quantization.delayed_start import with_delays
 from pfray.quantization.straight_through import StraightThrough
 from pfray.training.batch_norm import batch_norms
-from pfray.training.loop import StatefulHook, fit
+from pfray.training.hooks import StatefulHook
+from pfray.training.loop import fit
 from pfray.training.settings import Training
 from tests.small import chain, make_task
 

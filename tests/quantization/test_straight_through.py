@@ -15,7 +15,8 @@ from learners.non_uniform_quant import NonUniformQuant
 from learners.uniform_quant import UniformQuant
 from pfray.quantization.qparams import QParams, attach
 from pfray.quantization.straight_through import StraightThrough
-from pfray.training.loop import StatefulHook, fit
+from pfray.training.hooks import StatefulHook
+from pfray.training.loop import fit
 from pfray.training.settings import Training
 from tests.small import chain, equal, make_task, state
 
@@ -65,14 +66,34 @@ def test_small_steps_add_up_and_what_leaves_the_range_shows_its_end():
     assert latent.tolist() == [[0.625, 5.5]]
 
 
-def test_its_state_is_the_latent_weights_and_comes_back():
+def test_its_state_is_the_latent_weights_and_the_levels_and_comes_back():
     found, latent = layer([0.25, 2.75], QParams(2, torch.tensor([0.0]), torch.tensor([1.0])))
     hook = StraightThrough({"fc": found}, {"fc": latent})
     assert isinstance(hook, StatefulHook)
     kept = copy.deepcopy(hook.state_dict())
-    latent.zero_()
+    with torch.no_grad():
+        for tensor in (latent, found.weight, found.weight_step):
+            tensor.zero_()
     hook.load_state_dict(kept)
     assert latent.tolist() == [[0.25, 2.75]]
+    assert found.weight_step.tolist() == [1.0]
+    # The weight shows the latent one again.
+    assert found.weight.tolist() == [[0.0, 3.0]]
+
+
+def test_codewords_that_move_alone_take_the_weights_along():
+    # The codewords 0, 1, 3, 7; the float weights stay where they were.
+    found, latent = layer([0.25, 2.75], QParams(2, codebook=torch.tensor([[0.0, 1.0, 3.0, 7.0]])))
+    settings = non_uniform_quant.Settings(tune="clusters", cluster_rate=0.5)
+    hook = non_uniform_quant.MovingCodewords({"fc": found}, {"fc": latent}, settings)
+    hook(0)
+    with torch.no_grad():
+        found.weight += torch.tensor([[2.5, 0.5]])
+    hook(1)
+    assert found.weight.tolist() == [[1.25, 3.25]]
+    assert latent.tolist() == [[0.25, 2.75]]
+    hook.load_state_dict(copy.deepcopy(hook.state_dict()))
+    assert found.weight.tolist() == [[1.25, 3.25]]
 
 
 class Stopped(Exception):

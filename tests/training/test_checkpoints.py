@@ -19,7 +19,7 @@ def state(made_from: str = "a plan", **changes: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
         "model": {"weight": torch.randn(40, 5, generator=generator)}, "epoch": 3, "loss": 0.25, "optimizer": {},
-        "hook": {}, "made_from": made_from, **changes,
+        "hook": {}, "average": {}, "made_from": made_from, **changes,
     }  # fmt: skip
 
 

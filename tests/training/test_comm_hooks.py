@@ -9,7 +9,17 @@ import torch
 
 from pfray.training.loop import fit
 from pfray.training.settings import Distributed
-from tests.two_ranks import TRAINING, learned, normalized, on_two_ranks, planned, small_digits, train, with_norms
+from tests.two_ranks import (
+    TRAINING,
+    averaged,
+    learned,
+    normalized,
+    on_two_ranks,
+    planned,
+    small_digits,
+    train,
+    with_norms,
+)
 
 HOOKS = ("none", "fp16", "ecq")
 # With quantized gradients, the harder case; plain ones for a mask and a codebook, too.
@@ -32,6 +42,7 @@ def results(tmp_path_factory):
     cases |= {f"{name} {hook}": partial(learned, name, LEARNERS[name], hook) for name, hook in TRAINED}
     folder = tmp_path_factory.mktemp("ranks")
     cases |= {"scaled": partial(planned, folder, 0.05, True), "as given": partial(planned, folder, 0.1, False)}
+    cases |= {f"average {kind}": partial(averaged, folder, kind) for kind in ("none", "ema", 0.25)}
     return on_two_ranks(cases, folder)
 
 
@@ -74,6 +85,13 @@ def test_shared_batch_norms_are_those_of_one_process_with_the_whole_batch(result
 
 def test_the_learning_rate_is_scaled_by_the_workers_on_request(results):
     assert all(torch.equal(*pair) for pair in zip(results["scaled"], results["as given"], strict=True))
+
+
+def test_averaged_weights_and_their_batch_norms_are_the_same_on_both_ranks(results):
+    for kind in ("ema", "0.25"):
+        one, other = results[f"average {kind}"]
+        assert torch.equal(one, other)
+    assert not torch.equal(results["average ema"][0], results["average none"][0])
 
 
 @pytest.mark.parametrize(("name", "hook"), TRAINED)

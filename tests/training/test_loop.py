@@ -33,6 +33,24 @@ def test_the_learning_rate_rises_over_the_warm_up_then_falls_as_a_cosine_to_zero
     assert [schedule(step, 4, 0) for step in range(4)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
 
 
+def test_a_linear_schedule_falls_by_the_same_amount_in_every_step():
+    assert [schedule(step, 4, 0, "linear") for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert [schedule(step, 12, 3, "linear") for step in (0, 2, 3, 6, 12)] == pytest.approx([0.25, 0.75, 1, 2 / 3, 0])
+
+
+def test_weights_batch_norms_and_biases_decay_alike(task):
+    model = net()
+    with torch.no_grad():
+        model[1].bias.fill_(1.0)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    still = replace(task, loss=lambda outputs, targets: outputs.sum() * 0)
+    training = Training(lr=0.5, batch_size=40, momentum=0.0, weight_decay=0.25, warmup_epochs=0, schedule="linear")
+    fit(model, still, training, seed=0, steps=2)
+    # 1 - 0.5 0.25 in the first step, 1 - 0.25 0.25 in the second.
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, before[name] * 0.875 * 0.9375), name
+
+
 def test_the_optimizer_gets_the_schedule_and_warm_up_is_at_most_a_fifth(task):
     rates: list[float] = []
     training = replace_training(QUICK, epochs=5, warmup_epochs=3)

@@ -10,17 +10,24 @@ from dataclasses import replace
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 from learners import weight_sparse
+from pfray.config.sections import Resources
 from pfray.errors import TrainingFailed, UserCodeFailed
 from pfray.learner.base import Compressed
 from pfray.learner.build import compress_candidate
 from pfray.learner.context import Candidate, Context, Recipe
 from pfray.measure.evaluation import evaluate
+from pfray.reporting.observers import Observers
 from pfray.space import Plan
+from pfray.storage.run_folder import RunFolder
+from pfray.training.checkpoints import load_training
 from pfray.training.loop import fit
-from pfray.training.settings import Distributed
+from pfray.training.settings import Distributed, Finetune
 from pfray.workflow.launch import retrain
+from pfray.workflow.retrain import Trainer, staged_trainings
+from pfray.workflow.worker import read_curve
 from tests import userland
 from tests.faults import Faulty, Settings
 
@@ -138,6 +145,32 @@ class Crooked(weight_sparse.WeightSparse):
 
 def fail_at_once(step: int) -> None:
     raise KeyError("no such step")
+
+
+def test_two_workers_train_a_rung_then_the_plan_and_end_with_averaged_weights(
+    ray_cluster, context, recipe, plan, tmp_path
+):
+    training = Finetune(epochs=4, rungs=1, lr=0.02, batch_size=64, warmup_epochs=0, average=0.5)
+    averaged = replace(recipe, training=training)
+    trainer = Trainer(Resources(workers=2), RunFolder(tmp_path), Observers())
+    model = trainer.train(averaged, context, {"compressed": plan})["compressed"]
+    (staged,) = staged_trainings("compressed", averaged, plan, context)
+    (rung, last), folder = staged.stages, trainer.run.training("compressed")
+    assert [len(read_curve(trainer.run.training(stage.name))) for stage in (rung, last)] == [2, 2]
+    for stage in (rung, last):
+        state = load_file(trainer.run.trained(stage.name))
+        for name, sparsity in stage.candidate.plan.items():
+            zeros = state[f"{name}.weight"] == 0
+            assert int(zeros.sum()) == weight_sparse.zero_count(sparsity, zeros.numel())
+    before = load_file(trainer.run.trained(rung.name))
+    assert all((state[f"{name}.weight"][before[f"{name}.weight"] == 0] == 0).all() for name in plan)
+    # The last checkpoint keeps the average, and has it in the model.
+    (file,) = folder.glob("checkpoint_*/state.pt")
+    kept = load_training(file, last.key)
+    biases = [name for name in kept["model"] if name.endswith("bias")]
+    assert biases
+    assert all(torch.equal(kept["model"][name], kept["average"][f"model.{name}"]) for name in biases)
+    assert evaluate(model, context.task, context.task.test).accuracy > 0.85
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -24,7 +24,8 @@ from pfray.nn.layers import has_features_last
 from pfray.nn.modes import forward, keep_memory_format
 from pfray.pruning.channels.graph import ChannelGroup
 from pfray.task import Task, example_input
-from pfray.training.loop import Hook, choose_precision, fit
+from pfray.training.hooks import Hook
+from pfray.training.loop import choose_precision, fit
 from pfray.training.settings import Training
 
 # Training inputs, forward passes only, that a head's initial weights are fitted to.
