@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,12 +32,14 @@ from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
+from pfray.pruning.channels.scores import l1_scores, taylor_scores
 from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key, moments_macs
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
 from pfray.task import Task, example_input
+from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.utils.cache import content_key
 
 
@@ -52,6 +54,8 @@ class Settings(ChannelSettings):
     inputs, with more positions of each.
     """
 
+    criterion: Literal["auto", "lasso", "l1", "taylor"] = "auto"
+    reconstruct: bool | None = None
     images: Annotated[int, Field(ge=1)] | None = None
     positions: Annotated[int, Field(ge=1)] = 48
 
@@ -62,7 +66,7 @@ class ChannelPruned(ChannelAlgorithm):
 
     @cached_property
     def calibration(self) -> Calibration:
-        return calibrate(self.model, self.task, self.images, self.settings.positions)
+        return self.calibrate(self.model)
 
     @cached_property
     def images(self) -> int:
@@ -79,6 +83,9 @@ class ChannelPruned(ChannelAlgorithm):
         if self.settings.images is not None:
             return []
         return fewer_inputs_note("channel_pruned", self.images, len(self.task.train), self.macs)
+
+    def calibrate(self, model: nn.Module) -> Calibration:
+        return calibrate(model, self.task, self.images, self.settings.positions, self.settings.criterion)
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
@@ -97,8 +104,11 @@ class ChannelPruned(ChannelAlgorithm):
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """Prunes all groups at once, each layer reconstructed from its inputs in the uncompressed model."""
-        counts, kept = self.structure(plan), self.calibration.kept
-        return Compressed(reconstructed(self.model, self.calibration, {g: kept[g][n] for g, n in counts.items()}))
+        counts, selections = self.structure(plan), self.calibration.kept
+        kept = {group: selections[group][count] for group, count in counts.items()}
+        if self.settings.reconstruct is False:
+            return Compressed(removed(self.model, self.calibration.graph, kept))
+        return Compressed(reconstructed(self.model, self.calibration, kept))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """Keeps the channels of ``compress``, and reconstructs the layers in order (``sequential.py``).
@@ -107,13 +117,18 @@ class ChannelPruned(ChannelAlgorithm):
         If torch.fx cannot trace the model, the order is unknown: all layers are then reconstructed as in ``compress``.
         """
         model = self.model if start is None else start
-        images, positions = self.images, self.settings.positions
-        calibration = self.calibration if start is None else calibrate(start, self.task, images, positions)
+        calibration = self.calibration if start is None else self.calibrate(start)
         structure = self.structure(plan)
         counts = keep_ratios.groups_left(model, structure, self.task)
         kept = {group.name: calibration.kept[group.name][count] for group, count in counts.items()}
+        if self.settings.reconstruct is False:
+            pruned = removed(model, calibration.graph, kept)
+            reestimate_batch_norm(pruned, self.task, self.images, "float32")
+            return Compressed(pruned, structure=structure)
         try:
-            pruned = reconstruct_in_order(model, calibration.graph, kept, self.task, images, positions)
+            pruned = reconstruct_in_order(
+                model, calibration.graph, kept, self.task, self.images, self.settings.positions
+            )
         except Untraceable as error:
             logging.getLogger("pfray").warning(
                 "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
@@ -138,8 +153,11 @@ class Calibration:
     norms: dict[str, str]
 
 
-def calibrate(model: nn.Module, task: Task, images: int, positions: int) -> Calibration:
-    """Runs one pass over the calibration images, and computes the LASSO path of every group; once on a machine."""
+def calibrate(model: nn.Module, task: Task, images: int, positions: int, criterion: str) -> Calibration:
+    """Runs one pass over the calibration images, and chooses the units of every group and count by the criterion.
+
+    Moments and LASSO paths are computed once on a machine.
+    """
     graph = graph_of(model, task)
     norms = norms_behind(model, example_input(task, next(model.parameters()).device))
     layers = read_layers(model, graph)
@@ -150,10 +168,28 @@ def calibrate(model: nn.Module, task: Task, images: int, positions: int) -> Cali
     moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
     parts = [(g.name, g.units, [(cut.layer, cut.side, cut.size, cut.index.tobytes()) for cut in g.cuts])
              for g in graph.groups]  # fmt: skip
-    kept = lasso.cached_selections(
-        content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
-    )
+    if criterion == "l1":
+        kept = {group.name: highest(l1_scores(model, group)) for group in graph.groups}
+    elif criterion == "taylor":
+        kept = {name: highest(own) for name, own in taylor_scores(model, graph.groups, task, images).items()}
+    else:
+        kept = lasso.cached_selections(
+            content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
+        )
     return Calibration(graph, moments, kept, norms)
+
+
+def highest(scores: np.ndarray) -> list[np.ndarray]:
+    """The k units of the highest scores ``(U,)``, of equal ones the first, for every count k = 0 ... U; sorted."""
+    order = np.argsort(-scores, kind="stable")
+    return [np.sort(order[:count]) for count in range(len(order) + 1)]
+
+
+def removed(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
+    """A pruned copy whose remaining weights are the model's own."""
+    pruned = copy.deepcopy(model)
+    prune(pruned, graph, kept)
+    return place(pruned, next(model.parameters()).device)
 
 
 def read_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:

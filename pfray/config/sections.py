@@ -121,6 +121,8 @@ class Search(Component):
     validation_images: number of validation images that a trial is measured on (null: all).
     rescore: number of the best plans that are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
+    patience: share of the trials after which a search that has not beaten the plan without a search by more than the
+        standard error of its score ends, and that plan is retrained; 1 tries all.
     objective: the score of a trial (null: ``agreement`` if the task has soft labels, else ``accuracy``).
     thresholds: of the objective ``ddc``. latency: ``ddc`` times the model in PyTorch, or its .tflite, which takes
         seconds to make for every architecture.
@@ -136,6 +138,7 @@ class Search(Component):
     bn_images: int = Field(250, ge=0)
     validation_images: int | None = Field(500, ge=1)
     rescore: int = Field(5, ge=0)
+    patience: float = Field(0.5, gt=0, le=1)
     scheduler: Literal["none", "asha"] = "none"
     objective: Literal["accuracy", "agreement", "accuracy_and_cost", "amc", "ddc", "n2n"] | None = None
     thresholds: Thresholds = Thresholds()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pfray.data._workers import read_by
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
+from pfray.learner.pipeline import settings_for
 from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.measure.cost import layer_macs, total_macs
 from pfray.models import _hub
@@ -95,7 +96,11 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         expected = expected_of(experiment, task)
         if expected is not None and (is_trained or not experiment.teacher.epochs):
             check_ready_teacher(experiment, expected, model, task, notes.append)
-        algorithm = components.learner(model, task, components.learner_settings)
+        settings, decided = settings_for(
+            components.learner, components.learner_settings, experiment.finetune, task
+        )
+        components, notes = replace(components, learner_settings=settings), [*notes, *decided]
+        algorithm = components.learner(model, task, settings)
         space = _space_of(algorithm, experiment.learner.name)
         space = with_layer_shapes(space, model, example_input(task))
         notes += algorithm.notes()

@@ -95,8 +95,21 @@ def run_trials(
         tuner.fit()
     if searcher.failure is not None:
         raise searcher.failure
-    if searcher.no_plans_left:
+    if searcher.gave_up():
+        observers.note(f"note: {_why_given_up(searcher, partial(_score_text, spec))}")
+    elif searcher.no_plans_left:
         observers.note(f"note: {_why_complete(stage, len(searcher.records), searcher.trials)}")
+
+
+def _why_given_up(searcher: PlanSearcher, score_text: Callable[[float], str]) -> str:
+    """Why a search ended before its budget."""
+    first = next(record for record in searcher.records if record["trial"] == 0)
+    return (
+        f"the search ended after {len(searcher.records)} of {searcher.trials} trials: none scored better than "
+        f"{first['origin']} ({score_text(first['score'])}) by more than its standard error "
+        f"({first['standard_error']:.2g}), so it is not expected to gain, and {first['origin']} is retrained. "
+        "search.patience=1 tries all"
+    )
 
 
 def _why_complete(stage: str, done: int, trials: int) -> str:
@@ -174,6 +187,8 @@ def choose(
             f"Remedy: see {run.trials.relative_to(run.path)} in the run folder, mend the cause, and run again with "
             "--force"
         )
+    if searcher.gave_up():
+        return _choice([record for record in ranking if record["trial"] == 0], False, [])
     used = spec.scoring.validation_images
     all_images = used is None or used >= len(spec.context.task.validation)
     if all_images or not rescore or len(ranking) == 1:
