@@ -1,4 +1,8 @@
-"""Channel pruning by LASSO selection and least-squares reconstruction (He, Zhang and Sun 2017).
+"""Channel pruning by LASSO selection and least-squares reconstruction (He, Zhang and Sun 2017), or by a ranking.
+
+Selection and reconstruction are two choices. LASSO and least squares keep what they can without a training; before a
+long one the units of the largest l1 norms, with their own weights, are the better start (docs/results.md, *Which
+channels*).
 
 One pass over the calibration images gives the covariance of each layer's inputs. It determines, for every channel group
 and count, the channels to keep (the whole LASSO path at once), the error of the layers that read them, and for a plan
@@ -11,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -42,10 +46,20 @@ from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.utils.cache import content_key
 
+# Optimizer steps of training from which on the units of the largest l1 norms are the better start.
+LONG = 1000
+NAMES = {"lasso": "LASSO", "l1": "l1 norms", "taylor": "Taylor's first order"}
+
 
 @dataclass(frozen=True)
 class Settings(ChannelSettings):
-    """images: training inputs for calibration. positions: output positions sampled from each.
+    """criterion: which units stay, by ``lasso``, or by the scores ``l1`` or ``taylor`` (``scores.py``). ``auto``: by
+    LASSO, or by l1 norms where ``LONG`` optimizer steps of training follow.
+
+    reconstruct: fit the layers that read the units by least squares. null: where LASSO chooses the units; where a
+    ranking does, only if the training is shorter than ``LONG``.
+
+    images: training inputs for calibration. positions: output positions sampled from each.
 
     null images are 1,000, or as many as cost 1.2e12 multiply-adds (the forward pass, and the products of the rows that
     the layers read), which is half a minute of one core; at least 50.
@@ -63,6 +77,23 @@ class Settings(ChannelSettings):
 class ChannelPruned(ChannelAlgorithm):
     settings: Settings
     settings_type = Settings
+
+    @classmethod
+    def for_training(cls, settings: Settings, steps: int, per_epoch: int) -> tuple[Settings, str]:
+        """Decides ``criterion`` and ``reconstruct``. The epochs of group fine-tuning count once."""
+        steps += settings.group_epochs * per_epoch if settings.group_size else 0
+        if settings.criterion != "auto" and settings.reconstruct is not None:
+            return settings, ""
+        criterion: Any = settings.criterion
+        if criterion == "auto":
+            criterion = "l1" if steps >= LONG else "lasso"
+        reconstruct = settings.reconstruct
+        if reconstruct is None:
+            reconstruct = criterion == "lasso" or steps < LONG
+        how = f"{NAMES[criterion]}, {'with' if reconstruct else 'without'} least squares"
+        trained = f"{steps:,} steps of training follow, {'' if steps < LONG else 'not '}fewer than {LONG:,}"
+        why = f"channel_pruned chooses channels by {how} (criterion, reconstruct), in trials too: {trained}"
+        return replace(settings, criterion=criterion, reconstruct=reconstruct), why
 
     @cached_property
     def calibration(self) -> Calibration:
