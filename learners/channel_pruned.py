@@ -47,7 +47,7 @@ from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.utils.cache import content_key
 
 # Optimizer steps of training from which on the units of the largest l1 norms are the better start.
-LONG = 1000
+LONG = 2500
 NAMES = {"lasso": "LASSO", "l1": "l1 norms", "taylor": "Taylor's first order"}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from learners.channel_pruned import LONG, ChannelPruned
 from learners.litert_quant import LitertQuant
@@ -44,7 +45,8 @@ def test_trials_are_trained_where_all_of_them_take_at_most_half_as_long_as_the_c
 
 
 def test_trials_of_data_read_batch_by_batch_are_not_trained(task):
-    stream = Stream("train", [0] * 3000, list, None, torch.arange(3000))
+    sample = torch.zeros(1, 4, 4), 0
+    stream = Stream("train", [sample] * 3000, default_collate, tuple, torch.arange(3000))
     few = experiment({"epochs": 10, "batch_size": 10}, trials=2)
     assert affordable_steps(few, task) == 30
     assert affordable_steps(few, replace(task, train=stream)) == 0
