@@ -122,8 +122,8 @@ class Search(Component):
     validation_images: number of validation images that a trial is measured on (null: all).
     rescore: number of the best plans that are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
-    patience: share of the trials after which a search that has not beaten the plan without a search by more than the
-        standard error of its score ends, and that plan is retrained; 1 tries all.
+    patience: share of its own trials, at least 8, after which a search ends that has not beaten the plan without a
+        search by more than the standard error of its score; that plan is retrained. 1 tries all.
     objective: the score of a trial (null: ``agreement`` if the task has soft labels, else ``accuracy``).
     thresholds: of the objective ``ddc``. latency: ``ddc`` times the model in PyTorch, or its .tflite, which takes
         seconds to make for every architecture.

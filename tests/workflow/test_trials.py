@@ -90,10 +90,9 @@ def test_a_search_without_gain_chooses_the_first_plan_and_says_so(tmp_path) -> N
     recipe = Recipe(WeightSparse, WeightSparse.settings_type(), Training())
     spec = TrialSpec(context, recipe, Scoring(Objective("agreement")))
     space, limits = WeightSparse(context.teacher, context.task).space(), {"sparsity": 0.5}
-    searcher = Random(
-        space, limits, Random.settings_type(), trials=9, first_plans=(("uniform", space.uniform(limits)),), patience=0.5
-    )
-    for number, gain in enumerate((0.0, -0.3, 0.04, -0.2, -0.1)):
+    first = (("uniform", space.uniform(limits)),)
+    searcher = Random(space, limits, Random.settings_type(), trials=12, first_plans=first, patience=0.5)
+    for number, gain in enumerate((0.0, -0.3, 0.04, -0.2, -0.1, -0.2, -0.1, -0.3, -0.4)):
         assert isinstance(searcher.suggest(str(number)), dict)
         searcher.on_trial_complete(str(number), {"score": gain - 1, "standard_error": 0.05})
     assert searcher.finished()
@@ -101,6 +100,6 @@ def test_a_search_without_gain_chooses_the_first_plan_and_says_so(tmp_path) -> N
     assert (choice.trial, choice.origin, choice.score, choice.rescored) == (0, "uniform", -1.0, [])
     assert choice.plan == space.uniform(limits)
     assert trials._why_given_up(searcher, str) == (
-        "the search ended after 5 of 9 trials: none scored better than uniform (-1.0) by more than its standard error "
+        "the search ended after 9 of 12 trials: none scored better than uniform (-1.0) by more than its standard error "
         "(0.05), so it is not expected to gain, and uniform is retrained. search.patience=1 tries all"
     )
