@@ -153,7 +153,8 @@ class Choice:
     accuracy: the metric that the trial was measured with. within_error: number of plans whose score is within one
     standard error of the best.
     all_images: True if ``score`` is from all validation images. moved: ``further`` or ``less`` if the plan was
-    compressed so after its trial, to use up a latency limit.
+    compressed so after its trial, to use up a latency limit. gave_up: True if the search ended without gain, and the
+    plan is its first.
     """
 
     trial: int
@@ -166,6 +167,7 @@ class Choice:
     all_images: bool
     rescored: list[dict[str, Any]]
     moved: str = ""
+    gave_up: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the summary, without the plan."""
@@ -188,7 +190,8 @@ def choose(
             "--force"
         )
     if searcher.gave_up():
-        return _choice([record for record in ranking if record["trial"] == 0], False, [])
+        first = _choice([record for record in ranking if record["trial"] == 0], False, [])
+        return replace(first, gave_up=True)
     used = spec.scoring.validation_images
     all_images = used is None or used >= len(spec.context.task.validation)
     if all_images or not rescore or len(ranking) == 1:
