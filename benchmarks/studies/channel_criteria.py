@@ -1,8 +1,8 @@
 """Which channels to keep, by the length of the training that follows.
 
 ResNet-20 on CIFAR-10 with 2.5 times fewer MACs, the same number of channels everywhere, chosen by LASSO, by L1 or by
-Taylor, the last two with and without least squares. Each is trained for several lengths; every length has its own schedule, down to
-a learning rate of 0. The test split is read once, after the last epoch.
+Taylor, the last two with and without least squares. Each is trained for several lengths; every length has its own
+schedule, down to a learning rate of 0. The test split is read once, after the last epoch.
 """
 
 from __future__ import annotations
