@@ -52,7 +52,7 @@ def scoring_of(search: Any, objective: Any) -> Any:
     from pfray.learner.scoring import Scoring
 
     images = {"bn_images": search.bn_images, "validation_images": search.validation_images}
-    return Scoring(objective, search.rounds, search.finetune_steps, latency=search.latency, **images)
+    return Scoring(objective, search.rounds, search.finetune_steps or 0, latency=search.latency, **images)
 
 
 @lru_cache

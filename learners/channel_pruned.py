@@ -1,4 +1,8 @@
-"""Channel pruning by LASSO selection and least-squares reconstruction (He, Zhang and Sun 2017).
+"""Channel pruning by LASSO selection and least-squares reconstruction (He, Zhang and Sun 2017), or by a ranking.
+
+Selection and reconstruction are two choices. LASSO and least squares keep what they can without a training; before a
+long one the units of the largest l1 norms, with their own weights, are the better start (docs/results.md, *Which
+channels*).
 
 One pass over the calibration images gives the covariance of each layer's inputs. It determines, for every channel group
 and count, the channels to keep (the whole LASSO path at once), the error of the layers that read them, and for a plan
@@ -11,9 +15,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,18 +36,30 @@ from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
+from pfray.pruning.channels.scores import l1_scores, taylor_scores
 from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key, moments_macs
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
 from pfray.task import Task, example_input
+from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.utils.cache import content_key
+
+# Optimizer steps of training from which on the units of the largest l1 norms are the better start.
+LONG = 2500
+NAMES = {"lasso": "LASSO", "l1": "l1 norms", "taylor": "Taylor's first order"}
 
 
 @dataclass(frozen=True)
 class Settings(ChannelSettings):
-    """images: training inputs for calibration. positions: output positions sampled from each.
+    """criterion: which units stay, by ``lasso``, or by the scores ``l1`` or ``taylor`` (``scores.py``). ``auto``: by
+    LASSO, or by l1 norms where ``LONG`` optimizer steps of training follow.
+
+    reconstruct: fit the layers that read the units by least squares. null: where LASSO chooses the units; where a
+    ranking does, only if the training is shorter than ``LONG``.
+
+    images: training inputs for calibration. positions: output positions sampled from each.
 
     null images are 1,000, or as many as cost 1.2e12 multiply-adds (the forward pass, and the products of the rows that
     the layers read), which is half a minute of one core; at least 50.
@@ -52,6 +68,8 @@ class Settings(ChannelSettings):
     inputs, with more positions of each.
     """
 
+    criterion: Literal["auto", "lasso", "l1", "taylor"] = "auto"
+    reconstruct: bool | None = None
     images: Annotated[int, Field(ge=1)] | None = None
     positions: Annotated[int, Field(ge=1)] = 48
 
@@ -60,9 +78,26 @@ class ChannelPruned(ChannelAlgorithm):
     settings: Settings
     settings_type = Settings
 
+    @classmethod
+    def for_training(cls, settings: Settings, steps: int, per_epoch: int) -> tuple[Settings, str]:
+        """Decides ``criterion`` and ``reconstruct``. The epochs of group fine-tuning count once."""
+        steps += settings.group_epochs * per_epoch if settings.group_size else 0
+        if settings.criterion != "auto" and settings.reconstruct is not None:
+            return settings, ""
+        criterion: Any = settings.criterion
+        if criterion == "auto":
+            criterion = "l1" if steps >= LONG else "lasso"
+        reconstruct = settings.reconstruct
+        if reconstruct is None:
+            reconstruct = criterion == "lasso" or steps < LONG
+        how = f"{NAMES[criterion]}, {'with' if reconstruct else 'without'} least squares"
+        trained = f"{steps:,} steps of training follow, {'' if steps < LONG else 'not '}fewer than {LONG:,}"
+        why = f"channel_pruned chooses channels by {how} (criterion, reconstruct), in trials too: {trained}"
+        return replace(settings, criterion=criterion, reconstruct=reconstruct), why
+
     @cached_property
     def calibration(self) -> Calibration:
-        return calibrate(self.model, self.task, self.images, self.settings.positions)
+        return self.calibrate(self.model)
 
     @cached_property
     def images(self) -> int:
@@ -79,6 +114,9 @@ class ChannelPruned(ChannelAlgorithm):
         if self.settings.images is not None:
             return []
         return fewer_inputs_note("channel_pruned", self.images, len(self.task.train), self.macs)
+
+    def calibrate(self, model: nn.Module) -> Calibration:
+        return calibrate(model, self.task, self.images, self.settings.positions, self.settings.criterion)
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
@@ -97,8 +135,11 @@ class ChannelPruned(ChannelAlgorithm):
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """Prunes all groups at once, each layer reconstructed from its inputs in the uncompressed model."""
-        counts, kept = self.structure(plan), self.calibration.kept
-        return Compressed(reconstructed(self.model, self.calibration, {g: kept[g][n] for g, n in counts.items()}))
+        counts, selections = self.structure(plan), self.calibration.kept
+        kept = {group: selections[group][count] for group, count in counts.items()}
+        if self.settings.reconstruct is False:
+            return Compressed(removed(self.model, self.calibration.graph, kept))
+        return Compressed(reconstructed(self.model, self.calibration, kept))
 
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """Keeps the channels of ``compress``, and reconstructs the layers in order (``sequential.py``).
@@ -107,13 +148,18 @@ class ChannelPruned(ChannelAlgorithm):
         If torch.fx cannot trace the model, the order is unknown: all layers are then reconstructed as in ``compress``.
         """
         model = self.model if start is None else start
-        images, positions = self.images, self.settings.positions
-        calibration = self.calibration if start is None else calibrate(start, self.task, images, positions)
+        calibration = self.calibration if start is None else self.calibrate(start)
         structure = self.structure(plan)
         counts = keep_ratios.groups_left(model, structure, self.task)
         kept = {group.name: calibration.kept[group.name][count] for group, count in counts.items()}
+        if self.settings.reconstruct is False:
+            pruned = removed(model, calibration.graph, kept)
+            reestimate_batch_norm(pruned, self.task, self.images, "float32")
+            return Compressed(pruned, structure=structure)
         try:
-            pruned = reconstruct_in_order(model, calibration.graph, kept, self.task, images, positions)
+            pruned = reconstruct_in_order(
+                model, calibration.graph, kept, self.task, self.images, self.settings.positions
+            )
         except Untraceable as error:
             logging.getLogger("pfray").warning(
                 "the pruned layers are reconstructed all at once and not in order, since torch.fx cannot trace %s (%s)",
@@ -138,8 +184,11 @@ class Calibration:
     norms: dict[str, str]
 
 
-def calibrate(model: nn.Module, task: Task, images: int, positions: int) -> Calibration:
-    """Runs one pass over the calibration images, and computes the LASSO path of every group; once on a machine."""
+def calibrate(model: nn.Module, task: Task, images: int, positions: int, criterion: str) -> Calibration:
+    """Runs one pass over the calibration images, and chooses the units of every group and count by the criterion.
+
+    Moments and LASSO paths are computed once on a machine.
+    """
     graph = graph_of(model, task)
     norms = norms_behind(model, example_input(task, next(model.parameters()).device))
     layers = read_layers(model, graph)
@@ -150,10 +199,28 @@ def calibrate(model: nn.Module, task: Task, images: int, positions: int) -> Cali
     moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
     parts = [(g.name, g.units, [(cut.layer, cut.side, cut.size, cut.index.tobytes()) for cut in g.cuts])
              for g in graph.groups]  # fmt: skip
-    kept = lasso.cached_selections(
-        content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
-    )
+    if criterion == "l1":
+        kept = {group.name: highest(l1_scores(model, group)) for group in graph.groups}
+    elif criterion == "taylor":
+        kept = {name: highest(own) for name, own in taylor_scores(model, graph.groups, task, images).items()}
+    else:
+        kept = lasso.cached_selections(
+            content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
+        )
     return Calibration(graph, moments, kept, norms)
+
+
+def highest(scores: np.ndarray) -> list[np.ndarray]:
+    """The k units of the highest scores ``(U,)``, of equal ones the first, for every count k = 0 ... U; sorted."""
+    order = np.argsort(-scores, kind="stable")
+    return [np.sort(order[:count]) for count in range(len(order) + 1)]
+
+
+def removed(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
+    """A pruned copy whose remaining weights are the model's own."""
+    pruned = copy.deepcopy(model)
+    prune(pruned, graph, kept)
+    return place(pruned, next(model.parameters()).device)
 
 
 def read_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:

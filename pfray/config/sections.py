@@ -108,11 +108,14 @@ class Teacher(Training):
 class Search(Component):
     """The search. name: the searcher; keys not listed here are its settings.
 
-    trials: number of plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before measurement.
+    trials: number of plans tried. finetune_steps: optimizer steps in each of a trial's ``rounds`` before measurement
+        (null: 30, if all trials then train for at most half as long as the chosen plan, else 0).
     bn_images: training images for the batch-norm statistics, re-estimated before a measurement (0: not re-estimated).
     validation_images: number of validation images that a trial is measured on (null: all).
     rescore: number of the best plans that are measured again on all validation images before one is chosen.
     scheduler: ``asha`` stops the worse trials after each of their rounds.
+    patience: share of its own trials, at least 8, after which a search ends that has not beaten the plan without a
+        search by more than the standard error of its score; that plan is retrained. 1 tries all.
     objective: the score of a trial (null: ``agreement`` if the task has soft labels, else ``accuracy``).
     thresholds: of the objective ``ddc``. latency: ``ddc`` times the model in PyTorch, or its .tflite, which takes
         seconds to make for every architecture.
@@ -124,10 +127,11 @@ class Search(Component):
     name: str = "tpe"
     trials: int = Field(30, ge=1)
     rounds: int = Field(1, ge=1)
-    finetune_steps: int = Field(0, ge=0)
+    finetune_steps: int | None = Field(None, ge=0)
     bn_images: int = Field(250, ge=0)
     validation_images: int | None = Field(500, ge=1)
     rescore: int = Field(5, ge=0)
+    patience: float = Field(0.5, gt=0, le=1)
     scheduler: Literal["none", "asha"] = "none"
     objective: Literal["accuracy", "agreement", "accuracy_and_cost", "amc", "ddc", "n2n"] | None = None
     thresholds: Thresholds = Thresholds()
@@ -139,8 +143,8 @@ class Search(Component):
     @model_validator(mode="after")
     def _rounds_need_steps(self) -> Search:
         if self.rounds > 1 and not self.finetune_steps:
-            raise ValueError(f"rounds is {self.rounds} but finetune_steps is 0, so nothing changes between rounds. "
-                             "Remedy: set search.finetune_steps, or search.rounds=1")
+            raise ValueError(f"rounds is {self.rounds} but finetune_steps is not set, so nothing changes between "
+                             "rounds. Remedy: set search.finetune_steps, or search.rounds=1")
         if self.scheduler == "asha" and self.rounds < 2:
             raise ValueError("scheduler asha needs rounds to choose between. Remedy: set search.rounds to 2 or more")
         return self

@@ -100,6 +100,15 @@ class Algorithm:
         self.model, self.task = model, task
         self.settings = self.settings_type() if settings is None else settings
 
+    @classmethod
+    def for_training(cls, settings: Any, steps: int, per_epoch: int) -> tuple[Any, str]:
+        """Settings whose defaults depend on the training that follows, decided; and why, a sentence for the user.
+
+        steps: optimizer steps of all trainings after ``finish``, 0 for none. per_epoch: in an epoch of the first of
+        them. Called once, before the search, so that trials and result are compressed in the same way.
+        """
+        return settings, ""
+
     @property
     def device(self) -> torch.device:
         """Device of the model."""

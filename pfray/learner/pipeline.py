@@ -7,7 +7,7 @@ learner's own ``finish`` and training, starting from the output of the previous 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from pfray.config.messages import describe_errors
 from pfray.config.registry import find_class, parse_settings
 from pfray.errors import ConfigError, shown
 from pfray.learner.base import Algorithm, Compressed
+from pfray.learner.context import with_values
 from pfray.learner.pipeline_space import joint_space
 from pfray.measure.cost import count_params
 from pfray.space import CompressionSpace, Plan
@@ -146,6 +147,31 @@ class Pipeline(Algorithm):
             algorithm = step.bind(model, self.task)
             model = algorithm.rebuild(algorithm.structure(own))
         return model
+
+
+def settings_for(
+    algorithm: type[Algorithm], settings: Any, training: Training, task: Task
+) -> tuple[Any, list[str]]:
+    """An algorithm's settings as ``Algorithm.for_training`` decides them, and the sentences for the user.
+
+    training: the experiment's ``finetune``. After an algorithm of a pipeline the trainings of the later ones follow
+    too.
+    """
+    if not issubclass(algorithm, Pipeline):
+        per_epoch = task.train.steps(training.batch_size)
+        decided, why = algorithm.for_training(settings, training.epochs * per_epoch, per_epoch)
+        return decided, [why] if why else []
+    steps: list[Step] = []
+    notes: list[str] = []
+    after = 0
+    for step in reversed(settings.steps):
+        own = with_values(training, step.finetune)
+        per_epoch = task.train.steps(own.batch_size)
+        after += own.epochs * per_epoch
+        decided, why = step.algorithm.for_training(step.settings, after, per_epoch)
+        steps.insert(0, replace(step, settings=decided))
+        notes[:0] = [why] if why else []
+    return Settings(tuple(steps)), notes
 
 
 def split_plan(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:

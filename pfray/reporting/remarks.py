@@ -133,7 +133,9 @@ def _search_remarks(summary: Summary) -> list[str]:
     tried = sum(number(summary.trials, count) or 0.0 for count in ("finished", "failed"))
     # The only plan that meets a target has nothing to be compared with.
     if choice.get("origin") in NO_SEARCH and summary.searcher not in NO_SEARCH and tried != 1:
-        notes.append(f"no searched plan scored better than '{choice['origin']}', which needs no search")
+        early = ", so the search ended early (search.patience)" if choice.get("gave_up") else ""
+        better = "clearly better" if early else "better"
+        notes.append(f"no searched plan scored {better} than '{choice['origin']}', which needs no search{early}")
     for name in ("uniform", "allocate"):
         baseline = number(getattr(summary, name), "accuracy")
         rival = choice.get("origin") != name and name not in summary.shared

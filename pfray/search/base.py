@@ -18,6 +18,7 @@ import numpy as np
 from ray.tune.search import Searcher
 
 from pfray.errors import ClusterError, PfrayError
+from pfray.search._patience import is_without_gain
 from pfray.search._persistence import PersistentSearch
 from pfray.search._trial_log import RANDOM_START
 from pfray.space import CompressionSpace, Limits, Plan
@@ -39,6 +40,8 @@ class PlanSearcher(PersistentSearch, Searcher):
     space, limits: the search space and its limits; every suggested plan meets them.
     first_plans: (origin, plan) of the plans tried before the first ``ask``. trials: budget, the total number of plans.
     use_full_budget: if True, plans below the limits are moved up onto them; False if the score itself weighs the cost.
+    patience: share of the search's own trials after which it ends if they have not beaten the first plan (see
+        ``gave_up``); 1 tries all.
     folder: for ``trials.jsonl`` (one line per finished trial) and the state; None saves nothing.
     """
 
@@ -56,13 +59,14 @@ class PlanSearcher(PersistentSearch, Searcher):
         trials: int = 30,
         first_plans: tuple[tuple[str, Plan], ...] = (),
         use_full_budget: bool = True,
+        patience: float = 1.0,
         folder: Path | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.space, self.limits, self.settings = space, dict(limits), settings
         # A searcher that is not open-ended has nothing to try beyond its first plans.
         self.trials = trials if self.open_ended else min(trials, len(first_plans))
-        self.use_full_budget, self.folder = use_full_budget, folder
+        self.use_full_budget, self.patience, self.folder = use_full_budget, patience, folder
         self.rng = np.random.default_rng(seed)
         # Position where exploration starts: the first of the first plans.
         self.center = space.encode(first_plans[0][1] if first_plans else space.uniform(limits))
@@ -76,6 +80,7 @@ class PlanSearcher(PersistentSearch, Searcher):
             {"trial": i, "origin": origin, "plan": plan} for i, (origin, plan) in enumerate(first_plans[:trials])
         ]
         self.asked = len(self.queue)
+        self.first_origins = [entry["origin"] for entry in self.queue]
         # Numbers of trials whose plan was lost in a killed run; they get new plans.
         self.lost_trials: list[int] = []
         self.running: dict[str, int] = {}
@@ -215,6 +220,10 @@ class PlanSearcher(PersistentSearch, Searcher):
             return False
         return not self._may_ask()
 
+    def gave_up(self) -> bool:
+        """True if the search is not expected to gain over its first plan (``_patience.py``)."""
+        return is_without_gain(self.records, self.first_origins, self.trials, self.patience)
+
     def count(self) -> dict[str, int | None]:
         """Numbers of finished and failed trials, the best trial's number, and if any, trials with half the batch."""
         failed = sum(record["error"] is not None for record in self.records)
@@ -267,7 +276,9 @@ class PlanSearcher(PersistentSearch, Searcher):
         return {"trial": number, "origin": self.origin, "plan": plan}
 
     def _may_ask(self) -> bool:
-        return self.open_ended and not self.no_plans_left and (bool(self.lost_trials) or self.asked < self.trials)
+        if not self.open_ended or self.no_plans_left or self.gave_up():
+            return False
+        return bool(self.lost_trials) or self.asked < self.trials
 
     def _new_plan(self) -> Plan | None:
         """A plan of ``ask``, moved onto the target, that was not tried before; None if there is none."""

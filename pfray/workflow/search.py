@@ -79,7 +79,7 @@ def _make_searcher(
     searcher = components.searcher(
         loaded.space, loaded.limits, components.search_settings, seed=experiment.seed, trials=experiment.search.trials,
         first_plans=first_plans(known, components.searcher), use_full_budget=loaded.objective.name not in WEIGH_COST,
-        folder=run.search,
+        patience=experiment.search.patience, folder=run.search,
     )  # fmt: skip
     searcher.warm_start(loaded.earlier)
     return searcher

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from pfray.utils.signatures import call
 from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.components import Components, resolve, with_defaults
+from pfray.workflow.decided import decide
 from pfray.workflow.expected_metric import check_ready_teacher, expected_of
 from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
@@ -64,8 +66,9 @@ def _ignore(remark: str) -> None:
 class LoadedRun:
     """A checked experiment as objects. model: with the experiment's weights or given from Python, otherwise untrained.
 
-    is_trained: the model needs no training to be the teacher. is_users_own: it is none of pfray's. searched: names of
-    the knobs that are settings. earlier: trials of a warm start.
+    components: with the learner's settings as ``decide`` decides them. is_trained: the model needs no training to be
+    the teacher. is_users_own: it is none of pfray's. finetune_steps: optimizer steps of each round of a trial.
+    searched: names of the knobs that are settings. earlier: trials of a warm start.
     """
 
     components: Components
@@ -76,6 +79,7 @@ class LoadedRun:
     space: CompressionSpace
     limits: Limits
     objective: Objective
+    finetune_steps: int
     searched: tuple[str, ...]
     earlier: Sequence[tuple[Plan, float | None]]
 
@@ -96,10 +100,14 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         expected = expected_of(experiment, task)
         if expected is not None and (is_trained or not experiment.teacher.epochs):
             check_ready_teacher(experiment, expected, model, task, notes.append)
+        learner, given_settings = components.learner, components.learner_settings
+        decide_for = partial(decide, learner=learner, learner_settings=given_settings, task=task)
+        decided = decide_for(experiment)
+        components = replace(components, learner_settings=decided.learner_settings)
         algorithm = components.learner(model, task, components.learner_settings)
         space = _space_of(algorithm, experiment.learner.name)
         space = with_layer_shapes(space, model, example_input(task))
-        notes += algorithm.notes()
+        notes += [*decided.notes, *algorithm.notes()]
     for note in notes:
         observers.note(f"note: {note}")
     check_fits_task(experiment, task)
@@ -120,10 +128,11 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     knobs = searched_settings(experiment, components.learner_settings, space_of)
     space = space.with_free(knobs)
     components.searcher(space, limits, components.search_settings)  # raises for settings that only it can check
-    earlier = read_earlier(experiment, space, limits, objective.name) if experiment.search.warm_start else ()
+    warm = experiment.search.warm_start
+    earlier = read_earlier(experiment, space, limits, objective.name, decide_for) if warm else ()
     return LoadedRun(
         components, task, model, is_trained, given is not None or ":" in experiment.model.name, space, limits,
-        objective, tuple(knob.name for knob in knobs), earlier,
+        objective, decided.finetune_steps, tuple(knob.name for knob in knobs), earlier,
     )  # fmt: skip
 
 
@@ -149,7 +158,7 @@ def trial_spec(experiment: Experiment, loaded: LoadedRun, teacher: nn.Module) ->
             learner, loaded.components.learner_settings, experiment.finetune, experiment.distill, loaded.searched
         ),
         Scoring(
-            loaded.objective, search.rounds, search.finetune_steps, search.bn_images, search.validation_images,
+            loaded.objective, search.rounds, loaded.finetune_steps, search.bn_images, search.validation_images,
             search.latency, experiment.resources.shrink_on_oom,
         ),
     )  # fmt: skip

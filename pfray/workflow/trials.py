@@ -95,8 +95,21 @@ def run_trials(
         tuner.fit()
     if searcher.failure is not None:
         raise searcher.failure
-    if searcher.no_plans_left:
+    if searcher.gave_up():
+        observers.note(f"note: {_why_given_up(searcher, partial(_score_text, spec))}")
+    elif searcher.no_plans_left:
         observers.note(f"note: {_why_complete(stage, len(searcher.records), searcher.trials)}")
+
+
+def _why_given_up(searcher: PlanSearcher, score_text: Callable[[float], str]) -> str:
+    """Why a search ended before its budget."""
+    first = next(record for record in searcher.records if record["trial"] == 0)
+    return (
+        f"the search ended after {len(searcher.records)} of {searcher.trials} trials: none scored better than "
+        f"{first['origin']} ({score_text(first['score'])}) by more than its standard error "
+        f"({first['standard_error']:.2g}), so it is not expected to gain, and {first['origin']} is retrained. "
+        "search.patience=1 tries all"
+    )
 
 
 def _why_complete(stage: str, done: int, trials: int) -> str:
@@ -140,7 +153,8 @@ class Choice:
     accuracy: the metric that the trial was measured with. within_error: number of plans whose score is within one
     standard error of the best.
     all_images: True if ``score`` is from all validation images. moved: ``further`` or ``less`` if the plan was
-    compressed so after its trial, to use up a latency limit.
+    compressed so after its trial, to use up a latency limit. gave_up: True if the search ended without gain, and the
+    plan is its first.
     """
 
     trial: int
@@ -153,6 +167,7 @@ class Choice:
     all_images: bool
     rescored: list[dict[str, Any]]
     moved: str = ""
+    gave_up: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the summary, without the plan."""
@@ -174,6 +189,9 @@ def choose(
             f"Remedy: see {run.trials.relative_to(run.path)} in the run folder, mend the cause, and run again with "
             "--force"
         )
+    if searcher.gave_up():
+        first = _choice([record for record in ranking if record["trial"] == 0], False, [])
+        return replace(first, gave_up=True)
     used = spec.scoring.validation_images
     all_images = used is None or used >= len(spec.context.task.validation)
     if all_images or not rescore or len(ranking) == 1:

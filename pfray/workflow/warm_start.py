@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pfray.config import strict_yaml
@@ -14,22 +14,27 @@ from pfray.space import CompressionSpace, Limits, Plan
 from pfray.storage.run_folder import RunFolder
 from pfray.utils.settings import as_written
 from pfray.workflow.components import with_own_defaults
+from pfray.workflow.decided import Decided
 
 # Scores of two runs compare if these sections and settings of the search are equal,
 SECTIONS = ("model", "data", "learner")
-SETTINGS = ("thresholds", "latency", "rounds", "finetune_steps")
+SETTINGS = ("thresholds", "latency", "rounds")
 # and, if trials are fine-tuned, these sections too.
 TRAINING = ("finetune", "distill")
 REMEDY = "Remedy: the folder of a run with the same model, learner and kind of score"
 
 
 def read_earlier(
-    experiment: Experiment, space: CompressionSpace, limits: Limits, objective: str
+    experiment: Experiment,
+    space: CompressionSpace,
+    limits: Limits,
+    objective: str,
+    decided: Callable[[Experiment], Decided],
 ) -> list[tuple[Plan, float | None]]:
     """(plan, score) of the trials in the run folder ``search.warm_start`` that meet this search's limits.
 
-    objective: name of this search's score. Raises ConfigError if the folder holds no trials, or trials of another space
-    or with another kind of score.
+    objective: name of this search's score. decided: for an experiment of this model, data and learner, what it leaves
+    open. Raises ConfigError if the folder holds no trials, or trials of another space or with another kind of score.
     """
     assert experiment.search.warm_start is not None
     run = RunFolder(expand_home(experiment.search.warm_start))
@@ -45,7 +50,11 @@ def read_earlier(
         ) from error
     differ = [key for key in SECTIONS if getattr(other, key) != getattr(experiment, key)]
     differ += [f"search.{key}" for key in SETTINGS if getattr(other.search, key) != getattr(experiment.search, key)]
-    if experiment.search.finetune_steps:
+    if not differ:
+        own, others = decided(experiment), decided(other)
+        differ += ["search.finetune_steps"] if own.finetune_steps != others.finetune_steps else []
+        differ += ["finetune.epochs"] if own.learner_settings != others.learner_settings else []
+    if not differ and own.finetune_steps:
         differ += [key for key in TRAINING if getattr(other, key) != getattr(experiment, key)]
     if _objective(other, trials) != objective:
         differ.append("search.objective")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.filter_ranked import taylor_scores
 from pfray.errors import UnsupportedModel
 from pfray.pruning.channels.importance import filter_magnitudes
 from pfray.pruning.channels.keep_ratios import graph_of
+from pfray.pruning.channels.scores import taylor_scores
 from tests.learners.ranked import compress, make_task, plain, scores
 from tests.zoo import Residual, conv, head
 
@@ -88,7 +88,7 @@ def test_taylor_equals_a_gradient_written_out_for_two_linear_layers():
 
 def test_taylor_takes_each_samples_mean_over_positions_and_then_the_mean_of_magnitudes(monkeypatch):
     model, task = plain(), make_task()
-    monkeypatch.setattr("learners.filter_ranked.BATCH", 16)  # 40 samples: the last batch is smaller
+    monkeypatch.setattr("pfray.pruning.channels.scores.BATCH", 16)  # 40 samples: the last batch is smaller
     totals: list[Tensor] = [torch.zeros(4), torch.zeros(4)]
     for x, y in zip(task.train.inputs, task.train.targets, strict=True):
         first = model[:3](x[None])

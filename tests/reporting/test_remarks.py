@@ -116,6 +116,9 @@ def test_nothing_is_held_back_when_the_result_is_good() -> None:
          "the searched plan did not beat the allocate plan: 97.20 % against 97.30 % on the test split"),
         ({"choice": {"origin": "allocate"}},
          "no searched plan scored better than 'allocate', which needs no search"),
+        ({"choice": {"origin": "allocate", "gave_up": True}},
+         "no searched plan scored clearly better than 'allocate', which needs no search, so the search ended early "
+         "(search.patience)"),
         ({"choice": {"origin": "searched", "within_error": 7, "standard_error": 0.0134}},
          "the best 7 plans are within one standard error (0.013) of the best score, so the choice among them is close "
          "to chance. More search.validation_images tell them apart"),

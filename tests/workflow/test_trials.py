@@ -11,6 +11,7 @@ from learners.channel_pruned import ChannelPruned
 from learners.litert_quant import LitertQuant
 from learners.weight_sparse import WeightSparse
 from pfray.config.search_space import as_knob
+from pfray.config.sections import Resources
 from pfray.data import digits
 from pfray.learner.context import Context, Recipe
 from pfray.learner.pipeline import Pipeline, Settings, Step
@@ -18,7 +19,9 @@ from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.models.lenet import lenet
 from pfray.objective import Objective
 from pfray.reporting.observers import Observers
+from pfray.search.random import Random
 from pfray.space import Knob
+from pfray.storage.run_folder import RunFolder
 from pfray.task import Task, as_split
 from pfray.training.settings import Training
 from pfray.workflow import trials
@@ -79,4 +82,24 @@ def test_a_search_that_runs_out_of_plans_is_complete_and_says_why() -> None:
     )
     assert trials._why_complete("search", 9, 60) == (
         "search is complete with 9 of 60 trials: no other plan was found that meets the target"
+    )
+
+
+def test_a_search_without_gain_chooses_the_first_plan_and_says_so(tmp_path) -> None:
+    context = Context(digits.build(), lenet(in_channels=1))
+    recipe = Recipe(WeightSparse, WeightSparse.settings_type(), Training())
+    spec = TrialSpec(context, recipe, Scoring(Objective("agreement")))
+    space, limits = WeightSparse(context.teacher, context.task).space(), {"sparsity": 0.5}
+    first = (("uniform", space.uniform(limits)),)
+    searcher = Random(space, limits, Random.settings_type(), trials=12, first_plans=first, patience=0.5)
+    for number, gain in enumerate((0.0, -0.3, 0.04, -0.2, -0.1, -0.2, -0.1, -0.3, -0.4)):
+        assert isinstance(searcher.suggest(str(number)), dict)
+        searcher.on_trial_complete(str(number), {"score": gain - 1, "standard_error": 0.05})
+    assert searcher.finished()
+    choice = trials.choose(spec, searcher, 5, Resources(), RunFolder(tmp_path), Observers())
+    assert (choice.trial, choice.origin, choice.score, choice.rescored) == (0, "uniform", -1.0, [])
+    assert choice.plan == space.uniform(limits)
+    assert trials._why_given_up(searcher, str) == (
+        "the search ended after 9 of 12 trials: none scored better than uniform (-1.0) by more than its standard error "
+        "(0.05), so it is not expected to gain, and uniform is retrained. search.patience=1 tries all"
     )
