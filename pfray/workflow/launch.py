@@ -54,12 +54,13 @@ def retrain(
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
     distributed: Distributed | None = None,
+    views: Path | None = None,
     on_epoch: Callable[[int, float, str], None] | None = None,
 ) -> dict[str, Tensor]:
     """State dict after the last epoch of training the candidate's model on all training data.
 
-    context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
-    folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
+    context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise. views: folder for
+    ``distill.cached_views``. folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
     ``made_from``. The curve also has the pace of each epoch and, with several workers, the bytes of gradients that each
     sent. on_epoch(epochs done, loss, the pace in words) is called from the calling thread.
     Raises TrainingFailed.
@@ -73,6 +74,7 @@ def retrain(
         "made_from": made_from,
         "folder": folder,
         "distributed": distributed or Distributed(),
+        "views": views,
     }
     train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
     seen = 0

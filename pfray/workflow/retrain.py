@@ -201,6 +201,7 @@ class Trainer:
             cpus_per_worker=cpus,
             gpus_per_worker=gpus,
             distributed=self.distributed,
+            views=self.run.views,
             on_epoch=on_epoch,
         )
         for entry in read_lines(self.run.training(stage.name), "note"):

@@ -32,8 +32,8 @@ from pfray.task import Task
 from pfray.units import UNITS, Amount, number_text
 from pfray.workflow.latency_model import PredictedCosts
 
-# Trials train for a number of steps, so epochs do not matter. The batch size has to suit the workers.
-NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size")
+# Trials train for a number of steps, so epochs and what returns in them do not matter. The batch size has to suit the workers.
+NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size", "distill.cached_views")
 
 
 def resolve_limits(
@@ -91,7 +91,7 @@ def costs_as_it_is(space: CompressionSpace, model: nn.Module, macs: float | None
 
 def check_fits_task(experiment: Experiment, task: Task) -> None:
     """Raise ConfigError for settings that make no sense with the task's loss, metric or data."""
-    searched = any(name.startswith("distill.") for name in experiment.search.space)
+    searched = "distill.weight" in experiment.search.space
     if (experiment.distill.weight or searched) and not task.has_soft_labels:
         raise ConfigError(
             f"distill.weight: the task {task.name} has a loss of its own and no soft_loss, so a distance from the "

@@ -31,7 +31,7 @@ class TrainingSpec:
 
     start: weights from the algorithm's ``finish``; None if ``compress`` makes the model.
     folder: of the curve. made_from: key of the checkpoints; one with another key is not continued.
-    distributed: exchange of gradients between workers.
+    distributed: exchange of gradients between workers. views: folder for ``distill.cached_views``.
     """
 
     candidate: Candidate
@@ -40,6 +40,7 @@ class TrainingSpec:
     start: Weights | None = None
     made_from: str = ""
     distributed: Distributed = field(default_factory=Distributed)
+    views: Path | None = None
 
 
 def train_candidate(
@@ -103,7 +104,7 @@ def train_candidate(
         training,
         seed=context.seed,
         precision=choose_precision(model, device, context.precision),
-        teacher=place(context.teacher, device) if candidate.distill.weight else None,
+        teacher=place(context.teacher, device) if candidate.distill.weight or candidate.distill.features else None,
         distill=candidate.distill,
         hook=hook,
         start_epoch=0 if checkpoint is None else checkpoint["epoch"],
@@ -111,6 +112,7 @@ def train_candidate(
         on_epoch=keep,
         shard=shard,
         pace=pace,
+        views=spec.views,
     )
     for remark in context.task.remarks(shard.world):
         if shard.rank == 0:
