@@ -73,9 +73,8 @@ class CachedViews:
         if kept is None or not torch.equal(kept, key):
             if kept is not None and (self.view, step) in self.computed:
                 raise DataError(
-                    f"task {self.name}: the training data gave other inputs when a view of them was read again. Remedy: "
-                    "random changes drawn from torch's, numpy's or Python's global generator, or "
-                    "distill.cached_views=0"
+                    f"task {self.name}: the training data gave other inputs when a view of them was read again. "
+                    f"{OFF}, or random changes drawn from torch's, numpy's or Python's global generator"
                 )
             self._keep(step, key, compute())
         found = iter([self.part[f"{step}.{place}"] for place in range(len(tensors(self.template)))])
@@ -85,8 +84,9 @@ class CachedViews:
     def _keep(self, step: int, key: Tensor, outputs: Any) -> None:
         given = tensors(outputs)
         if len(given) != len(tensors(self.template)):
-            raise TrainingFailed(f"the teacher gives {len(given)} tensors for a batch and "
-                                 f"{len(tensors(self.template))} for one sample, so they cannot be kept. {OFF}")  # fmt: skip
+            known = len(tensors(self.template))
+            raise TrainingFailed(f"the teacher gives {len(given)} tensors for a batch and {known} for one sample, so "
+                                 f"that they cannot be kept. {OFF}")  # fmt: skip
         self.part[f"{step}.inputs"] = key
         for place, tensor in enumerate(given):
             half = tensor.half() if tensor.is_floating_point() else tensor

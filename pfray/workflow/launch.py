@@ -60,7 +60,8 @@ def retrain(
     """State dict after the last epoch of training the candidate's model on all training data.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise. views: folder for
-    ``distill.cached_views``. folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
+    ``distill.cached_views``.
+    folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
     ``made_from``. The curve also has the pace of each epoch and, with several workers, the bytes of gradients that each
     sent. on_epoch(epochs done, loss, the pace in words) is called from the calling thread.
     Raises TrainingFailed.
