@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -53,6 +53,14 @@ class Stage:
     name: str
     axis: int
     widths: tuple[int, int]
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """A network whose modules have become a graph."""
+
+    def stage_modules(self) -> dict[str, nn.Module]:
+        """Modules of the graph whose outputs are those of the network's modules, by the names of the latter."""
 
 
 class Features:
@@ -128,8 +136,8 @@ def find_stages(student: nn.Module, teacher: nn.Module, example: Inputs) -> list
     convolutions, has a stage for each resolution: the last module that gives it. Both networks' features have to agree
     in all axes but one, the channels'.
     """
-    names = [name for name, module in teacher.named_modules() if name]
-    common = sorted({*names} & {name for name, _ in student.named_modules()}, key=names.index)
+    known = _modules(student)
+    common = [name for name in _modules(teacher) if name in known]
     with evaluating(teacher), module_by_module(), _heard(teacher, common) as theirs:
         forward(teacher, example)
     # The ranges of a quantized student may follow every forward pass.
@@ -140,7 +148,8 @@ def find_stages(student: nn.Module, teacher: nn.Module, example: Inputs) -> list
         buffer.copy_(buffers[name])
     pairs = {name: _stage(name, own[name], theirs[name]) for name in theirs if name in own}
     found = {name: stage for name, stage in pairs.items() if stage is not None}
-    blocks = [name for name in repeated_blocks(teacher) if name in found and _has_weights(student.get_submodule(name))]
+    blocks = [name for name in repeated_blocks(teacher) if name in found]
+    blocks = [name for name in blocks if isinstance(student, Traced) or _has_weights(known[name])]
     if blocks:
         return [found[name] for name in blocks]
     last: dict[Shape, str] = {}
@@ -161,6 +170,12 @@ def repeated_blocks(model: nn.Module) -> list[str]:
         if kinds[type(module)] > 1 and _has_weights(module) and not within:
             found.append(name)
     return found
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name, without the network itself."""
+    found = model.stage_modules() if isinstance(model, Traced) else dict(model.named_modules())
+    return {name: module for name, module in found.items() if name}
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -187,9 +202,9 @@ def _heard(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]
         if found := tensors(outputs):
             heard[name] = found[0]
 
+    modules = _modules(model)
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda _, inputs, outputs, name=name: note(name, outputs))
-        for name in names
+        modules[name].register_forward_hook(lambda _, inputs, outputs, name=name: note(name, outputs)) for name in names
     ]
     try:
         yield heard

@@ -32,8 +32,8 @@ from pfray.task import Task
 from pfray.units import UNITS, Amount, number_text
 from pfray.workflow.latency_model import PredictedCosts
 
-# Trials train for a number of steps, so epochs, and batches that return in later ones, do not matter. The batch size has
-# to suit the workers.
+# Trials train for a number of steps, so epochs, and batches that return in later ones, do not matter. The batch size
+# has to suit the workers.
 NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size", "distill.cached_views")
 
 
