@@ -167,6 +167,7 @@ def _compress(experiment: schema.Experiment, loaded: LoadedRun, locked: LockedRu
             spec = trial_spec(experiment, loaded, teacher)
             found = search(experiment, loaded, spec, folder, observers)
             models = trainer.train(spec.recipe, spec.context, found.plans)
+            folder.remove_views()
     results = measure_and_export(teacher, models, task, experiment.export, folder, observers)
     for remark in task.remarks():
         observers.note(f"note: {remark}")

@@ -26,7 +26,7 @@ from pfray.measure.cost import count_params
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.batch_norm import reestimate_batch_norm
-from pfray.training.settings import Finetune
+from pfray.training.settings import Finetune, Training
 from pfray.utils.settings import as_written
 
 # Training images on which batch norms are re-estimated between two learners of a trial.

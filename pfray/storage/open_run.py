@@ -23,13 +23,14 @@ from pfray.storage.run_folder import (
     SUMMARY,
     TRAINING,
     TUNE,
+    VIEWS,
     RunFolder,
 )
 from pfray.utils.cache import content_key
 from pfray.utils.files import read_json, write_atomically, write_json
 from pfray.utils.safe_paths import refuse_links_outside
 
-FOLDERS = (SEARCH, RESCORE, TRAINING, EVENTS, TUNE)
+FOLDERS = (SEARCH, RESCORE, TRAINING, EVENTS, TUNE, VIEWS)
 SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".safetensors", ".pt", ".pt2", ".packed", ".tflite", ".pkl")
 
 

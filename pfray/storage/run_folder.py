@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ EXPERIMENT, SUMMARY, IDENTITY, CHECKSUMS = "experiment.yaml", "summary.json", "i
 SECONDS, REPORT = "seconds.json", "report.html"
 # A searcher's own files are named in search/, a training's in training/checkpoints.py.
 SEARCH, RESCORE, TRAINING, EVENTS, TUNE = _trial_log.FOLDER, "rescore", "training", "events", "tune"
+VIEWS = "views"
 # Files that refer to others. They are read before those and sent after them, so that no part of a state is missing.
 INDEXES = (f"{SEARCH}/{_state.STATE}", checkpoints.SNAPSHOT)
 # Name of a run's result; its baselines have other names.
@@ -150,6 +152,16 @@ class RunFolder:
     def trained(self, name: str) -> Path:
         """State dict after a finished training."""
         return self.path / TRAINING / f"{name}.safetensors"
+
+    @property
+    def views(self) -> Path:
+        """Folder of the soft labels of cached views, for all trainings. It can be made again, and stays on this
+        machine."""
+        return self.path / VIEWS
+
+    def remove_views(self) -> None:
+        """Remove the soft labels once all trainings are done."""
+        shutil.rmtree(self.views, ignore_errors=True)
 
     def made_of_choice(self) -> list[Path]:
         """Files and folders that were made from the chosen plan."""

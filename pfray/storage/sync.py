@@ -19,7 +19,7 @@ from pathlib import Path
 from pfray.errors import RunExists, StorageError
 from pfray.storage.remote import Bucket, is_unfinished, open_bucket
 from pfray.storage.remote_lock import Lease, locked, repeated
-from pfray.storage.run_folder import EXPERIMENT, INDEXES, SUMMARY, TUNE, RunFolder
+from pfray.storage.run_folder import EXPERIMENT, INDEXES, SUMMARY, TUNE, VIEWS, RunFolder
 from pfray.utils.files import write_atomically
 from pfray.utils.safe_paths import inside, refuse_links_outside
 
@@ -204,7 +204,7 @@ def _snapshot(folder: Path, staging: Path) -> dict[str, Stamp] | None:
 
 def _names(folder: Path) -> list[str]:
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in paths if not is_unfinished(name) and name.partition("/")[0] != TUNE]
+    return [name for name in paths if not is_unfinished(name) and name.partition("/")[0] not in (TUNE, VIEWS)]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,17 +6,19 @@ import math
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from pfray.errors import TrainingFailed
-from pfray.nn.inputs import count, floats, map_tensors
-from pfray.nn.modes import autocast, evaluating, forward
+from pfray.nn.inputs import count, floats
+from pfray.nn.modes import autocast, forward
 from pfray.task import Task
 from pfray.training.averaging import Average, average_of
 from pfray.training.batch_norm import batch_norms
+from pfray.training.distillation import Distillation
 from pfray.training.hooks import Hook
 from pfray.training.pace import Pace
 from pfray.training.settings import Distill, Training
@@ -67,14 +69,15 @@ def fit(
     shard: Shard | None = None,
     pace: Pace | None = None,
     average: Average | None = None,
+    views: Path | None = None,
 ) -> None:
     """Train ``model`` in place, on the device that holds it.
 
     The batches depend on ``seed`` and the epoch alone, so a training resumed from ``start_epoch`` and
     ``optimizer_state`` sees the same ones. steps: total optimizer steps, also of the schedule, in place of all epochs.
     pace: watches the training, for who wants to know. average: of the weights, by ``training.average`` (None: a new
-    one); the model has it when the last epoch is reported.
-    Raises TrainingFailed if the loss is not finite.
+    one); the model has it when the last epoch is reported. views: folder for ``distill.cached_views``.
+    Raises TrainingFailed if the loss is not finite, UnsupportedModel if ``distill.features`` finds no stage.
     """
     shard = shard or Shard()
     device = next(model.parameters()).device
@@ -82,7 +85,10 @@ def fit(
     per_epoch = task.train.steps(training.batch_size)
     total = training.epochs * per_epoch if steps is None else steps
     warmup = min(training.warmup_epochs * per_epoch, total / 5)
-    soften = distill is not None and distill.weight > 0 and teacher is not None
+    distillation = Distillation(
+        model, task, teacher, distill, total=total, seed=seed, precision=precision, batch_size=training.batch_size,
+        rank=shard.rank, world=shard.world, views=views,
+    )  # fmt: skip
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=training.lr,
@@ -90,37 +96,34 @@ def fit(
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
     )
+    distillation.join(optimizer)
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
     model.train()
     step = start_epoch * per_epoch
     if hook is not None:
         hook(step)
-    seeds = [mixed_seed(seed, epoch) for epoch in range(start_epoch, math.ceil(total / per_epoch))]
+    epochs = range(start_epoch, math.ceil(total / per_epoch))
+    seeds = [mixed_seed(seed, distillation.view(epoch)) for epoch in epochs]
     pace = pace or Pace()
     average = average or average_of(model, hook, training.average, total)
     whole = task.train.epochs(training.batch_size, seeds, shard.rank, shard.world, device.type == "cuda")
     # The processes that read ahead end here, too if the training fails.
     with closing(whole) as read:
         for epoch, batches in enumerate(pace.watched(read), start_epoch):
-            noise = torch.Generator().manual_seed(mixed_seed(seed, epoch, shard.rank + 1))
+            distillation.begin(epoch)
+            noise = torch.Generator().manual_seed(mixed_seed(seed, distillation.view(epoch), shard.rank + 1))
             loss_sum, done = torch.zeros((), device=device), 0
             taken = islice(pace.watched(batches), min(per_epoch, total - step))
             for inputs, targets in task.training_batches(taken, noise, device):
                 for group in optimizer.param_groups:
                     group["lr"] = training.lr * schedule(step, total, warmup, training.schedule)
-                with autocast(device, precision):
+                with autocast(device, precision), distillation.watched(step):
                     outputs = floats(task.select(forward(model, inputs)))
-                loss = task.loss(outputs, targets)
-                if soften:
-                    assert distill is not None
-                    assert teacher is not None
-                    with evaluating(teacher), autocast(device, precision):
-                        soft_labels = floats(task.select(forward(teacher, inputs)))
-                    soft = task.soft_loss(outputs, map_tensors(torch.clone, soft_labels), distill.temperature)
-                    loss = (1 - distill.weight) * loss + distill.weight * soft
+                loss = distillation.loss(inputs, outputs, targets, step)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                distillation.average_gradients(step)
                 optimizer.step()
                 step += 1
                 done += 1
@@ -130,6 +133,7 @@ def fit(
                 if average is not None:
                     average.update(step)
                 loss_sum += loss.detach()
+            distillation.end()
             if shard.world > 1:
                 torch.distributed.all_reduce(loss_sum)
             mean = loss_sum.item() / done / shard.world

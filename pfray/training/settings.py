@@ -53,10 +53,18 @@ class Finetune(Training):
 
 
 class Distill(Section):
-    """Hinton et al. 2015: loss = (1 - weight) * task loss + weight * T^2 KL(teacher || student), softened by T."""
+    """Hinton et al. 2015: loss = (1 - weight) * task loss + weight * T^2 KL(teacher || student), softened by T.
+
+    features: weight of the relative squared error of the stages' outputs beside the teacher's, which falls in a line to
+        0 at half of the steps; 0 without it (``features.py``).
+    cached_views: epoch e repeats the batches of epoch e mod this number, whose soft labels are computed once and read
+        again; 0 to compute them in every step (``cached_views.py``).
+    """
 
     weight: float = Field(0.0, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
+    features: float = Field(0.0, ge=0)
+    cached_views: int = Field(0, ge=0)
 
 
 class Distributed(Section):

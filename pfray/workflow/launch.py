@@ -55,12 +55,13 @@ def retrain(
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
     distributed: Distributed | None = None,
+    views: Path | None = None,
     on_progress: Report | None = None,
 ) -> dict[str, Tensor]:
     """State dict after the last epoch of training the candidate's model on all training data.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise;
-    before: those of a milder plan that ``compress`` goes on from.
+    before: those of a milder plan that ``compress`` goes on from. views: folder for ``distill.cached_views``.
     folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
     ``made_from``. The curve also has the pace of each epoch and, with several workers, the bytes of gradients that each
     sent. on_progress is called from the calling thread after each epoch, and every few seconds within a long one.
@@ -77,6 +78,7 @@ def retrain(
         "made_from": made_from,
         "folder": folder,
         "distributed": distributed or Distributed(),
+        "views": views,
     }
     train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
     told = 0.0

@@ -209,6 +209,7 @@ class Trainer:
             cpus_per_worker=cpus,
             gpus_per_worker=gpus,
             distributed=self.distributed,
+            views=self.run.views,
             on_progress=on_progress,
         )
         for entry in read_lines(self.run.training(stage.name), "note"):

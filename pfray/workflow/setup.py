@@ -40,6 +40,7 @@ from pfray.utils.user_code import user_code
 from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.components import Components, resolve, with_defaults
 from pfray.workflow.decided import decide
+from pfray.workflow.distillation_check import check_distillation
 from pfray.workflow.expected_metric import check_ready_teacher, expected_of
 from pfray.workflow.given import Given
 from pfray.workflow.latency_model import file_count, timed_space
@@ -108,9 +109,10 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         space = _space_of(algorithm, experiment.learner.name)
         space = with_layer_shapes(space, model, example_input(task))
         notes += [*decided.notes, *algorithm.notes()]
+        check_fits_task(experiment, task)
+        notes += check_distillation(experiment, model, task)
     for note in notes:
         observers.note(f"note: {note}")
-    check_fits_task(experiment, task)
     objective = resolve_objective(experiment, task)
     check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name)
     if experiment.target.latency_ms is not None:

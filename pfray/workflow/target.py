@@ -32,8 +32,9 @@ from pfray.task import Task
 from pfray.units import UNITS, Amount, number_text
 from pfray.workflow.latency_model import PredictedCosts
 
-# Trials train for a number of steps, without an average and without rungs. The batch size has to suit the workers.
-NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size", "finetune.average", "finetune.rungs")
+# Trials train for a number of steps, without an average and without rungs, and batches that return in later epochs do
+# not matter. The batch size has to suit the workers.
+NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size", "finetune.average", "finetune.rungs", "distill.cached_views")
 
 
 def resolve_limits(
@@ -91,7 +92,7 @@ def costs_as_it_is(space: CompressionSpace, model: nn.Module, macs: float | None
 
 def check_fits_task(experiment: Experiment, task: Task) -> None:
     """Raise ConfigError for settings that make no sense with the task's loss, metric or data."""
-    searched = any(name.startswith("distill.") for name in experiment.search.space)
+    searched = "distill.weight" in experiment.search.space
     if (experiment.distill.weight or searched) and not task.has_soft_labels:
         raise ConfigError(
             f"distill.weight: the task {task.name} has a loss of its own and no soft_loss, so a distance from the "

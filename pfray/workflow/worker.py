@@ -32,7 +32,7 @@ class TrainingSpec:
     start: weights from the algorithm's ``finish``; None if ``compress`` makes the model.
     before: of an algorithm without ``finish`` the trained weights of a milder plan, which ``compress`` goes on from.
     folder: of the curve. made_from: key of the checkpoints; one with another key is not continued.
-    distributed: exchange of gradients between workers.
+    distributed: exchange of gradients between workers. views: folder for ``distill.cached_views``.
     """
 
     candidate: Candidate
@@ -42,6 +42,7 @@ class TrainingSpec:
     before: Weights | None = None
     made_from: str = ""
     distributed: Distributed = field(default_factory=Distributed)
+    views: Path | None = None
 
 
 def train_candidate(
@@ -120,7 +121,7 @@ def train_candidate(
         training,
         seed=context.seed,
         precision=choose_precision(model, device, context.precision),
-        teacher=place(context.teacher, device) if candidate.distill.weight else None,
+        teacher=place(context.teacher, device) if candidate.distill.weight or candidate.distill.features else None,
         distill=candidate.distill,
         hook=hook,
         start_epoch=first,
@@ -129,6 +130,7 @@ def train_candidate(
         shard=shard,
         pace=pace,
         average=average,
+        views=spec.views,
     )
     for remark in context.task.remarks(shard.world):
         if shard.rank == 0:

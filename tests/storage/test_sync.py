@@ -17,7 +17,8 @@ from tests.storage.folders import Held, Watched, content, write
 
 def test_what_refers_to_others_is_sent_after_them_and_the_summary_last(bucket, tmp_path):
     here = tmp_path / "here" / "exp"
-    write(here, summary_json="{}", a="", search__trials="", z="", experiment_yaml="", tune__search__state="")
+    write(here, summary_json="{}", a="", search__trials="", z="", experiment_yaml="", tune__search__state="",
+          views__key__0="")  # fmt: skip
     write(here / "search", **{"state.json": ""})
     write(here / "training" / "x", checkpoint_manager_snapshot_json="", one__state="")
     write(here, **{".half.12.part": ""})

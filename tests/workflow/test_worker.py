@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from learners import filter_ranked as ranked
+from learners.filter_ranked import FilterRanked
 from learners.weight_sparse import Settings, WeightSparse
 from pfray.learner.context import Context, Recipe
+from pfray.measure.cost import total_macs
 from pfray.nn.modes import place
-from pfray.task import as_split
+from pfray.task import as_split, example_input
 from pfray.training.loop import Shard
-from pfray.training.settings import Training
+from pfray.training.settings import Distill, Training
 from pfray.workflow.curve import read_curve
 from pfray.workflow.worker import TrainingSpec, train_candidate
 from tests.small import make_task
@@ -40,3 +44,26 @@ def test_the_curve_has_the_pace_and_of_data_read_batch_by_batch_the_processes(tm
     assert [[entry["epoch"] for entry in curve] for curve in curves] == [[1, 2], [1, 2]]
     assert all(entry["images_per_second"] > 0 for curve in curves for entry in curve)
     assert [[entry.get("loaders") for entry in curve] for curve in curves] == [[None, None], [1, 1]]
+
+
+def test_features_and_cached_views_go_on_from_a_checkpoint_with_the_same_bits(tmp_path):
+    """With channels taken out of the only stage, so that its adapter is in the checkpoint."""
+    torch.manual_seed(0)
+    teacher, task = place(torch.nn.Sequential(conv(2, 8), head(8, 3)), "cpu"), make_task()
+    plan = FilterRanked(teacher, task).space().uniform({"macs": 0.5 * total_macs(teacher, example_input(task))})
+    distill, training = Distill(weight=0.5, features=1.0, cached_views=1), Training(epochs=4, lr=0.01, batch_size=10)
+    candidate = Recipe(FilterRanked, ranked.Settings(round_to=1), training, distill).candidate(plan)
+    spec, states = TrainingSpec(candidate, Context(task, teacher), tmp_path, views=tmp_path / "views"), {}
+
+    def keep(state: dict) -> None:
+        states.setdefault(state["epoch"], copy.deepcopy(state))
+
+    def train(checkpoint: dict | None) -> dict[str, torch.Tensor]:
+        return train_candidate(spec, Shard(), torch.device("cpu"), checkpoint, keep).state_dict()
+
+    whole = train(None)
+    assert whole["0.0.weight"].shape[0] == 4
+    assert states[1]["optimizer"]["adapters"]["0.weight"].shape == (8, 4)
+    assert len(list((tmp_path / "views").rglob("*.safetensors"))) == 1
+    again = train(states[1])
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())

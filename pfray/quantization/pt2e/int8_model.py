@@ -9,6 +9,7 @@ mode, and are fixed in evaluation mode. Gradients pass straight through.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,6 +115,21 @@ class Int8Model(nn.Module):
         finally:
             for each, state in zip(roundings, before, strict=True):
                 each.fake_quant_enabled[0] = state
+
+    def stage_modules(self) -> dict[str, nn.Module]:
+        """The fake quantization of what each module of the float model gives, by the module's name, where it is in 8
+        bits and the quantization is of nothing else."""
+        last: dict[str, Any] = {}
+        for node in self.graph.graph.nodes:
+            last |= {path: node for path, _ in node.meta.get("nn_module_stack", {}).values() if path}
+        calls = [node for node in self.graph.graph.nodes if node.op == "call_module"]
+        used = Counter(id(self.graph.get_submodule(str(node.target))) for node in calls)
+        found = {}
+        for path, node in last.items():
+            for module in [self.graph.get_submodule(str(user.target)) for user in node.users if user in calls][:1]:
+                if used[id(module)] == 1:
+                    found[path] = module
+        return found
 
     def float_layers(self) -> list[str]:
         """Layers of the operators that compute in float, because they have no int8 kernel or were left out."""
