@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
 from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
 from pfray.storage.run_folder import curve_of
+from pfray.task import Task
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, StatefulHook, choose_precision, fit
 from pfray.training.pace import Pace
@@ -76,8 +77,10 @@ def train_candidate(
             exchange.load_state_dict(checkpoint["exchange"])
         if spec.distributed.scale_lr:
             training = with_values(training, {"lr": training.lr * shard.world})
-    sent_bytes, pace, read = 0, Pace(), context.task.train
-    loaders = {"loaders": read.used_loaders(device.type == "cuda", shard.world)} if isinstance(read, Stream) else {}
+    sent_bytes, pace, task = 0, Pace(), _read_as_before(context.task, checkpoint)
+    read, loaders = task.train, {}
+    if isinstance(read, Stream):
+        loaders = {"loaders": read.used_loaders(device.type == "cuda", shard.world)}
 
     def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
         nonlocal sent_bytes
@@ -90,6 +93,7 @@ def train_candidate(
             "optimizer": optimizer.state_dict(),
             "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
             "exchange": {} if exchange is None else exchange.state_dict(),
+            **loaders,
         }
         save(state)
         if shard.rank == 0:
@@ -99,7 +103,7 @@ def train_candidate(
 
     fit(
         trained,
-        context.task,
+        task,
         training,
         seed=context.seed,
         precision=choose_precision(model, device, context.precision),
@@ -112,10 +116,19 @@ def train_candidate(
         shard=shard,
         pace=pace,
     )
-    for remark in context.task.remarks(shard.world):
+    for remark in task.remarks(shard.world):
         if shard.rank == 0:
             add_line(spec.folder, note=remark)
     return model
+
+
+def _read_as_before(task: Task, checkpoint: dict[str, Any] | None) -> Task:
+    """The task, whose training data are read ahead by as many processes as in the epochs before the checkpoint: where
+    each reads shards of its own, their order depends on the number, which by default is that of the machine."""
+    read = task.train
+    if checkpoint is None or not isinstance(read, Stream) or read.indices is not None or read.loaders is not None:
+        return task
+    return replace(task, train=replace(read, loaders=checkpoint.get("loaders")))
 
 
 def add_line(folder: Path, **entry: float | str) -> None:
