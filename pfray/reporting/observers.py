@@ -46,8 +46,8 @@ class Observer:
     def stage_started(self, stage: str, total: int | None) -> None:
         """total: units of work in the stage; None if unknown."""
 
-    def stage_advanced(self, stage: str, done: int, words: str) -> None:
-        """done: units of work so far. words: a remark, such as the best score."""
+    def stage_advanced(self, stage: str, done: float, words: str) -> None:
+        """done: units of work so far, with the share of a long one. words: a remark, such as the best score."""
 
     def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:
         """failed: an exception ended the stage."""
@@ -74,7 +74,7 @@ class Stage:
     def __init__(self, observer: Observer, name: str) -> None:
         self.observer, self.name = observer, name
 
-    def update(self, done: int, words: str = "") -> None:
+    def update(self, done: float, words: str = "") -> None:
         self.observer.stage_advanced(self.name, done, words)
 
 
@@ -115,7 +115,7 @@ class Observers(Observer):
     def stage_started(self, stage: str, total: int | None) -> None:
         self._tell(lambda observer: observer.stage_started(stage, total))
 
-    def stage_advanced(self, stage: str, done: int, words: str) -> None:
+    def stage_advanced(self, stage: str, done: float, words: str) -> None:
         self._tell(lambda observer: observer.stage_advanced(stage, done, words))
 
     def stage_ended(self, stage: str, seconds: float, failed: bool) -> None:

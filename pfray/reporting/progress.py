@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console
@@ -10,8 +11,11 @@ from rich.progress import Progress as Bar
 
 from pfray.reporting.observers import Observer, SearchState
 
-# Seconds between two plain lines of one stage.
+# Seconds between two plain lines of one stage at its begin, and in a stage that takes hours.
 PAUSE = 5.0
+LONGEST = 60.0
+# Seconds of a stage within which it tells of what an earlier session did.
+AT_ONCE = 3.0
 
 
 class Progress(Observer):
@@ -25,7 +29,7 @@ class Progress(Observer):
         if self.stages:
             self.lines[stage] = _Line(self.console, stage, total)
 
-    def stage_advanced(self, stage: str, done: int, words: str) -> None:
+    def stage_advanced(self, stage: str, done: float, words: str) -> None:
         if line := self.lines.get(stage):  # None if a thread is late
             line.update(done, words)
 
@@ -50,7 +54,7 @@ class _Line:
         self.console, self.name, self.total = console, name, total
         self.started = time.monotonic()
         self.last_line = self.started
-        self.first_done: int | None = None
+        self.first_done: float | None = None
         self.bar: Bar | None = None
         if console.is_terminal:
             columns = (
@@ -63,21 +67,24 @@ class _Line:
         else:
             self._print("started")
 
-    def update(self, done: int, words: str) -> None:
+    def update(self, done: float, words: str) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=done, words=words)
             return
         now = time.monotonic()
-        # Work of an earlier session does not count for the rate.
-        self.first_done = done - 1 if self.first_done is None else self.first_done
-        if now - self.last_line < PAUSE and done != self.total:
+        # Work of an earlier session does not count for the rate. Its epochs are told at once, its trials with the next.
+        if now - self.started < AT_ONCE:
+            self.first_done = done
+        elif self.first_done is None:
+            self.first_done = math.ceil(done) - 1
+        if now - self.last_line < min(LONGEST, max(PAUSE, (now - self.started) / 20)) and done != self.total:
             return
         self.last_line = now
         left = ""
         if self.total and done < self.total and done > self.first_done:
             rate = (now - self.started) / (done - self.first_done)
             left = f", about {rate * (self.total - done):.0f} s left"
-        self._print(f"{done}/{self.total} {words}{left}" if self.total else f"{done} {words}")
+        self._print(f"{int(done)}/{self.total} {words}{left}" if self.total else f"{int(done)} {words}")
 
     def close(self, seconds: float, failed: bool) -> None:
         if self.bar is not None:

@@ -224,6 +224,11 @@ def curve_of(training: Path) -> Path:
     return training / "curve.jsonl"
 
 
+def running_of(training: Path) -> Path:
+    """File that says how far the epoch is that goes on in the training in a folder; replaced every few seconds."""
+    return training / "running.json"
+
+
 def traceback_of(training: Path) -> Path:
     """File of the traceback of a training that failed, in its folder."""
     return training / "traceback.txt"

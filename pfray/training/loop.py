@@ -134,7 +134,7 @@ def fit(
                 optimizer.step()
                 step += 1
                 done += 1
-                pace.images += count(inputs)
+                pace.trained(count(inputs))
                 if hook is not None:
                     hook(step)
                 loss_sum += loss.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -12,19 +12,31 @@ T = TypeVar("T")
 BEGIN = 3.0
 # Share of waiting from which it is said.
 MUCH = 0.5
+# Seconds between two calls of ``tell``.
+PAUSE = 2.0
 
 
 class Pace:
-    """Watches a training, epoch by epoch. clock: seconds, for tests."""
+    """Watches a training, epoch by epoch. clock: seconds, for tests. tell(): called within long epochs, now and then.
+    """
 
     def __init__(self, clock: Any = time.perf_counter) -> None:
         self.clock = clock
         self.counted_from = clock() + BEGIN
+        self.tell: Callable[[], None] | None = None
+        self.told = clock()
         self.begin()
 
     def begin(self) -> None:
         """An epoch begins."""
-        self.started, self.waited, self.images = self.clock(), 0.0, 0
+        self.started, self.waited, self.images, self.steps = self.clock(), 0.0, 0, 0
+
+    def trained(self, images: int) -> None:
+        """A step on so many images is done."""
+        self.images, self.steps = self.images + images, self.steps + 1
+        if self.tell is not None and self.clock() - self.told >= PAUSE:
+            self.told = self.clock()
+            self.tell()
 
     def watched(self, items: Iterator[T]) -> Iterator[T]:
         """The same items; the time until each of them comes is waited for data."""

@@ -28,16 +28,16 @@ from torch import Tensor, nn
 from pfray.errors import PfrayError, StorageError, TrainingFailed, UserCodeFailed, first_line
 from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
-from pfray.storage.run_folder import curve_of, traceback_of
+from pfray.storage.run_folder import curve_of, running_of, traceback_of
 from pfray.training import checkpoints
 from pfray.training.checkpoints import EXCHANGE, STATE
 from pfray.training.loop import Shard
-from pfray.training.pace import in_words
 from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
 from pfray.utils.session_folder import scratch_folder
 from pfray.utils.user_code import failing_user_code
-from pfray.workflow.worker import TrainingSpec, add_line, read_curve, read_lines, train_candidate
+from pfray.workflow.curve import Report, add_line, read_lines, report_epochs, report_running
+from pfray.workflow.worker import TrainingSpec, train_candidate
 
 # Times that lost workers are replaced, and the training continues from the last epoch's checkpoint.
 RETRIES = 2
@@ -54,17 +54,18 @@ def retrain(
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
     distributed: Distributed | None = None,
-    on_epoch: Callable[[int, float, str], None] | None = None,
+    on_progress: Report | None = None,
 ) -> dict[str, Tensor]:
     """State dict after the last epoch of training the candidate's model on all training data.
 
     context: a Context in Ray's object store. start: the Weights that ``finish`` gave, likewise.
     folder: for the checkpoints and the curve (epoch, loss). A training continues from its last checkpoint of the same
     ``made_from``. The curve also has the pace of each epoch and, with several workers, the bytes of gradients that each
-    sent. on_epoch(epochs done, loss, the pace in words) is called from the calling thread.
+    sent. on_progress is called from the calling thread after each epoch, and every few seconds within a long one.
     Raises TrainingFailed.
     """
     traceback_of(folder).unlink(missing_ok=True)
+    running_of(folder).unlink(missing_ok=True)
     _clean_curve(folder, checkpoints.epochs_done(folder, made_from, alone=workers == 1))
     config = {
         "candidate": candidate,
@@ -75,13 +76,14 @@ def retrain(
         "distributed": distributed or Distributed(),
     }
     train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
-    seen = 0
+    told = 0.0
+    report = on_progress or (lambda done, loss, pace: None)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
         while not future.done():
             wait([future], timeout=0.5)
-            seen = _report_new(folder, seen, on_epoch)
-        _report_new(folder, seen, on_epoch)
+            told = report_running(folder, report_epochs(folder, told, report), report)
+        report_epochs(folder, told, report)
         try:
             return future.result()
         except (train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -251,15 +253,6 @@ def task_device() -> torch.device:
 
 def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in model.state_dict().items()}
-
-
-def _report_new(folder: Path, seen: int, on_epoch: Callable[[int, float, str], None] | None) -> int:
-    """Call ``on_epoch`` for every epoch after ``seen``. Returns the last one."""
-    curve = read_curve(folder)
-    for entry in curve:
-        if on_epoch is not None and entry["epoch"] > seen:
-            on_epoch(int(entry["epoch"]), entry["loss"], in_words(entry))
-    return int(curve[-1]["epoch"]) if curve else seen
 
 
 def _as_pfray_error(error: Exception, folder: Path) -> PfrayError:

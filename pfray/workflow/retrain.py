@@ -29,8 +29,8 @@ from pfray.space import Plan
 from pfray.storage.run_folder import RunFolder
 from pfray.training.settings import Distributed
 from pfray.utils.cache import content_key, load_noted, save_tensors
+from pfray.workflow.curve import Report, read_lines
 from pfray.workflow.launch import finish, retrain, run_together
-from pfray.workflow.worker import read_lines
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,17 @@ class Trainer:
             total = sum(stage.epochs for name in missing for staged in wanted[name] for stage in staged.stages)
             names = " and ".join(", ".join(missing).rsplit(", ", 1))
             with self.observers.stage(f"train {names}", total=total) as stage:
-                epochs_done = dict.fromkeys(missing, 0)
+                epochs_done = dict.fromkeys(missing, 0.0)
                 reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
-                    def show(label: str, epoch: int, loss: float, pace: str, earlier: int) -> None:
-                        epochs_done[name] = earlier + epoch
-                        words = f"{label}: loss {loss:.4f}" + (f", {pace}" if pace else "")
-                        stage.update(sum(epochs_done.values()), words)
-                        self.observers.epoch_done(label, epoch, loss)
+                    def show(label: str, done: float, loss: float | None, pace: str, earlier: int) -> None:
+                        epochs_done[name] = earlier + done
+                        far = f"epoch {int(done) + 1}, {done % 1:.0%}".replace("%", " %")
+                        words = f"{label}: {far if loss is None else f'loss {loss:.4f}'}"
+                        stage.update(sum(epochs_done.values()), words + (f", {pace}" if pace else ""))
+                        if loss is not None:
+                            self.observers.epoch_done(label, int(done), loss)
 
                     earlier, own, shared = 0, context, reference
                     for staged in wanted[name]:
@@ -150,7 +152,7 @@ class Trainer:
         context: ray.ObjectRef,
         at_once: int,
         earlier: int,
-        show: Callable[[str, int, float, str, int], None],
+        show: Callable[[str, float, float | None, str, int], None],
     ) -> int:
         """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
 
@@ -163,8 +165,8 @@ class Trainer:
         for stage in stages[done:]:
             weights = self._kept(stage)
             if weights is None:
-                on_epoch = partial(_show_epoch, show, stage.name, earlier)
-                weights = self._train_stage(stage, context, before, at_once, on_epoch)
+                progress = partial(_show_progress, show, stage.name, earlier)
+                weights = self._train_stage(stage, context, before, at_once, progress)
                 _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
             before = ray.put((stage.candidate, weights))
@@ -176,7 +178,7 @@ class Trainer:
         context: ray.ObjectRef,
         before: ray.ObjectRef | None,
         at_once: int,
-        on_epoch: Callable[[int, float, str], None],
+        on_progress: Report,
     ) -> Weights:
         """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
@@ -201,7 +203,7 @@ class Trainer:
             cpus_per_worker=cpus,
             gpus_per_worker=gpus,
             distributed=self.distributed,
-            on_epoch=on_epoch,
+            on_progress=on_progress,
         )
         for entry in read_lines(self.run.training(stage.name), "note"):
             self.observers.note(f"note: {stage.name}: {entry['note']}")
@@ -247,7 +249,12 @@ def _save(path: Path, weights: Weights, made_from: str) -> None:
     save_tensors(path, weights.state, made_from, structure)
 
 
-def _show_epoch(
-    show: Callable[[str, int, float, str, int], None], label: str, earlier: int, epoch: int, loss: float, pace: str
+def _show_progress(
+    show: Callable[[str, float, float | None, str, int], None],
+    label: str,
+    earlier: int,
+    done: float,
+    loss: float | None,
+    pace: str,
 ) -> None:
-    show(label, epoch, loss, pace, earlier)
+    show(label, done, loss, pace, earlier)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +16,12 @@ from pfray.learner.base import Compressed
 from pfray.learner.build import Weights, compress_candidate, rebuild_candidate
 from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
-from pfray.storage.run_folder import curve_of
 from pfray.task import Task
 from pfray.training.comm_hooks import distribute
 from pfray.training.loop import Shard, StatefulHook, choose_precision, fit
 from pfray.training.pace import Pace
 from pfray.training.settings import Distributed
-from pfray.utils.files import append_line, read_records
+from pfray.workflow.curve import add_line, read_curve, write_running
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,20 @@ def train_candidate(
         if spec.distributed.scale_lr:
             training = with_values(training, {"lr": training.lr * shard.world})
     sent_bytes, pace, task = 0, Pace(), _read_as_before(context.task, checkpoint)
-    read, loaders = task.train, {}
-    if isinstance(read, Stream):
-        loaders = {"loaders": read.used_loaders(device.type == "cuda", shard.world)}
+    read = task.train
+    loaders = {"loaders": read.used_loaders(device.type == "cuda", shard.world)} if isinstance(read, Stream) else {}
+
+    first = 0 if checkpoint is None else checkpoint["epoch"]
+
+    def tell() -> None:
+        done = first + pace.steps / context.task.train.steps(training.batch_size)
+        write_running(spec.folder, {"done": done, **pace.epoch(shard.world), **loaders})
+
+    if shard.rank == 0:
+        pace.tell = tell
 
     def keep(epoch: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
-        nonlocal sent_bytes
+        nonlocal sent_bytes, first
         seen = pace.epoch(shard.world)
         state = {
             "model": model.state_dict(),
@@ -100,6 +106,7 @@ def train_candidate(
             sent = {} if exchange is None else {"sent_bytes": exchange.sent_bytes - sent_bytes}
             add_line(spec.folder, epoch=epoch, loss=loss, **sent, **seen, **loaders)
         sent_bytes = 0 if exchange is None else exchange.sent_bytes
+        first = epoch
 
     fit(
         trained,
@@ -110,7 +117,7 @@ def train_candidate(
         teacher=place(context.teacher, device) if candidate.distill.weight else None,
         distill=candidate.distill,
         hook=hook,
-        start_epoch=0 if checkpoint is None else checkpoint["epoch"],
+        start_epoch=first,
         optimizer_state=None if checkpoint is None else checkpoint["optimizer"],
         on_epoch=keep,
         shard=shard,
@@ -129,25 +136,3 @@ def _read_as_before(task: Task, checkpoint: dict[str, Any] | None) -> Task:
     if checkpoint is None or not isinstance(read, Stream) or read.indices is not None or read.loaders is not None:
         return task
     return replace(task, train=replace(read, loaders=checkpoint.get("loaders")))
-
-
-def add_line(folder: Path, **entry: float | str) -> None:
-    """Append a line to the curve's file."""
-    append_line(curve_of(folder), json.dumps(entry))
-
-
-def read_curve(folder: Path) -> list[dict[str, float]]:
-    """Epoch and loss of each epoch of the training in ``folder``; for an epoch repeated after a crash, the last values.
-    """
-    return sorted({e["epoch"]: e for e in read_lines(folder, "epoch")}.values(), key=lambda entry: entry["epoch"])
-
-
-def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """Lines of the curve's file that have ``key`` (``epoch``, ``error`` or ``note``) and values of the right types.
-
-    A last line that is still being written is left out.
-    """
-    path = curve_of(folder)
-    lines = read_records(path)[0] if path.exists() else []
-    types: dict[str, type] = {"epoch": int, "loss": float} if key == "epoch" else {key: str}
-    return [entry for entry in lines if all(type(entry.get(name)) is kind for name, kind in types.items())]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -50,6 +51,28 @@ def test_what_was_done_in_an_earlier_session_does_not_enter_the_rate(plain, cloc
         clock[0] += 10
         stage.update(91, "")
     assert "91/100 , about 90 s left" in text.getvalue()
+    with observers.stage("train", total=4) as stage:
+        clock[0] += 0.5
+        stage.update(1, "an epoch of the earlier session")
+        stage.update(2, "another")
+        clock[0] += 9.5
+        stage.update(2.25, "epoch 3, 25 %")
+    assert "2/4 epoch 3, 25 %, about 70 s left" in text.getvalue()
+
+
+def test_the_share_of_an_epoch_counts_for_the_rate_and_lines_get_rarer_with_the_hours(plain, clock):
+    observers, text = plain
+    with observers.stage("train", total=3) as stage:
+        clock[0] += 100
+        stage.update(1.25, "epoch 2, 25 %")  # the first was trained in an earlier session
+        for second in range(4000):
+            clock[0] += 1
+            stage.update(1.5, f"after {second}")
+    first, *others = text.getvalue().splitlines()[1:-1]
+    assert first == "[train] 1/3 epoch 2, 25 %, about 700 s left"
+    seconds = [int(line.split()[3].rstrip(",")) for line in others]
+    assert [after - before for before, after in pairwise(seconds)][:2] == [6, 6]
+    assert [after - before for before, after in pairwise(seconds)][-2:] == [60, 60]
 
 
 def test_a_stage_without_a_total_counts_only(plain, clock):

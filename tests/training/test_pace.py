@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfray.training.pace import BEGIN, Pace, in_words
+from pfray.training.pace import BEGIN, PAUSE, Pace, in_words
 
 
 class Clock:
@@ -25,7 +25,7 @@ def run(pace: Pace, clock: Clock, batches: int, wait: float, work: float) -> Non
 
     for _ in pace.watched(read()):
         clock.now += work
-        pace.images += 10
+        pace.trained(10)
 
 
 def test_images_a_second_are_of_the_whole_epoch_and_all_workers():
@@ -53,6 +53,14 @@ def test_of_an_epoch_within_the_first_seconds_nothing_is_said():
     pace = Pace(clock)
     run(pace, clock, 4, wait=0.5, work=0.1)
     assert "waiting" not in pace.epoch()
+
+
+def test_within_an_epoch_it_tells_now_and_then():
+    clock, told = Clock(), []
+    pace = Pace(clock)
+    pace.tell = lambda: told.append((pace.steps, clock.now))
+    run(pace, clock, 8, wait=0.0, work=PAUSE / 4)
+    assert told == [(4, PAUSE), (8, 2 * PAUSE)]
 
 
 @pytest.mark.parametrize(("entry", "words"), [

@@ -47,7 +47,7 @@ def trained(ray_cluster, context, candidate, tmp_path_factory):
         folder, seen = tmp_path_factory.mktemp("trained") / f"w{workers}", []
         state = retrain(
             candidate, ray.put(context), folder, workers=workers, distributed=exchange,
-            on_epoch=lambda epoch, loss, pace, seen=seen: seen.append(epoch),
+            on_progress=lambda done, loss, pace, seen=seen: seen.append(done) if loss is not None else None,
         )  # fmt: skip
         found[workers] = state, folder, seen
     return found

@@ -14,7 +14,8 @@ from pfray.learner.context import Context, Recipe
 from pfray.nn.modes import place
 from pfray.training.loop import Shard
 from pfray.training.settings import Training
-from pfray.workflow.worker import TrainingSpec, read_curve, read_lines, train_candidate
+from pfray.workflow.curve import read_curve, read_lines
+from pfray.workflow.worker import TrainingSpec, train_candidate
 from tests.pictures import encoded, picture
 from tests.small import make_task
 from tests.zoo import conv, head

@@ -18,7 +18,8 @@ from pfray.nn.modes import place
 from pfray.task import as_split
 from pfray.training.loop import Shard
 from pfray.training.settings import Training
-from pfray.workflow.worker import TrainingSpec, read_curve, train_candidate
+from pfray.workflow.curve import read_curve
+from pfray.workflow.worker import TrainingSpec, train_candidate
 from tests.small import make_task
 from tests.zoo import conv, head
 
@@ -32,8 +33,8 @@ def train(folder: Path, task, checkpoint: dict[str, Any] | None = None) -> tuple
     plan = WeightSparse(teacher, task).space().uniform({"sparsity": 0.5})
     candidate = Recipe(WeightSparse, Settings(), Training(epochs=2, lr=0.01, batch_size=10)).candidate(plan)
     spec = TrainingSpec(candidate, Context(task, teacher), folder)
-    keep = lambda state: states.append(copy.deepcopy(state))  # noqa: E731
-    return train_candidate(spec, Shard(), torch.device("cpu"), checkpoint, keep), states
+    model = train_candidate(spec, Shard(), torch.device("cpu"), checkpoint, lambda s: states.append(copy.deepcopy(s)))
+    return model, states
 
 
 def curve(folder: Path, task) -> list[dict]:

@@ -1,0 +1,28 @@
+"""A training's progress, as its driver reads it."""
+
+from __future__ import annotations
+
+from pfray.workflow.curve import add_line, report_epochs, report_running, write_running
+
+
+def test_epochs_and_shares_of_epochs_are_reported_once_and_never_backwards(tmp_path):
+    seen: list[tuple[float, float | None, str]] = []
+
+    def report(done: float, loss: float | None, pace: str) -> None:
+        seen.append((done, loss, pace))
+
+    def look(told: float) -> float:
+        return report_running(tmp_path, report_epochs(tmp_path, told, report), report)
+
+    assert look(0.0) == 0.0  # nothing there yet
+    write_running(tmp_path, {"done": 0.25, "images_per_second": 40.0, "waiting": 0.75, "loaders": 1})
+    assert look(look(0.0)) == 0.25
+    add_line(tmp_path, epoch=1, loss=2.5, images_per_second=41.0, waiting=0.1, loaders=1)
+    assert look(0.25) == 1  # the share of the first epoch is old
+    write_running(tmp_path, {"done": 1.5})
+    assert look(1) == 1.5
+    assert seen == [
+        (0.25, None, "40 images/s, 75 % of it waiting for data (resources.loaders: 1)"),
+        (1, 2.5, "41 images/s"),
+        (1.5, None, ""),
+    ]
