@@ -47,7 +47,7 @@ def tar_samples(file: str) -> Iterator[dict[str, bytes]]:
         sample: dict[str, bytes] = {}
         last = ""
         for member in tar:
-            tar.members = []  # which tarfile would keep all
+            tar.members = []  # type: ignore[attr-defined]  # all of which tarfile would keep
             folder, _, name = member.name.rpartition("/")
             stem, _, suffix = name.partition(".")
             content = tar.extractfile(member) if stem and suffix else None
