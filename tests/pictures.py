@@ -74,12 +74,15 @@ def write_parquet(
     return path
 
 
-def write_tar(path: Path, samples: Sequence[tuple[bytes, int]]) -> Path:
-    """A webdataset tar: ``00000.jpg`` and ``00000.cls`` of each sample."""
+def write_tar(
+    path: Path, samples: Sequence[tuple[bytes, int]], columns: tuple[str, str] = ("jpg", "cls"), first: int = 0
+) -> Path:
+    """A webdataset tar: ``00000.jpg`` and ``00000.cls`` of each sample. first: number of the first one; samples above 0
+    are added to the tar."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for number, (data, label) in enumerate(samples):
-            for suffix, content in (("jpg", data), ("cls", str(label).encode())):
+    with tarfile.open(path, "a" if first else "w") as tar:
+        for number, (data, label) in enumerate(samples, first):
+            for suffix, content in zip(columns, (data, str(label).encode()), strict=True):
                 member = tarfile.TarInfo(f"{number:05d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 import pfray
 import pfray.run
 from benchmarks import torchvision_ops
+from pfray.data import _shards
 from pfray.learner.scoring import Scorer
 from pfray.measure.evaluation import evaluate
 from pfray.reporting.observers import Observers
@@ -31,7 +33,7 @@ from pfray.training.settings import Training
 from pfray.workflow import setup
 from pfray.workflow.experiment_file import load_experiment
 from pfray.workflow.learner_check import try_plan
-from tests.pictures import CLASSES, make_folder
+from tests.pictures import CLASSES, make_folder, records, write_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in (
@@ -90,11 +92,37 @@ def test_the_pages_script_names_all_damaged_images(tmp_path, monkeypatch, capsys
     damaged = [whole / "train" / CLASSES[0] / "00001.jpg", whole / "val" / CLASSES[2] / "00000.jpg"]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-60])
+    (whole / "val" / CLASSES[1] / "._00000.jpg").write_bytes(b"of macOS")
     (tmp_path / "find_damaged.py").write_text(FILES["find_damaged.py"])
     monkeypatch.chdir(tmp_path)
     runpy.run_path("find_damaged.py")
     found = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in found] == [str(path.relative_to(tmp_path)) for path in damaged]
+
+
+def test_the_pages_script_writes_the_sizes_of_tars_in_a_bucket(tmp_path, monkeypatch):
+    for name, count in (("train-0", 5), ("train-1", 4), ("validation-0", 3)):
+        write_tar(tmp_path / f"{name}.tar", records(count))
+    (tmp_path / "write_sizes.py").write_text(FILES["write_sizes.py"])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("write_sizes.py")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/", "/sizes/", recursive=True)
+    found = _shards.find("memory://sizes", None)
+    memory.rm("/sizes", recursive=True)
+    assert {split: part.lengths for split, part in found.items()} == {"train": (5, 4), "validation": (3,)}
+
+
+def test_the_pages_experiment_on_images_in_folders(tmp_path, monkeypatch):
+    make_folder(tmp_path / "data" / "birds", {"train": 10, "val": 2}, ("robin", "wren"))
+    (tmp_path / "birds.yaml").write_text(FILES["birds.yaml"])
+    monkeypatch.setenv("PFRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    loaded = setup.load(load_experiment(Path("birds.yaml")), Observers([]))
+    assert [len(split) for split in (loaded.task.train, loaded.task.validation, loaded.task.test)] == [18, 2, 4]
+    assert loaded.task.train.head(1).inputs.shape == (1, 3, 160, 160)
+    assert loaded.model.fc.out_features == 2
+    assert loaded.limits.keys() == {"macs"}
 
 
 class Checked(BaseException):

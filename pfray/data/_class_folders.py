@@ -22,14 +22,15 @@ from pfray.utils.files import write_atomically
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Part of the cache's key: changed whenever the same folders would be listed as something else.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ClassFolders:
     """Images of the class folders ``names`` in ``folder``, those of class i with the label i, sorted by name.
 
-    key: of the listing, from the class folders' names and times. Raises DataError for a class folder without images.
+    Hidden files, whose names begin with a dot, are passed over. key: of the listing, from the class folders' names and
+    times. Raises DataError for a class folder without images, or with folders in it.
     """
 
     folder: Path
@@ -106,10 +107,15 @@ def _key(folder: Path, names: Sequence[str]) -> str:
 def _images(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            found = sorted(each.name for each in entries if each.name.lower().endswith(SUFFIXES))
+            # macOS puts a ._name.jpg beside each file that it copies.
+            seen = [each for each in entries if not each.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror}). Remedy: permission to read it"
                         ) from error
+    if inner := min((each.name for each in seen if each.is_dir(follow_symlinks=False)), default=None):
+        raise DataError(f"{folder / inner}: a folder within a class folder, whose images would be missing. Remedy: "
+                        "move its images to the class folder, or make it a class of its own")
+    found = sorted(each.name for each in seen if each.name.lower().endswith(SUFFIXES))
     if not found:
         raise DataError(f"{folder}: the class has no images ({', '.join(SUFFIXES)}). Remedy: put some into it, or "
                         "remove the folder")

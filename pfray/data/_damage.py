@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from pfray.data._crops import Crop
@@ -21,28 +22,33 @@ ALLOWED = 1 / 1000
 
 
 class Sample(NamedTuple):
-    """An image ``(3, S, S)`` with its label; without one, why the image is ``damaged``, in words that name it."""
+    """An image ``(3, S, S)`` with its label; without one, the ``name`` of the image and why it is ``damaged``."""
 
     image: Tensor | None
     label: int
     training: bool
+    name: str = ""
     damaged: str = ""
 
 
 class Batch(NamedTuple):
-    """Samples together. images: ``(N, 3, S, S)``. labels: ``(N,)``. damaged: of each image that is left out, why."""
+    """Samples together. images: ``(N, 3, S, S)``. labels: ``(N,)``. damaged: why, by the name of an image left out.
+    """
 
     images: Tensor
     labels: Tensor
-    damaged: list[str]
+    damaged: dict[str, str]
 
 
 def decoded(crop: Crop, encoded: bytes, label: int, name: str) -> Sample:
     """The sample of an encoded image. name: of the image, for messages."""
     try:
         return Sample(crop(encoded), label, crop.training)
+    except UnidentifiedImageError:  # whose words are the address of an object
+        why = "its content is of no known form" if encoded else "it is empty"
     except Exception as error:  # Pillow's plugins raise many types
-        return Sample(None, label, crop.training, f"{name}: the image is damaged ({first_line(error)})")
+        why = first_line(error)
+    return Sample(None, label, crop.training, name, why)
 
 
 def collate(samples: Sequence[Any]) -> Batch:
@@ -55,7 +61,7 @@ def collate(samples: Sequence[Any]) -> Batch:
     return Batch(
         torch.stack(images) if images else torch.empty((0, 3, 1, 1), dtype=torch.uint8),
         torch.tensor([sample.label for sample in good], dtype=torch.int64),
-        [sample.damaged for sample in read if sample.image is None],
+        {sample.name: sample.damaged for sample in read if sample.image is None},
     )
 
 
@@ -68,17 +74,19 @@ class Counted:
 
     name: str
     length: int
-    damaged: dict[str, None] = field(default_factory=dict)  # in the order in which they were met, each once
+    # As in a batch, in the order in which they were met; the words may change with the crop, and the first ones stay.
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Each process counts for itself.
         return type(self), (self.name, self.length)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.damaged.update(dict.fromkeys(batch.damaged))
+        for name, why in batch.damaged.items():
+            self.damaged.setdefault(name, why)
         if len(self.damaged) > ALLOWED * self.length:
             raise DataError(
-                f"{next(iter(self.damaged))}, and {len(self.damaged)} of the {self.length} images of the {self.name} "
+                f"{_first(self.damaged)}, and {len(self.damaged)} of the {self.length} images of the {self.name} "
                 f"data are so far; 1 in {1 / ALLOWED:.0f} may be. Remedy: copy the data again, or replace all "
                 "damaged images: those for which PIL.Image.open(file).convert('RGB') fails"
             )
@@ -89,10 +97,14 @@ class Counted:
         """
         damaged = self.damaged
         if world > 1:  # each has met those of its own batches
-            parts: list[dict[str, None]] = [{}] * world
+            parts: list[dict[str, str]] = [{}] * world
             torch.distributed.all_gather_object(parts, self.damaged)
-            damaged = {name: None for part in parts for name in part}
+            damaged = {name: why for part in parts for name, why in part.items()}
         if not damaged:
             return []
-        first, count = next(iter(damaged)), len(damaged)
-        return [f"{count} of the {self.length} images of the {self.name} data left out; {first}"]
+        return [f"{len(damaged)} of the {self.length} images of the {self.name} data left out; {_first(damaged)}"]
+
+
+def _first(damaged: Mapping[str, str]) -> str:
+    name, why = next(iter(damaged.items()))
+    return f"{name}: the image is damaged ({why})"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from pfray.data._loaders import streamed
+from pfray.data._loaders import is_plain, streamed
 from pfray.data._split import Split
 from pfray.data._stream import Stream
 from pfray.errors import DataError, first_line, short, shown
@@ -166,8 +166,7 @@ def _as_tensors(data: Any) -> tuple[Inputs, Any] | None:
         inputs, targets = (map_tensors(torch.as_tensor, part, np.ndarray) for part in data)
         return inputs, targets
     if isinstance(data, DataLoader):
-        plain = data.collate_fn is default_collate and type(data.batch_sampler) is BatchSampler
-        if not plain or type(data.sampler) not in (RandomSampler, SequentialSampler):
+        if data.collate_fn is not default_collate or not is_plain(data):
             return None
         data = data.dataset
     if type(data) is TensorDataset and len(data.tensors) > 1:

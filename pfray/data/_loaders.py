@@ -17,8 +17,6 @@ from pfray.utils.random_state import kept_generators, seed_generators
 
 # Settings of a DataLoader with processes of its own.
 OPTIONS = ("worker_init_fn", "multiprocessing_context", "timeout", "prefetch_factor")
-# Samplers without a choice of their own: pfray's order takes their place.
-PLAIN = (RandomSampler, SequentialSampler, DistributedSampler)
 
 
 def streamed(
@@ -54,7 +52,8 @@ def streamed(
         ) from error
     if not length:
         raise DataError(f"{name} is an empty {type(dataset).__name__}. Remedy: a data set with samples")
-    most, loaders = (None, 0) if loader is None else (loader.batch_size, loader.num_workers)
+    most = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    loaders = 0 if loader is None else loader.num_workers
     if iterable:
         own = collate if loader is None else loader.collate_fn
         return Stream(name, Iterated(dataset, length), own, adapt, most=most, loaders=loaders, options=_options(loader))
@@ -86,7 +85,21 @@ def _own_samplers(loader: DataLoader[Any]) -> tuple[Any, Any]:
     """(sampler, batch sampler) of the user's own; None for those that a DataLoader makes by itself."""
     if type(loader.batch_sampler) is not BatchSampler:
         return None, loader.batch_sampler
-    return (None if isinstance(loader.sampler, PLAIN) else loader.sampler), None
+    return (None if is_plain(loader) else loader.batch_sampler.sampler), None
+
+
+def is_plain(loader: DataLoader[Any]) -> bool:
+    """True for batches of all samples, each once, in order or shuffled: pfray's order takes the sampler's place."""
+    if type(loader.batch_sampler) is not BatchSampler:
+        return False
+    sampler: Any = loader.batch_sampler.sampler  # the loader's own is another where a BatchSampler was given
+    if type(sampler) is DistributedSampler:
+        return len(sampler.dataset) == len(loader.dataset)
+    if type(sampler) is RandomSampler and sampler.replacement:
+        return False
+    return type(sampler) in (RandomSampler, SequentialSampler) and (
+        len(sampler) == len(sampler.data_source) == len(loader.dataset)
+    )
 
 
 def shuffled(indices: Sequence[int], seed: int) -> Tensor:

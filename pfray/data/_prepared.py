@@ -45,12 +45,14 @@ class Prepared:
     def read(self, index: int) -> tuple[bytes, int, str]:
         """(an encoded image, its label, what it is called). Raises DataError where there is none."""
         row = self._table[index]
-        encoded, label = row[self.shards.image]["bytes"], row[self.shards.label]
+        image, label = row[self.shards.image], row[self.shards.label]
         shard = int(np.searchsorted(self._ends, index, "right"))
         name = f"{self.shards.files[shard]}, image {index - int(self._ends[shard]) + self.shards.lengths[shard]}"
-        if encoded is None:
+        if image is None:
+            raise DataError(f"{name}: the sample has no {self.shards.image}. Remedy: shards whose samples all have one")
+        if image["bytes"] is None:
             raise DataError(f"{name}: the shard does not hold the image itself. Remedy: store the files' bytes")
-        return encoded, label, name
+        return image["bytes"], label, name
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -71,8 +73,15 @@ class Prepared:
                     part = datasets.load_dataset(
                         shards.form, data_files=[file], split="train", cache_dir=str(folder), **columns
                     )
+                    # Of tars only the first one was looked at.
+                    if not {shards.image, shards.label} <= {*part.column_names}:
+                        found = ", ".join(name for name in part.column_names if not name.startswith("__"))
+                        raise DataError(f"{file}: its columns are {found}, and those of {shards.files[0]} "
+                                        f"{shards.image} and {shards.label}. Remedy: shards of one data set")
                     part = part.select_columns([shards.image, shards.label])
                     parts.append(part.cast_column(shards.image, datasets.Image(decode=False)))
+                except DataError:
+                    raise
                 except Exception as error:  # pyarrow, tarfile and the library raise many types
                     # The library's own says no more than that its preparation failed.
                     cause = error.__cause__ or error

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pfray.data._parquet import quiet
+from pfray.data._rows import tar_samples
 from pfray.data._track import track
-from pfray.errors import DataError, PfrayError, first_line
+from pfray.errors import DataError, first_line
 from pfray.utils.url import is_url
 
 # The ``datasets`` library's name of each form of shards, by suffix.
@@ -28,6 +29,8 @@ IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "cls", "fine_label")
 # Shards that are looked at together: a bucket answers after a tenth of a second.
 AT_ONCE = 16
+# Samples of a tar that tell its columns.
+LOOKED_AT = 5
 # Files beside tar shards that say how many samples each holds: webdataset's, and that of the hub's sets of timm.
 SIZES, INFO = "sizes.json", "_info.json"
 
@@ -157,17 +160,12 @@ def _footer(file: str) -> tuple[int, pa.Schema]:
 
 
 def _fields(file: str) -> tuple[str, str]:
-    import datasets
-
-    with quiet():
-        try:
-            rows = datasets.load_dataset(FORMS[".tar"], data_files=[file], split="train", streaming=True)
-            return chosen_columns(file, [name for name in rows.features if not name.startswith("__")])
-        except PfrayError:
-            raise
-        except Exception as error:  # tarfile, fsspec and the library raise many types
-            raise DataError(f"{file}: not a webdataset tar, or damaged, or out of reach ({first_line(error)}). Remedy: "
-                            "copy the file again, or check the network and the credentials") from error
+    try:
+        names = dict.fromkeys(name for sample in islice(tar_samples(file), LOOKED_AT) for name in sample)
+    except Exception as error:  # tarfile and fsspec raise many types
+        raise DataError(f"{file}: not a webdataset tar, or damaged, or out of reach ({first_line(error)}). Remedy: "
+                        "copy the file again, or check the network and the credentials") from error
+    return chosen_columns(file, list(names))
 
 
 def _tar_lengths(files: Sequence[str], label: str, split: str) -> tuple[int, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -13,7 +15,8 @@ from torch.utils.data import IterableDataset
 from pfray.data._crops import Crop
 from pfray.data._damage import Sample, decoded
 from pfray.data._parquet import quiet
-from pfray.data._shards import Shards
+from pfray.data._rows import parquet_rows, tar_samples
+from pfray.data._shards import FORMS, Shards
 from pfray.errors import DataError, PfrayError, StorageError, first_line
 from pfray.utils.url import hidden
 
@@ -65,26 +68,24 @@ def _sample(row: dict[str, Any], crop: Crop) -> dict[str, Sample]:
 def read(files: Sequence[str], form: str, image: str, label: str, outputs: int) -> Iterator[dict[str, Any]]:
     """Encoded images, labels and names of all samples, shard by shard. Raises DataError, StorageError."""
     for file in files:
-        for number, row in enumerate(retried(partial(_rows, file, form, image), file)):
-            name = f"{file}, image {number}"
-            encoded = (row.get(image) or {}).get("bytes")
-            if encoded is None or not isinstance(row.get(label), int):
+        for row, (encoded, number) in enumerate(retried(partial(_rows, file, form, image, label), file)):
+            name = f"{file}, image {row}"
+            if encoded is None or not isinstance(number, int):
                 missing = image if encoded is None else label
                 raise DataError(f"{name}: the sample has no {missing}. Remedy: shards whose samples all have {image} "
                                 f"and {label}")
-            if not 0 <= row[label] < outputs:
-                raise DataError(f"{name}: label {row[label]} is out of range; allowed are 0 to {outputs - 1}. Remedy: "
+            if not 0 <= number < outputs:
+                raise DataError(f"{name}: label {number} is out of range; allowed are 0 to {outputs - 1}. Remedy: "
                                 "correct the labels, or give data.path another place")
-            yield {"encoded": encoded, "label": row[label], "name": name}
+            yield {"encoded": encoded, "label": number, "name": name}
 
 
-def _rows(file: str, form: str, image: str, first: int) -> Iterator[dict[str, Any]]:
-    """Rows of a shard from the row ``first`` on."""
-    import datasets
-
-    with quiet():
-        rows = datasets.load_dataset(form, data_files=[file], split="train", streaming=True)
-        yield from rows.cast_column(image, datasets.Image(decode=False)).skip(first)
+def _rows(file: str, form: str, image: str, label: str, first: int) -> Iterator[tuple[bytes | None, Any]]:
+    """(encoded image, label) of each row of a shard from the row ``first`` on, None where one is missing."""
+    if form == FORMS[".parquet"]:
+        yield from parquet_rows(file, image, label, first)
+    for sample in islice(tar_samples(file), first, None) if form == FORMS[".tar"] else ():
+        yield sample.get(image), int(sample[label]) if label in sample else None
 
 
 def retried(rows_from: Callable[[int], Iterator[Any]], name: str) -> Iterator[Any]:
@@ -109,5 +110,9 @@ def retried(rows_from: Callable[[int], Iterator[Any]], name: str) -> Iterator[An
                     f"{name}: the shard cannot be read, {len(WAITS)} attempts in {sum(WAITS)} s failed "
                     f"({hidden(first_line(error))}). Remedy: continue with --resume when it can be reached again"
                 ) from error
+            logging.getLogger("pfray").warning(
+                "%s: the shard cannot be read (%s); the next attempt is in %d s", name, hidden(first_line(error)),
+                WAITS[failed],
+            )  # fmt: skip
             time.sleep(WAITS[failed])
             failed += 1

@@ -16,6 +16,7 @@ from pfray.learner.base import Compressed
 from pfray.learner.build import Weights, compress_candidate, rebuild_candidate, with_weights
 from pfray.learner.context import Candidate, Context, with_values
 from pfray.nn.modes import place
+from pfray.task import Task
 from pfray.training.averaging import average_of
 from pfray.training.comm_hooks import distribute
 from pfray.training.hooks import StatefulHook
@@ -83,13 +84,14 @@ def train_candidate(
             exchange.load_state_dict(checkpoint["exchange"])
         if spec.distributed.scale_lr:
             training = with_values(training, {"lr": training.lr * shard.world})
-    sent_bytes, pace, read = 0, Pace(), context.task.train
+    sent_bytes, pace, task = 0, Pace(), _read_as_before(context.task, checkpoint)
+    read = task.train
     loaders = {"loaders": read.used_loaders(device.type == "cuda", shard.world)} if isinstance(read, Stream) else {}
 
     first = 0 if checkpoint is None else checkpoint["epoch"]
 
     def tell() -> None:
-        done = first + pace.steps / context.task.train.steps(training.batch_size)
+        done = first + pace.steps / read.steps(training.batch_size)
         write_running(spec.folder, {"done": done, **pace.epoch(shard.world), **loaders})
 
     if shard.rank == 0:
@@ -107,6 +109,7 @@ def train_candidate(
             "hook": hook.state_dict() if isinstance(hook, StatefulHook) else {},
             "average": {} if average is None else average.state_dict(),
             "exchange": {} if exchange is None else exchange.state_dict(),
+            **loaders,
         }
         save(state)
         if shard.rank == 0:
@@ -117,7 +120,7 @@ def train_candidate(
 
     fit(
         trained,
-        context.task,
+        task,
         training,
         seed=context.seed,
         precision=choose_precision(model, device, context.precision),
@@ -132,7 +135,16 @@ def train_candidate(
         average=average,
         views=spec.views,
     )
-    for remark in context.task.remarks(shard.world):
+    for remark in task.remarks(shard.world):
         if shard.rank == 0:
             add_line(spec.folder, note=remark)
     return model
+
+
+def _read_as_before(task: Task, checkpoint: dict[str, Any] | None) -> Task:
+    """The task, whose training data are read ahead by as many processes as in the epochs before the checkpoint: where
+    each reads shards of its own, their order depends on the number, which by default is that of the machine."""
+    read = task.train
+    if checkpoint is None or not isinstance(read, Stream) or read.indices is not None or read.loaders is not None:
+        return task
+    return replace(task, train=replace(read, loaders=checkpoint.get("loaders")))

@@ -77,6 +77,24 @@ def test_a_class_without_images_is_named(folder):
         len(class_folders(folder, class_names(folder)))
 
 
+def test_what_macos_leaves_beside_the_images_is_none(folder):
+    for name in ("._00000.jpg", ".DS_Store", ".hidden.png"):
+        (folder / "cat" / name).write_bytes(b"\0\5\x16\7")
+    (folder / "cat" / ".thumbnails").mkdir()
+    (folder / ".DS_Store").write_bytes(b"\0")
+    found = class_folders(folder, class_names(folder))
+    assert found.names == CLASSES
+    assert [Path(found.read(index)[2]).name for index in range(4)] == [f"{number:05d}.jpg" for number in range(4)]
+    assert len(found) == 12
+
+
+@pytest.mark.parametrize("name", ["young", "young.jpg"])
+def test_a_folder_within_a_class_is_named_rather_than_left_out(folder, name):
+    (folder / "cat" / name).mkdir()
+    with pytest.raises(DataError, match=rf"^{folder}/cat/{name}: a folder within a class folder.*\. Remedy: move"):
+        len(class_folders(folder, CLASSES))
+
+
 def test_an_image_that_is_gone_is_no_damaged_one(folder):
     found = class_folders(folder, CLASSES)
     found.labels()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from pfray.data._given import PlainBatch, held_out, split_of
 from pfray.data._stream import Stream
@@ -37,6 +37,16 @@ def test_tensors_are_kept_in_memory_and_shuffled(data):
     assert sorted(split.inputs[:, 0].tolist()) == X[:, 0].tolist()
     assert (split.inputs[:, 0] // 8).long().tolist() == split.targets.tolist()
     assert len(set(split.head(6).targets.tolist())) == 3
+
+
+@pytest.mark.parametrize("settings", [
+    {"sampler": RandomSampler(range(12), replacement=True, num_samples=24), "batch_size": 4},
+    {"batch_sampler": BatchSampler(WeightedRandomSampler(torch.ones(12), 24), 4, False)},
+], ids=["sampler", "batch sampler"])  # fmt: skip
+def test_tensors_of_a_loader_with_a_sampler_of_its_own_are_read_by_it(settings):
+    split = given(DataLoader(TensorDataset(X, Y), **settings))
+    assert isinstance(split, Stream)
+    assert sum(len(targets) for batches in split.epochs(4, [0]) for _, targets in batches) == 24
 
 
 def test_several_inputs_of_a_tensor_data_set_are_a_tuple():

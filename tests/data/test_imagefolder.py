@@ -189,6 +189,22 @@ def test_shards_that_are_streamed_are_held_out_whole(tmp_path, form):
     assert len(pickle.dumps(replace(task.train, kept={}))) < 3000
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loaders", [0, 2, 4])
+def test_streamed_shards_are_read_whole_by_any_number_of_processes(tmp_path, form, loaders):
+    place = tmp_path / "data"
+    for split, count in (("train", 4), ("validation", 4), ("test", 1)):
+        for number in range(count):
+            FORMS[form](place / f"{split}-{number}.{form}", records(12, first=100 * len(split) + 12 * number))
+    task = build(place, streaming=True, num_classes=3)
+    train, validation = (replace(split, loaders=loaders) for split in (task.train, task.validation))
+    assert train.used_loaders() == loaders
+    assert sorted(targets(train)) == sorted(targets(validation)) == [0] * 16 + [1] * 16 + [2] * 16
+    assert len(set(sums(validation.batches(5)))) == 48
+    labels = torch.cat([labels for _, labels in epoch(train, 6, 1)]).tolist()
+    assert sorted(labels) == [0] * 16 + [1] * 16 + [2] * 16
+
+
 def test_shards_and_folders_of_the_same_images_give_the_same_splits(tmp_path):
     samples = [(encoded(picture(label, number)), label) for label in range(3) for number in range(8)]
     for split in ("train", "val"):

@@ -115,6 +115,33 @@ def test_shards_that_disagree_are_named(tmp_path):
     refused(tmp_path, "train-1.parquet: its columns are img (encoded images)", "train-0.parquet are image (encoded")
 
 
+@pytest.mark.parametrize("columns", [("png", "cls"), ("jpg", "label")])
+def test_tars_that_disagree_are_named_when_they_are_read(tmp_path, columns):
+    """All of a tar's samples would have to be read to know earlier."""
+    for shard in range(2):
+        write_tar(tmp_path / f"train-{shard}.tar", records(4), columns if shard else ("jpg", "cls"))
+    shards = _shards.find(str(tmp_path), None)["train"]
+    assert shards.lengths[0] == 4
+    with pytest.raises(DataError, match=rf"train-1.tar: its columns are {', '.join(columns)}, and those of .*train-0."
+                                        r"tar jpg and cls\. Remedy: shards of one data set$"):  # fmt: skip
+        Prepared(shards).labels()
+    with pytest.raises(DataError, match=r"train-1.tar, image 0: the sample has no (jpg|cls)\. Remedy"):
+        list(Streamed(shards, Crop(8), 20, 3))
+
+
+def test_a_sample_of_another_form_within_a_tar_is_named(tmp_path):
+    path = write_tar(tmp_path / "train-0.tar", records(8))
+    write_tar(path, records(1), ("png", "cls"), first=8)
+    shards = _shards.find(str(tmp_path), None)["train"]
+    assert shards.lengths == (9,)
+    prepared = Prepared(shards)
+    assert len(prepared.read(7)[0]) > 0
+    with pytest.raises(DataError, match=r"train-0.tar, image 8: the sample has no jpg\. Remedy: shards whose"):
+        prepared.read(8)
+    with pytest.raises(DataError, match=r"train-0.tar, image 8: the sample has no jpg\. Remedy: shards whose"):
+        list(Streamed(shards, Crop(8), 20, 3))
+
+
 def test_damaged_shards_are_named(tmp_path):
     path = write_parquet(tmp_path / "a" / "train-0.parquet", records(4))
     path.write_bytes(path.read_bytes()[:-10])

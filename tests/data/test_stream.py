@@ -14,10 +14,13 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
     default_collate,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from pfray.data._loaders import streamed
 from pfray.data._stream import Stream
@@ -51,6 +54,13 @@ class Endless(IterableDataset):
     def __iter__(self):
         while True:
             yield torch.zeros(1), 0
+
+
+class Backwards(SequentialSampler):
+    """A sampler of the user's own."""
+
+    def __iter__(self):
+        return iter(range(len(self.data_source) - 1, -1, -1))
 
 
 def stream(data: object, seed: int = 0) -> Stream:
@@ -141,6 +151,37 @@ def test_a_loaders_collate_function_and_sampler_are_used():
 
     assert len(batches) == 4
     assert {value for inputs, _ in batches for value in inputs["x"].tolist()} == {14.0}
+
+
+@pytest.mark.parametrize(("sampler", "count"), [
+    (RandomSampler(Numbers(20), replacement=True), 20),
+    (RandomSampler(Numbers(20), replacement=True, num_samples=50), 50),
+    (RandomSampler(Numbers(20), num_samples=10), 10),
+    (RandomSampler(range(10)), 10),
+    (SequentialSampler(range(10)), 10),
+    (Backwards(Numbers(20)), 20),
+], ids=["replacement", "more", "fewer", "the first ones", "the first ones in order", "a class of its own"])  # fmt: skip
+def test_a_sampler_that_does_not_give_each_sample_once_is_kept(sampler, count):
+    for settings in ({"batch_size": 5, "sampler": sampler}, {"batch_sampler": BatchSampler(sampler, 5, False)}):
+        whole = stream(DataLoader(Numbers(20), **settings))
+        assert whole.sampler is sampler
+        assert whole.steps(5) == count // 5
+        epochs = [values(epoch(whole, 5, seed)) for seed in range(4)]
+        assert [len(found) for found in epochs] == [count] * 4
+        drawn = {value for found in epochs for value in found}
+        assert (max(drawn) < 10) == (getattr(sampler, "data_source", None) == range(10))
+        assert next(len(batch[1]) for batch in whole.batches(64)) == 5
+
+
+@pytest.mark.parametrize("sampler", [
+    RandomSampler(Numbers(20)), SequentialSampler(Numbers(20)), DistributedSampler(Numbers(20), 2, 0),
+], ids=["shuffled", "in order", "distributed"])  # fmt: skip
+def test_in_place_of_a_sampler_that_gives_each_sample_once_is_pfrays_order(sampler):
+    for settings in ({"batch_size": 5, "sampler": sampler}, {"batch_sampler": BatchSampler(sampler, 5, False)}):
+        whole = stream(DataLoader(Numbers(20), **settings))
+        assert whole.sampler is None
+        assert sorted(values(epoch(whole, 5, 0))) == list(range(20))
+        assert values(epoch(whole, 5, 0)) == values(epoch(stream(Numbers(20)), 5, 0))
 
 
 def test_a_batch_sampler_makes_the_batches():
