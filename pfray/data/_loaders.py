@@ -92,13 +92,14 @@ def is_plain(loader: DataLoader[Any]) -> bool:
     """True for batches of all samples, each once, in order or shuffled: pfray's order takes the sampler's place."""
     if type(loader.batch_sampler) is not BatchSampler:
         return False
+    data: Any = loader.dataset
     sampler: Any = loader.batch_sampler.sampler  # the loader's own is another where a BatchSampler was given
     if type(sampler) is DistributedSampler:
-        return len(sampler.dataset) == len(loader.dataset)
+        return len(sampler.dataset) == len(data)
     if type(sampler) is RandomSampler and sampler.replacement:
         return False
     return type(sampler) in (RandomSampler, SequentialSampler) and (
-        len(sampler) == len(sampler.data_source) == len(loader.dataset)
+        len(sampler) == len(sampler.data_source) == len(data)
     )
 
 
