@@ -2,7 +2,8 @@
 
 Both sides read the same data set, with the same random crops and as many processes that read ahead, and train the same
 small network, alternating in one process (A B A B ...). Also measured: the memory of an epoch over many images against
-one over few, in processes of their own with those that read ahead, and the bytes that a trial is sent.
+one over few, in processes of their own with those that read ahead, of reading alone and with the training; and the
+bytes that a trial is sent.
 
 The images are noise of several scales, 256 pixels wide, made in a temporary folder; each file has several names.
 """
@@ -168,18 +169,23 @@ def processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def one_epoch(folder: str, size: str, batch: str, loaders: str) -> None:
-    """Train one epoch, for who watches the memory of it."""
+def one_epoch(what: str, folder: str, size: str, batch: str, loaders: str) -> None:
+    """Read one epoch, or train it, for who watches the memory of it. what: read or train."""
     from pfray.training.loop import fit
     from pfray.training.settings import Training
 
-    training = Training(lr=0.01, batch_size=int(batch), epochs=1, warmup_epochs=0)
-    fit(small_net(), task_of(Path(folder), int(size), int(loaders)), training, seed=0)
+    task = task_of(Path(folder), int(size), int(loaders))
+    if what == "train":
+        fit(small_net(), task, Training(lr=0.01, batch_size=int(batch), epochs=1, warmup_epochs=0), seed=0)
+        return
+    with closing(task.train.epochs(int(batch), [0])) as epochs:
+        for _ in next(epochs):
+            pass
 
 
-def peak_bytes(folder: Path, options: argparse.Namespace) -> int:
-    """Most memory of an epoch's processes, each one's share of common pages counted once, every tenth of a second."""
-    command = [sys.executable, "-m", f"benchmarks.{NAME}", ONE_EPOCH, str(folder), str(options.size),
+def peak_bytes(what: str, folder: Path, options: argparse.Namespace) -> int:
+    """Most memory of the processes of an epoch, looked at every tenth of a second. what: read or train."""
+    command = [sys.executable, "-m", f"benchmarks.{NAME}", ONE_EPOCH, what, str(folder), str(options.size),
                str(options.batch_size), str(options.loaders)]  # fmt: skip
     peak = 0
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -202,12 +208,17 @@ def family(process: int) -> list[int]:
 
 
 def own_bytes(process: int) -> int:
-    """Memory of a process, with its share of the pages that it has in common with others."""
+    """Memory of a process, with its share of the pages that it has in common with those that it started.
+
+    Pages of files, which are libraries and the list of the images, are left out: the system takes them back when it
+    needs room, and a process's share of them depends on who else on the machine runs PyTorch.
+    """
+    found = 0
     with suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
-    return 0
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                found += 1024 * int(line.split()[1])
+    return found
 
 
 def trial_bytes(folder: Path, options: argparse.Namespace) -> int:
@@ -240,10 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sent = [trial_bytes(folder, options) for folder in (few, many)]
         print(f"a trial is sent {sent[0]:,} bytes of {options.few:,} images, {sent[1]:,} of {options.many:,}")
         close(f"{NAME}_trial", sent[1] / sent[0], "bytes of many images over those of few", "<= 1.001")
-        peaks = [peak_bytes(folder, options) for folder in (few, many)]
-        print(f"an epoch takes {peaks[0] / 1e6:.0f} MB of {options.few:,} images, {peaks[1] / 1e6:.0f} of "
-              f"{options.many:,}")  # fmt: skip
-        close(f"{NAME}_memory", peaks[1] / peaks[0], "peak memory of many images over that of few", "<= 1.05")
+        for what, name in (("read", "memory_read"), ("train", "memory_train")):
+            peaks = [peak_bytes(what, folder, options) for folder in (few, many)]
+            print(f"to {what} an epoch takes {peaks[0] / 1e6:.0f} MB of {options.few:,} images, "
+                  f"{peaks[1] / 1e6:.0f} of {options.many:,}")  # fmt: skip
+            close(f"{NAME}_{name}", peaks[1] / peaks[0], f"peak memory to {what} many over that of few", "<= 1.05")
     return 0
 
 

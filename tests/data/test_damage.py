@@ -9,6 +9,7 @@ import torch
 
 from pfray.data._crops import Crop
 from pfray.data._damage import Counted, Sample, collate, decoded
+from pfray.data._readers import Order, Reader, read
 from pfray.errors import DataError
 from tests.pictures import encoded, picture
 from tests.two_ranks import on_two_ranks
@@ -38,6 +39,18 @@ def test_an_evaluation_leaves_it_out_and_a_batch_of_a_training_keeps_its_size():
     assert trained.images.shape == (6, 3, 8, 8)
     assert list(trained.damaged) == ["image 0", "image 1"]
     assert collate(samples(2, 2)).images.shape[0] == 0
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_process_that_reads_ahead_makes_a_batch_in_shared_memory(loaders):
+    def noted(read: list[Sample]) -> tuple[bool, int]:
+        images = collate(read).images
+        return images.is_shared(), images.untyped_storage().nbytes()
+
+    orders = [Order(0, None, range(4), range(4))]
+    assert list(read(Reader("train", samples(4, 0), noted), orders, loaders, {}, False)) == [
+        (0, (loaders > 0, 4 * 3 * 8 * 8))
+    ]
 
 
 def test_one_in_a_thousand_is_a_remark_and_more_an_error_that_names_the_first():
