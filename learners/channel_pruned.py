@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import nn
 
 from learners._channels import ChannelAlgorithm
-from pfray.learner.base import Compressed
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.calibration import affordable_inputs, fewer_inputs_note
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
@@ -33,7 +33,13 @@ from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
-from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key, moments_macs
+from pfray.pruning.reconstruction.covariance import (
+    Moments,
+    cached_moments,
+    input_moments,
+    moments_key,
+    moments_macs,
+)
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
@@ -79,6 +85,13 @@ class ChannelPruned(ChannelAlgorithm):
         if self.settings.images is not None:
             return []
         return fewer_inputs_note("channel_pruned", self.images, len(self.task.train), self.macs)
+
+    def behind(self, earlier: Algorithm, plan: Plan, model: nn.Module) -> ChannelPruned:
+        later = super().behind(earlier, plan, model)
+        assert isinstance(later, ChannelPruned)
+        if earlier.removable():
+            later.calibration = after_removal(self.calibration, model, self.task, self.images, self.settings.positions)
+        return later
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
@@ -154,6 +167,39 @@ def calibrate(model: nn.Module, task: Task, images: int, positions: int) -> Cali
         content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
     )
     return Calibration(graph, moments, kept, norms)
+
+
+def after_removal(
+    calibration: Calibration, model: nn.Module, task: Task, images: int, positions: int
+) -> Calibration:
+    """Calibration of ``model``, which has lost layers since ``calibration``, without another pass over the images.
+
+    A layer that reads as many channels as before keeps the moments of its inputs, as each layer does whose inputs come
+    from pruned ones. Only inputs that are new, of layers behind removed ones, are measured.
+    """
+    graph, norms = graph_of(model, task), calibration.norms
+    layers = read_layers(model, graph)
+    moments = {name: own for name, own in calibration.moments.items() if name in layers}
+    new = [name for name in layers if name not in moments or len(moments[name].mean) != len(_rows_of(model, name))]
+    if new:
+        measured = input_moments(model, task, new, images, positions)
+        moments |= {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in measured.items()}
+    before = {group.name: _readers_of(group) for group in calibration.graph.groups}
+    kept = {
+        group.name: calibration.kept[group.name]
+        if before[group.name] == _readers_of(group) and not {*new} & before[group.name]
+        else lasso.lasso_selections(selection_gram(model, group, moments))
+        for group in graph.groups
+    }
+    return Calibration(graph, moments, kept, norms)
+
+
+def _rows_of(model: nn.Module, layer: str) -> torch.Tensor:
+    return weight_rows(model.get_submodule(layer))
+
+
+def _readers_of(group: ChannelGroup) -> set[str]:
+    return {cut.layer for cut in group.cuts if cut.side == "in"}
 
 
 def read_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from learners import filter_ranked
-from pfray.errors import UnsupportedModel
+from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.measure.cost import stored_bytes
 from pfray.nn.layers import without_skipped
@@ -80,6 +80,14 @@ class LayerRemoval(Algorithm):
         knobs = tuple(Knob(n, 0.0, 1.0, choices=(0.0, 1.0), facts=facts[n], kind="layer") for n in chosen)
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
+
+    def removable(self) -> LayerGraph:
+        if self.settings.filters < 1:
+            raise ConfigError(
+                f"learner.layer_removal.filters: {self.settings.filters:g} is not allowed before another learner of "
+                "channels, which decides over the filters. Allowed: 1. Remedy: leave filters out"
+            )
+        return removable_of(self.model, self.task)
 
     @cached_property
     def maps(self) -> Maps:

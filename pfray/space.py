@@ -106,6 +106,13 @@ class CompressionSpace:
         """Mask ``(L,)`` of the knobs of one kind."""
         return np.array([knob.kind == kind for knob in self.knobs], dtype=bool)
 
+    @cached_property
+    def layers_beside_others(self) -> np.ndarray:
+        """Mask ``(L,)`` of the knobs that keep or remove a layer, if there are others than such and settings."""
+        layers = self.of_kind("layer")
+        others = ~(layers | self.free | self.of_kind("int8_switch"))
+        return layers & others.any()
+
     @property
     def parts(self) -> tuple[CompressionSpace, ...]:
         """Spaces of the single learners: here this one alone."""

@@ -143,8 +143,8 @@ def test_wrong_pipelines_are_refused(steps, message):
 
 
 def test_two_learners_of_one_cost_are_refused(context):
-    for first, second in (("channel_pruned", "filter_ranked"), ("layer_removal", "channel_pruned")):
-        with pytest.raises(ConfigError, match=rf"{first} and {second} both change (macs|params)"):
+    for first, second in (("channel_pruned", "filter_ranked"), ("channel_pruned", "layer_removal")):
+        with pytest.raises(ConfigError, match=rf"{first} and {second} both change macs.*layer_removal, channel"):
             Pipeline(context.teacher, context.task, parsed(first, second)).space()
 
 
