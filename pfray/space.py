@@ -118,6 +118,11 @@ class CompressionSpace:
         """Spaces of the single learners: here this one alone."""
         return (self,)
 
+    @cached_property
+    def taken_along(self) -> dict[int, set[int]]:
+        """Indices of the knobs that change nothing without a layer, by index of the layer's knob."""
+        return {}
+
     def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
         """Parts that can be planned independently, with their limits; empty if all knobs share the limits."""
         return []

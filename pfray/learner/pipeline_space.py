@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -64,16 +64,28 @@ class PipelineSpace(CompressionSpace):
 
     def settled(self, plan: Plan) -> Plan:
         """The plan with the knobs that change nothing in it at their full end, so that equal models have one plan."""
+        ends = np.array([knob.full for knob in self.knobs])
+        values = self._values(plan)
+        return dict(zip(self.names, np.where(self._idle(values), ends, values).tolist(), strict=True))
+
+    @cached_property
+    def taken_along(self) -> dict[int, set[int]]:
+        found = {}
+        for index in np.flatnonzero(self.of_kind("layer")).tolist():
+            idle = self._idle(self._at(np.where(np.arange(len(self)) == index, 0.0, 1.0)))
+            found[index] = {*np.flatnonzero(idle).tolist()}
+        return {index: others for index, others in found.items() if others}
+
+    def _idle(self, values: np.ndarray) -> np.ndarray:
+        """Mask ``(L,)`` of the knobs that change nothing."""
+        found, start = np.zeros(len(self), dtype=bool), 0
+        if self.idle is not None:
+            found[~self.free] = self.idle(values[~self.free])
         for part in self.parts:
             if isinstance(part, PipelineSpace):
-                plan = {**plan, **part.settled({name: plan[name] for name in part.names})}
-        if self.idle is None:
-            return plan
-        values = self._values(plan)
-        idle = np.zeros(len(self), dtype=bool)
-        idle[~self.free] = self.idle(values[~self.free])
-        ends = np.array([knob.full for knob in self.knobs])
-        return dict(zip(self.names, np.where(idle, ends, values).tolist(), strict=True))
+                found[start : start + len(part)] |= part._idle(values[start : start + len(part)])
+            start += len(part)
+        return found
 
     def _own(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
         """Parts that are the only one to offer a limit's unit, with those limits."""
