@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from pfray.errors import UnsupportedModel
@@ -52,11 +54,15 @@ class ChannelAlgorithm(Algorithm):
         )
 
     def behind(self, earlier: Algorithm, plan: Plan, model: nn.Module) -> Algorithm:
-        """The groups that are left are known without tracing ``model``."""
+        """The groups that are left are known without tracing ``model``; those skipped may be gone."""
+        later = super().behind(earlier, plan, model)
         if found := earlier.removable():
             gone = [name for name in found.names if plan.get(name, 1.0) < 0.5]
-            keep_graph(model, self.task, GroupsOfLayers(found, graph_of(self.model, self.task)).without(gone))
-        return super().behind(earlier, plan, model)
+            left = GroupsOfLayers(found, graph_of(self.model, self.task)).without(gone)
+            keep_graph(model, self.task, left)
+            names = {group.name for group in left.groups}
+            later.settings = replace(self.settings, skip=tuple(name for name in self.settings.skip if name in names))
+        return later
 
     def structure(self, plan: Plan) -> dict[str, int]:
         """Number of units that each group keeps."""
