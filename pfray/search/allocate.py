@@ -118,30 +118,43 @@ def _least_error(
     within = {i: others - {each for j in others for each in taken.get(j, ())} for i, others in taken.items()}
     outermost = [i for i in knobs if not any(i in others for others in taken.values())]
 
-    def decide(index: int, multiplier: float, found: np.ndarray) -> float:
+    def decide(index: int, multiplier: float, found: np.ndarray, layers: Mapping[int, float]) -> float:
         """Set the least position of a knob, and of those that it takes along; returns their objective, less the cost
         at the present position."""
         own = knobs[index]
         objective = own.errors + multiplier * (own.costs - own.present)
         if index in taken:
-            objective[-1] += sum(decide(inner, multiplier, found) for inner in within[index])
-        place = int(np.argmin(objective))
+            objective[-1] += sum(decide(inner, multiplier, found, layers) for inner in within[index])
+        place = int(np.argmin(objective)) if index not in layers else int(np.argmin(abs(own.grid - layers[index])))
         found[index] = own.grid[place]
         if index in taken and place < len(own.grid) - 1:
             found[[*taken[index]]] = 1.0
         return float(objective[place])
 
-    def at(multiplier: float) -> np.ndarray:
+    def at(multiplier: float, layers: Mapping[int, float]) -> np.ndarray:
         found = positions.copy()
         for index in outermost:
-            decide(index, multiplier, found)
+            decide(index, multiplier, found, layers)
         return found
 
-    low, high = 1e-12, 1e12
-    for _ in range(80):
-        middle = float(np.sqrt(low * high))
-        if space.meets(space.decode(at(middle)), limits):
-            high = middle
-        else:
-            low = middle
-    return at(high)
+    def bisect(layers: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Positions on both sides of the limits, within first. layers: positions of the layers that are decided."""
+        low, high = 1e-12, 1e12
+        for _ in range(80):
+            middle = float(np.sqrt(low * high))
+            if space.meets(space.decode(at(middle, layers)), limits):
+                high = middle
+            else:
+                low = middle
+        return at(high, layers), at(low, layers)
+
+    def error(found: np.ndarray) -> float:
+        return sum(float(np.interp(found[i], own.grid, own.errors)) for i, own in knobs.items())
+
+    within_limits, beyond = bisect({})
+    if not taken:
+        return within_limits
+    # A layer that goes leaves a gap below the limits; the other knobs may fill it better with the layer kept.
+    kept, _ = bisect({index: float(beyond[index]) for index in taken})
+    candidates = [found for found in (within_limits, kept) if space.meets(space.decode(found), limits)]
+    return min(candidates, key=error, default=within_limits)
