@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -24,27 +23,23 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from learners._channel_calibration import Calibration, after_removal, calibrate, group_errors, read_layers
 from learners._channels import ChannelAlgorithm
-from pfray.learner.base import Compressed
+from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.calibration import affordable_inputs, fewer_inputs_note
-from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.dense import can_shift, shift_output
 from pfray.nn.fx import Untraceable
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
-from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
-from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
 from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
-from pfray.pruning.channels.scores import l1_scores, taylor_scores
-from pfray.pruning.reconstruction import lasso, least_squares
-from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key, moments_macs
+from pfray.pruning.reconstruction import least_squares
+from pfray.pruning.reconstruction.covariance import moments_macs
 from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
-from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
-from pfray.utils.cache import content_key
 
 # Optimizer steps of training from which on the units of the largest l1 norms are the better start.
 LONG = 2500
@@ -118,6 +113,15 @@ class ChannelPruned(ChannelAlgorithm):
     def calibrate(self, model: nn.Module) -> Calibration:
         return calibrate(model, self.task, self.images, self.settings.positions, self.settings.criterion)
 
+    def behind(self, earlier: Algorithm, plan: Plan, model: nn.Module) -> ChannelPruned:
+        later = super().behind(earlier, plan, model)
+        assert isinstance(later, ChannelPruned)
+        if earlier.removable():
+            later.calibration = after_removal(
+                self.calibration, model, self.task, self.images, self.settings.positions, self.settings.criterion
+            )
+        return later
+
     def error_curves(self) -> dict[str, np.ndarray]:
         """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
 
@@ -170,63 +174,11 @@ class ChannelPruned(ChannelAlgorithm):
         return Compressed(pruned, structure=structure)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Quantities independent of the plan.
-
-    moments: moments of the inputs of each layer that reads channels of a group. kept: kept units, by group and count.
-    norms: the batch norm after a layer, by the layer's name.
-    """
-
-    graph: ChannelGraph
-    moments: dict[str, Moments]
-    kept: dict[str, list[np.ndarray]]
-    norms: dict[str, str]
-
-
-def calibrate(model: nn.Module, task: Task, images: int, positions: int, criterion: str) -> Calibration:
-    """Runs one pass over the calibration images, and chooses the units of every group and count by the criterion.
-
-    Moments and LASSO paths are computed once on a machine.
-    """
-    graph = graph_of(model, task)
-    norms = norms_behind(model, example_input(task, next(model.parameters()).device))
-    layers = read_layers(model, graph)
-    key = moments_key(model, task, layers, images, positions)
-    moments = cached_moments(model, task, layers, images, positions, key)
-    # A bias or a batch norm can take over the mean contribution of removed channels; without one the weights have to
-    # compensate for it, and it counts as error.
-    moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
-    parts = [(g.name, g.units, [(cut.layer, cut.side, cut.size, cut.index.tobytes()) for cut in g.cuts])
-             for g in graph.groups]  # fmt: skip
-    if criterion == "l1":
-        kept = {group.name: highest(l1_scores(model, group)) for group in graph.groups}
-    elif criterion == "taylor":
-        kept = {name: highest(own) for name, own in taylor_scores(model, graph.groups, task, images).items()}
-    else:
-        kept = lasso.cached_selections(
-            content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
-        )
-    return Calibration(graph, moments, kept, norms)
-
-
-def highest(scores: np.ndarray) -> list[np.ndarray]:
-    """The k units of the highest scores ``(U,)``, of equal ones the first, for every count k = 0 ... U; sorted."""
-    order = np.argsort(-scores, kind="stable")
-    return [np.sort(order[:count]) for count in range(len(order) + 1)]
-
-
 def removed(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
     """A pruned copy whose remaining weights are the model's own."""
     pruned = copy.deepcopy(model)
     prune(pruned, graph, kept)
     return place(pruned, next(model.parameters()).device)
-
-
-def read_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:
-    """Names of the layers whose inputs are measured, in the model's order."""
-    names = {cut.layer for group in graph.groups for cut in readers(model, group)}
-    return [name for name, _ in model.named_modules() if name in names]
 
 
 def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.Module:
@@ -247,50 +199,3 @@ def reconstructed(model: nn.Module, calibration: Calibration, kept: Kept) -> nn.
                 mean = moments.mean.double()
                 shift_output(pruned, name, calibration.norms, mean @ weight - mean[torch.from_numpy(rows)] @ new)
     return place(pruned, next(model.parameters()).device)
-
-
-def readers(model: nn.Module, group: ChannelGroup) -> list[Cut]:
-    """Layers that read a group's channels and can be reconstructed."""
-    return [cut for cut in group.cuts if cut.side == "in" and is_dense(model.get_submodule(cut.layer))]
-
-
-def selection_gram(model: nn.Module, group: ChannelGroup, moments: dict[str, Moments]) -> np.ndarray:
-    """Gram matrix ``(U, U)`` of the units' contributions to the layers that read them, each layer with the same weight.
-
-    If no reader is a matrix product (grouped and transposed convolutions, recurrent layers), a diagonal of the squared
-    magnitudes of the weights that produce each unit; of the magnitudes, if a recurrent layer produces it.
-    """
-    total = np.zeros((group.units, group.units))
-    for cut in readers(model, group):
-        if cut.layer in moments:
-            layer = model.get_submodule(cut.layer)
-            gram = lasso.unit_gram(moments[cut.layer], weight_rows(layer).cpu(), cut.index, cut.size)
-            total += gram / max(gram.sum(), 1e-30)
-    if total.any():
-        return total
-    made = [cut for cut in group.cuts if cut.side == "out"]
-    # A norm passes the units on, and does not make them.
-    filters = [cut for cut in made if cut.kind in WITH_FILTERS]
-    maker = next(iter(filters or [cut for cut in made if cut.inside and cut.inside.axes]))
-    layer = model.get_submodule(maker.layer)
-    energy = maker.inside.magnitudes(layer, maker.size) if maker.inside else filter_magnitudes(layer, 2)
-    return np.diag(energy[maker.index].sum(1))
-
-
-def group_errors(
-    model: nn.Module, calibration: Calibration, group: ChannelGroup, counts: Sequence[int]
-) -> dict[int, float]:
-    """Relative errors, 0 to 1, if the group keeps so many units and all other groups keep everything, by count."""
-    counts = [count for count in counts if count < group.units]
-    selections = [calibration.kept[group.name][count] for count in counts]
-    cuts = [cut for cut in readers(model, group) if cut.layer in calibration.moments]
-    explained = np.ones(len(counts))
-    for cut in cuts:
-        layer, moments = model.get_submodule(cut.layer), calibration.moments[cut.layer]
-        channels = [kept_positions(calibration.graph, {group.name: kept})[cut.layer, "in"] for kept in selections]
-        rows = [rows_of_channels(layer, own) for own in channels]
-        explained *= 1 - least_squares.lost_shares(moments, weight_rows(layer).cpu(), rows)
-    if not cuts:
-        energy = np.diag(selection_gram(model, group, {}))
-        explained = np.array([energy[kept].sum() for kept in selections]) / max(energy.sum(), 1e-30)
-    return dict(zip(counts, (1 - explained).tolist(), strict=True)) | {group.units: 0.0}

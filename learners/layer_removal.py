@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from learners import filter_ranked
-from pfray.errors import UnsupportedModel
+from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed, Stage
 from pfray.measure.cost import stored_bytes
 from pfray.nn.layers import without_skipped
@@ -33,6 +33,10 @@ from pfray.pruning.layers.linear_maps import Maps, fit_maps, take_out
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
+
+# Layers of an error e that change the predictions together as much as a lost block of the error e: without a share e of
+# its stream, ResNet-56 loses what 1 - (1 - e)^4 of one layer's outputs would cost it (docs/results.md).
+LAYERS_OF_A_BLOCK = 4
 
 # Key of a plan: a keep ratio of the filters other than the settings'.
 FILTERS = "filters"
@@ -81,14 +85,28 @@ class LayerRemoval(Algorithm):
         costs = _Costs(found, tuple(chosen))
         return CompressionSpace(knobs, costs, weights_left=costs.weights)
 
+    def removable(self) -> LayerGraph:
+        if self.settings.filters < 1:
+            raise ConfigError(
+                f"learner.layer_removal.filters: {self.settings.filters:g} is not allowed before another learner of "
+                "channels, which decides over the filters. Allowed: 1. Remedy: leave filters out"
+            )
+        return removable_of(self.model, self.task)
+
     @cached_property
     def maps(self) -> Maps:
         """Best linear approximation of each removable layer."""
         return fit_maps(self.model, removable_of(self.model, self.task), self.task, self.settings.images)
 
     def error_curves(self) -> dict[str, np.ndarray]:
-        """Variance unexplained by a layer's map, or added by a block, as shares of the output variance; 0 if kept."""
-        return {name: np.array([self.maps.errors[name], 0.0]) for name in self.space().names}
+        """Error without each knob's layer or block, and 0 with it.
+
+        For a layer the share of the output variance that its map does not explain. For a block 1 - (1 - e)^4, where e
+        is the share that it adds: all later blocks read what a lost one added.
+        """
+        powers = dict.fromkeys((block.name for block in self.maps.found.blocks), LAYERS_OF_A_BLOCK)
+        errors = {name: 1 - (1 - self.maps.errors[name]) ** powers.get(name, 1) for name in self.space().names}
+        return {name: np.array([error, 0.0]) for name, error in errors.items()}
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         return Compressed(take_out(self.model, self.maps, removed_names(plan)))

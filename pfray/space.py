@@ -106,10 +106,22 @@ class CompressionSpace:
         """Mask ``(L,)`` of the knobs of one kind."""
         return np.array([knob.kind == kind for knob in self.knobs], dtype=bool)
 
+    @cached_property
+    def layers_beside_others(self) -> np.ndarray:
+        """Mask ``(L,)`` of the knobs that keep or remove a layer, if there are others than such and settings."""
+        layers = self.of_kind("layer")
+        others = ~(layers | self.free | self.of_kind("int8_switch"))
+        return layers & others.any()
+
     @property
     def parts(self) -> tuple[CompressionSpace, ...]:
         """Spaces of the single learners: here this one alone."""
         return (self,)
+
+    @cached_property
+    def taken_along(self) -> dict[int, set[int]]:
+        """Indices of the knobs that change nothing without a layer, by index of the layer's knob."""
+        return {}
 
     def separate(self, limits: Limits) -> list[tuple[CompressionSpace, Limits]]:
         """Parts that can be planned independently, with their limits; empty if all knobs share the limits."""

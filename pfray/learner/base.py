@@ -23,7 +23,9 @@ import torch
 from torch import nn
 
 from pfray.errors import ConfigError
+from pfray.learner.pipeline_space import PipelineSpace
 from pfray.nn.modes import keep_memory_format
+from pfray.pruning.layers.graph import LayerGraph
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
 from pfray.training.hooks import Hook
@@ -117,6 +119,25 @@ class Algorithm:
     def space(self) -> CompressionSpace:
         """Knobs of the model and their costs. Raises UnsupportedModel if there is nothing to compress."""
         raise self._missing("space(self)")
+
+    def removable(self) -> LayerGraph | None:
+        """Layers and blocks that the knobs of kind ``layer`` keep (1) or remove (0); None if there are no such knobs.
+
+        A learner behind in a pipeline that changes the same costs needs it. Raises ConfigError where none can follow.
+        """
+        return None
+
+    def space_behind(self, earlier: Algorithm) -> PipelineSpace | None:
+        """Joint space of ``earlier`` and this algorithm, bound to the same model, in a pipeline of both; None if they
+        have none. Only learners that change the same costs need one."""
+        return None
+
+    def behind(self, earlier: Algorithm, plan: Plan, model: nn.Module) -> Algorithm:
+        """This algorithm on ``model``, which ``earlier`` made of ``self.model`` by its ``plan``, for a trial.
+
+        By default it is bound anew. Quantities of ``self.model`` that still serve need not be computed again.
+        """
+        return type(self)(model, self.task, self.settings)
 
     def notes(self) -> list[str]:
         """Sentences that the start of a run tells the user about this model, such as a default that depends on it."""

@@ -21,7 +21,7 @@ from pfray.config.registry import find_class, parse_settings
 from pfray.errors import ConfigError, shown
 from pfray.learner.base import Algorithm, Compressed
 from pfray.learner.context import with_values
-from pfray.learner.pipeline_space import joint_space
+from pfray.learner.pipeline_space import PipelineSpace, joint_space
 from pfray.measure.cost import count_params
 from pfray.space import CompressionSpace, Plan
 from pfray.task import Task
@@ -109,43 +109,52 @@ class Pipeline(Algorithm):
     has_error_curves = True
 
     def space(self) -> CompressionSpace:
-        """Joint space of all learners (``pipeline_space.py``). Raises ConfigError if two change the same cost."""
-        spaces = {step.name: step.bind(self.model, self.task).space() for step in self.settings.steps}
-        return joint_space(spaces, count_params(self.model)[0])
+        """Joint space of all learners (``pipeline_space.py``).
+
+        Raises ConfigError if two change the same cost and have no joint space of their own (``space_behind``).
+        """
+        spaces: dict[str, CompressionSpace] = {}
+        pairs: dict[str, PipelineSpace] = {}
+        for step, algorithm, before in zip(self.settings.steps, self.whole, [None, *self.whole[:-1]], strict=True):
+            spaces[step.name] = algorithm.space()
+            if before is not None and (pair := algorithm.space_behind(before)) is not None:
+                pairs[step.name] = pair
+        return joint_space(spaces, count_params(self.model)[0], pairs)
 
     @cached_property
-    def first(self) -> Algorithm:
-        """The first algorithm, bound once. The others get a different model with every plan."""
-        return self.settings.steps[0].bind(self.model, self.task)
+    def whole(self) -> list[Algorithm]:
+        """The algorithms, bound once to the uncompressed model. All but the first get another model with every plan."""
+        return [step.bind(self.model, self.task) for step in self.settings.steps]
 
     def notes(self) -> list[str]:
         # The others get a smaller model.
-        return self.first.notes()
+        return self.whole[0].notes()
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Error curves of each algorithm separately, on the uncompressed model."""
         return {
             f"{step.name}:{name}": curve
-            for step in self.settings.steps
-            for name, curve in step.bind(self.model, self.task).error_curves().items()
+            for step, algorithm in zip(self.settings.steps, self.whole, strict=True)
+            for name, curve in algorithm.error_curves().items()
         }
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
         """Applies the algorithms in sequence; the hook is the last one's."""
-        (_, own), *rest = split_plan(self.settings, plan)
-        result = self.first.compress(own, steps)
-        for step, own in rest:
+        plans = [own for _, own in split_plan(self.settings, plan)]
+        first, *others = self.whole
+        result, before = first.compress(plans[0], steps), (first, plans[0])
+        for algorithm, own in zip(others, plans[1:], strict=True):
             # Before the next algorithm, because it may fold batch norms into the weights, which fixes their statistics.
             reestimate_batch_norm(result.model, self.task, BN_IMAGES, "float32")
-            result = step.bind(result.model, self.task).compress(own, steps)
+            result, before = algorithm.behind(*before, result.model).compress(own, steps), (algorithm, own)
         return result
 
     def rebuild(self, structure: Plan) -> nn.Module:
         """A model with the structure that all algorithms together give a plan."""
-        model = self.model
-        for step, own in split_plan(self.settings, structure):
-            algorithm = step.bind(model, self.task)
-            model = algorithm.rebuild(algorithm.structure(own))
+        model, before = self.model, None
+        for algorithm, (_, own) in zip(self.whole, split_plan(self.settings, structure), strict=True):
+            bound = algorithm.behind(*before, model) if before else algorithm
+            model, before = bound.rebuild(bound.structure(own)), (algorithm, own)
         return model
 
 

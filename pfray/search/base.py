@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ray.tune.search import Searcher
+from scipy.stats import norm
 
 from pfray.errors import ClusterError, PfrayError
 from pfray.search._patience import is_without_gain
@@ -142,15 +143,23 @@ class PlanSearcher(PersistentSearch, Searcher):
     def sample_around(self, positions: np.ndarray, spread: float) -> Plan:
         """A plan drawn from a normal around ``positions`` ``(L,)``; searched settings uniform over their range.
 
-        spread: standard deviation of the total move, multiplied by ``spread_factor``; per knob it is divided by the
-        square root of their number.
+        spread: standard deviation of the total move; it grows with ``spread_factor``.
         """
-        deviation = self.spread_factor * spread / np.sqrt(len(self.space))
+        deviation = self.spread_factor * self.deviations(spread)
         drawn = positions + deviation * self.rng.standard_normal(len(self.space))
         free = self.space.free
         if free.any():
             drawn[free] = self.rng.random(free.sum())
         return self.space.decode(drawn)
+
+    def deviations(self, spread: float) -> np.ndarray:
+        """Standard deviations ``(L,)`` of a draw around a plan, of which ``spread`` is the total move's.
+
+        A layer is kept or removed, and moves by less than half of its range change nothing. Among other knobs each
+        has the deviation with which about one of all layers changes.
+        """
+        layers, usual = self.space.layers_beside_others, spread / np.sqrt(len(self.space))
+        return np.where(layers, 0.5 / norm.isf(1 / (2 + layers.sum())) if layers.any() else usual, usual)
 
     def sample_near_best(self, spread: float) -> Plan:
         """A plan drawn from a normal around the best one."""

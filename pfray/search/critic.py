@@ -193,8 +193,12 @@ class Critic(PlanSearcher):
 
     @property
     def _action_radius(self) -> np.ndarray:
-        """Distances ``(L,)`` from ``_action_center`` to actions of 1; for a searched setting, half its range."""
-        return np.where(self.space.free, 0.5, self.settings.spread)
+        """Distances ``(L,)`` from ``_action_center`` to actions of 1; for a searched setting, half its range.
+
+        The whole range for a layer among other knobs, which changes nothing before it has moved by half of that.
+        """
+        usual = np.where(self.space.layers_beside_others, 1.0, self.settings.spread)
+        return np.where(self.space.free, 0.5, usual)
 
     def environment(self) -> Any:
         """A new environment for each episode; it is cheap, so its state need not be saved."""

@@ -88,7 +88,8 @@ class GP(PlanSearcher):
         """Plan of the highest upper confidence bound near the best one; a random one near it if that is a duplicate."""
         moved = self.moved
         positions, scores = self.near_best(*self.observations())
-        reach = np.where(self.space.free, 1.0, self.spread_factor * self.settings.trust / np.sqrt(len(self.space)))
+        whole = self.space.free | self.space.layers_beside_others
+        reach = np.where(whole, 1.0, self.spread_factor * self.settings.trust / np.sqrt(len(self.space)))
         bound = NearBest(positions, moved, reach, self.settings.kappa)
         optimizer = BayesianOptimization(
             None,

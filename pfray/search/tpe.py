@@ -47,7 +47,7 @@ class TPE(PlanSearcher):
 
     @property
     def _deviation(self) -> np.ndarray:
-        return np.where(self.space.free, FREE_SPREAD, self.settings.spread / np.sqrt(len(self.space)))
+        return np.where(self.space.free, FREE_SPREAD, self.deviations(self.settings.spread))
 
     def ask(self) -> Plan:
         trials = self._history()

@@ -6,14 +6,17 @@ interpolates linearly in the MACs and never rises as they fall. Weights do not c
 Every file is timed in turns with the original network's, which is converted once in a run (``kept.py``).
 
 If layers can be switched to 8 bits, both ends have a curve, and the prediction is linear in the mean bits between them.
+If layers can be removed and others narrowed, so have the networks with all and with none of the removable layers, and
+the prediction is linear in the share of the layers that stay: at equal MACs, fewer layers are faster.
 """
 
 from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ PROBES = 2
 NEAR = 0.05
 # Timing rounds.
 ROUNDS = 30
+# Ending of the names of curves of the network without its removable layers.
+SHALLOW = ", fewer layers"
 
 # ``(2, P)``: MACs, rising, and milliseconds.
 Curve = list[list[float]]
@@ -49,23 +54,39 @@ Done = Callable[[int, str], None]
 class PredictedCosts:
     """Costs of a space and the predicted ``latency_ms``.
 
-    inner: the other costs. curves: by name, ``float`` and perhaps ``int8``. bits: mean bits with all switches on, and
-    with all off. teacher_ms: time of the original network's file.
+    inner: the other costs. curves: by name, ``float`` and perhaps ``int8``, and with ``SHALLOW`` behind it that of the
+    network without the removable layers. bits: mean bits with all switches on, and with all off. teacher_ms: time of
+    the original network's file. layers_left(values): share of the removable layers that stay.
     """
 
     inner: Callable[[np.ndarray], dict[str, float]]
     curves: Mapping[str, Curve]
     bits: tuple[float, float]
     teacher_ms: float
+    layers_left: Callable[[np.ndarray], float] | None = None
 
     def __call__(self, values: np.ndarray) -> dict[str, float]:
         costs = self.inner(values)
-        times = {name: float(np.interp(costs["macs"], macs, times)) for name, (macs, times) in self.curves.items()}
+        kept = self.layers_left(values) if self.layers_left else 1.0
+        times = {name: self._time(name, costs["macs"], kept) for name in self.curves if not name.endswith(SHALLOW)}
         if "int8" not in times:
             return {**costs, "latency_ms": times["float"]}
         share = (costs["bits"] - self.bits[0]) / (self.bits[1] - self.bits[0])
         # If 8 bits are slower, using more of them must not look like a gain.
         return {**costs, "latency_ms": times["int8"] + share * max(0.0, times["float"] - times["int8"])}
+
+    def _time(self, name: str, macs: float, kept: float) -> float:
+        """Milliseconds on the curves with all layers and with none, and between them by the share ``kept``."""
+        counts, times = self.curves[name]
+        deep = float(np.interp(macs, counts, times))
+        if name + SHALLOW not in self.curves:
+            return deep
+        few_counts, few_times = self.curves[name + SHALLOW]
+        # A network without the layers and with more MACs is none of the plans'; the gap stays as it was last.
+        shallow = float(np.interp(macs, few_counts, few_times))
+        if macs > few_counts[-1]:
+            shallow += deep - float(np.interp(few_counts[-1], counts, times))
+        return shallow + kept * max(0.0, deep - shallow)
 
 
 def timed_space(space: CompressionSpace, algorithm: Algorithm, limit: Amount, done: Done) -> CompressionSpace:
@@ -76,7 +97,7 @@ def timed_space(space: CompressionSpace, algorithm: Algorithm, limit: Amount, do
     """
     if "macs" not in space.costs_at(np.ones(len(space))):
         return space
-    ends = {name: [space.decode(ends), space.decode(0.0 * ends)] for name, ends in _ends(space).items()}
+    ends = {name: [space.decode(positions) for positions in both] for name, both in _ends(space).items()}
     shapes = [tuple(tensor.shape) for tensor in tensors(example_input(algorithm.task))]
     key = cache_key(
         *model_parts(algorithm.model, algorithm.task), str(algorithm.settings), type(algorithm).__name__, shapes, ends,
@@ -90,7 +111,8 @@ def timed_space(space: CompressionSpace, algorithm: Algorithm, limit: Amount, do
 
 
 def _predicting(space: CompressionSpace, curves: Mapping[str, Curve], teacher_ms: float) -> CompressionSpace:
-    return replace(space, costs_of=PredictedCosts(space.costs_of, curves, _bits(space), teacher_ms))
+    costs = PredictedCosts(space.costs_of, curves, _bits(space), teacher_ms, _layers_left(space))
+    return replace(space, costs_of=costs)
 
 
 def _time_curves(
@@ -131,11 +153,13 @@ def _probe(space: CompressionSpace, wanted: float) -> Plan | None:
 
 
 def _curve_of(space: CompressionSpace, plan: Plan, names: list[str]) -> str | None:
-    """Curve that a plan is on; None if only some of its layers have 8 bits."""
-    if len(names) == 1:
-        return names[0]
+    """Curve that a plan is on; None if only some of its layers have 8 bits, or only some of them are left."""
     low, high = _bits(space)
-    return {high: "float", low: "int8"}.get(space.costs(plan)["bits"])
+    kind = {high: "float", low: "int8"}.get(space.costs(plan)["bits"]) if "int8" in names else "float"
+    layers_left = _layers_left(space)
+    if kind is None or layers_left is None:
+        return kind
+    return {1.0: kind, 0.0: kind + SHALLOW}.get(layers_left(np.array([plan[knob.name] for knob in space.knobs])))
 
 
 def file_count(space: CompressionSpace) -> int:
@@ -143,20 +167,39 @@ def file_count(space: CompressionSpace) -> int:
     return 2 * len(_ends(space)) + PROBES
 
 
-def _ends(space: CompressionSpace) -> dict[str, np.ndarray]:
-    """Positions ``(L,)`` that the curves start from: all switches to 8 bits off and, if there are any, all on."""
+def _ends(space: CompressionSpace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Positions ``(L,)`` of the two ends of each curve: all switches to 8 bits off and, if there are any, all on; all
+    removable layers in and, if other knobs are narrowed besides, all out."""
     full = np.ones(len(space))
-    switches = space.of_kind("int8_switch")
+    switches, layers = space.of_kind("int8_switch"), space.layers_beside_others
     # Between the two curves the prediction goes by the mean bits.
-    if not switches.any() or "bits" not in space.costs_at(full):
-        return {"float": full}
-    return {"float": full, "int8": np.where(switches, 0.0, full)}
+    if "bits" not in space.costs_at(full):
+        switches = np.zeros_like(switches)
+    ends = {}
+    for kind in ("float", "int8") if switches.any() else ("float",):
+        for depth in ("", SHALLOW) if layers.any() else ("",):
+            start = np.where(switches & (kind == "int8") | layers & (depth == SHALLOW), 0.0, full)
+            ends[kind + depth] = start, np.where(switches | layers, start, 0.0)
+    return ends
 
 
 def _bits(space: CompressionSpace) -> tuple[float, float]:
     """Mean bits with all switches on, and with all off."""
-    ends = [space.costs_at(positions).get("bits", 0.0) for positions in _ends(space).values()]
+    ends = [space.costs_at(start).get("bits", 0.0) for start, _ in _ends(space).values()]
     return min(ends), max(ends)
+
+
+def _layers_left(space: CompressionSpace) -> Callable[[np.ndarray], float] | None:
+    layers = np.flatnonzero(space.layers_beside_others).tolist()
+    inside = {index: others.intersection(layers) for index, others in space.taken_along.items()}
+    return partial(layers_left, layers=layers, inside=inside) if layers else None
+
+
+def layers_left(values: np.ndarray, layers: Sequence[int], inside: Mapping[int, set[int]]) -> float:
+    """Share of ``layers``, indices of knobs, that stay. inside: those that go with another layer, by its index."""
+    gone = {index for index in layers if values[index] < 0.5}
+    gone = gone.union(*(inside.get(index, ()) for index in gone))
+    return 1 - len(gone) / len(layers)
 
 
 def time_share(algorithm: Algorithm, plan: Plan) -> float:

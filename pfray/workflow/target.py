@@ -59,7 +59,8 @@ def resolve_limits(
     separate = space.separate(limits)
     for part in space.parts:
         if separate and not any(part is asked for asked, _ in separate):
-            raise ConfigError(f"target: nothing asks {part.names[0].partition(':')[0]} to compress. Remedy: add one of "
+            learners = " and ".join(dict.fromkeys(name.partition(":")[0] for name in part.names))
+            raise ConfigError(f"target: nothing asks {learners} to compress. Remedy: add one of "
                               f"{', '.join(part.costs_at(np.ones(len(part))))}")  # fmt: skip
     if keeps_limits(whole, limits):
         unit, *_ = limits

@@ -17,8 +17,9 @@ from pfray.config.schema import load
 from pfray.data import digits
 from pfray.errors import ConfigError
 from pfray.learner.pipeline import Pipeline, Settings, split_plan
-from pfray.measure.cost import count_params, stored_bytes, total_macs
+from pfray.measure.cost import count_params, stored_bits, stored_bytes, total_macs
 from pfray.measure.evaluation import measure
+from pfray.models.resnet import resnet20
 from pfray.models.vgg import vgg11
 from pfray.nn.layers import weight_layers
 from pfray.reporting.observers import Observers
@@ -27,7 +28,7 @@ from pfray.task import Task, example_input
 from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.workflow.baselines import plans_without_search
 from pfray.workflow.setup import load as load_start
-from tests.small import described_bytes
+from tests.small import described_bytes, make_task
 
 PRUNED = {"name": "channel_pruned", "images": 200, "round_to": 1}
 EIGHT = {"name": "litert_quant", "images": 200}
@@ -143,8 +144,8 @@ def test_wrong_pipelines_are_refused(steps, message):
 
 
 def test_two_learners_of_one_cost_are_refused(context):
-    for first, second in (("channel_pruned", "filter_ranked"), ("layer_removal", "channel_pruned")):
-        with pytest.raises(ConfigError, match=rf"{first} and {second} both change (macs|params)"):
+    for first, second in (("channel_pruned", "filter_ranked"), ("channel_pruned", "layer_removal")):
+        with pytest.raises(ConfigError, match=rf"{first} and {second} both change macs.*layer_removal, channel"):
             Pipeline(context.teacher, context.task, parsed(first, second)).space()
 
 
@@ -277,3 +278,96 @@ def test_a_skipped_layer_may_be_taken_out(deep):
     assert plan["layer_removal:features.11"] == 0
     student = pipeline.compress(plan).model
     assert [n for n, m in student.named_modules() if hasattr(m, "weight_bits")] == ["features.0"]
+
+
+DEPTH = {"name": "layer_removal", "images": 60}
+WIDTH = {"name": "channel_pruned", "images": 60, "round_to": 1}
+
+
+def residual() -> tuple[torch.nn.Module, Task]:
+    torch.manual_seed(0)
+    task = make_task((3, 16, 16), 10, 80)
+    model = resnet20().eval()
+    reestimate_batch_norm(model, task, 80, "float32")
+    return model, task
+
+
+@pytest.mark.parametrize("network", ["resnet20", "vgg11"])
+@pytest.mark.parametrize("second", [WIDTH, {**WIDTH, "name": "filter_ranked"}], ids=lambda second: second["name"])
+def test_layers_and_channels_that_go_together_cost_what_was_predicted(deep, network, second):
+    model, task = deep if network == "vgg11" else residual()
+    second = {key: value for key, value in second.items() if key != "images" or second["name"] == "channel_pruned"}
+    settings = parsed(DEPTH, second)
+    pipeline = Pipeline(model, task, settings)
+    space = pipeline.space()
+    whole, rng = space.costs_at(np.ones(len(space))), np.random.default_rng(0)
+    for share in (0.8, 0.4, 0.15):
+        plan = space.fit_to_target(space.decode(rng.random(len(space))), {"macs": share * whole["macs"]})
+        costs = space.costs(plan)
+        assert costs["macs"] <= share * whole["macs"]
+        for student in (pipeline.compress(plan).model, pipeline.rebuild(plan)):
+            assert costs["macs"] == total_macs(student, example_input(task))
+            assert costs["params"] == count_params(student)[0]
+        with torch.inference_mode():
+            assert student.eval()(example_input(task)).isfinite().all()
+
+
+def test_layers_channels_and_bits_meet_one_size_together(deep):
+    model, task = deep
+    few_bits = {"name": "uniform_quant", "ends": True, "images": 20}
+    settings = parsed(DEPTH, WIDTH, few_bits)
+    pipeline = Pipeline(model, task, settings)
+    space = pipeline.space()
+    params = count_params(model)[0]
+    rng = np.random.default_rng(0)
+    for share in (0.2, 0.05):
+        limits = {"size_bytes": share * 4 * params}
+        plan = space.fit_to_target(space.decode(rng.random(len(space))), limits)
+        student = pipeline.compress(plan).model
+        costs = space.costs(plan)
+        # The ranges of channels that are gone are counted too: two numbers for each.
+        described = 8 * sum(len(layer.weight) for layer in weight_layers(model).values())
+        assert costs["size_bytes"] <= limits["size_bytes"]
+        assert costs["size_bytes"] == stored_bits(student) / 8 + described
+        assert costs["macs"] == total_macs(student, example_input(task))
+        assert costs["params"] == count_params(student)[0]
+
+
+def test_limits_of_the_bits_leave_those_of_layers_and_channels_alone(deep):
+    model, task = deep
+    space = Pipeline(model, task, parsed(DEPTH, WIDTH, {**EIGHT, "images": 20})).space()
+    limits = {"macs": 0.3 * space.costs_at(np.ones(len(space)))["macs"], "bits": 8.0}
+    (both, macs), (bits, eight) = space.separate(limits)
+    assert (macs, eight) == ({"macs": limits["macs"]}, {"bits": 8.0})
+    assert {name.partition(":")[0] for name in both.names} == {"layer_removal", "channel_pruned"}
+    assert {name.partition(":")[0] for name in bits.names} == {"litert_quant"}
+    plan = space.uniform(limits)
+    # Channels alone reach it, so every layer stays.
+    assert {v for n, v in plan.items() if n.startswith("layer_removal:")} == {1}
+    assert 0.9 * limits["macs"] < space.costs(plan)["macs"] <= limits["macs"]
+    assert space.costs(plan)["bits"] == 8
+
+
+def test_no_plan_without_search_goes_past_the_target_and_allocate_keeps_the_least_error(deep):
+    model, task = deep
+    pipeline = Pipeline(model, task, parsed(DEPTH, WIDTH))
+    space, curves = pipeline.space(), pipeline.error_curves()
+    assert {*space.names} <= {*curves}
+    limits = {"macs": 0.25 * space.costs_at(np.ones(len(space)))["macs"]}
+    plans = plans_without_search(space, limits, curves)
+    assert {*plans} == {"allocate", "uniform", "heuristic"}
+
+    def error(plan: dict[str, float]) -> float:
+        positions = dict(zip(space.names, space.encode(plan), strict=True))
+        lost = [np.interp(p, np.linspace(0, 1, len(curves[n])), curves[n]) for n, p in positions.items()]
+        return float(-np.log(np.maximum(1e-6, 1 - np.array(lost))).sum())
+
+    for plan in plans.values():
+        assert 0.8 * limits["macs"] < space.costs(plan)["macs"] <= limits["macs"]
+        assert plan == space.settled(plan)
+    assert error(plans["allocate"]) < min(error(plans["uniform"]), error(plans["heuristic"]))
+
+
+def test_filters_of_the_removal_are_refused_before_channels(context):
+    with pytest.raises(ConfigError, match=r"learner\.layer_removal\.filters: 0\.5 is not allowed.*Remedy: leave"):
+        Pipeline(context.teacher, context.task, parsed({**DEPTH, "filters": 0.5}, WIDTH)).space()

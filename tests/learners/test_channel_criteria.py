@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from learners.channel_pruned import LONG, ChannelPruned, Settings, highest
+from learners._channel_calibration import highest
+from learners.channel_pruned import LONG, ChannelPruned, Settings
 from learners.filter_ranked import FilterRanked
 from learners.filter_ranked import Settings as RankedSettings
 from pfray.data import digits

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learners.channel_pruned import Calibration, ChannelPruned, Settings, group_errors, readers, selection_gram
+from learners._channel_calibration import Calibration, group_errors, readers, selection_gram
+from learners.channel_pruned import ChannelPruned, Settings
 from pfray.data import digits
 from pfray.measure.cost import total_macs
 from pfray.measure.evaluation import answers_of

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pfray.errors import InfeasibleTarget
+from pfray.learner.pipeline_space import PipelineSpace
 from pfray.search.allocate import allocate_plan
 from pfray.space import CompressionSpace, Knob
 
@@ -83,3 +84,39 @@ def test_a_target_out_of_reach_is_refused():
     space = linear_space(lambda v: {"macs": float(v.sum())})
     with pytest.raises(InfeasibleTarget, match=r"target.macs: 0.1 is out of reach"):
         allocate_plan(space, {"k0": np.linspace(1, 0, 9), "k1": np.linspace(1, 0, 9)}, {"macs": 0.1})
+
+
+def test_a_block_goes_where_narrowing_it_would_lose_more_and_its_width_then_loses_nothing():
+    # Three blocks, kept or removed, and the width of each: MACs are the kept blocks' sizes times their widths.
+    sizes, gone, narrow = np.array([4.0, 3.0, 2.0]), np.array([0.9, 0.4, 0.1]), np.array([0.5, 2.0, 1.0])
+
+    def costs(v: np.ndarray) -> dict[str, float]:
+        return {"macs": float((v[:3] > 0.5) @ (sizes * v[3:]))}
+
+    blocks = tuple(Knob(f"b{i}", 0.0, 1.0, choices=(0.0, 1.0), kind="layer") for i in range(3))
+    space = PipelineSpace(
+        (*blocks, *(Knob(f"k{i}", 0.1, 1.0) for i in range(3))), costs,
+        idle=lambda v: np.array([False] * 3 + [kept < 0.5 for kept in v[:3]]),
+    )  # fmt: skip
+    assert space.taken_along == {0: {3}, 1: {4}, 2: {5}}
+    grid = np.linspace(0.1, 1.0, 46)
+    curves = {f"b{i}": np.array([1 - np.exp(-e), 0.0]) for i, e in enumerate(gone)}
+    curves |= {f"k{i}": 1 - np.exp(-w * (1 - grid) ** 2) for i, w in enumerate(narrow)}
+
+    def error(plan: list[float]) -> float:
+        v = np.array(plan)
+        return float(((v[:3] < 0.5) * gone + (v[:3] > 0.5) * narrow * (1 - v[3:]) ** 2).sum())
+
+    for limit in (6.0, 4.0, 2.0):
+        plan = allocate_plan(space, curves, {"macs": limit})
+        found = [
+            (error([*kept, *widths]), kept)
+            for kept in itertools.product((0.0, 1.0), repeat=3)
+            for widths in itertools.product(np.linspace(0.1, 1.0, 19), repeat=3)
+            if costs(np.array([*kept, *widths]))["macs"] <= limit
+        ]
+        best, _ = min(found)
+        assert costs(np.array([*plan.values()]))["macs"] <= limit
+        assert error([*plan.values()]) <= 1.1 * best
+        assert all(plan[f"k{i}"] == 1 for i in range(3) if plan[f"b{i}"] == 0)
+    assert plan["b2"] == 0

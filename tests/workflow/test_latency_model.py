@@ -119,6 +119,41 @@ def test_8_bits_that_are_slower_are_no_reason_to_use_more_of_them():
     assert cost(np.array([8.0]))["latency_ms"] == cost(np.array([32.0]))["latency_ms"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("macs", "kept", "expected"),
+    [
+        (50, 1.0, 6.0),  # on the curve of all layers
+        (50, 0.0, 3.0),  # on the curve without the layers
+        (50, 0.5, 4.5),
+        (90, 0.0, 5.9),  # the curve without them ends at 60: the gap of 3.3 there stays
+        (5, 0.0, 1.0),  # the narrowest of all
+    ],
+)
+def test_at_equal_multiply_adds_fewer_layers_are_faster(macs, kept, expected):
+    curves = {"float": [[0, 100], [2.0, 10.0]], "float, fewer layers": [[10, 60], [1.0, 3.5]]}
+    costs = PredictedCosts(lambda _: {"macs": macs}, curves, (0, 0), 10.0, lambda values: values[0])
+    assert costs(np.array([kept]))["latency_ms"] == pytest.approx(expected)
+
+
+def test_the_layers_of_a_removed_block_are_out_with_it():
+    values = np.array([0.0, 1.0, 1.0, 1.0, 0.3])
+    assert latency_model.layers_left(values, layers=[0, 1, 2, 3], inside={0: {1}}) == 0.5
+    assert latency_model.layers_left(np.ones(5), layers=[0, 1, 2, 3], inside={0: {1}}) == 1
+
+
+def test_each_curve_keeps_its_switches_and_its_layers():
+    knobs = (
+        Knob("a", 0.0, 1.0, choices=(0.0, 1.0), kind="layer"), Knob("b", 0.1, 1.0, kind="keep_ratio"),
+        Knob("c", 8, 32, choices=(8, 32), kind="int8_switch"),
+    )  # fmt: skip
+    space = CompressionSpace(knobs, lambda values: {"macs": 1.0, "bits": float(values[2])})
+    assert {name: [end.tolist() for end in ends] for name, ends in latency_model._ends(space).items()} == {
+        "float": [[1, 1, 1], [1, 0, 1]], "float, fewer layers": [[0, 1, 1], [0, 0, 1]],
+        "int8": [[1, 1, 0], [1, 0, 0]], "int8, fewer layers": [[0, 1, 0], [0, 0, 0]],
+    }  # fmt: skip
+    assert latency_model.file_count(space) == 10
+
+
 def test_a_pipeline_switches_8_bits_on_for_a_latency(context):
     steps = [{"name": "channel_pruned", "images": 100, "round_to": 1}, {"name": "litert_quant", "images": 100}]
     settings = parse_settings("learner", PipelineSettings, {"steps": steps})

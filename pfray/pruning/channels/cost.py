@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class CostTable:
     ``(2, L, G)``. fixed: o and i, ``(2, L)``. pairs: m w and w, ``(2, L)``. linear: ``(2, G)``, MACs and parameters per
     unit that depend on one side alone (depthwise convolutions, batch norms, biases). constant: ``(2,)``, the other MACs
     and parameters. single: for each layer whose weights depend on one side alone, ``(1 + G,)``: weights that always
-    stay, and weights per unit of each group.
+    stay, and weights per unit of each group. modules: shares ``(2, 1 + G)`` of single modules in ``constant`` and
+    ``linear``, for costs without them.
     """
 
     layers: tuple[str, ...]
@@ -32,6 +34,7 @@ class CostTable:
     pairs: np.ndarray
     linear: np.ndarray
     constant: np.ndarray
+    modules: dict[str, np.ndarray]
 
     def costs(self, kept: np.ndarray) -> dict[str, float]:
         """``macs`` and ``params`` if group g keeps ``kept[g]`` units, ``(G,)``."""
@@ -64,7 +67,9 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
             shapes[name] = tuple(weights[name].shape)
     rows = {name: row for row, name in enumerate(weights)}
     each, size = np.zeros((2, len(rows), len(candidates))), np.array([*shapes.values()], float).reshape(-1, 2).T
-    pairs, linear = np.zeros((2, len(rows))), np.zeros((2, len(candidates)))
+    pairs = np.zeros((2, len(rows)))
+    # MACs and parameters that do not depend on two sides, by module.
+    own_of: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, 1 + len(candidates))))
     whole = np.array([candidate.units for candidate in candidates], dtype=float)
     single: dict[str, np.ndarray] = {}
     for name, row in rows.items():
@@ -80,19 +85,20 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                         row = rows[f"{cut.layer}.{own.tensor}"]
                         each[own.axis, row, column] += count * tensor.shape[own.axis] / cut.size
                     elif isinstance(tensor, nn.Parameter):
-                        linear[1, column] += count * tensor.numel() / cut.size
+                        own_of[cut.layer][1, 1 + column] += count * tensor.numel() / cut.size
                 if cut.kind == "HEADS":  # products of each head's own queries, keys and values
-                    linear[0, column] += count * (_own_macs(proof, cut.layer) - sum(products.values())) / cut.size
+                    others = _own_macs(proof, cut.layer) - sum(products.values())
+                    own_of[cut.layer][0, 1 + column] += count * others / cut.size
                 continue
             if cut.kind in ("NUMBER", "PARTS"):
                 continue
             owner = owner_of(proof.model, cut)
             if cut.kind == "PARAMETER":
-                linear[1, column] += count * proof.model.get_parameter(cut.layer).numel() / cut.size
+                own_of[cut.layer][1, 1 + column] += count * proof.model.get_parameter(cut.layer).numel() / cut.size
                 continue
             params = sum(p.numel() for p in owner.parameters(recurse=False))
             if cut.layer not in rows:
-                linear[:, column] += count * np.array([proof.macs_of[cut.layer], params]) / cut.size
+                own_of[cut.layer][:, 1 + column] += count * np.array([proof.macs_of[cut.layer], params]) / cut.size
                 module = proof.model.get_submodule(cut.layer)
                 if isinstance(module, nn.modules.conv._ConvNd):
                     counts = single.setdefault(cut.layer, np.array([module.weight.numel(), *np.zeros(len(candidates))]))
@@ -102,9 +108,14 @@ def cost_table(proof: Proof, candidates: Sequence[Candidate]) -> CostTable:
                 continue
             each[int(cut.side == "in"), rows[cut.layer], column] += count
             if cut.side == "out":
-                linear[1, column] += count * (params - weights[cut.layer].numel()) / cut.size
+                own_of[cut.layer][1, 1 + column] += count * (params - weights[cut.layer].numel()) / cut.size
+    linear = sum((own[:, 1:] for own in own_of.values()), np.zeros((2, len(candidates))))
+    for name, module in proof.model.named_modules():
+        if next(module.children(), None) is None and (params := sum(p.numel() for p in module.parameters())):
+            entire = [0.0, params - weights[name].numel()] if name in rows else [proof.macs_of[name], params]
+            own_of[name][:, 0] = entire - own_of[name][:, 1:] @ whole
     constant = np.array([proof.macs, proof.params]) - pairs @ size.prod(0) - linear @ whole
-    return CostTable(tuple(layers), single, each, size - each @ whole, pairs, linear, constant)
+    return CostTable(tuple(layers), single, each, size - each @ whole, pairs, linear, constant, dict(own_of))
 
 
 def _own_macs(proof: Proof, layer: str) -> float:

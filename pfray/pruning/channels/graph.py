@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -88,18 +88,27 @@ def channel_graph(model: nn.Module, example: Inputs) -> ChannelGraph:
         except (Unprovable, Untraceable) as error:
             return _without_groups(model, example, str(error))
     table = cost_table(proof, proven)
-    whole = np.array([candidate.units for candidate in proven], dtype=float)
-    total = table.costs(whole)
-    groups: list[ChannelGroup] = []
-    for index, candidate in enumerate(proven):
-        rest = table.costs(np.where(np.arange(len(proven)) == index, 0.0, whole))
-        macs, params = (int(total[unit] - rest[unit]) for unit in ("macs", "params"))
-        name = f"{candidate.name}#{candidate.number}" if candidate.number > 1 else candidate.name
-        groups.append(ChannelGroup(name, candidate.units, candidate.cuts, macs, params, candidate.noun))
+    groups = [
+        ChannelGroup(
+            f"{each.name}#{each.number}" if each.number > 1 else each.name, each.units, each.cuts, 0, 0, each.noun
+        )
+        for each in proven
+    ]
     names = [group.name for group in groups]
     assert len(set(names)) == len(names), f"two channel groups of one name: {names}"
     skipped = reasons_of_layers(model, [cut for group in groups for cut in group.cuts], reasons, order)
-    return ChannelGraph(tuple(groups), skipped, table)
+    return ChannelGraph(with_savings(groups, table), skipped, table)
+
+
+def with_savings(groups: Sequence[ChannelGroup], table: CostTable) -> tuple[ChannelGroup, ...]:
+    """The groups of a table with what each saves if all its units go."""
+    units = np.array([group.units for group in groups], dtype=float)
+    whole, found = table.costs(units), []
+    for index, group in enumerate(groups):
+        rest = table.costs(np.where(np.arange(len(groups)) == index, 0.0, units))
+        macs, params = (int(whole[unit] - rest[unit]) for unit in ("macs", "params"))
+        found.append(replace(group, macs=macs, params=params))
+    return tuple(found)
 
 
 class _Found(NamedTuple):
@@ -173,6 +182,6 @@ def _without_groups(model: nn.Module, example: Inputs, reason: str) -> ChannelGr
         macs = float("nan")
     params = float(sum(parameter.numel() for parameter in model.parameters()))
     nothing = np.zeros((2, 0))
-    table = CostTable((), {}, np.zeros((2, 0, 0)), nothing, nothing, nothing, np.array([macs, params]))
+    table = CostTable((), {}, np.zeros((2, 0, 0)), nothing, nothing, nothing, np.array([macs, params]), {})
     layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     return ChannelGraph((), dict.fromkeys(layers, reason), table)

@@ -58,6 +58,11 @@ def graph_of(model: nn.Module, task: Task) -> ChannelGraph:
     return once_for_structure(_graphs, model, example_input(task), channel_graph)
 
 
+def keep_graph(model: nn.Module, task: Task, graph: ChannelGraph) -> None:
+    """Let ``graph_of`` return ``graph``, known otherwise, until the model is pruned."""
+    once_for_structure(_graphs, model, example_input(task), lambda *_: graph)
+
+
 def searched_groups(graph: ChannelGraph, settings: ChannelSettings) -> list[ChannelGroup]:
     """Groups that have a knob. Raises UnsupportedModel for an unknown name in ``skip``, and if none is left."""
     names = without_skipped((group.name for group in graph.groups), settings.skip, "channel group")
@@ -117,9 +122,9 @@ def allowed_counts(group: ChannelGroup, round_to: int, min_keep: float = 0.0) ->
 
 
 def kept_counts(graph: ChannelGraph, plan: Plan) -> dict[str, int]:
-    """Number of units that each group of the plan keeps."""
+    """Number of units that each group of the plan keeps; groups that an earlier learner has taken out are left out."""
     units = {group.name: group.units for group in graph.groups}
-    return {name: max(1, round(ratio * units[name])) for name, ratio in plan.items()}
+    return {name: max(1, round(ratio * units[name])) for name, ratio in plan.items() if name in units}
 
 
 def group_plans(plan: Plan, group_size: int) -> list[Plan]:
