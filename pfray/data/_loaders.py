@@ -94,13 +94,12 @@ def is_plain(loader: DataLoader[Any]) -> bool:
         return False
     data: Any = loader.dataset
     sampler: Any = loader.batch_sampler.sampler  # the loader's own is another where a BatchSampler was given
-    if type(sampler) is DistributedSampler:
+    kind: Any = type(sampler)
+    if kind is DistributedSampler:
         return len(sampler.dataset) == len(data)
-    if type(sampler) is RandomSampler and sampler.replacement:
+    if kind is RandomSampler and sampler.replacement:
         return False
-    return type(sampler) in (RandomSampler, SequentialSampler) and (
-        len(sampler) == len(sampler.data_source) == len(data)
-    )
+    return kind in (RandomSampler, SequentialSampler) and len(sampler) == len(sampler.data_source) == len(data)
 
 
 def shuffled(indices: Sequence[int], seed: int) -> Tensor:

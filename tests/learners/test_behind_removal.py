@@ -48,7 +48,7 @@ def test_only_what_a_layer_reads_anew_is_measured_and_as_a_fresh_calibration_has
     monkeypatch.setattr(channel_pruned, "input_moments", lambda *a: measured.append(list(a[2])) or own(*a))
     later = pruning.behind(removal, plan, student)
     assert measured == [["2.0"]]
-    fresh = calibrate(student, task, PRUNING.images, PRUNING.positions)
+    fresh = calibrate(student, task, PRUNING.images, PRUNING.positions, PRUNING.criterion)
     np.testing.assert_allclose(
         later.calibration.moments["2.0"].covariance, fresh.moments["2.0"].covariance, rtol=0.1, atol=0.05
     )
