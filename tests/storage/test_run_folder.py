@@ -67,3 +67,12 @@ def test_two_processes_cannot_work_in_one_folder(folder):
         pass
     with other.locked():
         assert other.lock.exists()
+
+
+def test_the_soft_labels_of_cached_views_are_removed_with_their_folder(tmp_path):
+    run = RunFolder(tmp_path / "exp")
+    run.remove_views()
+    (run.views / "key").mkdir(parents=True)
+    (run.views / "key" / "0-0-0.safetensors").write_bytes(b"labels")
+    run.remove_views()
+    assert list(run.path.iterdir()) == []
