@@ -22,6 +22,9 @@ from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.task import Task, example_input
 from pfray.utils.cache import content_key
 
+# Criteria that rank units; all others choose them by LASSO.
+SCORED = ("l1", "taylor")
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -52,12 +55,12 @@ def calibrate(model: nn.Module, task: Task, images: int, positions: int, criteri
     moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
     parts = [(g.name, g.units, [(cut.layer, cut.side, cut.size, cut.index.tobytes()) for cut in g.cuts])
              for g in graph.groups]  # fmt: skip
-    if criterion == "lasso":
+    if criterion in SCORED:
+        kept = ranked(model, graph.groups, task, images, criterion)
+    else:
         kept = lasso.cached_selections(
             content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
         )
-    else:
-        kept = ranked(model, graph.groups, task, images, criterion)
     return Calibration(graph, moments, kept, norms)
 
 
@@ -79,7 +82,7 @@ def after_removal(
     before = {group.name: _readers_of(group) for group in calibration.graph.groups}
     changed = [g for g in graph.groups if before[g.name] != _readers_of(g) or {*new} & before[g.name]]
     kept = {group.name: calibration.kept[group.name] for group in graph.groups}
-    if criterion == "lasso":
+    if criterion not in SCORED:
         kept |= {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in changed}
     elif changed:
         kept |= ranked(model, changed, task, images, criterion)

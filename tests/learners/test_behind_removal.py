@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learners import channel_pruned, filter_ranked
+from learners import _channel_calibration, channel_pruned, filter_ranked
 from learners._channel_calibration import calibrate
 from learners.channel_pruned import ChannelPruned
 from learners.filter_ranked import FilterRanked
@@ -44,8 +44,8 @@ def test_only_what_a_layer_reads_anew_is_measured_and_as_a_fresh_calibration_has
     plan = {name: float(name != "1.0") for name in removal.space().names}
     student = removal.compress(plan).model
     measured: list[list[str]] = []
-    own = channel_pruned.input_moments
-    monkeypatch.setattr(channel_pruned, "input_moments", lambda *a: measured.append(list(a[2])) or own(*a))
+    own = _channel_calibration.input_moments
+    monkeypatch.setattr(_channel_calibration, "input_moments", lambda *a: measured.append(list(a[2])) or own(*a))
     later = pruning.behind(removal, plan, student)
     assert measured == [["2.0"]]
     fresh = calibrate(student, task, PRUNING.images, PRUNING.positions, PRUNING.criterion)
