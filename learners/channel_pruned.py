@@ -25,6 +25,7 @@ from pfray.learner.base import Compressed
 from pfray.measure.calibration import affordable_inputs, fewer_inputs_note
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
 from pfray.nn.fx import Untraceable
+from pfray.nn.im2col import rows_of_channels, weight_rows
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.dependency import Cut
@@ -34,7 +35,6 @@ from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments, moments_key, moments_macs
-from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
 from pfray.task import Task, example_input

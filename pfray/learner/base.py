@@ -15,6 +15,7 @@ plans.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -68,6 +69,9 @@ class Algorithm:
     from_scratch: ClassVar[bool] = False
     # True if ``finish`` does more than ``compress``: training then starts from its result, without a hook.
     has_finish: ClassVar[bool] = False
+    # True if ``finish`` gives weights as they are shipped, which a training would undo: it is for plans without a
+    # training, and a training starts from ``compress`` and its hook.
+    finish_is_final: ClassVar[bool] = False
     # True if ``error_curves`` is implemented.
     has_error_curves: ClassVar[bool] = False
     # Name of the setting whose multiples the counts of its knobs are, for a remark on a target that is not used up.
@@ -96,6 +100,8 @@ class Algorithm:
     def __init__(self, model: nn.Module, task: Task, settings: Any = None) -> None:
         self.model, self.task = model, task
         self.settings = self.settings_type() if settings is None else settings
+        # Called by a ``finish`` that takes long, with a few words on where it is.
+        self.tell: Callable[[str], None] = lambda words: None
 
     @property
     def device(self) -> torch.device:

@@ -41,6 +41,8 @@ from pfray.workflow.worker import TrainingSpec, add_line, read_curve, read_lines
 
 # Times that lost workers are replaced, and the training continues from the last epoch's checkpoint.
 RETRIES = 2
+# Key of the lines in the curve's file that tell of a ``finish``'s progress.
+PROGRESS = "finish"
 
 
 def retrain(
@@ -107,26 +109,43 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 
 
 def finish(
-    candidate: Candidate, context: ray.ObjectRef, folder: Path, start: ray.ObjectRef | None, cpus: int, gpus: float
+    candidate: Candidate,
+    context: ray.ObjectRef,
+    folder: Path,
+    start: ray.ObjectRef | None,
+    cpus: int,
+    gpus: float,
+    tell: Callable[[str], None] | None = None,
 ) -> Weights:
     """Weights from the algorithm's ``finish``, computed in a Ray task.
 
-    folder: of the training that follows. start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises
-    the task's own PfrayError, or TrainingFailed.
+    folder: of the training that follows. start: an earlier stage's (Candidate, Weights) in Ray's object store.
+    tell: called with the algorithm's words on its progress. Raises the task's own PfrayError, or TrainingFailed.
     """
     traceback_of(folder).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = len(read_lines(folder, PROGRESS))  # of an earlier session
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
         named = task.options(name=f"{candidate.algorithm.__name__}.finish")
-        return ray.get(named.remote(candidate, context, start, cpus))
+        done = named.remote(candidate, context, start, cpus, folder)
+        while not ray.wait([done], timeout=0.5)[0]:
+            told = read_lines(folder, PROGRESS)
+            if tell is not None and len(told) > seen:
+                tell(told[-1][PROGRESS])
+            seen = len(told)
+        return ray.get(done)
     except ray.exceptions.RayError as error:
         raise _as_pfray_error(error, folder) from error
 
 
-def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int) -> Weights:
+def _finish(
+    candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int, folder: Path
+) -> Weights:
     torch.set_num_threads(cpus)
     with failing_user_code():  # here, because a traceback does not leave its worker
-        done = finish_candidate(candidate, context, start, task_device())
+        tell = lambda words: add_line(folder, **{PROGRESS: words})  # noqa: E731
+        done = finish_candidate(candidate, context, start, task_device(), tell)
     # As it will be read from a file: what JSON cannot hold, or changes, shows before the training and not after it.
     structure = json.loads(json.dumps(done.structure))
     return Weights(structure, _on_cpu(done.model))
@@ -237,7 +256,7 @@ def _clean_curve(folder: Path, done: int) -> None:
     path = curve_of(folder)
     records, unreadable = read_records(path) if path.exists() else ([], 0)
     epochs = [entry for entry in read_lines(folder, "epoch") if 1 <= entry["epoch"] <= done]
-    others = len(read_lines(folder, "error")) + len(read_lines(folder, "note"))
+    others = sum(len(read_lines(folder, key)) for key in ("error", "note", PROGRESS))
     write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in epochs))
     left_out = len(records) + unreadable - len(epochs) - others
     if left_out and done:

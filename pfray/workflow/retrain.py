@@ -49,6 +49,12 @@ class TrainingStage:
     def epochs(self) -> int:
         return self.candidate.training.epochs
 
+    @property
+    def has_finish(self) -> bool:
+        """True if the algorithm's ``finish`` comes first."""
+        algorithm = self.candidate.algorithm
+        return algorithm.has_finish and not (algorithm.finish_is_final and self.epochs)
+
 
 @dataclass(frozen=True)
 class StagedTraining:
@@ -63,7 +69,7 @@ class StagedTraining:
     @property
     def has_weights(self) -> bool:
         """True if there are weights to make and to keep: by training, or by the algorithm's ``finish``."""
-        return bool(self.last.epochs) or self.last.candidate.algorithm.has_finish
+        return bool(self.last.epochs) or self.last.has_finish
 
 
 def staged_trainings(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[StagedTraining]:
@@ -124,6 +130,9 @@ class Trainer:
                 reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
+                    def tell(words: str) -> None:
+                        stage.update(sum(epochs_done.values()), words)
+
                     def show(label: str, epoch: int, loss: float, pace: str, earlier: int) -> None:
                         epochs_done[name] = earlier + epoch
                         words = f"{label}: loss {loss:.4f}" + (f", {pace}" if pace else "")
@@ -133,7 +142,7 @@ class Trainer:
                     earlier, own, shared = 0, context, reference
                     for staged in wanted[name]:
                         if staged.has_weights:  # finished stages are read
-                            earlier = self._train_stages(staged, shared, at_once, earlier, show)
+                            earlier = self._train_stages(staged, shared, at_once, earlier, show, tell)
                         if staged is not wanted[name][-1]:
                             own = replace(context, earlier=self._model(staged, own))
                             shared = ray.put(own)
@@ -151,10 +160,11 @@ class Trainer:
         at_once: int,
         earlier: int,
         show: Callable[[str, int, float, str, int], None],
+        tell: Callable[[str], None],
     ) -> int:
         """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
 
-        earlier: epochs of the algorithms before it.
+        earlier: epochs of the algorithms before it. tell(words): progress of a ``finish``.
         """
         before, stages = None, staged.stages
         # Stages before a finished one are no longer needed.
@@ -164,7 +174,7 @@ class Trainer:
             weights = self._kept(stage)
             if weights is None:
                 on_epoch = partial(_show_epoch, show, stage.name, earlier)
-                weights = self._train_stage(stage, context, before, at_once, on_epoch)
+                weights = self._train_stage(stage, context, before, at_once, on_epoch, tell)
                 _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
             before = ray.put((stage.candidate, weights))
@@ -177,16 +187,19 @@ class Trainer:
         before: ray.ObjectRef | None,
         at_once: int,
         on_epoch: Callable[[int, float, str], None],
+        tell: Callable[[str], None],
     ) -> Weights:
         """Weights after the algorithm's ``finish``, if it has one, and the stage's training."""
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
         start, structure = None, None
-        if stage.candidate.algorithm.has_finish:
+        if stage.has_finish:
             path = self.run.start(stage.name)
             start = self._read(path, stage.key)
             if start is None:
-                start = finish(stage.candidate, context, self.run.training(stage.name), before, cpus, gpus)
+                folder = self.run.training(stage.name)
+                named = partial(_tell_named, tell, stage.name)
+                start = finish(stage.candidate, context, folder, before, cpus, gpus, named)
                 _save(path, start, stage.key)
             if not stage.epochs:
                 return start
@@ -245,6 +258,10 @@ class Trainer:
 def _save(path: Path, weights: Weights, made_from: str) -> None:
     structure = "" if weights.structure is None else json.dumps(weights.structure)
     save_tensors(path, weights.state, made_from, structure)
+
+
+def _tell_named(tell: Callable[[str], None], label: str, words: str) -> None:
+    tell(f"{label}: {words}")
 
 
 def _show_epoch(

@@ -130,7 +130,7 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 
 
 def read_lines(folder: Path, key: str) -> list[dict[str, Any]]:
-    """Lines of the curve's file that have ``key`` (``epoch``, ``error`` or ``note``) and values of the right types.
+    """Lines of the curve's file that have ``key``, such as ``epoch``, ``error`` or ``note``, and values of its types.
 
     A last line that is still being written is left out.
     """
