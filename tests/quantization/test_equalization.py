@@ -39,7 +39,7 @@ def test_two_layers_by_hand():
 
 MODELS = {
     "depthwise": (lambda: mobilenet_v1(width=0.25), (3, 32, 32), 26),
-    "flattened": (lambda: lenet(in_channels=1), (1, 28, 28), 4),
+    "flattened": (lambda: lenet(in_channels=1), (1, 32, 32), 4),
     "groups": (lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.LeakyReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3, groups=2),
                                      nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)), (2, 6, 6), 2),
 }  # fmt: skip
