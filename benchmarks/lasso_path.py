@@ -61,8 +61,8 @@ def read_layers(limit: int, images: int) -> tuple[list[Layer], float]:
     import torch
 
     from benchmarks.sparse_resnet import job
+    from pfray.nn.im2col import draw_positions, input_rows, weight_rows
     from pfray.nn.modes import evaluating
-    from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, weight_rows
 
     own = job(MODEL)
     names = [name for name, _ in own.teacher.named_modules() if name.endswith(".conv2")][:limit]

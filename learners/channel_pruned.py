@@ -29,6 +29,7 @@ from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.calibration import affordable_inputs, fewer_inputs_note
 from pfray.nn.dense import can_shift, shift_output
 from pfray.nn.fx import Untraceable
+from pfray.nn.im2col import rows_of_channels, weight_rows
 from pfray.nn.modes import place
 from pfray.pruning.channels import keep_ratios
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
@@ -36,7 +37,6 @@ from pfray.pruning.channels.keep_ratios import ChannelSettings, graph_of
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction import least_squares
 from pfray.pruning.reconstruction.covariance import moments_macs
-from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.pruning.reconstruction.sequential import reconstruct_in_order
 from pfray.space import Plan
 from pfray.training.batch_norm import reestimate_batch_norm

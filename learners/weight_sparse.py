@@ -26,9 +26,9 @@ from pfray.errors import UnsupportedModel
 from pfray.learner.base import Algorithm, Compressed
 from pfray.measure.cost import count_params, layer_macs
 from pfray.nn.dense import can_shift, is_dense, norms_behind, shift_output
+from pfray.nn.im2col import weight_rows
 from pfray.nn.layers import is_depthwise, weight_layers, without_skipped
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments
-from pfray.pruning.reconstruction.im2col import weight_rows
 from pfray.pruning.reconstruction.masked_least_squares import fit_kept
 from pfray.space import CompressionSpace, Knob, Plan
 from pfray.task import example_input

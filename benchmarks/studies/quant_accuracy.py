@@ -48,7 +48,8 @@ def plan_bits(piece: Sequence[Any]) -> Record:
     started = time.perf_counter()
     plan = _plan(method, work, {"bits": bits}, trials, seed)
     seconds = time.perf_counter() - started
-    quantized = work.bind().compress(plan).model
+    algorithm = work.bind()
+    quantized = algorithm.finish(plan).model if algorithm.has_finish else algorithm.compress(plan).model
     candidates = [place(quantized, "cpu"), copy.deepcopy(quantized)]
     reestimate_batch_norm(candidates[1], work.task, BN_IMAGES, "float32")
     best = max(candidates, key=lambda model: evaluate(model, work.task, work.task.validation).accuracy)
@@ -113,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings: dict[str, Any] = {"fold": options.fold}
     if options.buckets is not None:
         settings["buckets"] = options.buckets
-    pieces = [[m, name, settings, bits, method, options.trials, options.seed] for m, name, bits, method in keys]
+    settings["bias_correction"] = options.rounding == "adaround"
+    own = {"uniform_quant": {**settings, "rounding": options.rounding}}
+    pieces = [[m, n, own.get(n, settings), bits, method, options.trials, options.seed] for m, n, bits, method in keys]
     plans = dict(zip(keys, run_all(plan_bits, pieces, FOLDER / "plans.jsonl", options.processes), strict=True))
     trained: dict[tuple[Any, ...], Record] = {}
     if options.epochs:
@@ -157,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="how bits are chosen")
     parser.add_argument("--trials", type=int, default=100, help="trials of each search")
     parser.add_argument("--epochs", type=int, default=5, help="of training after quantizing; 0 for none")
+    parser.add_argument("--rounding", choices=("adaround", "nearest"), default="adaround",
+                        help="adaround with corrected biases, or nearest without")  # fmt: skip
     parser.add_argument("--fold", action="store_true", help="fold batch norms before quantizing")
     parser.add_argument("--buckets", choices=("tensor", "channel", "run"), help="other than each learner's own default")
     parser.add_argument("--seed", type=int, default=0)

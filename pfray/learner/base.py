@@ -15,6 +15,7 @@ plans.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,6 +74,9 @@ class Algorithm:
     # True if a training may go on from the trained model of a milder plan (``finetune.rungs``): by ``finish`` where it
     # has one, else by ``compress`` of the model with those weights.
     has_rungs: ClassVar[bool] = False
+    # True if ``finish`` gives weights as they are shipped, which a training would undo: it is for plans without a
+    # training, and a training starts from ``compress`` and its hook.
+    finish_is_final: ClassVar[bool] = False
     # True if ``error_curves`` is implemented.
     has_error_curves: ClassVar[bool] = False
     # Name of the setting whose multiples the counts of its knobs are, for a remark on a target that is not used up.
@@ -101,6 +105,8 @@ class Algorithm:
     def __init__(self, model: nn.Module, task: Task, settings: Any = None) -> None:
         self.model, self.task = model, task
         self.settings = self.settings_type() if settings is None else settings
+        # Called by a ``finish`` that takes long, with a few words on where it is.
+        self.tell: Callable[[str], None] = lambda words: None
 
     @classmethod
     def for_training(cls, settings: Any, steps: int, per_epoch: int) -> tuple[Any, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 
 from pfray.learner.base import Algorithm, Compressed, check_result
 from pfray.learner.context import Candidate, Context
-from pfray.measure.evaluation import evaluate
 from pfray.nn.modes import keep_memory_format, place
-from pfray.training.batch_norm import BN_IMAGES, batch_norms, reestimate_batch_norm
+from pfray.training.batch_norm import with_better_statistics
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,20 @@ def compress_candidate(candidate: Candidate, context: Context, device: torch.dev
 
 
 def finish_candidate(
-    candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, device: torch.device
+    candidate: Candidate,
+    context: Context,
+    start: tuple[Candidate, Weights] | None,
+    device: torch.device,
+    tell: Callable[[str], None] | None = None,
 ) -> Compressed:
-    """The candidate's model by ``Algorithm.finish``. start: candidate and trained model of an earlier stage."""
+    """The candidate's model by ``Algorithm.finish``. start: candidate and trained model of an earlier stage.
+
+    tell: called with a few words on where a long one is.
+    """
     torch.manual_seed(context.seed)
     trained = None if start is None else rebuild_candidate(start[0], context, start[1], device)
     algorithm = bind_candidate(candidate, context, device)
+    algorithm.tell = tell or algorithm.tell
     return check_result(algorithm, "finish", algorithm.finish(candidate.plan, trained))
 
 
@@ -69,12 +77,7 @@ def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
 def untrained_model(candidate: Candidate, context: Context) -> nn.Module:
     """The candidate's model without training, on the CPU.
 
-    Batch norms are re-estimated, as in a trial, if that raises the validation accuracy: with 8-bit weights the
-    statistics of the full training are better.
+    Batch norms are re-estimated, as in a trial, if that raises the validation accuracy.
     """
     model = compress_candidate(candidate, context, torch.device("cpu"), steps=0).model
-    if not candidate.plan or not batch_norms(model):
-        return model
-    reestimated = copy.deepcopy(model)
-    reestimate_batch_norm(reestimated, context.task, BN_IMAGES, "float32")
-    return max((model, reestimated), key=lambda each: evaluate(each, context.task, context.task.validation).accuracy)
+    return with_better_statistics(model, context.task) if candidate.plan else model

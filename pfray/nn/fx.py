@@ -248,3 +248,13 @@ class Walk:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return args[0] if node.op == "output" else node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def peak_bytes(nodes: Sequence[fx.Node], model: nn.Module, example: Inputs) -> int:
+    """Memory of the values that a walk with one input holds at the same time, at most."""
+    walk, peak = Walk(nodes, model, [example]), 1
+    for node in nodes:
+        walk.value(node)
+        peak = max(peak, walk.bytes)
+        walk.release(node)
+    return peak

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.measure.cost import FLOAT_BITS, count_params, layer_macs, stored_bytes
-from pfray.nn.layers import run_order, sharing, weight_layers, without_skipped
+from pfray.nn.dense import can_shift, norms_behind, shift_output
+from pfray.nn.layers import WeightLayer, run_order, sharing, weight_layers, without_skipped
 from pfray.quantization import activations, qparams
 from pfray.quantization.activations import Ranges
 from pfray.quantization.affine import Range
+from pfray.quantization.bias_correction import mean_error, mean_inputs
 from pfray.quantization.bn_folding import fold, foldable_norms, folded
 from pfray.quantization.delayed_start import with_delays
+from pfray.quantization.equalization import Scales, equalize, equalizing_scales
 from pfray.quantization.fisher import fisher, lost_share
 from pfray.quantization.granularity import Buckets, bucket_count, check_finite
 from pfray.quantization.qparams import QParams
@@ -49,6 +52,10 @@ class BitSettings:
     activation_bits: bits of the quantized layers' inputs, 2 to 8; null leaves them float. images: training inputs that
         their ranges are found on. range_from: how, also for even levels of the weights: ``min_max``, the ``percentile``
         at both ends, or ``mse``, the least squared error.
+    equalize: with ``fold``, make the ranges of layers in a row equal first, channel by channel (``equalization.py``).
+        Off by default: useful with ``buckets: tensor``, and no help where each channel has its own range.
+    bias_correction: take the mean of the rounding's effect on a layer's outputs off its bias (``bias_correction.py``),
+        or off the batch norm behind it, until that is re-estimated.
     delay: optimizer steps of a training before activations are rounded. freeze_norms: steps after which the statistics
         of batch norms that are not folded stay fixed; null for never (``delayed_start.py``).
     """
@@ -66,6 +73,8 @@ class BitSettings:
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
     delay: Annotated[int, Field(ge=0)] = 0
     freeze_norms: Annotated[int, Field(ge=0)] | None = None
+    equalize: bool = False
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         if self.min_bits >= self.max_bits:
@@ -73,6 +82,9 @@ class BitSettings:
         if self.delay and self.activation_bits is None:
             raise ValueError(f"delay is {self.delay} and activation_bits is null, so there is nothing to delay. "
                              "Remedy: activation_bits=8, or delay=0")  # fmt: skip
+        if self.equalize and not self.fold:
+            raise ValueError("equalize is true and fold is false, but batch norms between layers keep their ranges "
+                             "apart. Remedy: fold=true, or equalize=false")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,18 +93,22 @@ class Prepared:
 
     norms: the batch norms to fold, by layer. levels: quantization parameters by layer and bits. inputs: ranges of the
     layers' inputs; empty if those stay float. information: Fisher information of the weights, by layer; empty if the
-    levels do not depend on it.
+    levels do not depend on it. scales: of the layers to equalize. means: mean inputs of the layers whose biases are
+    corrected. shifted: batch norms that are not folded, by layer, which take a correction in place of a bias.
     """
 
     norms: dict[str, str]
     levels: dict[str, dict[int, QParams]]
     inputs: Ranges
     information: dict[str, Tensor] = field(default_factory=dict)
+    scales: Scales = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
+    shifted: dict[str, str] = field(default_factory=dict)
 
     def error_curves(self, model: nn.Module, task: Task) -> dict[str, np.ndarray]:
         """Loss of the predictions, to second order, by a layer's bits."""
         levels = {name: list(own.values()) for name, own in self.levels.items()}
-        return error_curves(model, task, self.norms, levels, self.information)
+        return error_curves(model, task, self.norms, levels, self.information, self.scales)
 
 
 def quantized_layers(model: nn.Module, task: Task, settings: BitSettings) -> list[str]:
@@ -153,8 +169,11 @@ def prepare(
     names = quantized_layers(model, task, settings)
     for name, layer in weight_layers(model).items():
         check_finite(name, layer.weight)
-    norms = foldable_norms(model, example_input(task, next(model.parameters()).device)) if settings.fold else {}
+    example = example_input(task, next(model.parameters()).device)
+    norms = foldable_norms(model, example) if settings.fold else {}
     whole = folded(model, norms)
+    scales = equalizing_scales(whole, example) if settings.equalize else {}
+    equalize(whole, scales)
     information = fisher(whole, names, task) if weighed else {}
     levels: dict[str, dict[int, QParams]] = {}
     for name in names:
@@ -165,7 +184,7 @@ def prepare(
         levels[name] = {bits: fit(weight, bits, count, *beside) for bits in widths}
     inputs: Ranges = {}
     if settings.activation_bits is not None:
-        ran = layer_macs(whole, example_input(task, next(model.parameters()).device))
+        ran = layer_macs(whole, example)
         inputs = activations.input_ranges(
             whole,
             [each for name in names for each in sharing(whole, name) if each == name or ran[each]],
@@ -175,7 +194,12 @@ def prepare(
             method=settings.range_from,
             percentile=settings.percentile,
         )
-    return Prepared(norms, levels, inputs, information)
+    means: dict[str, Tensor] = {}
+    shifted: dict[str, str] = {}
+    if settings.bias_correction:
+        shifted = norms_behind(whole, example, lambda module: isinstance(module, WeightLayer))
+        means = mean_inputs(whole, [n for n in names if can_shift(whole, n, shifted)], task, settings.images)
+    return Prepared(norms, levels, inputs, information, scales, means, shifted)
 
 
 def error_curves(
@@ -184,12 +208,14 @@ def error_curves(
     norms: dict[str, str],
     levels: Mapping[str, Sequence[QParams]],
     information: Mapping[str, Tensor] | None = None,
+    scales: Scales | None = None,
 ) -> dict[str, np.ndarray]:
     """Predicted damage, 0 to 1, of each of a layer's levels, most bits last (``fisher.py``).
 
-    information: the Fisher information of the folded weights, if it is known already.
+    information: the Fisher information of the folded weights, if it is known already. scales: of equalized layers.
     """
     whole = folded(model, norms)
+    equalize(whole, scales or {})
     information = information or fisher(whole, list(levels), task)
     curves = {}
     for name, own in levels.items():
@@ -225,6 +251,7 @@ def quantize(model: nn.Module, plan: Plan, settings: BitSettings, prepared: Prep
     Raises ConfigError for bits that the settings do not allow.
     """
     fold(model, prepared.norms)
+    equalize(model, prepared.scales)
     floats = {}
     for name, bits in plan.items():
         if name not in prepared.levels:
@@ -235,6 +262,9 @@ def quantize(model: nn.Module, plan: Plan, settings: BitSettings, prepared: Prep
         layer = model.get_submodule(name)
         floats[name] = layer.get_parameter("weight").detach().clone()
         qparams.attach(layer, prepared.levels[name][int(bits)])
+        if name in prepared.means:
+            change = layer.get_parameter("weight").detach() - floats[name]
+            shift_output(model, name, prepared.shifted, -mean_error(layer, change, prepared.means[name]))
         if settings.activation_bits is not None:
             for each in prepared.inputs.keys() & sharing(model, name):
                 activations.attach(model, each, *prepared.inputs[each], settings.activation_bits)

@@ -38,7 +38,7 @@ def foldable_norms(model: nn.Module, example: Inputs) -> dict[str, str]:
     }
     exact = copy.deepcopy(model).double()
     try:
-        before = _outputs(exact, example)
+        before = outputs_in_float64(exact, example)
     except Exception:
         return {}  # it cannot run in float64, so nothing can be proven
     if not before:
@@ -105,13 +105,19 @@ def folded(model: nn.Module, norms: dict[str, str]) -> nn.Module:
 
 
 def _same(exact: nn.Module, norms: dict[str, str], example: Inputs, before: list[Tensor]) -> bool:
-    after = _outputs(folded(exact, norms), example)
+    return same_outputs(folded(exact, norms), example, before)
+
+
+def same_outputs(exact: nn.Module, example: Inputs, before: list[Tensor]) -> bool:
+    """True if the outputs of a float64 model are ``before``, to within rounding."""
+    after = outputs_in_float64(exact, example)
     return [each.shape for each in after] == [each.shape for each in before] and all(
         (one - other).abs().max() <= TOLERANCE * other.abs().max() for one, other in zip(after, before, strict=True)
     )
 
 
-def _outputs(model: nn.Module, example: Inputs) -> list[Tensor]:
+def outputs_in_float64(model: nn.Module, example: Inputs) -> list[Tensor]:
+    """The floating-point outputs of a float64 model, in evaluation mode."""
     with evaluating(model):
         exact = map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example)
         outputs = tensors(forward(model, exact))

@@ -84,7 +84,9 @@ class _Line:
         if self.total and done < self.total and done > self.first_done:
             rate = (now - self.started) / (done - self.first_done)
             left = f", about {rate * (self.total - done):.0f} s left"
-        self._print(f"{int(done)}/{self.total} {words}{left}" if self.total else f"{int(done)} {words}")
+        # Work before the first epoch, or without any, has no number.
+        counted = f"{int(done)}/{self.total} " if self.total else f"{int(done)} " if done else ""
+        self._print(f"{counted}{words}{left}")
 
     def close(self, seconds: float, failed: bool) -> None:
         if self.bar is not None:

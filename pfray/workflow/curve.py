@@ -14,8 +14,8 @@ from pfray.storage.run_folder import curve_of, running_of
 from pfray.training.pace import in_words
 from pfray.utils.files import append_line, read_records, write_atomically
 
-# Called with the epochs done, the loss and the pace in words; within an epoch the share of it counts too, and the loss
-# is None.
+# Called with the epochs done, the loss, and words for the user. Within an epoch the share of it counts too; there, and
+# before the first, the loss is None.
 Report = Callable[[float, float | None, str], None]
 
 
@@ -46,22 +46,45 @@ def write_running(folder: Path, entry: Mapping[str, float]) -> None:
     write_atomically(running_of(folder), json.dumps(entry))
 
 
+def write_words(folder: Path, words: str) -> None:
+    """Say where the algorithm's ``finish`` is, before a training."""
+    write_atomically(running_of(folder), json.dumps({"words": words}))
+
+
 def report_epochs(folder: Path, told: float, report: Report) -> float:
     """Report every epoch that ended after ``told`` epochs were reported. Returns the epochs reported."""
     for entry in read_curve(folder):
         if entry["epoch"] > told:
             told = entry["epoch"]
-            report(told, entry["loss"], in_words(entry))
+            report(told, entry["loss"], _joined(f"loss {entry['loss']:.4f}", in_words(entry)))
     return told
 
 
 def report_running(folder: Path, told: float, report: Report) -> float:
-    """Report the share of the epoch that goes on, if it is more than ``told``."""
+    """Report the share of the epoch that goes on, if it is more than ``told``. Returns what was reported last."""
+    entry = _running(folder)
+    done = entry.get("done", 0.0)
+    if done <= told:
+        return told
+    far = f"epoch {int(done) + 1}, {done % 1:.0%}".replace("%", " %")
+    report(done, None, _joined(far, in_words(entry)))
+    return done
+
+
+def report_words(folder: Path, told: str, report: Report) -> str:
+    """Report the words of a ``finish``, if they are others than ``told``. Returns the last ones."""
+    words = _running(folder).get("words", told)
+    if words != told:
+        report(0.0, None, words)
+    return words
+
+
+def _running(folder: Path) -> dict[str, Any]:
     try:
-        entry = json.loads(running_of(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no epoch takes long
-        return told
-    if entry["done"] <= told:
-        return told
-    report(entry["done"], None, in_words(entry))
-    return entry["done"]
+        return json.loads(running_of(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # nothing has taken long yet
+        return {}
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))

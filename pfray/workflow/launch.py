@@ -7,11 +7,9 @@ Ray Train starts two processes, which takes 6 s before the first step.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -25,7 +23,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
 
-from pfray.errors import PfrayError, StorageError, TrainingFailed, UserCodeFailed, first_line
+from pfray.errors import TrainingFailed, UserCodeFailed, first_line
 from pfray.learner.build import Weights, finish_candidate
 from pfray.learner.context import Candidate, Context
 from pfray.storage.run_folder import curve_of, running_of, traceback_of
@@ -36,8 +34,17 @@ from pfray.training.settings import Distributed
 from pfray.utils.files import read_records, write_atomically
 from pfray.utils.session_folder import scratch_folder
 from pfray.utils.user_code import failing_user_code
-from pfray.workflow.curve import Report, add_line, read_lines, report_epochs, report_running
+from pfray.workflow.curve import (
+    Report,
+    add_line,
+    read_lines,
+    report_epochs,
+    report_running,
+    report_words,
+    write_words,
+)
 from pfray.workflow.worker import TrainingSpec, train_candidate
+from pfray.workflow.worker_errors import as_pfray_error, keep_traceback
 
 # Times that lost workers are replaced, and the training continues from the last epoch's checkpoint.
 RETRIES = 2
@@ -82,7 +89,7 @@ def retrain(
     }
     train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
     told = 0.0
-    report = on_progress or (lambda done, loss, pace: None)
+    report = on_progress or (lambda done, loss, words: None)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
         while not future.done():
@@ -92,7 +99,7 @@ def retrain(
         try:
             return future.result()
         except (train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise _as_pfray_error(error, folder) from error
+            raise as_pfray_error(error, folder) from error
 
 
 def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
@@ -114,26 +121,39 @@ def run_together(actions: Sequence[Callable[[], None]], at_once: int) -> None:
 
 
 def finish(
-    candidate: Candidate, context: ray.ObjectRef, folder: Path, start: ray.ObjectRef | None, cpus: int, gpus: float
+    candidate: Candidate,
+    context: ray.ObjectRef,
+    folder: Path,
+    start: ray.ObjectRef | None,
+    cpus: int,
+    gpus: float,
+    on_progress: Report | None = None,
 ) -> Weights:
     """Weights from the algorithm's ``finish``, computed in a Ray task.
 
-    folder: of the training that follows. start: an earlier stage's (Candidate, Weights) in Ray's object store. Raises
-    the task's own PfrayError, or TrainingFailed.
+    folder: of the training that follows. start: an earlier stage's (Candidate, Weights) in Ray's object store.
+    on_progress: called with the algorithm's words on where it is. Raises the task's own PfrayError, or TrainingFailed.
     """
     traceback_of(folder).unlink(missing_ok=True)
+    running_of(folder).unlink(missing_ok=True)
+    report, told = on_progress or (lambda done, loss, words: None), ""
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
         named = task.options(name=f"{candidate.algorithm.__name__}.finish")
-        return ray.get(named.remote(candidate, context, start, cpus))
+        done = named.remote(candidate, context, start, cpus, folder)
+        while not ray.wait([done], timeout=0.5)[0]:
+            told = report_words(folder, told, report)
+        return ray.get(done)
     except ray.exceptions.RayError as error:
-        raise _as_pfray_error(error, folder) from error
+        raise as_pfray_error(error, folder) from error
 
 
-def _finish(candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int) -> Weights:
+def _finish(
+    candidate: Candidate, context: Context, start: tuple[Candidate, Weights] | None, cpus: int, folder: Path
+) -> Weights:
     torch.set_num_threads(cpus)
     with failing_user_code():  # here, because a traceback does not leave its worker
-        done = finish_candidate(candidate, context, start, task_device())
+        done = finish_candidate(candidate, context, start, task_device(), partial(write_words, folder))
     # As it will be read from a file: what JSON cannot hold, or changes, shows before the training and not after it.
     structure = json.loads(json.dumps(done.structure))
     return Weights(structure, _on_cpu(done.model))
@@ -187,7 +207,7 @@ def _train_together(config: dict[str, Any], cpus: int, gpus: float, workers: int
         checkpoint = trainer.fit().checkpoint
     except train.TrainingFailedError as error:
         if errors := read_lines(folder, "error"):
-            _keep_traceback(error, folder)
+            keep_traceback(error, folder)
             raise UserCodeFailed(f"{errors[-1]['error']}; the traceback is in {traceback_of(folder)}") from None
         raise
     if errors := read_lines(folder, "error"):
@@ -258,32 +278,3 @@ def task_device() -> torch.device:
 
 def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in model.state_dict().items()}
-
-
-def _as_pfray_error(error: Exception, folder: Path) -> PfrayError:
-    """The cause in a worker, in one line. The traceback of a failed training is kept in its ``folder``."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    cause = causes[0]
-    # Ray wraps an error in another of the same class.
-    while isinstance(cause, ray.exceptions.RayTaskError) or not isinstance(cause, PfrayError):
-        if (deeper := getattr(cause, "cause", None) or cause.__cause__) is None:
-            break
-        cause = deeper
-    if isinstance(cause, PfrayError) and not isinstance(cause, UserCodeFailed):
-        return cause
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{cause.filename or 'a checkpoint'} cannot be written ({cause.strerror}). Remedy: free "
-                            "space there, then continue with --resume")  # fmt: skip
-    _keep_traceback(error, folder)
-    if isinstance(cause, UserCodeFailed):
-        return UserCodeFailed(f"{cause}; the traceback is in {traceback_of(folder)}")
-    return TrainingFailed(
-        f"training failed: {type(cause).__name__}: {first_line(cause).rstrip('.')}. Remedy: mend the cause and run "
-        f"again; the traceback is in {traceback_of(folder)}"
-    )
-
-
-def _keep_traceback(error: Exception, folder: Path) -> None:
-    """The traceback in Ray's worker, as a file in the training's folder."""
-    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(getattr(error, "traceback_str", None) or error))
-    write_atomically(traceback_of(folder), trace)

@@ -50,6 +50,12 @@ class TrainingStage:
     def epochs(self) -> int:
         return self.candidate.training.epochs
 
+    @property
+    def has_finish(self) -> bool:
+        """True if the algorithm's ``finish`` comes first."""
+        algorithm = self.candidate.algorithm
+        return algorithm.has_finish and not (algorithm.finish_is_final and self.epochs)
+
 
 @dataclass(frozen=True)
 class StagedTraining:
@@ -64,7 +70,7 @@ class StagedTraining:
     @property
     def has_weights(self) -> bool:
         """True if there are weights to make and to keep: by training, or by the algorithm's ``finish``."""
-        return bool(self.last.epochs) or self.last.candidate.algorithm.has_finish
+        return bool(self.last.epochs) or self.last.has_finish
 
 
 def staged_trainings(name: str, recipe: Recipe, plan: Plan, context: Context) -> list[StagedTraining]:
@@ -129,11 +135,9 @@ class Trainer:
                 reference = ray.put(context)  # shared by the first trainings of all plans
 
                 def train_one(name: str) -> None:
-                    def show(label: str, done: float, loss: float | None, pace: str, earlier: int) -> None:
+                    def show(label: str, earlier: int, done: float, loss: float | None, words: str) -> None:
                         epochs_done[name] = earlier + done
-                        far = f"epoch {int(done) + 1}, {done % 1:.0%}".replace("%", " %")
-                        words = f"{label}: {far if loss is None else f'loss {loss:.4f}'}"
-                        stage.update(sum(epochs_done.values()), words + (f", {pace}" if pace else ""))
+                        stage.update(sum(epochs_done.values()), f"{label}: {words}")
                         if loss is not None:
                             self.observers.epoch_done(label, int(done), loss)
 
@@ -157,7 +161,7 @@ class Trainer:
         context: ray.ObjectRef,
         at_once: int,
         earlier: int,
-        show: Callable[[str, float, float | None, str, int], None],
+        show: Callable[[str, int, float, float | None, str], None],
     ) -> int:
         """Train all stages but the finished ones. Returns ``earlier`` plus their epochs.
 
@@ -170,11 +174,10 @@ class Trainer:
         for stage in stages[done:]:
             weights = self._kept(stage)
             if weights is None:
-                progress = partial(_show_progress, show, stage.name, earlier)
-                weights = self._train_stage(stage, context, before, at_once, progress)
+                weights = self._train_stage(stage, context, before, at_once, partial(show, stage.name, earlier))
                 _save(self.run.trained(stage.name), weights, stage.key)
             earlier += stage.epochs
-            before = ray.put((stage.candidate, weights) if stage.candidate.algorithm.has_finish else weights)
+            before = ray.put((stage.candidate, weights) if stage.has_finish else weights)
         return earlier
 
     def _train_stage(
@@ -189,11 +192,12 @@ class Trainer:
         cpus = ray_cluster.processors_per_worker(at_once * self.resources.workers)
         gpus = 1 if self.resources.trial.gpu else 0
         start, structure = None, None
-        if stage.candidate.algorithm.has_finish:
+        if stage.has_finish:
             path = self.run.start(stage.name)
             start = self._read(path, stage.key)
             if start is None:
-                start = finish(stage.candidate, context, self.run.training(stage.name), before, cpus, gpus)
+                folder = self.run.training(stage.name)
+                start = finish(stage.candidate, context, folder, before, cpus, gpus, on_progress)
                 _save(path, start, stage.key)
             if not stage.epochs:
                 return start
@@ -203,7 +207,7 @@ class Trainer:
             context,
             self.run.training(stage.name),
             start=None if start is None else ray.put(start),
-            before=None if stage.candidate.algorithm.has_finish else before,
+            before=None if stage.has_finish else before,
             made_from=stage.key,
             workers=self.resources.workers,
             cpus_per_worker=cpus,
@@ -254,14 +258,3 @@ class Trainer:
 def _save(path: Path, weights: Weights, made_from: str) -> None:
     structure = "" if weights.structure is None else json.dumps(weights.structure)
     save_tensors(path, weights.state, made_from, structure)
-
-
-def _show_progress(
-    show: Callable[[str, float, float | None, str, int], None],
-    label: str,
-    earlier: int,
-    done: float,
-    loss: float | None,
-    pace: str,
-) -> None:
-    show(label, done, loss, pace, earlier)

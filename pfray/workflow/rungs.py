@@ -62,7 +62,7 @@ def _check(path: str, title: str, algorithm: Algorithm, plan: Plan, training: Fi
     elif algorithm.stages(plan):
         refusal = f"{title} trains milder plans of its own by its settings"
         remedy += ", or leave those settings out"
-    elif not algorithm.has_finish:
+    elif not algorithm.has_finish or algorithm.finish_is_final:
         own, trained = algorithm.model.state_dict(), algorithm.compress(plan).model.state_dict()
         if missing := [name for name in own if name not in trained or own[name].shape != trained[name].shape]:
             refusal = f"by the settings of {title} a trained model has no {missing[0]}, from which the next goes on"

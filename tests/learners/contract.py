@@ -33,6 +33,7 @@ CAREFUL: dict[str, dict[str, Any]] = {
     "filter_ranked": {"images": 100, "iterations": 2},
     "layer_removal": {"images": 100, "filters": 0.5},
     "litert_quant": {"images": 100},
+    "uniform_quant": {"images": 50, "positions": 4, "iterations": 20},
 }
 
 

@@ -9,12 +9,16 @@ import torch
 from torch import nn
 
 from learners.uniform_quant import Settings, UniformQuant, fit_ranges
+from pfray.export import pt2
+from pfray.export.packed import file
 from pfray.measure.evaluation import evaluate
 from pfray.quantization.qparams import qparams_of
+from pfray.task import Task, example_input
 from pfray.training import loop
+from pfray.training.batch_norm import reestimate_batch_norm
 from pfray.training.settings import Training
 from tests.small import chain, informative, make_task
-from tests.zoo import conv, head
+from tests.zoo import conv, head, randomize
 
 PLAN = {"1.0": 2, "2.0": 3, "3.0": 1}
 
@@ -88,3 +92,69 @@ def test_training_on_the_levels_learns():
     loop.fit(model, task, Training(lr=0.05, batch_size=40), seed=0, hook=compressed.hook, steps=60)
     assert evaluate(model, task, task.test).accuracy > 0.8
     assert (model[1][0].weight != first).any()
+
+
+EFFORT = {"images": 60, "positions": 16, "iterations": 200}
+
+
+def residual(groups: int = 1) -> nn.Module:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.last = conv(2, 8), conv(8, 8), head(8, 3)
+            self.two, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.last(torch.relu(self.norm(self.two(self.one(x))) + x))
+
+    torch.manual_seed(0)
+    model = randomize(Residual()).eval()
+    # As in a trained network: re-estimating the statistics would change a float model otherwise.
+    reestimate_batch_norm(model, make_task(), 60, "float32")
+    return model
+
+
+def mean_error(model: nn.Module, teacher: nn.Module, task: Task) -> float:
+    with torch.no_grad():
+        return (model.eval()(task.train.inputs) - teacher(task.train.inputs)).square().mean().item()
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_finish_keeps_the_outputs_better_than_the_nearest_levels(fold, groups, activation_bits):
+    task, teacher, plan = make_task(), residual(groups), {"one.0": 2, "two": 2}
+    settings = Settings(fold=fold, activation_bits=activation_bits, **EFFORT)
+    algorithm = UniformQuant(teacher, task, settings)
+    nearest, finished = algorithm.compress(plan).model, algorithm.finish(plan).model
+    # The nine inputs of a depthwise output are nearly independent here, so the nearest levels are nearly the best.
+    share = 0.95 if groups == 8 else 0.8
+    assert mean_error(finished, teacher, task) < share * mean_error(nearest, teacher, task)
+    for name, bits in plan.items():
+        before, after = (qparams_of(model.get_submodule(name).state_dict(), "weight") for model in (nearest, finished))
+        assert torch.equal(before.low, after.low)
+        assert torch.equal(before.step, after.step)
+        weight = finished.get_submodule(name).weight
+        assert torch.equal(after.quantize(weight), weight)
+        assert max(len(row.unique()) for row in weight) <= 2**bits
+    assert any((finished.get_submodule(n).weight != nearest.get_submodule(n).weight).any() for n in plan)
+
+
+def test_the_files_have_the_rounded_weights_bit_for_bit(tmp_path):
+    task, plan = make_task(), {"one.0": 3, "two": 2}
+    model = UniformQuant(residual(), task, Settings(fold=True, **EFFORT)).finish(plan).model.eval()
+    file.save(tmp_path / "model.packed", model.state_dict())
+    state = file.load(tmp_path / "model.packed")
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    pt2.save(model, example_input(task), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2")
+    for name in plan:
+        assert torch.equal(program.state_dict[f"{name}.weight"], model.get_submodule(name).weight)
+
+
+def test_nearest_rounding_is_what_compress_gives():
+    task, plan = make_task(), {"one.0": 3, "two": 2}
+    algorithm = UniformQuant(residual(), task, Settings(fold=True, rounding="nearest", images=60))
+    nearest, finished = algorithm.compress(plan).model.state_dict(), algorithm.finish(plan).model.state_dict()
+    assert all(torch.equal(finished[name], value) for name, value in nearest.items())

@@ -121,7 +121,7 @@ def test_of_k_bits_a_bucket_has_2_to_the_k_values(learner, width, buckets):
 
 
 def test_only_the_plans_layers_change_and_the_bits_of_all_parameters_are_counted(learner, model, task):
-    found = compressed(learner, model, task, {"2": 2, "4": 3})
+    found = compressed(learner, model, task, {"2": 2, "4": 3}, bias_correction=False)
     before, after = model.state_dict(), found.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == {"2.weight", "4.weight"}
@@ -154,6 +154,7 @@ def test_a_plan_of_a_width_that_is_not_allowed_is_refused(learner, model, task, 
     ({"min_bits": 4, "max_bits": 4}, "min_bits is 4 and max_bits is 4; min_bits must be below"),
     ({"bucket_size": 0}, "learner.bucket_size: 0 is not allowed"),
     ({"buckets": "layer"}, "learner.buckets"),
+    ({"equalize": True}, "equalize is true and fold is false.*Remedy: fold=true"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused_by_name(learner, given, message):
     with pytest.raises(ConfigError, match=message):
@@ -269,7 +270,8 @@ def test_with_a_range_for_each_channel_folding_changes_no_output_but_by_rounding
         assert sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) == 3
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         assert torch.allclose(outputs(plain, task), outputs(folded, task), atol=1e-4)
-        assert not torch.allclose(outputs(plain, task), outputs(model, task), atol=1e-4)
+        # Of 8 bits the corrected biases leave less than that.
+        assert width == 8 or not torch.allclose(outputs(plain, task), outputs(model, task), atol=1e-4)
 
 
 def test_a_folded_model_is_quantized_too_and_keeps_its_plan(learner, task):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pfray.workflow.curve import add_line, report_epochs, report_running, write_running
+from pfray.workflow.curve import add_line, report_epochs, report_running, report_words, write_running, write_words
 
 
 def test_epochs_and_shares_of_epochs_are_reported_once_and_never_backwards(tmp_path):
     seen: list[tuple[float, float | None, str]] = []
 
-    def report(done: float, loss: float | None, pace: str) -> None:
-        seen.append((done, loss, pace))
+    def report(done: float, loss: float | None, words: str) -> None:
+        seen.append((done, loss, words))
 
     def look(told: float) -> float:
         return report_running(tmp_path, report_epochs(tmp_path, told, report), report)
@@ -22,7 +22,21 @@ def test_epochs_and_shares_of_epochs_are_reported_once_and_never_backwards(tmp_p
     write_running(tmp_path, {"done": 1.5})
     assert look(1) == 1.5
     assert seen == [
-        (0.25, None, "40 images/s, 75 % of it waiting for data (resources.loaders: 1)"),
-        (1, 2.5, "41 images/s"),
-        (1.5, None, ""),
+        (0.25, None, "epoch 1, 25 %, 40 images/s, 75 % of it waiting for data (resources.loaders: 1)"),
+        (1, 2.5, "loss 2.5000, 41 images/s"),
+        (1.5, None, "epoch 2, 50 %"),
     ]
+
+
+def test_the_words_before_a_training_are_reported_when_they_change(tmp_path):
+    seen: list[tuple[float, float | None, str]] = []
+
+    def report(done: float, loss: float | None, words: str) -> None:
+        seen.append((done, loss, words))
+
+    told = report_words(tmp_path, "", report)
+    for words in ("layer 1 of 2", "layer 1 of 2", "layer 2 of 2"):
+        write_words(tmp_path, words)
+        told = report_words(tmp_path, told, report)
+    assert seen == [(0.0, None, "layer 1 of 2"), (0.0, None, "layer 2 of 2")]
+    assert report_running(tmp_path, 0.0, report) == 0.0

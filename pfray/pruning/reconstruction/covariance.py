@@ -15,9 +15,9 @@ from pfray.errors import UnsupportedModel
 from pfray.measure.cost import total_macs
 from pfray.nn.attention import calling_projections
 from pfray.nn.fingerprint import model_parts
+from pfray.nn.im2col import draw_positions, input_rows
 from pfray.nn.inputs import tensors
 from pfray.nn.modes import evaluating, forward
-from pfray.pruning.reconstruction.im2col import draw_positions, input_rows
 from pfray.task import Task, example_input
 from pfray.utils.cache import cache_dir, cache_key, made_once
 

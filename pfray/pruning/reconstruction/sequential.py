@@ -14,7 +14,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from pfray.errors import UnsupportedModel
 from pfray.nn.attention import calling_projections, restore_whole
 from pfray.nn.dense import behind_norm, can_shift, is_dense, norms_behind, shift_output
-from pfray.nn.fx import ADDITIONS, Walk, arguments_in, traced_nodes
-from pfray.nn.inputs import Inputs
+from pfray.nn.epilogue import Addition, find_addition
+from pfray.nn.fx import Walk, arguments_in, peak_bytes, traced_nodes
+from pfray.nn.im2col import draw_positions, input_rows, output_rows
 from pfray.pruning.channels.graph import ChannelGraph
 from pfray.pruning.channels.prune import Kept, kept_positions, prune
 from pfray.pruning.reconstruction.covariance import BATCH, RunningCovariance
-from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows
 from pfray.pruning.reconstruction.least_squares import ridge_solve
 from pfray.task import Task, example_input
 
@@ -69,7 +69,7 @@ def _reconstructed(
     device = next(teacher.parameters()).device
     example = example_input(task, device)
     nodes = traced_nodes(teacher, {layer for layer, _ in stays}, example)
-    fitting = max(1, min(images, MEMORY // (2 * _peak_bytes(nodes, teacher, example))))
+    fitting = max(1, min(images, MEMORY // (2 * peak_bytes(nodes, teacher, example))))
     images, positions = fitting, math.ceil(positions * images / fitting)
     batches = [inputs for inputs, _ in task.batches(task.train.head(images), BATCH, device)]
     student = copy.deepcopy(teacher)
@@ -84,48 +84,11 @@ def _reconstructed(
     for node in nodes:
         if node in to_fit:
             outputs = stays.get((str(node.target), "out"))
-            _reconstruct(node, walks, find_addition(nodes, node, linear), outputs, norms, positions, generator)
+            _reconstruct(node, walks, find_addition(nodes, node, linear, teacher), outputs, norms, positions, generator)
         for walk in walks:
             walk.value(node)
             walk.release(node)
     return student
-
-
-def _peak_bytes(nodes: Sequence[fx.Node], model: nn.Module, example: Inputs) -> int:
-    """Memory of the values that a walk with one input holds at the same time, at most."""
-    walk, peak = Walk(nodes, model, [example]), 1
-    for node in nodes:
-        walk.value(node)
-        peak = max(peak, walk.bytes)
-        walk.release(node)
-    return peak
-
-
-class Addition(NamedTuple):
-    """The addition behind a layer: its two summands, and the batch norm behind the layer, if any."""
-
-    own: fx.Node
-    other: fx.Node
-    norm: str | None
-
-
-def find_addition(nodes: Sequence[fx.Node], node: fx.Node, norms: Mapping[str, str]) -> Addition | None:
-    """The addition that a layer's output enters, through at most a batch norm; None without one.
-
-    The other summand is computed before, so the later of two summands corrects both.
-    """
-    norm, end = norms.get(str(node.target)), node
-    if norm is not None:
-        if len(node.users) != 1:
-            return None
-        end = next(iter(node.users))
-    if len(end.users) != 1:
-        return None
-    total = next(iter(end.users))
-    if total.target not in ADDITIONS or len(total.all_input_nodes) != 2 or total.kwargs or len(total.args) != 2:
-        return None
-    other = next(read for read in total.all_input_nodes if read is not end)
-    return Addition(end, other, norm) if nodes.index(other) < nodes.index(node) else None
 
 
 def _behind_a_cut(

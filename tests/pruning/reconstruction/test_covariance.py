@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pfray.errors import UnsupportedModel
+from pfray.nn.im2col import weight_rows
 from pfray.pruning.reconstruction import covariance
 from pfray.pruning.reconstruction.covariance import (
     Moments,
@@ -18,7 +19,6 @@ from pfray.pruning.reconstruction.covariance import (
     input_moments,
     moments_macs,
 )
-from pfray.pruning.reconstruction.im2col import weight_rows
 from pfray.pruning.reconstruction.lasso import lasso_selections, unit_gram
 from pfray.pruning.reconstruction.least_squares import lost_shares, reconstruct
 from pfray.task import Split, Task

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfray.nn.dense import MAX_WIDTH, can_shift, is_dense, norms_behind, shift_output
-from pfray.pruning.reconstruction.im2col import draw_positions, input_rows, output_rows, rows_of_channels, weight_rows
+from pfray.nn.im2col import draw_positions, input_rows, output_rows, rows_of_channels, weight_rows
 
 LAYERS = {
     "plain": (lambda: nn.Conv2d(3, 5, 3), (2, 3, 9, 8)),
