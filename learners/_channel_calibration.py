@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pfray.nn.dense import can_shift, is_dense, norms_behind
+from pfray.nn.im2col import rows_of_channels, weight_rows
 from pfray.pruning.channels.dependency import Cut
 from pfray.pruning.channels.graph import ChannelGraph, ChannelGroup
 from pfray.pruning.channels.importance import WITH_FILTERS, filter_magnitudes
@@ -18,7 +19,6 @@ from pfray.pruning.channels.prune import kept_positions
 from pfray.pruning.channels.scores import l1_scores, taylor_scores
 from pfray.pruning.reconstruction import lasso, least_squares
 from pfray.pruning.reconstruction.covariance import Moments, cached_moments, input_moments, moments_key
-from pfray.pruning.reconstruction.im2col import rows_of_channels, weight_rows
 from pfray.task import Task, example_input
 from pfray.utils.cache import content_key
 
