@@ -36,9 +36,11 @@ def _directory(path: Path) -> None:
     (path / "inside").write_text("x")
 
 
-def _flipped(path: Path, share: float) -> None:
+def _flipped(path: Path, share: float, count: int = 1) -> None:
     content = bytearray(path.read_bytes())
-    content[int(share * (len(content) - 1))] ^= 4
+    first = int(share * (len(content) - 1))
+    for place in range(first, min(first + count, len(content))):
+        content[place] ^= 4
     path.write_bytes(content)
 
 
@@ -53,7 +55,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "foreign lines": lambda path: path.write_bytes(path.read_bytes() + FOREIGN.encode()),
     "a state of another kind": lambda path: torch.save(["x"], path),
     "flipped early": lambda path: _flipped(path, 0.1),
-    "flipped in the middle": lambda path: _flipped(path, 0.5),
+    # More bytes than torch's archives leave empty between two tensors.
+    "flipped in the middle": lambda path: _flipped(path, 0.5, 100),
     "flipped late": lambda path: _flipped(path, 0.9),
 }
 # What is read when this run is continued, so that what is wrong with it is said.
