@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -30,18 +31,23 @@ SCORED = ("l1", "taylor")
 class Calibration:
     """Quantities independent of the plan.
 
-    moments: moments of the inputs of each layer that reads channels of a group. kept: kept units, by group and count.
-    norms: the batch norm after a layer, by the layer's name.
+    kept: kept units, by group and count. norms: the batch norm after a layer, by the layer's name. measure: gives
+    ``moments``.
     """
 
     graph: ChannelGraph
-    moments: dict[str, Moments]
     kept: dict[str, list[np.ndarray]]
     norms: dict[str, str]
+    measure: Callable[[], dict[str, Moments]]
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of the inputs of each layer that reads channels of a group; measured if they are needed."""
+        return self.measure()
 
 
 def calibrate(model: nn.Module, task: Task, images: int, positions: int, criterion: str) -> Calibration:
-    """Runs one pass over the calibration images, and chooses the units of every group and count by the criterion.
+    """Chooses the units of every group and count by the criterion; LASSO takes one pass over the calibration images.
 
     Moments and LASSO paths are computed once on a machine.
     """
@@ -49,19 +55,20 @@ def calibrate(model: nn.Module, task: Task, images: int, positions: int, criteri
     norms = norms_behind(model, example_input(task, next(model.parameters()).device))
     layers = read_layers(model, graph)
     key = moments_key(model, task, layers, images, positions)
-    moments = cached_moments(model, task, layers, images, positions, key)
-    # A bias or a batch norm can take over the mean contribution of removed channels; without one the weights have to
-    # compensate for it, and it counts as error.
-    moments = {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in moments.items()}
+
+    @cache
+    def measure() -> dict[str, Moments]:
+        return _about_means(model, norms, cached_moments(model, task, layers, images, positions, key))
+
     parts = [(g.name, g.units, [(cut.layer, cut.side, cut.size, cut.index.tobytes()) for cut in g.cuts])
              for g in graph.groups]  # fmt: skip
     if criterion in SCORED:
         kept = ranked(model, graph.groups, task, images, criterion)
     else:
         kept = lasso.cached_selections(
-            content_key(key, parts), lambda: {g.name: selection_gram(model, g, moments) for g in graph.groups}
+            content_key(key, parts), lambda: {g.name: selection_gram(model, g, measure()) for g in graph.groups}
         )
-    return Calibration(graph, moments, kept, norms)
+    return Calibration(graph, kept, norms, measure)
 
 
 def after_removal(
@@ -73,20 +80,35 @@ def after_removal(
     from pruned ones. Only inputs that are new, of layers behind removed ones, are measured.
     """
     graph, norms = graph_of(model, task), calibration.norms
-    layers = read_layers(model, graph)
-    moments = {name: own for name, own in calibration.moments.items() if name in layers}
-    new = [name for name in layers if name not in moments or len(moments[name].mean) != len(_rows_of(model, name))]
-    if new:
-        measured = input_moments(model, task, new, images, positions)
-        moments |= {n: m if can_shift(model, n, norms) else m.uncentered() for n, m in measured.items()}
     before = {group.name: _readers_of(group) for group in calibration.graph.groups}
-    changed = [g for g in graph.groups if before[g.name] != _readers_of(g) or {*new} & before[g.name]]
+    changed = [group for group in graph.groups if before[group.name] != _readers_of(group)]
     kept = {group.name: calibration.kept[group.name] for group in graph.groups}
+
+    @cache
+    def measure() -> tuple[dict[str, Moments], list[str]]:
+        layers = read_layers(model, graph)
+        moments = {name: own for name, own in calibration.moments.items() if name in layers}
+        new = [name for name in layers if name not in moments or len(moments[name].mean) != len(_rows_of(model, name))]
+        if new:
+            moments |= _about_means(model, norms, input_moments(model, task, new, images, positions))
+        return moments, new
+
     if criterion not in SCORED:
+        moments, new = measure()
+        known = {group.name for group in changed}
+        changed += [group for group in graph.groups if group.name not in known and {*new} & before[group.name]]
         kept |= {group.name: lasso.lasso_selections(selection_gram(model, group, moments)) for group in changed}
     elif changed:
         kept |= ranked(model, changed, task, images, criterion)
-    return Calibration(graph, moments, kept, norms)
+    return Calibration(graph, kept, norms, lambda: measure()[0])
+
+
+def _about_means(model: nn.Module, norms: dict[str, str], moments: dict[str, Moments]) -> dict[str, Moments]:
+    """Moments about the mean where a bias or a batch norm can take over the mean contribution of removed channels.
+
+    Without one the weights have to compensate for it, and it counts as error.
+    """
+    return {name: own if can_shift(model, name, norms) else own.uncentered() for name, own in moments.items()}
 
 
 def ranked(

@@ -90,9 +90,17 @@ class ChannelPruned(ChannelAlgorithm):
         why = f"channel_pruned chooses channels by {how} (criterion, reconstruct), in trials too: {trained}"
         return replace(settings, criterion=criterion, reconstruct=reconstruct), why
 
+    # The same learner bound to the model before layers were removed from it; None if none were.
+    before_removal: ChannelPruned | None = None
+
     @cached_property
     def calibration(self) -> Calibration:
-        return self.calibrate(self.model)
+        if self.before_removal is None:
+            return self.calibrate(self.model)
+        whole, settings = self.before_removal, self.settings
+        return after_removal(
+            whole.calibration, self.model, self.task, whole.images, settings.positions, settings.criterion
+        )
 
     @cached_property
     def images(self) -> int:
@@ -117,15 +125,14 @@ class ChannelPruned(ChannelAlgorithm):
         later = super().behind(earlier, plan, model)
         assert isinstance(later, ChannelPruned)
         if earlier.removable():
-            later.calibration = after_removal(
-                self.calibration, model, self.task, self.images, self.settings.positions, self.settings.criterion
-            )
+            later.before_removal = self
         return later
 
     def error_curves(self) -> dict[str, np.ndarray]:
         """Reconstruction error of the layers that read a group: 1 - R^2 of their outputs.
 
-        R^2 of several readers are multiplied, so that the allocator adds up their errors.
+        R^2 of several readers are multiplied, so that the allocator adds up their errors. They are errors after least
+        squares also where none follow: what no fit can restore is what a training has to.
         """
         errors: dict[str, dict[int, float]] = {}
 
@@ -138,7 +145,8 @@ class ChannelPruned(ChannelAlgorithm):
         return keep_ratios.error_curves(self.calibration.graph, self.settings, error)
 
     def compress(self, plan: Plan, steps: int = 0) -> Compressed:
-        """Prunes all groups at once, each layer reconstructed from its inputs in the uncompressed model."""
+        """Prunes all groups at once. With ``reconstruct`` each layer is fitted to its inputs in the uncompressed model.
+        """
         counts, selections = self.structure(plan), self.calibration.kept
         kept = {group: selections[group][count] for group, count in counts.items()}
         if self.settings.reconstruct is False:
@@ -148,6 +156,7 @@ class ChannelPruned(ChannelAlgorithm):
     def finish(self, plan: Plan, start: nn.Module | None = None) -> Compressed:
         """Keeps the channels of ``compress``, and reconstructs the layers in order (``sequential.py``).
 
+        Without ``reconstruct`` the weights stay, and batch norms are re-estimated.
         A layer's inputs are the outputs of the pruned layers before it, its targets the outputs of the unpruned model.
         If torch.fx cannot trace the model, the order is unknown: all layers are then reconstructed as in ``compress``.
         """

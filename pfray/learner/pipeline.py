@@ -183,6 +183,13 @@ def settings_for(
     return Settings(tuple(steps)), notes
 
 
+def trainings_of(algorithm: type[Algorithm], settings: Any, training: Training) -> list[Training]:
+    """Trainings of a chosen plan: the experiment's ``finetune``, or that of each algorithm of a pipeline."""
+    if not issubclass(algorithm, Pipeline):
+        return [training]
+    return [with_values(training, step.finetune) for step in settings.steps]
+
+
 def split_plan(settings: Settings, plan: Plan) -> list[tuple[Step, Plan]]:
     """Learners of a pipeline, in order, each with its part of the plan."""
     return [

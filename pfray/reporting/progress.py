@@ -54,6 +54,7 @@ class _Line:
         self.console, self.name, self.total = console, name, total
         self.started = time.monotonic()
         self.last_line = self.started
+        self.counted_from = self.started
         self.first_done: float | None = None
         self.bar: Bar | None = None
         if console.is_terminal:
@@ -74,7 +75,7 @@ class _Line:
         now = time.monotonic()
         # Work of an earlier session does not count for the rate. Its epochs are told at once, its trials with the next.
         if now - self.started < AT_ONCE:
-            self.first_done = done
+            self.first_done, self.counted_from = done, now
         elif self.first_done is None:
             self.first_done = math.ceil(done) - 1
         if now - self.last_line < min(LONGEST, max(PAUSE, (now - self.started) / 20)) and done != self.total:
@@ -82,7 +83,7 @@ class _Line:
         self.last_line = now
         left = ""
         if self.total and done < self.total and done > self.first_done:
-            rate = (now - self.started) / (done - self.first_done)
+            rate = (now - self.counted_from) / (done - self.first_done)
             left = f", about {rate * (self.total - done):.0f} s left"
         # Work before the first epoch, or without any, has no number.
         counted = f"{int(done)}/{self.total} " if self.total else f"{int(done)} " if done else ""

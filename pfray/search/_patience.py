@@ -18,10 +18,10 @@ def is_without_gain(
 
     These are the share ``patience`` of the search's own among ``trials``, and ``LEAST``; those of its random start do
     not count, in which it has not learned yet. first_origins: origins of the plans without a search, of which trial 0
-    is one. False where there is none, or where its standard error is not known.
+    is one. False where there is none, where its standard error is not known, and where the budget is used up.
     """
     first = next((record for record in records if record["trial"] == 0), None)
-    if patience >= 1 or not first_origins or first is None or first["standard_error"] is None:
+    if patience >= 1 or len(records) >= trials or not first_origins or first is None or first["standard_error"] is None:
         return False
     own = [record["origin"] for record in records if record["origin"] not in first_origins]
     learned = sum(not origin.endswith(RANDOM_START) for origin in own)

@@ -1,4 +1,4 @@
-"""The one training loop: mixed precision, channels_last, warm-up and cosine, distillation, learner hooks, sharding."""
+"""The one training loop: mixed precision, channels_last, schedules, distillation, learner hooks, averages, sharding."""
 
 from __future__ import annotations
 

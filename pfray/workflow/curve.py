@@ -51,11 +51,11 @@ def write_words(folder: Path, words: str) -> None:
     write_atomically(running_of(folder), json.dumps({"words": words}))
 
 
-def report_epochs(folder: Path, told: float, report: Report) -> float:
+def report_epochs(folder: Path, told: int, report: Report) -> int:
     """Report every epoch that ended after ``told`` epochs were reported. Returns the epochs reported."""
     for entry in read_curve(folder):
         if entry["epoch"] > told:
-            told = entry["epoch"]
+            told = int(entry["epoch"])
             report(told, entry["loss"], _joined(f"loss {entry['loss']:.4f}", in_words(entry)))
     return told
 

@@ -88,14 +88,15 @@ def retrain(
         "views": views,
     }
     train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
-    told = 0.0
+    epochs, told = 0, 0.0
     report = on_progress or (lambda done, loss, words: None)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
         while not future.done():
             wait([future], timeout=0.5)
-            told = report_running(folder, report_epochs(folder, told, report), report)
-        report_epochs(folder, told, report)
+            epochs = report_epochs(folder, epochs, report)
+            told = report_running(folder, max(epochs, told), report)
+        report_epochs(folder, epochs, report)
         try:
             return future.result()
         except (train.TrainingFailedError, ray.exceptions.RayError) as error:

@@ -19,6 +19,7 @@ from pfray.data._workers import read_by
 from pfray.errors import ConfigError, UnsupportedModel
 from pfray.learner.base import Algorithm
 from pfray.learner.context import Context, Recipe
+from pfray.learner.pipeline import trainings_of
 from pfray.learner.scoring import Scoring, TrialSpec
 from pfray.measure.cost import layer_macs, total_macs
 from pfray.models import _hub
@@ -102,7 +103,9 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         if expected is not None and (is_trained or not experiment.teacher.epochs):
             check_ready_teacher(experiment, expected, model, task, notes.append)
         learner, given_settings = components.learner, components.learner_settings
-        decide_for = partial(decide, learner=learner, learner_settings=given_settings, task=task)
+        decide_for = partial(
+            decide, learner=learner, learner_settings=given_settings, searcher=components.searcher, task=task
+        )
         decided = decide_for(experiment)
         components = replace(components, learner_settings=decided.learner_settings)
         algorithm = components.learner(model, task, components.learner_settings)
@@ -110,11 +113,14 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
         space = with_layer_shapes(space, model, example_input(task))
         notes += [*decided.notes, *algorithm.notes()]
         check_fits_task(experiment, task)
-        notes += check_distillation(experiment, model, task)
+        notes += check_distillation(
+            experiment, trainings_of(components.learner, given_settings, experiment.finetune), model, task
+        )
     for note in notes:
         observers.note(f"note: {note}")
     objective = resolve_objective(experiment, task)
-    check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name)
+    steps = decided.finetune_steps
+    check_from_scratch(experiment, components.searcher, components.learner, len(space), objective.name, steps)
     if experiment.target.latency_ms is not None:
         with observers.stage("latency curve", total=file_count(space)) as stage:
             space = timed_space(space, algorithm, experiment.target.latency_ms, stage.update)
@@ -127,7 +133,7 @@ def load(experiment: Experiment, observers: Observers, given: Given | None = Non
     def space_of(settings: Any) -> CompressionSpace:
         return components.learner(model, task, settings).space()
 
-    knobs = searched_settings(experiment, components.learner_settings, space_of)
+    knobs = searched_settings(experiment, components.learner_settings, space_of, steps)
     space = space.with_free(knobs)
     components.searcher(space, limits, components.search_settings)  # raises for settings that only it can check
     warm = experiment.search.warm_start

@@ -34,7 +34,10 @@ from pfray.workflow.latency_model import PredictedCosts
 
 # Trials train for a number of steps, without an average and without rungs, and batches that return in later epochs do
 # not matter. The batch size has to suit the workers.
-NOT_SEARCHED = ("finetune.epochs", "finetune.batch_size", "finetune.average", "finetune.rungs", "distill.cached_views")
+NOT_SEARCHED = (
+    "finetune.epochs", "finetune.batch_size", "finetune.average", "finetune.rungs", "finetune.schedule",
+    "distill.cached_views",
+)  # fmt: skip
 
 
 def resolve_limits(
@@ -169,11 +172,12 @@ def _check_litert() -> None:
 
 
 def searched_settings(
-    experiment: Experiment, learner_settings: Any, space_of: Callable[[Any], CompressionSpace]
+    experiment: Experiment, learner_settings: Any, space_of: Callable[[Any], CompressionSpace], finetune_steps: int
 ) -> tuple[Knob, ...]:
     """Knobs of ``search.space``. Raises ConfigError with one line for every setting that cannot be searched.
 
     space_of(learner's settings): the space under them; a setting that changes the space cannot be searched.
+    finetune_steps: of a round of a trial.
     """
     sections = {"finetune": experiment.finetune, "distill": experiment.distill, "learner": learner_settings}
     known = [f"{section}.{key}" for section, settings in sections.items() for key in vars(settings)]
@@ -193,7 +197,7 @@ def searched_settings(
             mistakes.append(f"search.space: {name}: {text} holds values that are not allowed: "
                             f"{error.errors()[0]['msg'].lower()}. Remedy: another range")  # fmt: skip
             continue
-        if section != "learner" and not experiment.search.finetune_steps:
+        if section != "learner" and not finetune_steps:
             mistakes.append(f"search.space: {name} changes nothing in trials without fine-tuning. "
                             "Remedy: search.finetune_steps=30")  # fmt: skip
         if section == "learner" and _shapes_space(space_of, (learner_settings, *ends)):
@@ -220,11 +224,16 @@ def check_searcher(experiment: Experiment, searcher: type[PlanSearcher], learner
 
 
 def check_from_scratch(
-    experiment: Experiment, searcher: type[PlanSearcher], learner: type[Algorithm], knobs: int, objective: str
+    experiment: Experiment,
+    searcher: type[PlanSearcher],
+    learner: type[Algorithm],
+    knobs: int,
+    objective: str,
+    finetune_steps: int,
 ) -> None:
     """Raise ConfigError if models that start with random weights would be scored untrained, or cannot be timed.
 
-    knobs: number of the space's knobs. objective: its name.
+    knobs: number of the space's knobs. objective: its name. finetune_steps: of a round of a trial.
     """
     if not learner.from_scratch:
         return
@@ -234,7 +243,7 @@ def check_from_scratch(
         mistakes.append(f"search.name: {title} has nothing to decide for {search.name} here. Remedy: search=uniform")
     # With a single knob the target alone determines the plan.
     choice = knobs > 1 or (knobs and objective in WEIGH_COST)
-    if choice and searcher.open_ended and search.trials > 1 and not search.finetune_steps:
+    if choice and searcher.open_ended and search.trials > 1 and not finetune_steps:
         mistakes.append(f"search.finetune_steps: 0 is not allowed: the models of {title} start untrained, and all are "
                         "worth as little. Remedy: search.finetune_steps=60 or more")  # fmt: skip
     if not experiment.finetune.epochs:

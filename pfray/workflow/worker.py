@@ -91,8 +91,9 @@ def train_candidate(
     first = 0 if checkpoint is None else checkpoint["epoch"]
 
     def tell() -> None:
-        done = first + pace.steps / read.steps(training.batch_size)
-        write_running(spec.folder, {"done": done, **pace.epoch(shard.world), **loaders})
+        share = pace.steps / read.steps(training.batch_size)
+        if share < 1:  # the whole epoch is told with its loss
+            write_running(spec.folder, {"done": first + share, **pace.epoch(shard.world), **loaders})
 
     if shard.rank == 0:
         pace.tell = tell

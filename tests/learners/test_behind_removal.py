@@ -47,6 +47,8 @@ def test_only_what_a_layer_reads_anew_is_measured_and_as_a_fresh_calibration_has
     own = _channel_calibration.input_moments
     monkeypatch.setattr(_channel_calibration, "input_moments", lambda *a: measured.append(list(a[2])) or own(*a))
     later = pruning.behind(removal, plan, student)
+    assert measured == []  # until it is needed
+    assert later.calibration.moments
     assert measured == [["2.0"]]
     fresh = calibrate(student, task, PRUNING.images, PRUNING.positions, PRUNING.criterion)
     np.testing.assert_allclose(

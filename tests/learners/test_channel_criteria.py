@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from learners import _channel_calibration
 from learners._channel_calibration import highest
 from learners.channel_pruned import LONG, ChannelPruned, Settings
 from learners.filter_ranked import FilterRanked
 from learners.filter_ranked import Settings as RankedSettings
 from pfray.data import digits
 from pfray.learner.context import Context
+from pfray.measure.cost import count_params
 from pfray.nn.modes import place
 from pfray.task import Task
 from tests.learners.removed import SETTINGS, distance
+from tests.small import chain, make_task
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,11 @@ def test_the_note_names_the_choice_and_the_reason():
     without = ChannelPruned.for_training(Settings(), 0, 351)[1]
     assert "by LASSO, with least squares" in without
     assert without.endswith(f": 0 steps of training follow, fewer than {LONG:,}")
+
+
+def test_a_ranking_without_least_squares_measures_no_inputs(monkeypatch):
+    model, task = chain(), make_task()
+    monkeypatch.setattr(_channel_calibration, "cached_moments", lambda *_: pytest.fail("inputs were measured"))
+    learner = ChannelPruned(model, task, Settings(criterion="l1", reconstruct=False, images=40, round_to=1))
+    plan = dict.fromkeys(learner.space().names, 0.5)
+    assert count_params(learner.compress(plan).model)[0] == count_params(learner.finish(plan).model)[0]

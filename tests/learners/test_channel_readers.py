@@ -93,7 +93,8 @@ def test_of_several_readers_each_counts_the_same_and_their_errors_add_up(unusual
     parts = []
     for layer in ("left", "right"):
         only = {layer: calibration.moments[layer]}
-        parts.append(group_errors(model, Calibration(calibration.graph, only, calibration.kept, {}), group, [3])[3])
+        one = Calibration(calibration.graph, calibration.kept, {}, only.copy)
+        parts.append(group_errors(model, one, group, [3])[3])
     assert error == pytest.approx(1 - (1 - parts[0]) * (1 - parts[1]))
     assert min(parts) > 0
 

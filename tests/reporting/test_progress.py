@@ -57,7 +57,7 @@ def test_what_was_done_in_an_earlier_session_does_not_enter_the_rate(plain, cloc
         stage.update(2, "another")
         clock[0] += 9.5
         stage.update(2.25, "epoch 3, 25 %")
-    assert "2/4 epoch 3, 25 %, about 70 s left" in text.getvalue()
+    assert "2/4 epoch 3, 25 %, about 66 s left" in text.getvalue()
 
 
 def test_the_share_of_an_epoch_counts_for_the_rate_and_lines_get_rarer_with_the_hours(plain, clock):

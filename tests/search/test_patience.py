@@ -37,7 +37,12 @@ def test_it_ends_after_its_share_of_trials_none_of_which_beats_the_first_plan_by
 
 def test_a_few_trials_say_nothing():
     for count in (LEAST - 1, LEAST):
-        assert is_without_gain(records(*[-1.5] * count), FIRST, trials=4, patience=0.1) == (count == LEAST)
+        assert is_without_gain(records(*[-1.5] * count), FIRST, trials=20, patience=0.1) == (count == LEAST)
+
+
+def test_a_used_up_budget_is_no_end_without_gain():
+    assert is_without_gain(records(*[-1.5] * 10), FIRST, trials=13, patience=0.5)
+    assert not is_without_gain(records(*[-1.5] * 10), FIRST, trials=12, patience=0.5)
 
 
 def outcome(entry: dict[str, Any], gain: float) -> dict[str, Any]:

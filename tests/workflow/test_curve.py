@@ -11,20 +11,28 @@ def test_epochs_and_shares_of_epochs_are_reported_once_and_never_backwards(tmp_p
     def report(done: float, loss: float | None, words: str) -> None:
         seen.append((done, loss, words))
 
-    def look(told: float) -> float:
-        return report_running(tmp_path, report_epochs(tmp_path, told, report), report)
+    epochs, told = 0, 0.0
 
-    assert look(0.0) == 0.0  # nothing there yet
+    def look() -> tuple[int, float]:
+        nonlocal epochs, told
+        epochs = report_epochs(tmp_path, epochs, report)
+        told = report_running(tmp_path, max(epochs, told), report)
+        return epochs, told
+
+    assert look() == (0, 0.0)  # nothing there yet
     write_running(tmp_path, {"done": 0.25, "images_per_second": 40.0, "waiting": 0.75, "loaders": 1})
-    assert look(look(0.0)) == 0.25
+    assert look() == look() == (0, 0.25)
     add_line(tmp_path, epoch=1, loss=2.5, images_per_second=41.0, waiting=0.1, loaders=1)
-    assert look(0.25) == 1  # the share of the first epoch is old
-    write_running(tmp_path, {"done": 1.5})
-    assert look(1) == 1.5
+    assert look() == (1, 1)  # the share of the first epoch is old
+    write_running(tmp_path, {"done": 2.5})
+    assert look() == (1, 2.5)
+    add_line(tmp_path, epoch=2, loss=1.5)  # seen after the third one had begun
+    assert look() == (2, 2.5)
     assert seen == [
         (0.25, None, "epoch 1, 25 %, 40 images/s, 75 % of it waiting for data (resources.loaders: 1)"),
         (1, 2.5, "loss 2.5000, 41 images/s"),
-        (1.5, None, "epoch 2, 50 %"),
+        (2.5, None, "epoch 3, 50 %"),
+        (2, 1.5, "loss 1.5000"),
     ]
 
 

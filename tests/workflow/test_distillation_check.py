@@ -8,10 +8,17 @@ from torch import nn
 
 from pfray.config.schema import Experiment, validated
 from pfray.errors import ConfigError, UnsupportedModel
-from pfray.workflow.distillation_check import check_distillation
+from pfray.task import Task
+from pfray.training.settings import Training
+from pfray.workflow import distillation_check
 from tests.training.toy import net, toy_task
 
 FLAT = nn.Sequential(nn.Flatten(), nn.Linear(64, 40))
+
+
+def check_distillation(of: Experiment, model: nn.Module, task: Task, *more: Training) -> list[str]:
+    """The check of an experiment with one training, and more for the further learners of a pipeline."""
+    return distillation_check.check_distillation(of, [of.finetune, *more], model, task)
 
 
 def experiment(storage: object = "runs", space: dict[str, str] | None = None, **distill: float) -> Experiment:
@@ -30,6 +37,9 @@ def test_the_size_of_cached_views_is_said_beforehand(tmp_path):
         for size in ("6.4 kB", "9.6 kB")
     ]
     assert check_distillation(experiment(weight=0.9, features=1), net(), toy_task()) == []
+    # A further learner trains for longer, by batches of another size: 9 views of either.
+    more = check_distillation(wanted[1], net(), toy_task(), Training(epochs=9, batch_size=7))
+    assert "keeps 57.6 kB" in more[0]
 
 
 def test_cached_views_without_room_for_them_are_refused(tmp_path, monkeypatch):

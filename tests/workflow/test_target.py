@@ -136,7 +136,7 @@ def searched(space: CompressionSpace, **ranges: str) -> tuple:
     def space_of(settings: Shaping) -> CompressionSpace:
         return replace(space, knobs=tuple(replace(k, compressed=settings.max_sparsity) for k in space.knobs))
 
-    return searched_settings(experiment(space=raw, finetune_steps=10), Shaping(), space_of)
+    return searched_settings(experiment(space=raw), Shaping(), space_of, 10)
 
 
 def test_objectives_that_weigh_costs_need_a_share_of_right_answers(task):
@@ -233,7 +233,7 @@ def test_a_setting_that_cannot_be_searched_is_refused(space, name, text, words):
 def test_settings_of_a_training_that_trials_do_not_do_are_refused(space):
     raw = {"finetune.lr": "loguniform(1e-4, 1e-1)", "distill.weight": "uniform(0, 1)"}
     with pytest.raises(ConfigError) as caught:
-        searched_settings(experiment(space=raw), Shaping(), lambda settings: space)
+        searched_settings(experiment(space=raw), Shaping(), lambda settings: space, 0)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
     assert "finetune.lr changes nothing in trials without fine-tuning. Remedy: search.finetune_steps=30" in lines[0]

@@ -9,6 +9,7 @@ from learners.weight_sparse import WeightSparse
 from pfray.config.schema import Experiment, dump
 from pfray.data import digits
 from pfray.errors import ConfigError
+from pfray.search.tpe import TPE
 from pfray.space import CompressionSpace, Knob
 from pfray.workflow.decided import Decided, decide
 from pfray.workflow.warm_start import read_earlier
@@ -27,7 +28,7 @@ def experiment(**search) -> Experiment:
 
 
 def decided(of: Experiment) -> Decided:
-    return decide(of, WeightSparse, WeightSparse.settings_type(), TASK)
+    return decide(of, WeightSparse, WeightSparse.settings_type(), TPE, TASK)
 
 
 @pytest.fixture
