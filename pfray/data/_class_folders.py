@@ -118,5 +118,10 @@ def _images(folder: Path) -> list[str]:
     found = sorted(each.name for each in seen if each.name.lower().endswith(SUFFIXES))
     if not found:
         raise DataError(f"{folder}: the class has no images ({', '.join(SUFFIXES)}). Remedy: put some into it, or "
-                        "remove the folder")
+                        "remove the class from every split")
     return found
+
+
+def looks_like_split(folder: Path) -> bool:
+    """True for a folder whose folders have images in them."""
+    return folder.is_dir() and any(each.name.lower().endswith(SUFFIXES) for each in folder.glob("[!.]*/[!.]*"))

@@ -13,7 +13,7 @@ import torch
 
 from pfray.data import _shards
 from pfray.data._arrays import hold_out, shuffled
-from pfray.data._class_folders import ClassFolders, class_folders, class_names
+from pfray.data._class_folders import ClassFolders, class_folders, class_names, looks_like_split
 from pfray.data._damage import Counted, collate
 from pfray.data._image_settings import EXPECTED, METRICS, ImageSettings
 from pfray.data._images import Images, Rows
@@ -47,6 +47,9 @@ def make_task(name: str, settings: ImageSettings, count: int | None = None, publ
     where = place or f"'{settings.hub}'"
     found = {split: found[split] for split in published if split in found}
     if "train" not in found:
+        if place is not None and not is_url(place) and looks_like_split(Path(place)):
+            raise DataError(f"{where}: its folders hold images, so it looks like one split. Remedy: the folder above, "
+                            f"with {EXPECTED}")  # fmt: skip
         raise DataError(f"{where}: no images are found. Remedy: a folder with {EXPECTED}")
     if len(found) == 1:
         raise DataError(f"{where}: there is a training split alone. Remedy: add val/<class>/ or test/<class>/, or "
@@ -172,7 +175,8 @@ def _streams(found: Mapping[str, Shards], settings: ImageSettings, count: int | 
     train = found["train"]
     number = settings.num_classes or count
     if train.names is None and number is None:
-        raise ConfigError("data.num_classes: the shards do not tell the number of classes. Remedy: give it")
+        raise ConfigError("data.num_classes: the shards do not tell the number of classes. Remedy: give it, such as "
+                          "data.num_classes=1000")  # fmt: skip
     names = train.names or tuple(map(str, range(number or 0)))
     _check_count(train.files[0], names, settings, count)
     if len(found) == 2:

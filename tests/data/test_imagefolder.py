@@ -288,6 +288,10 @@ WRONG: dict[str, tuple[Change, dict[str, Any], type[PfrayError], str]] = {
         lambda root: (shutil.rmtree(root / "val"), shutil.move(root / "train", root / "cats")), {}, DataError,
         "no images are found. Remedy: a folder with train/<class>/*.jpg and val/<class>/*.jpg",
     ),
+    "one split": (
+        lambda root: [shutil.rmtree(root / "val"), *[shutil.move(each, root) for each in (root / "train").iterdir()]],
+        {}, DataError, "its folders hold images, so it looks like one split. Remedy: the folder above, with train/<cla",
+    ),
     "a training split alone": (
         lambda root: shutil.rmtree(root / "val"), {}, DataError, "there is a training split alone. Remedy: add val/",
     ),
