@@ -17,15 +17,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from PIL import Image
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.parser import make_parser
 from benchmarks.result import ROOT
-from pfray.data import cifar10
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 PIXELS = 256
 HELD = 1000
@@ -35,6 +36,8 @@ KILLED = 1.35
 
 def write_folder(folder: Path, data: str, images: int) -> Path:
     """Class folders of ``images`` training images, ``HELD`` for validation and for test. A finished one is kept."""
+    from pfray.data import cifar10
+
     ready = folder / "ready"
     if ready.exists():
         return folder
@@ -52,6 +55,8 @@ def write_folder(folder: Path, data: str, images: int) -> Path:
 
 def enlarged(pixels: Tensor) -> Image.Image:
     """An image ``(3, H, W)`` of uint8 as ``PIXELS`` x ``PIXELS``."""
+    from PIL import Image
+
     return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
 
 
@@ -71,7 +76,8 @@ def experiment(images: Path, runs: Path, size: int, **changes: Any) -> dict[str,
 
 
 def start(file: Path, written: dict[str, Any], *options: str) -> subprocess.Popen[bytes]:
-    file.write_text(yaml.safe_dump(written), encoding="utf-8")
+    # JSON is YAML.
+    file.write_text(json.dumps(written), encoding="utf-8")
     return subprocess.Popen([sys.executable, "-m", "pfray.run", str(file), *options], cwd=ROOT)
 
 

@@ -9,6 +9,8 @@ from benchmarks.result import ROOT
 # The share of the trials that a preset's warm-up takes in searches of other lengths: a quarter, as in both papers.
 WARMUP = 0.25
 PRESETS = ("ddpg_amc", "ddpg_pocketflow")
+# Settings of a preset that are the section's and not the searcher's.
+OF_SECTION = ("name", "trials", "patience", "finetune_steps")
 PARTS = ("critic_best_only", "critic_by_chance")
 ABLATION = ("critic", *PARTS, *PRESETS, "random")
 
@@ -34,8 +36,8 @@ def preset(name: str, trials: int) -> dict[str, Any]:
     import yaml
 
     settings = yaml.safe_load((ROOT / "configs" / "search" / f"{name}.yaml").read_text())["search"]
-    del settings["name"], settings["trials"]
-    return {**settings, "warmup": max(1, round(WARMUP * trials))}
+    own = {name: value for name, value in settings.items() if name not in OF_SECTION}
+    return {**own, "warmup": max(1, round(WARMUP * trials))}
 
 
 def _without(critic: Any) -> dict[str, Any]:

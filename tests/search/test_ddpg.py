@@ -92,6 +92,7 @@ def test_a_preset_names_every_setting_but_the_environment(name):
     settings = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["search"]
     assert settings.pop("name") == "ddpg"
     assert settings.pop("trials") == 4 * settings["warmup"]
+    assert (settings.pop("patience"), settings.pop("finetune_steps")) == (1, 0)  # as published: all trials, at once
     found = Settings(**settings)
     assert {**settings, "env": found.env} == found.__dict__
     assert (found.layer_norm, found.noise_on) == ((False, "actions") if name == "ddpg_amc" else (True, "parameters"))

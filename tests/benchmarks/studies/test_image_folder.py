@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.studies import image_folder
 from pfray.config.schema import Experiment
-from pfray.data import digits
+from pfray.data import cifar10, digits
 
 
 @pytest.fixture
@@ -24,14 +24,14 @@ def cifar(monkeypatch):
         return replace(split, inputs=split.inputs.expand(-1, 3, -1, -1).to(torch.uint8).contiguous())
 
     made = SimpleNamespace(**{name: coloured(getattr(task, name)) for name in ("train", "validation", "test")})
-    monkeypatch.setattr(image_folder.cifar10, "build", lambda data, validation_size: made)
+    monkeypatch.setattr(cifar10, "build", lambda data, validation_size: made)
     return made
 
 
 def test_the_folder_holds_the_images_by_class_and_a_finished_one_is_kept(cifar, tmp_path):
     folder = image_folder.write_folder(tmp_path / "images", "", 20)
     assert [len(list((folder / split).rglob("*.jpg"))) for split in ("train", "val", "test")] == [20, 5, 5]
-    label = image_folder.cifar10.NAMES[int(cifar.train.targets[3])]
+    label = cifar10.NAMES[int(cifar.train.targets[3])]
     with Image.open(folder / "train" / label / "000003.jpg") as image:
         assert image.size == (256, 256)
     image_folder.write_folder(folder, "", 30)
