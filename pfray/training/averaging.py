@@ -58,7 +58,7 @@ class Average:
         if self.hook is not None:
             self.hook(self.steps)
         norms = [norm for norm in batch_norms(self.model) if norm.training]
-        reestimate_batch_norm(self.model, task, BN_IMAGES, precision, norms=norms)
+        reestimate_batch_norm(self.model, task, BN_IMAGES, precision, norms=norms, augmented=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.averages)

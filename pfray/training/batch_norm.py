@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfray.measure.evaluation import evaluate
+from pfray.nn.inputs import Inputs
 from pfray.nn.modes import autocast, evaluation_mode, forward
 from pfray.task import Task
 
@@ -30,11 +33,13 @@ def reestimate_batch_norm(
     precision: str,
     batch_size: int = 250,
     norms: Sequence[nn.modules.batchnorm._BatchNorm] | None = None,
+    augmented: bool = False,
 ) -> None:
     """Set the batch norms' running statistics to their mean over the first ``images`` training images.
 
     Compression shifts the inputs of each layer. Statistics are the cheapest part to correct, because no gradient is
-    needed. norms: those to set; None for all of the model's.
+    needed. norms: those to set; None for all of the model's. augmented: over random training images, augmented as in a
+    training, which suits weights that were just trained (docs/results.md, *Each item of the training alone*).
     """
     norms = batch_norms(model) if norms is None else norms
     if not norms or not images:
@@ -50,11 +55,18 @@ def reestimate_batch_norm(
             norm.reset_running_stats()
             norm.momentum = None  # None makes the running statistics a plain average over batches
             norm.train()
-        for inputs, _ in task.batches(split, size, device):
+        for inputs, _ in _augmented(task, size, len(split), device) if augmented else task.batches(split, size, device):
             with autocast(device, precision):
                 forward(model, inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _augmented(task: Task, size: int, images: int, device: torch.device) -> Iterator[tuple[Inputs, Any]]:
+    """Batches of an epoch of the training, up to so many images."""
+    with closing(task.train.epochs(size, [0])) as epochs:
+        batches = islice(next(epochs), max(1, images // size))
+        yield from task.training_batches(batches, torch.Generator().manual_seed(0), device)
 
 
 def with_better_statistics(model: nn.Module, task: Task) -> nn.Module:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -50,3 +52,14 @@ def test_reestimating_batch_norm_remembers_nothing_for_gradients():
     model[1].register_forward_hook(lambda _, inputs, output: seen.append(output.requires_grad))
     reestimate_batch_norm(model, make_task(), 40, "float32")
     assert seen == [False]
+
+
+def test_augmented_statistics_are_those_of_the_images_that_a_training_sees():
+    task = replace(make_task(), augment=lambda inputs, generator: inputs + 10)
+    model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(2))
+    model.register_parameter("device", nn.Parameter(torch.zeros(1)))
+    means = {}
+    for augmented in (False, True):
+        reestimate_batch_norm(model, task, 60, "float32", augmented=augmented)
+        means[augmented] = model[1].running_mean.clone()
+    assert torch.allclose(means[True], means[False] + 10, atol=1e-4)
