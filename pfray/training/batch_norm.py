@@ -46,16 +46,19 @@ def reestimate_batch_norm(
         return
     momenta = [norm.momentum for norm in norms]
     device = next(model.parameters()).device
-    split = task.train.head(images)
+    # What a training reads is read by itself; of a stream the first images would be read besides.
+    split = None if augmented else task.train.head(images)
+    count = min(images, len(task.train)) if split is None else len(split)
     # Batches of nearly equal size, because all have the same weight, and because a last batch of one image has no
     # variance on a 1x1 feature map.
-    size = math.ceil(len(split) / math.ceil(len(split) / batch_size))
+    size = math.ceil(count / math.ceil(count / batch_size))
+    batches = _augmented(task, size, count, device) if split is None else task.batches(split, size, device)
     with evaluation_mode(model):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # None makes the running statistics a plain average over batches
             norm.train()
-        for inputs, _ in _augmented(task, size, len(split), device) if augmented else task.batches(split, size, device):
+        for inputs, _ in batches:
             with autocast(device, precision):
                 forward(model, inputs)
     for norm, momentum in zip(norms, momenta, strict=True):

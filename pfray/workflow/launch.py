@@ -50,6 +50,10 @@ from pfray.workflow.worker_errors import as_pfray_error, keep_traceback
 RETRIES = 2
 
 
+def _say_nothing(done: float, loss: float | None, words: str) -> None:
+    """The report of a training that nobody watches."""
+
+
 def retrain(
     candidate: Candidate,
     context: ray.ObjectRef,
@@ -63,7 +67,7 @@ def retrain(
     gpus_per_worker: float = 0,
     distributed: Distributed | None = None,
     views: Path | None = None,
-    on_progress: Report | None = None,
+    on_progress: Report = _say_nothing,
 ) -> dict[str, Tensor]:
     """State dict after the last epoch of training the candidate's model on all training data.
 
@@ -89,14 +93,13 @@ def retrain(
     }
     train_all = train_alone if workers == 1 else partial(_train_together, workers=workers)
     epochs, told = 0, 0.0
-    report = on_progress or (lambda done, loss, words: None)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_all, config, cpus_per_worker, gpus_per_worker)
         while not future.done():
             wait([future], timeout=0.5)
-            epochs = report_epochs(folder, epochs, report)
-            told = report_running(folder, max(epochs, told), report)
-        report_epochs(folder, epochs, report)
+            epochs = report_epochs(folder, epochs, on_progress)
+            told = report_running(folder, max(epochs, told), on_progress)
+        report_epochs(folder, epochs, on_progress)
         try:
             return future.result()
         except (train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -128,7 +131,7 @@ def finish(
     start: ray.ObjectRef | None,
     cpus: int,
     gpus: float,
-    on_progress: Report | None = None,
+    on_progress: Report = _say_nothing,
 ) -> Weights:
     """Weights from the algorithm's ``finish``, computed in a Ray task.
 
@@ -137,13 +140,13 @@ def finish(
     """
     traceback_of(folder).unlink(missing_ok=True)
     running_of(folder).unlink(missing_ok=True)
-    report, told = on_progress or (lambda done, loss, words: None), ""
+    told = ""
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_finish)
         named = task.options(name=f"{candidate.algorithm.__name__}.finish")
         done = named.remote(candidate, context, start, cpus, folder)
         while not ray.wait([done], timeout=0.5)[0]:
-            told = report_words(folder, told, report)
+            told = report_words(folder, told, on_progress)
         return ray.get(done)
     except ray.exceptions.RayError as error:
         raise as_pfray_error(error, folder) from error

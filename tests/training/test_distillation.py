@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from pfray.data._loaders import streamed
 from pfray.task import Task
@@ -20,7 +20,7 @@ from pfray.training.comm_hooks import distribute
 from pfray.training.features import Features, relative_error
 from pfray.training.loop import Shard, fit
 from pfray.training.settings import Distill, Distributed, Training
-from tests.training.toy import equal, net, toy_task
+from tests.training.toy import Shifted, equal, net, toy_task
 from tests.two_ranks import on_two_ranks
 
 QUICK = Training(epochs=4, lr=0.05, batch_size=10)
@@ -180,19 +180,6 @@ def test_a_continued_training_with_cached_views_ends_with_the_same_bits(noisy, t
         optimizer_state=saved["optimizer"],
     )  # fmt: skip
     assert equal(whole, continued)
-
-
-class Shifted(Dataset):
-    """The toy task's images, each moved by a random number of pixels when it is read."""
-
-    def __init__(self, task: Task) -> None:
-        self.images, self.targets = task.train.head(None).inputs, task.train.head(None).targets
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index].roll(int(torch.randint(0, 8, ())), dims=2), self.targets[index]
 
 
 @pytest.mark.parametrize("loaders", [0, 2])

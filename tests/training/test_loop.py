@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from pfray.data._loaders import streamed
 from pfray.errors import TrainingFailed
@@ -20,7 +20,7 @@ from pfray.training import loop
 from pfray.training.loop import Shard, choose_precision, fit, schedule
 from pfray.training.pace import Pace
 from pfray.training.settings import Distill, Training
-from tests.training.toy import equal, net
+from tests.training.toy import Shifted, equal, net
 
 QUICK = Training(epochs=3, lr=0.05, batch_size=10)
 
@@ -116,19 +116,6 @@ def test_a_continued_training_ends_with_the_same_bits_as_one_that_ran_through(ta
     # Without the momentum it ends elsewhere, so the comparison above does say something.
     fit(from_scratch, noisy, QUICK, seed=0, start_epoch=stop)
     assert not equal(whole, from_scratch)
-
-
-class Shifted(Dataset):
-    """The toy task's images, each moved by a random number of pixels when it is read."""
-
-    def __init__(self, task: Task) -> None:
-        self.images, self.targets = task.train.head(None).inputs, task.train.head(None).targets
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index].roll(int(torch.randint(0, 8, ())), dims=2), self.targets[index]
 
 
 def test_a_training_on_a_stream_is_the_same_with_processes_that_read_ahead_and_when_it_is_continued(task):

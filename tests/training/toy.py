@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pfray.task import Split, Task
 
@@ -26,3 +27,16 @@ def net(seed: int = 0) -> nn.Module:
 def equal(one: nn.Module, other: nn.Module) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Shifted(Dataset):
+    """The toy task's images, each moved by a random number of pixels when it is read."""
+
+    def __init__(self, task: Task) -> None:
+        self.images, self.targets = task.train.head(None).inputs, task.train.head(None).targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index].roll(int(torch.randint(0, 8, ())), dims=2), self.targets[index]
