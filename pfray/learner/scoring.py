@@ -36,7 +36,8 @@ class Scoring:
     """Scoring of plans.
 
     rounds: rounds of a trial, each of ``finetune_steps`` optimizer steps and a measurement.
-    bn_images: training images on which batch-norm statistics are re-estimated before a measurement; 0 for none.
+    bn_images: training images on which batch-norm statistics are re-estimated before a measurement, augmented after
+        ``finetune_steps``; 0 for none.
     validation_images: validation images of a measurement; None for all.
     latency: what objective ``ddc`` times, the model in PyTorch or its .tflite file.
     shrink_on_oom: if True, a plan that runs out of memory is tried once more with half the batch.
@@ -163,7 +164,8 @@ class Scorer:
                 hook=hook and (lambda step: hook(done + step)),
                 steps=steps,
             )
-        reestimate_batch_norm(model, task, scoring.bn_images, self.precision)
+        # Weights that were trained on augmented images want the statistics of such images (docs/results.md).
+        reestimate_batch_norm(model, task, scoring.bn_images, self.precision, augmented=steps > 0)
         measured = measure(model, task, self.validation, self.precision, self.macs, self.soft_labels)
         if scoring.objective.name not in objective.NEEDS_LATENCY:
             return measured, reference

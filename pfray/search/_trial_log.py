@@ -7,8 +7,9 @@ nothing else; any other damage was done from outside, and is reported.
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,28 @@ class Record(BaseModel):
     rounds: int | None
     error: str | None
     halved_batch: bool = False
+
+
+def record_of(
+    entry: Mapping[str, Any], cost: dict[str, float], result: Mapping[str, Any], failure: str | None
+) -> dict[str, Any]:
+    """Record of a finished trial. entry: its number, origin and plan. result: as Tune gives it, flat."""
+    return {
+        **entry,
+        "score": None if failure else result["score"],
+        "standard_error": None if failure else _finite(result.get("standard_error")),
+        "cost": cost,
+        # Tune flattens nested results, as ``measurement/accuracy``.
+        "measurement": {
+            key.partition("/")[2]: _finite(value) for key, value in result.items() if key.startswith("measurement/")
+        }
+        or None,
+        "seconds": result.get("seconds"),
+        "finished_at": result.get("finished_at"),
+        "rounds": result.get("training_iteration"),
+        "error": failure,
+        **({"halved_batch": True} if result.get("halved_batch") else {}),
+    }
 
 
 def read_trials(path: Path, space: CompressionSpace | None = None, trials: int | None = None) -> list[dict[str, Any]]:
@@ -131,3 +154,8 @@ def _record(line: bytes, space: CompressionSpace | None, trials: int | None, see
         raise ValueError(f"the plan is not one of this search: {wrong[0]}")
     seen.add(number)
     return record
+
+
+def _finite(number: float | None) -> float | None:
+    """The number; None if it is missing, infinite or NaN, which ``trials.jsonl`` cannot hold."""
+    return number if number is not None and math.isfinite(number) else None

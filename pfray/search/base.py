@@ -21,7 +21,7 @@ from scipy.stats import norm
 from pfray.errors import ClusterError, PfrayError
 from pfray.search._patience import is_without_gain
 from pfray.search._persistence import PersistentSearch
-from pfray.search._trial_log import RANDOM_START
+from pfray.search._trial_log import RANDOM_START, record_of
 from pfray.space import CompressionSpace, Limits, Plan
 
 # After so many duplicate plans in a row a searcher is taken to have no others: a small discrete space, or a single knob
@@ -200,22 +200,7 @@ class PlanSearcher(PersistentSearch, Searcher):
             return
         if failure is None and (score is None or not math.isfinite(score)):
             failure = "the score is not a number" if score is not None else "its worker died and retrying did not help"
-        record = {
-            **entry,
-            "score": None if failure else score,
-            "standard_error": None if failure else _finite(result.get("standard_error")),
-            "cost": self.space.costs(entry["plan"]),
-            # Tune flattens nested results, as ``measurement/accuracy``.
-            "measurement": {
-                key.partition("/")[2]: _finite(value) for key, value in result.items() if key.startswith("measurement/")
-            }
-            or None,
-            "seconds": result.get("seconds"),
-            "finished_at": result.get("finished_at"),
-            "rounds": result.get("training_iteration"),
-            "error": failure,
-            **({"halved_batch": True} if result.get("halved_batch") else {}),
-        }
+        record = record_of(entry, self.space.costs(entry["plan"]), result, failure)
         self._learn(record)
         try:
             self.write_record(record)
@@ -310,13 +295,7 @@ class PlanSearcher(PersistentSearch, Searcher):
         return self.space.fit_to_target(plan, self.limits)
 
 
-def _finite(number: float | None) -> float | None:
-    """The number; None if it is missing, infinite or NaN, which ``trials.jsonl`` cannot hold."""
-    return number if number is not None and math.isfinite(number) else None
-
-
 def best_plan(told: Sequence[tuple[Plan, float | None]]) -> Plan | None:
     """Plan of the highest score, the first of equals; None without a score."""
     scored = [(score, plan) for plan, score in told if score is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
-

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
@@ -86,6 +86,26 @@ def test_searched_settings_reach_the_training_and_the_learner(context, recipe):
     scorer = Scorer(context, searched, replace(AGREEMENT, finetune_steps=20), CPU)
     scores = {lr: scorer.score({**plan, "finetune.lr": lr})["score"] for lr in (1e-6, 0.05)}
     assert abs(scores[0.05] - scores[1e-6]) > 0.1
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_batch_norms_get_the_statistics_of_augmented_images_after_steps_on_such_images(context, recipe, steps):
+    augmented: list[int] = []
+
+    def augment(images: Tensor, _: torch.Generator) -> Tensor:
+        augmented.append(len(images))
+        return images + 100
+
+    shape = context.task.train.inputs.shape[1:]
+    model = nn.Sequential(nn.BatchNorm2d(shape[0]), nn.Flatten(), nn.Linear(math.prod(shape), 10))
+    changed = Context(replace(context.task, augment=augment), model.eval())
+    training = Training(epochs=1, batch_size=10, lr=0.01)
+    scoring = replace(AGREEMENT, finetune_steps=steps, bn_images=40)
+    scorer = Scorer(changed, replace(recipe, training=training), scoring, CPU)
+    assert "error" not in scorer.score(uniform(changed, 0.5))
+    assert sum(augmented) == (2 * 10 + 40 if steps else 0)
+    seen = changed.task.normalize(changed.task.train.inputs + (100 if steps else 0))
+    assert scorer.compressed.model[0].running_mean.item() == pytest.approx(seen.mean().item(), abs=0.05)
 
 
 def test_the_steps_of_every_round_end_at_a_learning_rate_of_zero_and_without_an_average(context, recipe, monkeypatch):
