@@ -42,8 +42,8 @@ from pfray.space import Plan
 from pfray.training.batch_norm import reestimate_batch_norm
 
 # Optimizer steps of training from which on the units of the largest l1 norms are the better start.
-LONG = 2500
-NAMES = {"lasso": "LASSO", "l1": "l1 norms", "taylor": "Taylor's first order"}
+LONG = 600
+NAMES = {"lasso": "LASSO", "l1": "l1 norms"}
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Settings(ChannelSettings):
     """criterion: which units stay, by ``lasso``, or by the scores ``l1`` or ``taylor`` (``scores.py``). ``auto``: by
     LASSO, or by l1 norms where ``LONG`` optimizer steps of training follow.
 
-    reconstruct: fit the layers that read the units by least squares. null: where LASSO chooses the units; where a
-    ranking does, only if the training is shorter than ``LONG``.
+    reconstruct: fit the layers that read the units by least squares.
 
     images: training inputs for calibration. positions: output positions sampled from each.
 
@@ -64,7 +63,7 @@ class Settings(ChannelSettings):
     """
 
     criterion: Literal["auto", "lasso", "l1", "taylor"] = "auto"
-    reconstruct: bool | None = None
+    reconstruct: bool = True
     images: Annotated[int, Field(ge=1)] | None = None
     positions: Annotated[int, Field(ge=1)] = 48
 
@@ -75,20 +74,14 @@ class ChannelPruned(ChannelAlgorithm):
 
     @classmethod
     def for_training(cls, settings: Settings, steps: int, per_epoch: int) -> tuple[Settings, str]:
-        """Decides ``criterion`` and ``reconstruct``. The epochs of group fine-tuning count once."""
-        steps += settings.group_epochs * per_epoch if settings.group_size else 0
-        if settings.criterion != "auto" and settings.reconstruct is not None:
+        """Decides ``criterion``. The epochs of group fine-tuning count once."""
+        if settings.criterion != "auto":
             return settings, ""
-        criterion: Any = settings.criterion
-        if criterion == "auto":
-            criterion = "l1" if steps >= LONG else "lasso"
-        reconstruct = settings.reconstruct
-        if reconstruct is None:
-            reconstruct = criterion == "lasso" or steps < LONG
-        how = f"{NAMES[criterion]}, {'with' if reconstruct else 'without'} least squares"
+        steps += settings.group_epochs * per_epoch if settings.group_size else 0
+        criterion: Any = "l1" if steps >= LONG else "lasso"
         trained = f"{steps:,} steps of training follow, {'' if steps < LONG else 'not '}fewer than {LONG:,}"
-        why = f"channel_pruned chooses channels by {how} (criterion, reconstruct), in trials too: {trained}"
-        return replace(settings, criterion=criterion, reconstruct=reconstruct), why
+        why = f"channel_pruned chooses channels by {NAMES[criterion]} (criterion), in trials too: {trained}"
+        return replace(settings, criterion=criterion), why
 
     # The same learner bound to the model before layers were removed from it; None if none were.
     before_removal: ChannelPruned | None = None
@@ -149,7 +142,7 @@ class ChannelPruned(ChannelAlgorithm):
         """
         counts, selections = self.structure(plan), self.calibration.kept
         kept = {group: selections[group][count] for group, count in counts.items()}
-        if self.settings.reconstruct is False:
+        if not self.settings.reconstruct:
             return Compressed(removed(self.model, self.calibration.graph, kept))
         return Compressed(reconstructed(self.model, self.calibration, kept))
 
@@ -165,7 +158,7 @@ class ChannelPruned(ChannelAlgorithm):
         structure = self.structure(plan)
         counts = keep_ratios.groups_left(model, structure, self.task)
         kept = {group.name: calibration.kept[group.name][count] for group, count in counts.items()}
-        if self.settings.reconstruct is False:
+        if not self.settings.reconstruct:
             pruned = removed(model, calibration.graph, kept)
             reestimate_batch_norm(pruned, self.task, self.images, "float32")
             return Compressed(pruned, structure=structure)

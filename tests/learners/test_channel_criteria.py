@@ -70,32 +70,29 @@ def test_least_squares_make_up_for_what_a_ranking_removed(teacher, task):
 
 
 @pytest.mark.parametrize(("given", "steps", "decided"), [
-    ({}, 0, ("lasso", True)),
-    ({}, LONG - 1, ("lasso", True)),
-    ({}, LONG, ("l1", False)),
-    ({"group_size": 2, "group_epochs": 3}, LONG - 30, ("l1", False)),  # of 10 steps each
-    ({"group_size": 2, "group_epochs": 3}, LONG - 31, ("lasso", True)),
-    ({"criterion": "taylor"}, 0, ("taylor", True)),
-    ({"criterion": "taylor"}, LONG, ("taylor", False)),
-    ({"criterion": "lasso"}, LONG, ("lasso", True)),
-    ({"reconstruct": True}, LONG, ("l1", True)),
-    ({"reconstruct": False}, 0, ("lasso", False)),
+    ({}, 0, "lasso"),
+    ({}, LONG - 1, "lasso"),
+    ({}, LONG, "l1"),
+    ({"group_size": 2, "group_epochs": 3}, LONG - 30, "l1"),  # of 10 steps each
+    ({"group_size": 2, "group_epochs": 3}, LONG - 31, "lasso"),
+    ({"criterion": "taylor"}, 0, "taylor"),
+    ({"criterion": "lasso"}, LONG, "lasso"),
+    ({"reconstruct": False}, LONG, "l1"),
 ])  # fmt: skip
 def test_the_default_depends_on_the_training_that_follows(given, steps, decided):
     settings, why = ChannelPruned.for_training(Settings(**given), steps, 10)
-    assert (settings.criterion, settings.reconstruct) == decided
-    assert settings == replace(Settings(**given), criterion=decided[0], reconstruct=decided[1])
-    assert why.startswith("channel_pruned chooses channels by ")
+    assert settings == replace(Settings(**given), criterion=decided)
+    assert bool(why) == ("criterion" not in given)
     assert ChannelPruned.for_training(settings, steps, 10) == (settings, "")
 
 
 def test_the_note_names_the_choice_and_the_reason():
     assert ChannelPruned.for_training(Settings(), 3510, 351)[1] == (
-        "channel_pruned chooses channels by l1 norms, without least squares (criterion, reconstruct), in trials too: "
+        "channel_pruned chooses channels by l1 norms (criterion), in trials too: "
         f"3,510 steps of training follow, not fewer than {LONG:,}"
     )
     without = ChannelPruned.for_training(Settings(), 0, 351)[1]
-    assert "by LASSO, with least squares" in without
+    assert "by LASSO (criterion)" in without
     assert without.endswith(f": 0 steps of training follow, fewer than {LONG:,}")
 
 

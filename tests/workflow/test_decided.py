@@ -56,7 +56,7 @@ def test_trials_of_data_read_batch_by_batch_are_not_trained(task):
 
 
 @pytest.mark.parametrize(("own", "later", "criterion"), [
-    (None, 0, "lasso"), (LONG // 300 + 1, 0, "l1"), (0, LONG // 300 + 1, "l1"), (0, LONG // 300, "lasso"),
+    (None, 0, "lasso"), (LONG // 300 + 1, 0, "l1"), (0, LONG // 300 + 1, "l1"), (0, (LONG - 1) // 300, "lasso"),
 ])  # fmt: skip
 def test_after_a_learner_of_a_pipeline_the_trainings_of_the_later_ones_follow_too(task, own, later, criterion):
     finetune = {} if own is None else {"epochs": own}
